@@ -1,0 +1,71 @@
+# Everything from a fresh clone: a virtual environment, a pinned torch, the build, the run.
+#
+#   make demo    initialise Llama-3.2-1B's shapes, beside torch.nn.init
+#   make test    the tests                 make slow    the exhaustive ones, minutes
+#   make bench   the table of timings      make crush   TestU01's SmallCrush on the stream
+#   make lint    formats and types         make gpu     GPU tests and timings, see below
+#
+# PYTHON=python3.12  the interpreter that the environment is made from
+# TORCH="torch==2.13.0"  what pip is asked for. Without a GPU, or with FASTINIT_CUDA=OFF, pip may
+#   take a CPU build where its indexes have one; PIP_EXTRA_INDEX_URL can add such an index.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= benchmarks/results
+
+# "===" passes over torch's CPU builds, whose version is 2.13.0+cpu; "==" prefers them.
+GPU := $(if $(filter OFF,$(FASTINIT_CUDA)),,$(shell nvidia-smi -L 2>/dev/null))
+TORCH ?= $(if $(GPU),torch===2.13.0,torch==2.13.0)
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+RUN := $(VENV)/bin/python
+TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.installed
+BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: demo test slow bench crush lint gpu clean
+
+demo: $(STAMP)
+	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare
+
+test: $(STAMP)
+	$(RUN) -m pytest
+
+slow: $(STAMP)
+	$(RUN) -m pytest -m slow tests
+
+bench: $(STAMP)
+	$(RUN) -m benchmarks --out $(OUT)
+
+crush: $(STAMP)
+	$(RUN) -m benchmarks.crush
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+# With the Python that is there (its torch, pytest, cmake, ninja, pybind11): no environment, no network.
+gpu:
+	$(PYTHON) setup.py build_ext --inplace
+	PYTHONPATH=. $(PYTHON) -m pytest -m gpu tests || { [ $$? -eq 5 ] && echo "make gpu: no GPU tests"; }
+	PYTHONPATH=. $(PYTHON) -m benchmarks --out $(OUT)
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f fastinit/_native*.so fastinit/_native_missing.txt
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(TORCH_STAMP): | $(VENV)/bin/python
+	@echo "installing $(TORCH)"
+	$(PIP) install '$(TORCH)'
+	@rm -f $(VENV)/.torch-*
+	@touch $@
+
+$(STAMP): $(TORCH_STAMP) $(BUILD_INPUTS)
+	@echo "building and installing fastinit"
+	$(PIP) install -e '.[test,lint]'
+	@touch $@

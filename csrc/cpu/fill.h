@@ -1,0 +1,159 @@
+// Filling a tile with any lane type. Included by one file per instruction set, each of which names
+// its lanes: `Edge`, the smallest, and `Wide`, several of them in lock step. No std:: templates here:
+// their weak symbols would leak this file's instructions into code that runs on every machine.
+#pragma once
+#include "../kernels.h"
+
+namespace {
+
+constexpr int64_t BUFFER_PAD = 16;  // keeps a column's rows out of each other's cache sets
+constexpr int64_t BLOCKS_PER_SCHEDULE = (int64_t)1 << 32;
+
+// A stream's elements, drawn run by run.
+template <class T, int LAW>
+struct Source {
+  uint64_t seed, stream;
+  Params params;
+  uint32_t block_hi;
+  Schedule schedule;
+
+  explicit Source(const Window& w) : seed(w.seed), stream(w.stream), params(w.params), block_hi(0) {
+    schedule = philox_schedule(seed, stream, block_hi);
+  }
+
+  void seek(uint64_t block) {
+    uint32_t hi = (uint32_t)(block >> 32);
+    if (hi != block_hi) schedule = philox_schedule(seed, stream, block_hi = hi);
+  }
+
+  // Elements [first, first + n) to n neighbouring places.
+  void run(T* to, uint64_t first, int64_t n) {
+    if (LAW == CONSTANT) {
+      const T value = ScalarLane::convert<T>(params.add);
+      for (int64_t i = 0; i < n; ++i) to[i] = value;
+      return;
+    }
+    constexpr int64_t WIDE = 4 * Wide::BLOCKS, EDGE = 4 * Edge::BLOCKS;
+    while (n > 0) {
+      int64_t skip = (int64_t)(first % EDGE);
+      uint64_t block = (first - skip) / 4;
+      seek(block);
+      if (skip || n < WIDE) {
+        T values[EDGE];
+        edge(values, (uint32_t)block);
+        int64_t take = EDGE - skip < n ? EDGE - skip : n;
+        memcpy(to, values + skip, take * sizeof(T));
+        to += take, first += take, n -= take;
+      } else {
+        int64_t groups = n / WIDE;  // as far as the low counter word goes
+        int64_t left = (BLOCKS_PER_SCHEDULE - (int64_t)(block % BLOCKS_PER_SCHEDULE)) / Wide::BLOCKS;
+        if (left == 0) {  // less than a wide group before the counter's carry
+          edge(to, (uint32_t)block);
+          to += EDGE, first += EDGE, n -= EDGE;
+          continue;
+        }
+        if (groups > left) groups = left;
+        wide(to, (uint32_t)block, groups);
+        to += groups * WIDE, first += groups * WIDE, n -= groups * WIDE;
+      }
+    }
+  }
+
+ private:
+  void edge(T* to, uint32_t block_lo) {
+    Edge::F v[4 * Edge::BLOCKS / Edge::WIDTH];
+    group<Edge, LAW>(schedule, Edge::counters(block_lo), params, v);
+    Edge::store(to, v);
+  }
+
+  void wide(T* to, uint32_t block_lo, int64_t groups) {
+    const Schedule s = schedule;  // locals: the stores below cannot alias them
+    const Params p = params;
+    Wide::W counters = Wide::counters(block_lo);
+    for (int64_t i = 0; i < groups; ++i) {
+      Wide::F v[4 * Wide::BLOCKS / Wide::WIDTH];
+      group<Wide, LAW>(s, counters, p, v);
+      Wide::store(to, v);
+      counters = Wide::plus(counters, Wide::BLOCKS);
+      to += 4 * Wide::BLOCKS;
+    }
+  }
+};
+
+template <class T, int LAW>
+void fill_tile_as(const Window& w, const Tiling& t, int64_t tile) {
+  const int last = w.dims - 1;
+  int64_t column_tiles = (w.size[last] + t.columns - 1) / t.columns;
+  const int64_t column = tile % column_tiles * t.columns;
+  tile /= column_tiles;
+  int64_t to_offset = column * w.local[last], row = 0;
+  uint64_t first = w.offset + column * w.global[last];
+  for (int d = last - 1; d >= 0; --d) {
+    const int64_t step = d == t.row_dim ? t.rows : 1;
+    const int64_t tiles = (w.size[d] + step - 1) / step;
+    const int64_t at = tile % tiles * step;
+    tile /= tiles;
+    to_offset += at * w.local[d];
+    first += at * w.global[d];
+    if (d == t.row_dim) row = at;
+  }
+  T* to = (T*)w.data + to_offset;
+  int64_t rows = 1, row_local = 0, row_global = 0;
+  if (t.row_dim >= 0) {
+    rows = w.size[t.row_dim] - row < t.rows ? w.size[t.row_dim] - row : t.rows;
+    row_local = w.local[t.row_dim], row_global = w.global[t.row_dim];
+  }
+  const int64_t columns = w.size[last] - column < t.columns ? w.size[last] - column : t.columns;
+  const int64_t column_local = w.local[last], column_global = w.global[last];
+
+  Source<T, LAW> source(w);
+  if (column_global == 1 && column_local == 1 && columns >= 4 * Edge::BLOCKS) {
+    for (int64_t r = 0; r < rows; ++r)
+      source.run(to + r * row_local, first + r * row_global, columns);
+    return;
+  }
+  // Through a buffer: [row][column] of the stream in, [column][row] of memory out.
+  T buffer[BUFFER_ROWS * (BUFFER_COLUMNS + BUFFER_PAD)];
+  const bool one_run = column_global == 1 && row_global == columns;
+  const int64_t pitch = one_run ? columns : columns + BUFFER_PAD;
+  const int64_t chunk = BUFFER_ROWS * (BUFFER_COLUMNS + BUFFER_PAD) / pitch;
+  for (int64_t start = 0; start < rows; start += chunk) {
+    const int64_t some = rows - start < chunk ? rows - start : chunk;
+    const uint64_t from = first + start * row_global;
+    if (one_run) {
+      source.run(buffer, from, some * columns);
+    } else if (column_global == 1) {
+      for (int64_t r = 0; r < some; ++r)
+        source.run(buffer + r * pitch, from + r * row_global, columns);
+    } else {
+      for (int64_t r = 0; r < some; ++r)
+        for (int64_t c = 0; c < columns; ++c)
+          source.run(buffer + r * pitch + c, from + r * row_global + c * column_global, 1);
+    }
+    T* out = to + start * row_local;
+    for (int64_t c = 0; c < columns; ++c)
+      for (int64_t r = 0; r < some; ++r)
+        out[c * column_local + r * row_local] = buffer[r * pitch + c];
+  }
+}
+
+template <class T>
+void fill_tile_of(const Window& w, const Tiling& t, int64_t tile) {
+  switch (w.law) {
+    case UNIFORM: return fill_tile_as<T, UNIFORM>(w, t, tile);
+    case NORMAL: return fill_tile_as<T, NORMAL>(w, t, tile);
+    case TRUNCATED_NORMAL: return fill_tile_as<T, TRUNCATED_NORMAL>(w, t, tile);
+    default: return fill_tile_as<T, CONSTANT>(w, t, tile);
+  }
+}
+
+void fill_tile_any(const Window& w, const Tiling& t, int64_t tile) {
+  switch (w.dtype) {
+    case FLOAT32: return fill_tile_of<float>(w, t, tile);
+    case FLOAT16: return fill_tile_of<Float16>(w, t, tile);
+    case BFLOAT16: return fill_tile_of<Bfloat16>(w, t, tile);
+    default: return fill_tile_of<double>(w, t, tile);
+  }
+}
+
+}  // namespace

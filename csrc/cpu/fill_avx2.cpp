@@ -1,0 +1,17 @@
+// x86-64 with AVX2, FMA and F16C.
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../kernels.h"
+
+namespace {
+#include "../twin.h"
+#include "lanes_scalar.h"
+#include "lanes_avx2.h"
+typedef Avx2Lane Edge;
+typedef Twin<Avx2Lane> Wide;
+}  // namespace
+#include "fill.h"
+
+void fill_tile_avx2(const Window& w, const Tiling& t, int64_t tile) { fill_tile_any(w, t, tile); }

@@ -1,0 +1,17 @@
+// x86-64 with AVX-512 F, DQ, BW and VL.
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../kernels.h"
+
+namespace {
+#include "../twin.h"
+#include "lanes_scalar.h"
+#include "lanes_avx512.h"
+typedef Avx512Lane Edge;
+typedef Twin<Twin<Avx512Lane>> Wide;
+}  // namespace
+#include "fill.h"
+
+void fill_tile_avx512(const Window& w, const Tiling& t, int64_t tile) { fill_tile_any(w, t, tile); }

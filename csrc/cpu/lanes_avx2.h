@@ -1,0 +1,117 @@
+// The AVX2 lane (with FMA and F16C): four blocks, one counter word per 64-bit lane.
+#pragma once
+#include <immintrin.h>
+
+struct Avx2Lane {
+  typedef __m256i U;  // 8 words
+  typedef __m256 F;   // 8 values
+  typedef __m256i W;  // one word of 4 blocks, in the low halves; the high halves are never read
+  typedef __m256i P;
+  static constexpr int BLOCKS = 4;
+  static constexpr int WIDTH = 8;
+  static constexpr float HALF = 126.0f;
+
+  FASTINIT_FN P mul_wide(W a, uint32_t b) { return _mm256_mul_epu32(a, word(b)); }
+  FASTINIT_FN W high(P p) { return _mm256_srli_epi64(p, 32); }
+  FASTINIT_FN W low(P p) { return p; }
+  FASTINIT_FN W word(uint32_t a) { return _mm256_set1_epi32((int)a); }
+  FASTINIT_FN W xor_word(W a, uint32_t b) { return _mm256_xor_si256(a, word(b)); }
+  FASTINIT_FN W xor_words(W a, W b, uint32_t c) {
+    return _mm256_xor_si256(_mm256_xor_si256(a, b), word(c));
+  }
+  // Blocks 0 and 1 in the even lanes, 2 and 3 in the odd ones: unpacking then gives element order.
+  FASTINIT_FN W counters(uint32_t first) {
+    return _mm256_add_epi32(word(first), _mm256_set_epi64x(3, 1, 2, 0));
+  }
+  FASTINIT_FN W plus(W c, uint32_t n) { return _mm256_add_epi32(c, word(n)); }
+
+  FASTINIT_FN F set(float a) { return _mm256_set1_ps(a); }
+  FASTINIT_FN F add(F a, F b) { return _mm256_add_ps(a, b); }
+  FASTINIT_FN F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  FASTINIT_FN F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  FASTINIT_FN F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  FASTINIT_FN F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
+  FASTINIT_FN F sqrt(F a) { return _mm256_sqrt_ps(a); }
+  FASTINIT_FN F min(F a, F b) { return _mm256_min_ps(a, b); }
+  FASTINIT_FN F max(F a, F b) { return _mm256_max_ps(a, b); }
+  FASTINIT_FN U bits(F a) { return _mm256_castps_si256(a); }
+  FASTINIT_FN F from_bits(U a) { return _mm256_castsi256_ps(a); }
+  FASTINIT_FN F from_int(U a) { return _mm256_cvtepi32_ps(a); }
+  FASTINIT_FN F from_uint(U a) {  // both halves are exact, the fma rounds once
+    F upper = _mm256_cvtepi32_ps(_mm256_srli_epi32(a, 16));
+    F lower = _mm256_cvtepi32_ps(_mm256_and_si256(a, word(0xffffu)));
+    return fma(upper, set(65536.0f), lower);
+  }
+  template <int N>
+  FASTINIT_FN U shl(U a) {
+    return _mm256_slli_epi32(a, N);
+  }
+  template <int N>
+  FASTINIT_FN U shr(U a) {
+    return _mm256_srli_epi32(a, N);
+  }
+  FASTINIT_FN U xor_bits(U a, uint32_t b) { return _mm256_xor_si256(a, word(b)); }
+  FASTINIT_FN U not_unless_negative(U a, F sign) {
+    return _mm256_xor_si256(a, _mm256_cmpgt_epi32(bits(sign), word(0xffffffffu)));
+  }
+  FASTINIT_FN F if_negative(F sign, F a, F b) { return _mm256_blendv_ps(b, a, sign); }
+  FASTINIT_FN F above(F a, float limit) { return _mm256_cmp_ps(a, set(limit), _CMP_GT_OQ); }
+  FASTINIT_FN bool any_above(F a, float limit) { return _mm256_movemask_ps(above(a, limit)) != 0; }
+  FASTINIT_FN F if_above(F a, float limit, F b, F c) {
+    return _mm256_blendv_ps(c, b, above(a, limit));
+  }
+  FASTINIT_FN F copysign(F a, F sign) { return _mm256_or_ps(a, _mm256_and_ps(sign, set(-0.0f))); }
+  FASTINIT_FN F xor_sign(F a, U word) {
+    return _mm256_xor_ps(a, _mm256_and_ps(from_bits(word), set(-0.0f)));
+  }
+  FASTINIT_FN F mantissa(F a) {
+    return from_bits(
+        _mm256_or_si256(_mm256_and_si256(bits(a), word(0x007fffffu)), word(0x3f000000u)));
+  }
+  FASTINIT_FN F exponent(F a) { return _mm256_cvtepi32_ps(_mm256_srli_epi32(bits(a), 23)); }
+  FASTINIT_FN F exponent_below_half(F a) {
+    return _mm256_cvtepi32_ps(_mm256_min_epu32(_mm256_srli_epi32(bits(a), 23), word(126)));
+  }
+
+  FASTINIT_FN U even_odd(W even, W odd) {
+    return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+  }
+  FASTINIT_FN void in_order(const W w[4], U out[2]) {
+    U first = even_odd(w[0], w[1]), second = even_odd(w[2], w[3]);
+    out[0] = _mm256_unpacklo_epi64(first, second);
+    out[1] = _mm256_unpackhi_epi64(first, second);
+  }
+  FASTINIT_FN void pairs(const W w[4], U radius[1], U angle[1]) {
+    radius[0] = even_odd(w[0], w[2]);
+    angle[0] = even_odd(w[1], w[3]);
+  }
+  FASTINIT_FN void zip(const F z[2], F out[2]) {
+    out[0] = _mm256_unpacklo_ps(z[0], z[1]);
+    out[1] = _mm256_unpackhi_ps(z[0], z[1]);
+  }
+
+  FASTINIT_FN void store(float* to, const F v[2]) {
+    _mm256_storeu_ps(to, v[0]);
+    _mm256_storeu_ps(to + 8, v[1]);
+  }
+  FASTINIT_FN void store(double* to, const F v[2]) {
+    for (int i = 0; i < 2; ++i) {
+      _mm256_storeu_pd(to + 8 * i, _mm256_cvtps_pd(_mm256_castps256_ps128(v[i])));
+      _mm256_storeu_pd(to + 8 * i + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(v[i], 1)));
+    }
+  }
+  FASTINIT_FN void store(Float16* to, const F v[2]) {
+    for (int i = 0; i < 2; ++i)
+      _mm_storeu_si128((__m128i*)(to + 8 * i), _mm256_cvtps_ph(v[i], _MM_FROUND_TO_NEAREST_INT));
+  }
+  FASTINIT_FN void store(Bfloat16* to, const F v[2]) {
+    U rounded[2];
+    for (int i = 0; i < 2; ++i) {
+      U odd = _mm256_and_si256(_mm256_srli_epi32(bits(v[i]), 16), word(1));
+      rounded[i] = _mm256_srli_epi32(
+          _mm256_add_epi32(_mm256_add_epi32(bits(v[i]), word(0x7fff)), odd), 16);
+    }
+    U packed = _mm256_packus_epi32(rounded[0], rounded[1]);
+    _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(packed, 0xD8));
+  }
+};

@@ -1,0 +1,116 @@
+// The scalar lane: one block, one value at a time. Any CPU, and the text that CUDA's lane follows.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+// The 16-bit types, as their bits.
+struct Float16 {
+  uint16_t bits;
+};
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+struct ScalarLane {
+  typedef uint32_t U;
+  typedef float F;
+  typedef uint32_t W;
+  typedef uint64_t P;
+  static constexpr int BLOCKS = 1;       // blocks in a group
+  static constexpr int WIDTH = 1;        // values in a U or F
+  static constexpr float HALF = 126.0f;  // what exponent() gives for [1/2, 1)
+
+  FASTINIT_FN P mul_wide(W a, uint32_t b) { return (uint64_t)a * b; }
+  FASTINIT_FN W high(P p) { return (uint32_t)(p >> 32); }
+  FASTINIT_FN W low(P p) { return (uint32_t)p; }
+  FASTINIT_FN W word(uint32_t a) { return a; }
+  FASTINIT_FN W xor_word(W a, uint32_t b) { return a ^ b; }
+  FASTINIT_FN W xor_words(W a, W b, uint32_t c) { return a ^ b ^ c; }
+  FASTINIT_FN W counters(uint32_t first) { return first; }
+  FASTINIT_FN W plus(W c, uint32_t n) { return c + n; }
+
+  FASTINIT_FN F set(float a) { return a; }
+  FASTINIT_FN F add(F a, F b) { return a + b; }
+  FASTINIT_FN F sub(F a, F b) { return a - b; }
+  FASTINIT_FN F mul(F a, F b) { return a * b; }
+  FASTINIT_FN F fma(F a, F b, F c) { return __builtin_fmaf(a, b, c); }
+  FASTINIT_FN F fnma(F a, F b, F c) { return __builtin_fmaf(-a, b, c); }
+  FASTINIT_FN F sqrt(F a) { return __builtin_sqrtf(a); }
+  FASTINIT_FN F min(F a, F b) { return a < b ? a : b; }
+  FASTINIT_FN F max(F a, F b) { return a > b ? a : b; }
+  FASTINIT_FN F from_int(U a) { return (float)(int32_t)a; }
+  FASTINIT_FN F from_uint(U a) { return (float)a; }
+  FASTINIT_FN U bits(F a) {
+    U b;
+    memcpy(&b, &a, sizeof b);
+    return b;
+  }
+  FASTINIT_FN F from_bits(U a) {
+    F b;
+    memcpy(&b, &a, sizeof b);
+    return b;
+  }
+  template <int N>
+  FASTINIT_FN U shl(U a) {
+    return a << N;
+  }
+  template <int N>
+  FASTINIT_FN U shr(U a) {
+    return a >> N;
+  }
+  FASTINIT_FN U xor_bits(U a, uint32_t b) { return a ^ b; }
+  FASTINIT_FN U not_unless_negative(U a, F sign) { return sign < 0 ? a : ~a; }
+  FASTINIT_FN F if_negative(F sign, F a, F b) { return sign < 0 ? a : b; }
+  FASTINIT_FN bool any_above(F a, float limit) { return a > limit; }
+  FASTINIT_FN F if_above(F a, float limit, F b, F c) { return a > limit ? b : c; }
+  FASTINIT_FN F copysign(F a, F sign) { return from_bits(bits(a) | (bits(sign) & 0x80000000u)); }
+  FASTINIT_FN F xor_sign(F a, U word) { return from_bits(bits(a) ^ (word & 0x80000000u)); }
+  FASTINIT_FN F mantissa(F a) { return from_bits((bits(a) & 0x007fffffu) | 0x3f000000u); }
+  FASTINIT_FN F exponent(F a) { return (float)(int32_t)(bits(a) >> 23); }
+  FASTINIT_FN F exponent_below_half(F a) {  // a sign bit makes it large, so it counts as [1/2, 1)
+    U e = bits(a) >> 23;
+    return (float)(int32_t)(e < 126u ? e : 126u);
+  }
+
+  // A group's words and values in element order.
+  FASTINIT_FN void in_order(const W w[4], U out[4]) {
+    for (int i = 0; i < 4; ++i) out[i] = w[i];
+  }
+  FASTINIT_FN void pairs(const W w[4], U radius[2], U angle[2]) {
+    radius[0] = w[0], angle[0] = w[1];
+    radius[1] = w[2], angle[1] = w[3];
+  }
+  FASTINIT_FN void zip(const F z[2], F out[2]) { out[0] = z[0], out[1] = z[1]; }
+
+  // A value as a dtype, rounded to nearest even. (Never a NaN, except for a constant.)
+  template <class T>
+  FASTINIT_FN T convert(F v) {
+    T t;
+    convert(v, &t);
+    return t;
+  }
+  FASTINIT_FN void convert(F v, float* to) { *to = v; }
+  FASTINIT_FN void convert(F v, double* to) { *to = v; }
+  FASTINIT_FN void convert(F v, Bfloat16* to) {
+    U b = bits(v);
+    to->bits = v != v ? 0x7fc0 : (uint16_t)((b + 0x7fffu + (b >> 16 & 1)) >> 16);
+  }
+  FASTINIT_FN void convert(F v, Float16* to) {
+    U b = bits(v), sign = b >> 16 & 0x8000u, magnitude = b & 0x7fffffffu;
+    U h;
+    if (v != v) {
+      h = 0x7e00u;
+    } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
+      h = 0x7c00u;
+    } else if (magnitude >= 0x38800000u) {  // a normal float16
+      h = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13;
+    } else {  // a multiple of 2^-24: adding 2^-1 leaves it, rounded, in the last bits
+      h = bits(from_bits(magnitude) + 0.5f) - 0x3f000000u;
+    }
+    to->bits = (uint16_t)(h | sign);
+  }
+  template <class T>
+  FASTINIT_FN void store(T* to, const F v[4]) {
+    for (int i = 0; i < 4; ++i) convert(v[i], to + i);
+  }
+};

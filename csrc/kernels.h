@@ -1,0 +1,115 @@
+// The C interface of the kernels: plain structs, raw pointers, no torch.
+#pragma once
+#include <stdint.h>
+
+#include "stream.h"
+
+enum Dtype : int { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, FLOAT64 = 3 };
+
+constexpr int MAX_DIMS = 8;
+
+// A window: where the bytes go (data, local strides) and which elements of the full logical tensor
+// they are (offset, global strides). All strides and the offset count elements.
+struct Window {
+  void* data;
+  int law, dtype;
+  Params params;
+  uint64_t seed, stream, offset;
+  int dims;
+  int64_t size[MAX_DIMS], local[MAX_DIMS], global[MAX_DIMS];
+};
+
+static inline int64_t elements(const Window& w) {
+  int64_t n = 1;
+  for (int d = 0; d < w.dims; ++d) n *= w.size[d];
+  return n;
+}
+
+// The same window with its dimensions in the order of their global strides, and with neighbours
+// that are one run in both address spaces merged. A contiguous tensor becomes one dimension.
+static inline Window canonical(const Window& w) {
+  Window c = w;
+  c.dims = 0;
+  for (int d = 0; d < w.dims; ++d) {
+    if (w.size[d] == 1) continue;
+    int at = c.dims++;
+    for (; at > 0 && c.global[at - 1] < w.global[d]; --at) {
+      c.size[at] = c.size[at - 1];
+      c.local[at] = c.local[at - 1];
+      c.global[at] = c.global[at - 1];
+    }
+    c.size[at] = w.size[d];
+    c.local[at] = w.local[d];
+    c.global[at] = w.global[d];
+  }
+  int last = 0;
+  for (int d = 1; d < c.dims; ++d) {
+    if (c.local[last] == c.local[d] * c.size[d] && c.global[last] == c.global[d] * c.size[d]) {
+      c.size[last] *= c.size[d];
+    } else {
+      ++last;
+      c.size[last] = c.size[d];
+    }
+    c.local[last] = c.local[d];
+    c.global[last] = c.global[d];
+  }
+  if (c.dims) {
+    c.dims = last + 1;
+  } else {
+    c.dims = 1;
+    c.size[0] = c.local[0] = c.global[0] = 1;
+  }
+  return c;
+}
+
+// A window is cut into tiles of `rows` x `columns` elements, the unit of work. Columns run along the
+// last dimension, whose global stride is the smallest; rows run along the dimension, other than that,
+// whose local stride is the smallest. Tiles of a transposed tensor are then short runs of the stream
+// that go to short runs of memory.
+struct Tiling {
+  int row_dim;  // -1: no rows
+  int64_t rows, columns;
+  int64_t count;
+};
+
+constexpr int64_t TILE = 1 << 16;      // elements of a tile whose rows go straight to memory
+constexpr int64_t BUFFER_ROWS = 32;    // a tile that goes through a buffer: a cache line of rows,
+constexpr int64_t BUFFER_COLUMNS = 512;  // and enough columns that the ends of runs cost little
+
+static inline Tiling tiling(const Window& w) {  // w is canonical
+  Tiling t;
+  const int last = w.dims - 1;
+  t.row_dim = -1;
+  for (int d = 0; d < last; ++d)
+    if (t.row_dim < 0 || w.local[d] <= w.local[t.row_dim]) t.row_dim = d;
+  const bool direct = w.local[last] == 1 && w.global[last] == 1;
+  if (direct && t.row_dim >= 0) t.row_dim = last - 1;
+  const int64_t most = direct ? TILE : BUFFER_COLUMNS;
+  t.columns = w.size[last] < most ? w.size[last] : most;
+  t.rows = 1;
+  if (t.row_dim >= 0) {
+    t.rows = (direct ? TILE : BUFFER_ROWS * BUFFER_COLUMNS) / t.columns;
+    if (t.rows > w.size[t.row_dim]) t.rows = w.size[t.row_dim];
+  }
+  t.count = (w.size[last] + t.columns - 1) / t.columns;
+  for (int d = 0; d < last; ++d)
+    t.count *= d == t.row_dim ? (w.size[d] + t.rows - 1) / t.rows : w.size[d];
+  return t;
+}
+
+// Writes one tile of a canonical window. One function per instruction set.
+typedef void FillTile(const Window& w, const Tiling& t, int64_t tile);
+extern FillTile fill_tile_baseline, fill_tile_avx2, fill_tile_avx512;
+
+// The instruction sets of this build, best first; `usable` if this machine has it.
+struct Isa {
+  const char* name;
+  FillTile* fill_tile;
+  bool usable;
+};
+extern const Isa ISAS[];
+extern const int ISA_COUNT;
+const Isa& best_isa();
+
+// Fills any number of canonical windows in one parallel region of at most `threads` threads.
+void fill_many_cpu(const Isa& isa, const Window* windows, int64_t count, int threads);

@@ -1,0 +1,108 @@
+// Python's door to the kernels: conversion of arguments, nothing else.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+const Isa* chosen = nullptr;  // set when the module is imported
+
+// A law with the parameters of one dtype, converted once and used by many calls.
+struct Fill {
+  int law, dtype;
+  Params params;
+};
+
+Fill make_fill(int law, int dtype, const std::array<float, 9>& p) {
+  return {law, dtype, {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8]}};
+}
+
+Window make_window(const Fill& fill, uintptr_t data, uint64_t seed, uint64_t stream) {
+  Window w{};
+  w.data = reinterpret_cast<void*>(data);
+  w.law = fill.law;
+  w.dtype = fill.dtype;
+  w.params = fill.params;
+  w.seed = seed;
+  w.stream = stream;
+  return w;
+}
+
+// A contiguous tensor that is the whole of its stream's elements 0, 1, ...: the short way.
+void fill_contiguous(const Fill& fill, uintptr_t data, int64_t n, uint64_t seed, uint64_t stream,
+                     int threads) {
+  if (n == 0) return;
+  Window w = make_window(fill, data, seed, stream);
+  w.dims = 1;
+  w.size[0] = n;
+  w.local[0] = w.global[0] = 1;
+  if (n < 4096) {  // not worth letting another thread in
+    chosen->fill_tile(w, tiling(w), 0);
+    return;
+  }
+  py::gil_scoped_release nogil;
+  fill_many_cpu(*chosen, &w, 1, threads);
+}
+
+typedef std::vector<int64_t> Ints;
+typedef std::tuple<Fill, uintptr_t, uint64_t, uint64_t, uint64_t, Ints, Ints, Ints> Request;
+
+// Each request: fill, address, seed, stream, offset, sizes, local strides, global strides.
+void fill_many(const std::vector<Request>& requests, int threads) {
+  std::vector<Window> windows;
+  for (const Request& r : requests) {
+    const auto& [fill, data, seed, stream, offset, size, local, global] = r;
+    if (size.size() > MAX_DIMS || size.size() != local.size() || size.size() != global.size())
+      throw std::invalid_argument("a window has at most " + std::to_string(MAX_DIMS) +
+                                  " dimensions, with one stride of each kind");
+    Window w = make_window(fill, data, seed, stream);
+    w.offset = offset;
+    w.dims = (int)size.size();
+    for (int d = 0; d < w.dims; ++d) w.size[d] = size[d], w.local[d] = local[d], w.global[d] = global[d];
+    windows.push_back(canonical(w));
+  }
+  py::gil_scoped_release nogil;
+  fill_many_cpu(*chosen, windows.data(), (int64_t)windows.size(), threads);
+}
+
+void force_isa(const std::string& name) {
+  for (int i = 0; i < ISA_COUNT; ++i) {
+    if (name != ISAS[i].name) continue;
+    if (!ISAS[i].usable) throw std::invalid_argument("this CPU cannot run the " + name + " build");
+    chosen = &ISAS[i];
+    return;
+  }
+  std::string names;
+  for (int i = 0; i < ISA_COUNT; ++i) names += std::string(i ? ", " : "") + ISAS[i].name;
+  throw std::invalid_argument("no CPU build is named '" + name + "'; there are " + names);
+}
+
+py::dict isas() {
+  py::dict all;
+  for (int i = 0; i < ISA_COUNT; ++i) all[ISAS[i].name] = ISAS[i].usable;
+  return all;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  chosen = &best_isa();
+  m.doc() = "fastinit's native kernels";
+  m.attr("__version__") = FASTINIT_VERSION;
+  m.attr("cuda_archs") = FASTINIT_CUDA_ARCHS;
+  m.attr("compiler") = __VERSION__;
+  m.attr("MAX_DIMS") = MAX_DIMS;
+  py::class_<Fill>(m, "Fill").def(py::init(&make_fill), py::arg("law"), py::arg("dtype"), py::arg("params"));
+  m.def("fill_contiguous", &fill_contiguous);
+  m.def("fill_many", &fill_many);
+  m.def("isa", [] { return chosen->name; });
+  m.def("isas", &isas);
+  m.def("force_isa", &force_isa);
+}

@@ -1,0 +1,225 @@
+// The number stream, version 1: a weight is a pure function of (seed, stream, element index).
+//
+// This text is compiled for every CPU lane type (csrc/cpu/lanes_*.h) and for CUDA's scalar lane, and
+// stands line for line in fastinit/reference.py and fastinit/triton_kernels.py. Only operations that
+// IEEE 754 rounds exactly occur (+, -, *, fma, sqrt, exact conversions, integers), so each of them
+// gives the same bits. A change of any output bit is a new stream version.
+//
+// A lane type L has U (32-bit words), F (float32), W (one counter word of each block) and P (64-bit
+// products of W). The polynomials are minimax fits made by csrc/fit_polynomials.py.
+#pragma once
+#include <stdint.h>
+
+#ifndef FASTINIT_FN
+#define FASTINIT_FN static inline __attribute__((always_inline))
+#endif
+
+// ---------------------------------------------------------------------------------------------
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11).
+// Counter words: block lo, block hi, stream lo, stream hi. Key words: seed lo, seed hi.
+
+constexpr uint32_t PHILOX_M0 = 0xD2511F53u, PHILOX_M1 = 0xCD9E8D57u;
+constexpr uint32_t PHILOX_W0 = 0x9E3779B9u, PHILOX_W1 = 0xBB67AE85u;
+constexpr int PHILOX_ROUNDS = 10;
+
+// Everything of the ten rounds that does not depend on the low counter word: the round keys, and
+// the halves of rounds 0 and 1 that only see the seed, the stream and the block's high word.
+struct Schedule {
+  uint32_t key0[PHILOX_ROUNDS], key1[PHILOX_ROUNDS];
+  uint32_t x2_round0;                        // xor into word 2 in round 0
+  uint32_t x0_round1, x2_round1, w3_round1;  // xors into words 0 and 2, and word 3, in round 1
+};
+
+FASTINIT_FN Schedule philox_schedule(uint64_t seed, uint64_t stream, uint32_t block_hi) {
+  Schedule s;
+  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
+    s.key0[round] = k0;
+    s.key1[round] = k1;
+    k0 += PHILOX_W0;
+    k1 += PHILOX_W1;
+  }
+  uint64_t p1 = (uint64_t)PHILOX_M1 * (uint32_t)stream;              // round 0, words 0 and 1
+  uint32_t c0 = (uint32_t)(p1 >> 32) ^ block_hi ^ s.key0[0], c1 = (uint32_t)p1;
+  s.x2_round0 = (uint32_t)(stream >> 32) ^ s.key1[0];
+  uint64_t p0 = (uint64_t)PHILOX_M0 * c0;                            // round 1, words 2 and 3
+  s.x0_round1 = c1 ^ s.key0[1];
+  s.x2_round1 = (uint32_t)(p0 >> 32) ^ s.key1[1];
+  s.w3_round1 = (uint32_t)p0;
+  return s;
+}
+
+// The four words of each block whose low counter words are in `block_lo`.
+template <class L>
+FASTINIT_FN void philox(const Schedule& s, typename L::W block_lo, typename L::W w[4]) {
+  typename L::P p0, p1;
+  p0 = L::mul_wide(block_lo, PHILOX_M0);  // round 0
+  typename L::W c2 = L::xor_word(L::high(p0), s.x2_round0);
+  typename L::W c3 = L::low(p0);
+  p1 = L::mul_wide(c2, PHILOX_M1);  // round 1
+  typename L::W c0 = L::xor_word(L::high(p1), s.x0_round1);
+  typename L::W c1 = L::low(p1);
+  c2 = L::xor_word(c3, s.x2_round1);
+  c3 = L::word(s.w3_round1);
+#pragma GCC unroll 8
+  for (int round = 2; round < PHILOX_ROUNDS; ++round) {
+    p0 = L::mul_wide(c0, PHILOX_M0);
+    p1 = L::mul_wide(c2, PHILOX_M1);
+    c0 = L::xor_words(L::high(p1), c1, s.key0[round]);
+    c1 = L::low(p1);
+    c2 = L::xor_words(L::high(p0), c3, s.key1[round]);
+    c3 = L::low(p0);
+  }
+  w[0] = c0;
+  w[1] = c1;
+  w[2] = c2;
+  w[3] = c3;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Laws. The parameters come ready-made from fastinit/laws.py, one rule for every backend.
+
+struct Params {
+  float mul, add;        // the last step: fma(variate, mul, add)
+  float lo, hi;          // the values that the dtype may take (uniform, truncated normal)
+  float x_mul, x_add;    // truncated normal: 2p - 1 from the centred word
+  float t_mul;           // truncated normal: the nearer tail's probability from the distance to it
+  float t_below, t_above;
+};
+
+// Uniform: u = (word >> 8) * 2^-24 in [0, 1); mul carries the 2^-24.
+template <class L>
+FASTINIT_FN typename L::F uniform(typename L::U word, const Params& p) {
+  typename L::F v = L::fma(L::from_int(L::template shr<8>(word)), L::set(p.mul), L::set(p.add));
+  return L::min(L::max(v, L::set(p.lo)), L::set(p.hi));
+}
+
+// Normal: Box-Muller, z = sqrt(-2 ln u) * (cosine, sine), u = (radius word + 1/2) * 2^-32.
+//
+// The radius is sqrt(-KAPPA log2 u), within 1 ulp. KAPPA has 13 bits, so that multiples of it are
+// exact; sqrt(ln 2 / KAPPA) is SIGMA = 0.88249886, a float32 to within 1.2e-12, and sits in the
+// coefficients below, so that radius * SIGMA = sqrt(-ln u).
+//
+// Two bits of the angle word are the signs; the other thirty are an angle phi within an eighth of a
+// turn of zero: cos phi + sin phi and cos phi - sin phi are sqrt(2) times the cosine and sine of a
+// first-quadrant angle, and that sqrt(2) is the one of sqrt(-2 ln u).
+//
+// The three polynomials take turns because their chains are independent of each other.
+constexpr float KAPPA = 7291.0f / 8192;
+
+template <class L>
+FASTINIT_FN void normal_pair(typename L::U radius_word, typename L::U angle_word,
+                             typename L::F z[2]) {
+  // As a signed number the word counts from the nearer end: v is u below 1/2, and u - 1 above.
+  typename L::F v = L::fma(L::from_int(radius_word), L::set(0x1p-32f), L::set(0x1p-33f));
+  typename L::F phi = L::mul(L::from_int(L::template shl<2>(angle_word)), L::set(0x1p-31f));
+  typename L::F m = L::if_negative(v, v, L::sub(L::mantissa(v), L::set(1.0f)));
+  typename L::F phi2 = L::mul(phi, phi);
+  typename L::F e = L::fma(L::exponent_below_half(v), L::set(-KAPPA), L::set(KAPPA * L::HALF));
+  // q(m) = -KAPPA log2(1 + m) / m on [-1/2, 0], relative error 2.5e-8
+  // c(phi) = SIGMA cos(pi/4 phi), error 2.9e-8; s(phi) = SIGMA sin(pi/4 phi) / phi, error 1.5e-8
+  typename L::F q = L::fma(m, L::set(-0x1.cd0f20p+0f), L::set(-0x1.094b96p+1f));
+  typename L::F c = L::fma(phi2, L::set(-0x1.2750f0p-12f), L::set(0x1.ca5b44p-7f));
+  typename L::F s = L::fma(phi2, L::set(-0x1.0908f2p-15f), L::set(0x1.1ffdb6p-9f));
+  q = L::fma(q, m, L::set(-0x1.85fd0cp+0f));
+  q = L::fma(q, m, L::set(-0x1.c0adb4p-3f));
+  q = L::fma(q, m, L::set(-0x1.572516p-2f));
+  c = L::fma(c, phi2, L::set(-0x1.16b778p-2f));
+  s = L::fma(s, phi2, L::set(-0x1.23df0ep-4f));
+  q = L::fma(q, m, L::set(0x1.40edbep-2f));
+  q = L::fma(q, m, L::set(-0x1.b6a194p-2f));
+  q = L::fma(q, m, L::set(0x1.48b4e2p-1f));
+  c = L::fma(c, phi2, L::set(0x1.c3d6e4p-1f));
+  s = L::fma(s, phi2, L::set(0x1.62dfb4p-1f));
+  q = L::fma(q, m, L::set(-0x1.48b584p+0f));
+  typename L::F r = L::sqrt(L::fma(q, m, e));
+  typename L::F rc = L::mul(r, c);
+  typename L::F rphi = L::mul(r, phi);
+  z[0] = L::xor_sign(L::fma(rphi, s, rc), angle_word);
+  z[1] = L::xor_sign(L::fnma(rphi, s, rc), L::template shl<1>(angle_word));
+}
+
+// Truncated normal: the inverse CDF at p = Phi(a) + u (Phi(b) - Phi(a)), u = (word + 1/2) * 2^-32.
+// x = 2p - 1 is computed from the window's middle and t = min(p, 1 - p) from the nearer tail, so
+// that neither loses resolution; z = x * f(-log2(4 t (1 - t))), as in Giles, "Approximating the
+// erfinv function" (GPU Computing Gems, 2011).
+constexpr float TAIL = 7.0f;  // -log2(4 t (1 - t)) beyond this (|z| > 2.88) takes the tail's polynomial
+
+// z from l = -log2(4 t (1 - t)) > TAIL: a polynomial in sqrt(l + 2) - 6.5, relative error 3.9e-7
+// down to t = 2^-96.
+template <class L>
+FASTINIT_FN typename L::F tail_quantile(typename L::F l) {
+  typename L::F r = L::sub(L::sqrt(L::add(l, L::set(2.0f))), L::set(6.5f));
+  typename L::F z = L::set(0x1.78d1bcp-30f);
+  z = L::fma(z, r, L::set(0x1.39daf0p-29f));
+  z = L::fma(z, r, L::set(-0x1.20a104p-24f));
+  z = L::fma(z, r, L::set(-0x1.7e4f0ep-28f));
+  z = L::fma(z, r, L::set(0x1.faa5f2p-21f));
+  z = L::fma(z, r, L::set(-0x1.c84f76p-24f));
+  z = L::fma(z, r, L::set(-0x1.93579cp-18f));
+  z = L::fma(z, r, L::set(-0x1.150da6p-20f));
+  z = L::fma(z, r, L::set(0x1.02812ep-15f));
+  z = L::fma(z, r, L::set(-0x1.5a2aa0p-14f));
+  z = L::fma(z, r, L::set(0x1.3b6ccap-11f));
+  z = L::fma(z, r, L::set(-0x1.44bd90p-8f));
+  z = L::fma(z, r, L::set(0x1.37f5dap+0f));
+  return L::fma(z, r, L::set(0x1.d0bee2p+2f));
+}
+
+template <class L>
+FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p) {
+  typename L::U centred = L::xor_bits(word, 0x80000000u);
+  typename L::F x = L::fma(L::from_int(centred), L::set(p.x_mul), L::set(p.x_add));
+  typename L::F t = L::fma(L::from_uint(L::not_unless_negative(word, x)), L::set(p.t_mul),
+                           L::if_negative(x, L::set(p.t_below), L::set(p.t_above)));
+  typename L::F y = L::fnma(t, t, t);
+  typename L::F m = L::sub(L::mantissa(y), L::set(1.0f));
+  typename L::F l = L::set(-0x1.e53008p+0f);  // -log2(1 + m) / m on [-1/2, 0], absolute error 3e-7
+  l = L::fma(l, m, L::set(-0x1.b40c28p+0f));
+  l = L::fma(l, m, L::set(-0x1.43e4ccp+0f));
+  l = L::fma(l, m, L::set(0x1.b9cdbep-4f));
+  l = L::fma(l, m, L::set(-0x1.07957cp-1f));
+  l = L::fma(l, m, L::set(0x1.703e7ep-1f));
+  l = L::fma(l, m, L::set(-0x1.715760p+0f));
+  l = L::fma(l, m, L::sub(L::set(L::HALF - 2.0f), L::exponent(y)));
+  typename L::F z = L::set(0x1.14bfbcp-25f);  // z / x as a function of l on [0, TAIL], error 3e-7
+  z = L::fma(z, l, L::set(-0x1.620322p-20f));
+  z = L::fma(z, l, L::set(0x1.3c34f8p-16f));
+  z = L::fma(z, l, L::set(-0x1.0e374ap-14f));
+  z = L::fma(z, l, L::set(-0x1.179fdep-10f));
+  z = L::fma(z, l, L::set(0x1.005ff8p-7f));
+  z = L::fma(z, l, L::set(0x1.d1cbc8p-3f));
+  z = L::mul(L::fma(z, l, L::set(0x1.40d92ep+0f)), x);
+  if (L::any_above(l, TAIL)) z = L::if_above(l, TAIL, L::copysign(tail_quantile<L>(l), x), z);
+  z = L::fma(z, L::set(p.mul), L::set(p.add));
+  return L::min(L::max(z, L::set(p.lo)), L::set(p.hi));
+}
+
+// ---------------------------------------------------------------------------------------------
+// A group: the L::BLOCKS blocks from an aligned counter on, through a law, in element order.
+
+enum Law : int { UNIFORM = 0, NORMAL = 1, TRUNCATED_NORMAL = 2, CONSTANT = 3 };
+
+template <class L, int LAW>
+FASTINIT_FN void group(const Schedule& schedule, typename L::W block_lo, const Params& p,
+                       typename L::F out[4 * L::BLOCKS / L::WIDTH]) {
+  constexpr int VECTORS = 4 * L::BLOCKS / L::WIDTH;
+  typename L::W w[4];
+  philox<L>(schedule, block_lo, w);
+  if (LAW == NORMAL) {
+    typename L::U radius_words[VECTORS / 2], angle_words[VECTORS / 2];
+    L::pairs(w, radius_words, angle_words);
+    for (int i = 0; i < VECTORS / 2; ++i) {
+      typename L::F z[2];
+      normal_pair<L>(radius_words[i], angle_words[i], z);
+      z[0] = L::fma(z[0], L::set(p.mul), L::set(p.add));
+      z[1] = L::fma(z[1], L::set(p.mul), L::set(p.add));
+      L::zip(z, out + 2 * i);
+    }
+  } else {
+    typename L::U words[VECTORS];
+    L::in_order(w, words);
+    for (int i = 0; i < VECTORS; ++i)
+      out[i] = LAW == UNIFORM ? uniform<L>(words[i], p) : truncated_normal<L>(words[i], p);
+  }
+}

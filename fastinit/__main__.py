@@ -1,0 +1,31 @@
+"""``python -m fastinit``: the commands of :mod:`fastinit.cli`, and without typer still ``info``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        from fastinit import cli
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        if given == ["info"]:
+            from fastinit import backends, report
+
+            print(report.info(backends.info()))
+            return 0
+        print(
+            f"fastinit: only `info` works without {error.name}: pip install fastinit[cli]",
+            file=sys.stderr,
+        )
+        return 2
+    return cli.main(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

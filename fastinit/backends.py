@@ -1,0 +1,222 @@
+"""Backends: which one serves a tensor, how to force one, and what this installation has.
+
+The choice is native, then triton, then reference, by the tensor's device. A backend is an object with
+``serves(device)``, which gives None or the reason why not, and ``fill_many(requests)``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastinit import laws, reference
+
+if TYPE_CHECKING:
+    from fastinit.laws import Law
+
+STREAM_VERSION = 1
+
+
+class Write(NamedTuple):
+    """One window to fill, checked and real: what a backend sees."""
+
+    tensor: Tensor
+    law: Law
+    seed: int
+    stream: int
+    strides: tuple[int, ...]
+    offset: int
+
+
+class Native:
+    """The kernels in csrc/: CPU tensors."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        self.module: ModuleType | None = None
+        self.missing: str | None = None
+        self._fills: dict[tuple[Law, torch.dtype], Any] = {}
+        try:
+            from fastinit import _native
+
+            self.module = _native
+        except ImportError as error:
+            note = Path(__file__).with_name("_native_missing.txt")
+            why = note.read_text().strip() if note.exists() else str(error)
+            self.missing = f"the native module is not there: {why}"
+            if os.environ.get("FASTINIT_ISA"):
+                raise ImportError(f"FASTINIT_ISA is set, but {self.missing}") from error
+            return
+        if isa := os.environ.get("FASTINIT_ISA"):
+            try:
+                self.module.force_isa(isa)
+            except ValueError as error:
+                raise ValueError(f"FASTINIT_ISA={isa}: {error}") from None
+
+    def serves(self, device: torch.device) -> str | None:
+        if self.missing:
+            return self.missing
+        return None if device.type == "cpu" else f"the native build has no kernels for {device.type}"
+
+    def fill(self, law: Law, dtype: torch.dtype) -> Any:
+        """The law's kernel parameters for a dtype, converted once."""
+        key = (law, dtype)
+        fill = self._fills.get(key)
+        if fill is None:
+            assert self.module is not None
+            if len(self._fills) >= 4096:
+                self._fills.clear()
+            fill = self.module.Fill(law.kind, laws.DTYPES.index(dtype), laws.kernel_params(law, dtype))
+            self._fills[key] = fill
+        return fill
+
+    def fill_many(self, writes: Sequence[Write]) -> None:
+        assert self.module is not None
+        requests = []
+        for tensor, law, seed, stream, strides, offset in (
+            part for write in writes for part in _few_dims(write, self.module.MAX_DIMS)
+        ):
+            fill = self.fill(law, tensor.dtype)
+            shape, local = tuple(tensor.shape), tensor.stride()
+            requests.append((fill, tensor.data_ptr(), seed, stream, offset, shape, local, strides))
+        self.module.fill_many(requests, torch.get_num_threads())
+
+
+class Triton:
+    """The kernels in triton_kernels.py."""
+
+    name = "triton"
+
+    def serves(self, device: torch.device) -> str | None:
+        return "this version has no triton kernels"
+
+    def fill_many(self, writes: Sequence[Write]) -> None:
+        raise NotImplementedError
+
+
+class Reference:
+    """Plain torch: everything, slowly."""
+
+    name = "reference"
+
+    def serves(self, device: torch.device) -> str | None:
+        return None
+
+    def fill_many(self, writes: Sequence[Write]) -> None:
+        for tensor, law, seed, stream, strides, offset in writes:
+            params = laws.kernel_params(law, tensor.dtype)
+            reference.fill(tensor, law.kind, params, seed, stream, strides, offset)
+
+
+native = Native()
+BACKENDS = (native, Triton(), Reference())
+
+_forced: ContextVar[Any] = ContextVar("fastinit_backend", default=None)
+
+
+def choose(device: torch.device) -> Any:
+    """The backend that serves ``device``: the forced one, or the first that can.
+
+    Raises:
+        RuntimeError: a backend is forced that cannot serve the device.
+    """
+    forced = _forced.get()
+    if forced is not None:
+        if reason := forced.serves(device):
+            raise RuntimeError(f"backend {forced.name!r} cannot fill a tensor on {device}: {reason}")
+        return forced
+    return next(b for b in BACKENDS if b.serves(device) is None)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Forces a backend within the block: ``"native"``, ``"triton"`` or ``"reference"``.
+
+    The values are the same bits with each of them.
+
+    Raises:
+        ValueError: no backend has this name.
+        RuntimeError: at a fill, if the backend cannot serve the tensor's device.
+    """
+    chosen = next((b for b in BACKENDS if b.name == name), None)
+    if chosen is None:
+        known = ", ".join(repr(b.name) for b in BACKENDS)
+        raise ValueError(f"name must be one of {known}, but got {name!r}")
+    token = _forced.set(chosen)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def forced() -> bool:
+    """Whether a block of :func:`backend` is in force."""
+    return _forced.get() is not None
+
+
+def info() -> dict[str, Any]:
+    """What this installation has, what it chose and why, as nested dictionaries of plain values."""
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    module = native.module
+    return {
+        "fastinit": metadata.version("fastinit"),
+        "stream version": STREAM_VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "native": {"missing": native.missing}
+        if module is None
+        else {
+            "version": module.__version__,
+            "compiler": module.compiler,
+            "CPU builds": {
+                name: "usable" if usable else "not on this CPU"
+                for name, usable in module.isas().items()
+            },
+            "CPU build in use": module.isa()
+            + (" (FASTINIT_ISA)" if os.environ.get("FASTINIT_ISA") else " (the best usable)"),
+            "CUDA": module.cuda_archs or "not built",
+        },
+        "choice": {str(device): _explain(device) for device in devices},
+    }
+
+
+def _explain(device: torch.device) -> str:
+    passed = []
+    for candidate in BACKENDS:
+        reason = candidate.serves(device)
+        if reason is None:
+            return candidate.name + "".join(f"; {text}" for text in passed)
+        passed.append(f"not {candidate.name}: {reason}")
+    raise AssertionError("the reference serves every device")
+
+
+def _few_dims(write: Write, most: int) -> Iterator[Write]:
+    """The window as windows of at most ``most`` dimensions (of more than one element) each."""
+    tensor, law, seed, stream, strides, offset = write
+    kept = [d for d in range(tensor.dim()) if tensor.size(d) != 1]
+    if len(kept) < tensor.dim():
+        shape = [tensor.size(d) for d in kept]
+        tensor = tensor.as_strided(shape, [tensor.stride(d) for d in kept])
+        strides = tuple(strides[d] for d in kept)
+    if tensor.dim() <= most:
+        yield Write(tensor, law, seed, stream, strides, offset)
+        return
+    dim = min(range(tensor.dim()), key=tensor.size)
+    rest = strides[:dim] + strides[dim + 1 :]
+    for i in range(tensor.size(dim)):
+        part = Write(tensor.select(dim, i), law, seed, stream, rest, offset + i * strides[dim])
+        yield from _few_dims(part, most)

@@ -1,0 +1,60 @@
+"""Keys: where a stream's 64-bit seed and 64-bit stream id come from."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import torch
+
+ANONYMOUS = 0
+"""The stream of a call without a name; its seed is then a fresh draw."""
+
+
+def stream_id(name: str) -> int:
+    """The stream of a named parameter: the first 8 bytes, little-endian, of BLAKE2b(name).
+
+    >>> hex(stream_id("weight"))
+    '0x84e02e3edc717246'
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, but got {name!r}")
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def substream(stream: int, purpose: str) -> int:
+    """A stream of its own for a second set of numbers that one call needs (which zeros, which signs)."""
+    return int.from_bytes(
+        blake2b(stream.to_bytes(8, "little") + purpose.encode(), digest_size=8).digest(), "little"
+    )
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if it is an int in [0, 2^64).
+
+    Raises:
+        TypeError: not an int (a bool is none).
+        ValueError: out of range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, but got {seed!r}")
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed must be in [0, 2**64), but got {seed}")
+    return seed
+
+
+def draw_seed(generator: torch.Generator | None = None) -> int:
+    """One 64-bit draw from ``generator``, by default torch's CPU generator.
+
+    A generator of another device gives the draw from its seed and offset, and its offset moves on by
+    4 (one Philox block); neither synchronises.
+    """
+    if generator is None or generator.device.type == "cpu":
+        draw = torch.empty((), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
+        return int(draw.item()) & 0xFFFF_FFFF_FFFF_FFFF
+    from fastinit.reference import philox_words
+
+    offset = generator.get_offset()
+    generator.set_offset(offset + 4)
+    seed = generator.initial_seed() & 0xFFFF_FFFF_FFFF_FFFF
+    low, high = philox_words(seed, ANONYMOUS, torch.tensor([offset // 4]))[0, :2].tolist()
+    return low | high << 32

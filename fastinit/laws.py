@@ -1,0 +1,288 @@
+"""Laws: what a value may be, and the float32 parameters that every backend's kernel takes.
+
+A :class:`Law` is what the user asked for, in doubles. :func:`kernel_params` turns it into the
+kernel's ``Params`` for one dtype. That happens here only, and without libm (``decimal`` is specified
+to the last digit), so that every backend and machine starts from the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from decimal import Decimal, localcontext
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+UNIFORM, NORMAL, TRUNCATED_NORMAL, CONSTANT = range(4)
+NAMES = ("uniform", "normal", "truncated_normal", "constant")
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""The real dtypes that kernels write; the index is the code that they know a dtype by."""
+
+COMPLEX = {
+    torch.complex32: torch.float16,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
+
+FLOAT32_MAX = float.fromhex("0x1.fffffep+127")
+
+# A window of the truncated normal whose nearer bound has less than this probability beyond it
+# (8.9 standard deviations) is refused: float32 cannot tell such tails apart.
+SMALLEST_TAIL = 2.0**-62
+
+
+class Law(NamedTuple):
+    """A distribution with its parameters: ``kind`` (a code above) and up to four numbers.
+
+    uniform: a, b. normal: mean, std. truncated_normal: mean, std, a, b. constant: value.
+    """
+
+    kind: int
+    p0: float
+    p1: float = 0.0
+    p2: float = 0.0
+    p3: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return NAMES[self.kind]
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The parameters by name, in the order of the constructor's arguments."""
+        names = (("a", "b"), ("mean", "std"), ("mean", "std", "a", "b"), ("value",))[self.kind]
+        return dict(zip(names, self[1:]))
+
+
+def uniform(a: float = 0.0, b: float = 1.0) -> Law:
+    """The uniform law on [a, b).
+
+    Raises:
+        RuntimeError: a or b is NaN or infinite, a > b, or b - a overflows float32
+            (the exception type of ``torch.Tensor.uniform_``).
+    """
+    a, b = _number("a", a), _number("b", b)
+    if not (math.isfinite(a) and math.isfinite(b)):
+        raise RuntimeError(f"uniform_ expects finite bounds, but got a={a}, b={b}")
+    if a > b:
+        raise RuntimeError(f"uniform_ expects a <= b, but got a={a}, b={b}")
+    if max(abs(a), abs(b), b - a) > FLOAT32_MAX:
+        raise RuntimeError(f"uniform_ expects b - a and the bounds within float32, but got a={a}, b={b}")
+    return Law(UNIFORM, a, b)
+
+
+def normal(mean: float = 0.0, std: float = 1.0) -> Law:
+    """The normal law.
+
+    Raises:
+        RuntimeError: std is negative, or mean or std is NaN, infinite or beyond float32
+            (the exception type of ``torch.Tensor.normal_``).
+    """
+    return Law(NORMAL, *_location_and_scale("normal_", mean, std))
+
+
+def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Law:
+    """The normal law conditioned on [a, b]; a and b are values, not multiples of std.
+
+    Either bound may be infinite.
+
+    Raises:
+        RuntimeError: as :func:`normal`; or a or b is NaN, a > b, or [a, b] lies wholly more than
+            8.9 standard deviations from the mean.
+    """
+    mean, std = _location_and_scale("trunc_normal_", mean, std)
+    a, b = _number("a", a), _number("b", b)
+    if not a <= b:  # also catches NaN
+        raise RuntimeError(f"trunc_normal_ expects a <= b, but got a={a}, b={b}")
+    if math.isinf(a) and a > 0 or math.isinf(b) and b < 0:
+        raise RuntimeError(f"trunc_normal_ expects a window with values in it, but got a={a}, b={b}")
+    if std > 0 and a != b and max((a - mean) / std, (mean - b) / std) > 8.5:
+        nearer = max((a - mean) / std, (mean - b) / std)
+        if normal_tail(nearer) < SMALLEST_TAIL:
+            raise RuntimeError(
+                f"trunc_normal_ expects [a, b] within 8.9 standard deviations of the mean, but got "
+                f"mean={mean}, std={std}, a={a}, b={b} ({nearer:.1f} away)"
+            )
+    return Law(TRUNCATED_NORMAL, mean, std, a, b)
+
+
+def constant(value: float) -> Law:
+    """The constant law; value may be any float, NaN and infinities included."""
+    return Law(CONSTANT, _number("value", value))
+
+
+def split_complex(law: Law) -> Law:
+    """The law of the real and of the imaginary part of a complex value that has this law's variance.
+
+    As ``torch.Tensor.normal_`` does for complex tensors: each part has half the variance, and the
+    mean. (torch's complex ``uniform_`` forgets to halve it.)
+    """
+    half = math.sqrt(0.5)
+    if law.kind == UNIFORM:
+        middle, reach = (law.p0 + law.p1) / 2, (law.p1 - law.p0) / 2 * half
+        return Law(UNIFORM, middle - reach, middle + reach)
+    if law.kind == NORMAL:
+        return Law(NORMAL, law.p0, law.p1 * half)
+    if law.kind == TRUNCATED_NORMAL:
+        mean = law.p0
+        return Law(
+            TRUNCATED_NORMAL, mean, law.p1 * half, mean + (law.p2 - mean) * half, mean + (law.p3 - mean) * half
+        )
+    return law
+
+
+class Params(NamedTuple):
+    """The kernel's parameters, float32 values in this order; csrc/stream.h says what each is."""
+
+    mul: float = 0.0
+    add: float = 0.0
+    lo: float = -math.inf
+    hi: float = math.inf
+    x_mul: float = 0.0
+    x_add: float = 0.0
+    t_mul: float = 0.0
+    t_below: float = 0.0
+    t_above: float = 0.0
+
+
+@lru_cache(maxsize=4096)
+def kernel_params(law: Law, dtype: torch.dtype) -> Params:
+    """The float32 parameters with which a kernel draws ``law`` for a tensor of ``dtype``."""
+    if law.kind == UNIFORM:
+        a, b = float32(law.p0), float32(law.p1)
+        lo, hi = round_up(law.p0, dtype), below(law.p1, dtype)
+        if lo > hi:  # nothing representable in [a, b): the nearest value
+            lo = hi = nearest(law.p0, dtype)
+        return Params(float32(b - a) * 2.0**-24, a, lo, hi)
+    if law.kind == NORMAL:
+        return Params(float32(law.p1), float32(law.p0))
+    if law.kind == CONSTANT:
+        return Params(0.0, float32(law.p0))
+    mean, std, a, b = law.p0, law.p1, law.p2, law.p3
+    lo, hi = round_up(a, dtype), round_down(b, dtype)
+    if lo > hi:
+        lo = hi = nearest(a, dtype)
+    if std == 0.0 or a == b:
+        return Params(0.0, float32(min(max(mean, a), b)), lo, hi)
+    alpha, beta = (a - mean) / std, (b - mean) / std
+    below_a, above_a = normal_tail(-alpha), normal_tail(alpha)
+    below_b, above_b = normal_tail(-beta), normal_tail(beta)
+    # The mass of the window, from the tail that holds less: no cancellation.
+    mass = below_b - below_a if beta < -alpha else above_a - above_b
+    step = float32(mass * 2.0**-32)
+    if step < 2.0**-126:  # below float32's normal numbers: the window is one value wide
+        step, mass = 0.0, 0.0
+    return Params(
+        mul=float32(std),
+        add=float32(mean),
+        lo=lo,
+        hi=hi,
+        x_mul=float32(mass * 2.0**-31),
+        x_add=float32(below_a - above_b + mass * 2.0**-32),
+        t_mul=step,
+        t_below=float32(below_a + mass * 2.0**-33),
+        t_above=float32(above_b + mass * 2.0**-33),
+    )
+
+
+@lru_cache(maxsize=4096)
+def normal_tail(x: float) -> float:
+    """P(Z > x) for a standard normal Z, correctly rounded for all practical purposes (60 digits).
+
+    Abramowitz & Stegun 26.2.11 in decimal arithmetic.
+    """
+    if math.isinf(x) or abs(x) > 38.0:
+        return 0.0 if x > 0 else 1.0
+    with localcontext() as context:
+        context.prec = 420  # the series cancels e^(-x^2 / 2) / x, at most 316 digits
+        z = Decimal(abs(x))
+        term = total = z
+        k = 1
+        while term > total * Decimal(10) ** -400 and term:
+            k += 2
+            term = term * z * z / k
+            total += term
+        pi = _pi()
+        middle = total * (-z * z / 2).exp() / (2 * pi).sqrt()  # P(0 < Z < |x|)
+        return float(Decimal("0.5") - middle if x > 0 else Decimal("0.5") + middle)
+
+
+def _pi() -> Decimal:
+    """Pi to the current precision (the recipe of the decimal module's documentation)."""
+    last, t, s, n, na, d, da = Decimal(0), Decimal(3), Decimal(3), 1, 0, 0, 24
+    while s != last:
+        last = s
+        n, na = n + na, na + 8
+        d, da = d + da, da + 32
+        t = (t * n) / d
+        s += t
+    return s
+
+
+# --- rounding to a dtype -----------------------------------------------------------------------
+
+
+def float32(value: float) -> float:
+    """The nearest float32, ties to even; infinity beyond its range."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def nearest(value: float, dtype: torch.dtype) -> float:
+    """The nearest value that ``dtype`` and float32 both hold."""
+    value = float32(value)
+    if dtype in (torch.float16, torch.bfloat16):
+        value = torch.tensor(value, dtype=torch.float32).to(dtype).item()
+    return value
+
+
+def round_up(value: float, dtype: torch.dtype) -> float:
+    """The smallest value of ``dtype`` (float32 for float64) that is not below ``value``."""
+    near = nearest(value, dtype)
+    return near if near >= value else _next(near, dtype, 1)
+
+
+def round_down(value: float, dtype: torch.dtype) -> float:
+    """The largest value of ``dtype`` (float32 for float64) that is not above ``value``."""
+    near = nearest(value, dtype)
+    return near if near <= value else _next(near, dtype, -1)
+
+
+def below(value: float, dtype: torch.dtype) -> float:
+    """The largest value of ``dtype`` (float32 for float64) below ``value``."""
+    near = nearest(value, dtype)
+    return near if near < value else _next(near, dtype, -1)
+
+
+def _next(value: float, dtype: torch.dtype, direction: int) -> float:
+    held = torch.float32 if dtype == torch.float64 else dtype
+    integers = torch.int32 if held == torch.float32 else torch.int16
+    bits = int(torch.tensor(value, dtype=held).view(integers).item())
+    sign = -1 << (31 if held == torch.float32 else 15)
+    ordered = bits if bits >= 0 else sign - bits  # integers in the order of the values
+    ordered += direction
+    if value == 0.0 and ordered < 0:  # both zeros stand at 0
+        ordered = -1
+    bits = ordered if ordered >= 0 else sign - ordered
+    return float(torch.tensor(bits, dtype=integers).view(held).item())
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number, but got {value!r}") from None
+
+
+def _location_and_scale(function: str, mean: float, std: float) -> tuple[float, float]:
+    mean, std = _number("mean", mean), _number("std", std)
+    if not 0.0 <= std <= FLOAT32_MAX:
+        raise RuntimeError(f"{function} expects 0 <= std <= {FLOAT32_MAX:.4g}, but got std={std}")
+    if not abs(mean) <= FLOAT32_MAX:
+        raise RuntimeError(f"{function} expects a finite float32 mean, but got mean={mean}")
+    return mean, std

@@ -1,0 +1,276 @@
+"""Ops: the checks before a fill, and the fill as a torch operator.
+
+``fill_`` writes one tensor and ``fill_many_`` any number of them in one parallel region. Both see that
+every tensor can be written before the first is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin
+
+from fastinit import backends, keys, laws
+from fastinit.backends import Write
+from fastinit.laws import Law
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_SHORT_WAY = frozenset(laws.DTYPES)
+_WRITABLE = _SHORT_WAY | frozenset(laws.COMPLEX)
+
+
+class Window(NamedTuple):
+    """Which elements of the full logical tensor a tensor holds.
+
+    Element (i, j, ...) of the tensor is element ``offset + i * strides[0] + j * strides[1] + ...`` of
+    the full one, counted in row-major order.
+    """
+
+    strides: tuple[int, ...]
+    offset: int = 0
+
+
+class Request(NamedTuple):
+    """One tensor of :func:`fill_many_`: its law, key and window (by default the whole tensor)."""
+
+    tensor: Tensor
+    law: Law
+    seed: int
+    stream: int = keys.ANONYMOUS
+    window: Window | None = None
+
+
+def fill_(
+    tensor: Tensor,
+    law: Law,
+    *,
+    seed: int | None = None,
+    stream: int = keys.ANONYMOUS,
+    generator: torch.Generator | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Writes ``law`` into ``tensor`` and returns it.
+
+    Args:
+        tensor: any shape and strides; float16, bfloat16, float32, float64, complex32, complex64 or
+            complex128. A meta tensor is left alone, and no seed is drawn for it.
+        seed: in [0, 2^64); by default one draw from ``generator``.
+        stream: the 64-bit stream id, 0 for an anonymous call.
+        generator: where the seed is drawn; by default torch's CPU generator.
+        window: which elements these are; by default 0, 1, 2, ... in row-major order.
+
+    Raises:
+        ValueError: both a seed and a generator, a seed out of range, an uninitialised parameter.
+        NotImplementedError: an integer, bool, quantised, float8 or sparse tensor.
+        RuntimeError: a tensor whose elements overlap, or an inference tensor outside inference mode.
+    """
+    # The short way, for a few elements as for billions: nothing here but what each call needs.
+    if (
+        type(tensor) in _PLAIN
+        and tensor.dtype in _SHORT_WAY
+        and window is None
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_inference()
+        and backends.native.module is not None
+        and not backends.forced()
+    ):
+        numel = tensor.numel()
+        if seed is None:
+            if numel == 0:
+                return tensor
+            seed = keys.draw_seed(generator) if law.kind != laws.CONSTANT else 0
+        elif generator is not None:
+            raise ValueError("seed and generator exclude each other, but got both")
+        else:
+            keys.check_seed(seed)
+        backends.native.module.fill_contiguous(
+            backends.native.fill(law, tensor.dtype),
+            tensor.data_ptr(),
+            numel,
+            seed,
+            stream,
+            torch.get_num_threads(),
+        )
+        torch.autograd.graph.increment_version(tensor)
+        return tensor
+
+    check_writable(tensor)
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("seed and generator exclude each other, but got both")
+        keys.check_seed(seed)
+    if window is not None:
+        _check_window(tensor, window)
+    if tensor.device.type == "meta" or tensor.numel() == 0:
+        return tensor
+    with torch.no_grad():
+        torch.ops.fastinit.fill_(
+            tensor,
+            law.kind,
+            list(law[1:]),
+            _signed(seed) if seed is not None else None,
+            _signed(stream),
+            generator,
+            list(window.strides) if window is not None else None,
+            window.offset if window is not None else 0,
+        )
+    return tensor
+
+
+def fill_many_(requests: Sequence[Request]) -> None:
+    """Writes many tensors, in one parallel region for each device.
+
+    All requests are checked before the first tensor is written. Meta tensors are left alone.
+
+    Raises:
+        as :func:`fill_`, with the request's place in the list.
+    """
+    writes: dict[torch.device, list[Write]] = {}
+    for i, request in enumerate(requests):
+        tensor, law, seed, stream, window = request
+        check_writable(tensor, f"requests[{i}].tensor")
+        keys.check_seed(seed)
+        if window is not None:
+            _check_window(tensor, window)
+        if tensor.device.type != "meta" and tensor.numel():
+            writes.setdefault(tensor.device, []).append(_write(tensor, law, seed, stream, window))
+    chosen = {device: backends.choose(device) for device in writes}
+    with torch.no_grad():
+        for device, some in writes.items():
+            chosen[device].fill_many(some)
+            for write in some:
+                torch.autograd.graph.increment_version(write.tensor)
+
+
+def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
+    """Raises unless :func:`fill_` can write ``tensor``; see there for the exceptions."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{argument} must be a torch.Tensor, but got {type(tensor).__name__}")
+    if isinstance(tensor, UninitializedTensorMixin):
+        raise ValueError(
+            f"{argument} is an {type(tensor).__name__}: it has no shape yet; run the module once, or "
+            f"call its materialize() method, before it is initialised"
+        )
+    if tensor.dtype not in _WRITABLE:
+        raise NotImplementedError(
+            f"{argument} must have a float16, bfloat16, float32, float64 or complex dtype, but got "
+            f"{tensor.dtype}"
+        )
+    if tensor.layout is not torch.strided:
+        raise NotImplementedError(f"{argument} must be strided, but got layout {tensor.layout}")
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{argument} is an inference tensor: it can only be written inside torch.inference_mode()"
+        )
+    if tensor.numel() > 1 and not tensor.is_contiguous() and _overlaps(tensor):
+        raise RuntimeError(
+            f"{argument} has elements that share memory (shape {tuple(tensor.shape)}, strides "
+            f"{tensor.stride()}), so they cannot all be written; clone() it first"
+        )
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two elements share an address.
+
+    Sorted by stride, each dimension must step over all that the smaller ones reach. That is exact
+    for every view that slicing, transposing, expanding and unfolding make; as_strided can make
+    overlap-free views that it rejects, and for those the addresses themselves are counted.
+    """
+    dims = sorted((tensor.stride(d), tensor.size(d)) for d in range(tensor.dim()))
+    reach = 0
+    for stride, size in dims:
+        if size == 1:
+            continue
+        if stride == 0:
+            return True
+        if stride <= reach:
+            break
+        reach += stride * (size - 1)
+    else:
+        return False
+    address = torch.zeros(tensor.shape, dtype=torch.int64)
+    for dim in range(tensor.dim()):
+        steps = torch.arange(tensor.size(dim)) * tensor.stride(dim)
+        address += steps.view(-1, *[1] * (tensor.dim() - 1 - dim))
+    return bool(address.unique().numel() < tensor.numel())
+
+
+def _check_window(tensor: Tensor, window: Window) -> None:
+    if len(window.strides) != tensor.dim():
+        raise ValueError(
+            f"window.strides must have one entry for each of the tensor's {tensor.dim()} dimensions, "
+            f"but got {window.strides}"
+        )
+    last = window.offset + sum(s * (n - 1) for s, n in zip(window.strides, tensor.shape) if n)
+    if window.offset < 0 or any(s < 0 for s in window.strides) or last >= 1 << 63:
+        raise ValueError(f"window must address elements in [0, 2**63), but got {window}")
+
+
+def _write(tensor: Tensor, law: Law, seed: int, stream: int, window: Window | None) -> Write:
+    """The write that a request means: default window filled in, complex as pairs of reals."""
+    if window is None:
+        strides, step = [0] * tensor.dim(), 1
+        for dim in range(tensor.dim() - 1, -1, -1):
+            strides[dim] = step
+            step *= tensor.size(dim)
+        window = Window(tuple(strides))
+    tensor = tensor.detach()
+    if tensor.dtype in laws.COMPLEX:
+        strides = [2 * s for s in window.strides]
+        window = Window((*strides, 1), 2 * window.offset)
+        return Write(
+            torch.view_as_real(tensor), laws.split_complex(law), seed, stream, *window
+        )
+    return Write(tensor, law, seed, stream, *window)
+
+
+def _signed(word: int) -> int:
+    """A 64-bit unsigned number as the signed one with the same bits, which is what operators take."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+# --- the operator --------------------------------------------------------------------------------
+
+_library = torch.library.Library("fastinit", "DEF")
+_library.define(
+    "fill_(Tensor(a!) tensor, int kind, float[] parameters, int? seed, int stream, "
+    "Generator? generator, SymInt[]? strides, SymInt offset) -> ()",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+
+
+def _fill_real(
+    tensor: Tensor,
+    kind: int,
+    parameters: Sequence[float],
+    seed: int | None,
+    stream: int,
+    generator: torch.Generator | None,
+    strides: Sequence[int] | None,
+    offset: int,
+) -> None:
+    if tensor.numel() == 0:
+        return
+    law = Law(kind, *parameters)
+    if seed is None:
+        seed = keys.draw_seed(generator) if kind != laws.CONSTANT else 0
+    window = Window(tuple(strides), offset) if strides is not None else None
+    mask = (1 << 64) - 1
+    write = _write(tensor, law, seed & mask, stream & mask, window)
+    backends.choose(tensor.device).fill_many([write])
+    torch.autograd.graph.increment_version(tensor)
+
+
+def _fill_fake(tensor: Tensor, *arguments: object) -> None:
+    return None
+
+
+_library.impl("fill_", _fill_real, "CompositeExplicitAutograd")
+_library.impl("fill_", _fill_fake, "Meta")

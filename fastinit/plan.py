@@ -1,0 +1,587 @@
+"""Fill and Plan: what every parameter of a model shall be, apart from where and how it is stored.
+
+A :class:`Plan` maps parameter names to :class:`Fill` and adds a seed. It knows no device, dtype,
+shape or sharding: element ``i`` of a parameter is a function of (seed, name, i) and of its Fill, so
+one plan gives the same values wherever it is applied, in whatever order, and saves as small JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+from fastinit import laws, ops, text
+from fastinit.keys import check_seed, stream_id
+from fastinit.laws import Law
+
+Rule = Callable[[str, nn.Module, nn.Parameter], "Fill | None"]
+"""(full name, module that owns the parameter, parameter) to its Fill; None if the rule has none."""
+
+M = TypeVar("M", bound=nn.Module)
+
+Progress = Callable[[int, int], None]
+"""(elements written, elements in all), after each batch."""
+
+STREAM_VERSION = 1
+FORMAT = "fastinit.plan"
+FORMAT_VERSION = 1
+
+# With a progress callback a model is written in batches of at least this many elements: enough for
+# the cost of starting one (microseconds) to vanish, few enough for a bar to move.
+BATCH = 1 << 26
+
+_CONSTRUCTORS: dict[str, Callable[..., Law]] = {
+    "uniform": laws.uniform,
+    "normal": laws.normal,
+    "truncated_normal": laws.truncated_normal,
+    "constant": laws.constant,
+}
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A distribution with its parameters, and a scale that multiplies every value drawn from it.
+
+    Args:
+        distribution: ``"uniform"``, ``"normal"``, ``"truncated_normal"`` or ``"constant"``.
+        parameters: in the order of the constructor of that name: (a, b); (mean, std);
+            (mean, std, a, b); (value,).
+        scale: positive and finite.
+
+    Raises:
+        ValueError: unknown distribution, wrong number of parameters, or a scale that is not
+            positive and finite.
+        RuntimeError: parameters that the law refuses (``fastinit.laws``), also after scaling.
+
+    >>> Fill.normal(std=0.02).scaled(0.5).std
+    0.01
+    """
+
+    distribution: str
+    parameters: tuple[float, ...]
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.distribution not in _CONSTRUCTORS:
+            known = ", ".join(_CONSTRUCTORS)
+            raise ValueError(f"distribution must be one of {known}, but got {self.distribution!r}")
+        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)):
+            raise ValueError(f"scale must be a number, but got {self.scale!r}")
+        if not 0.0 < self.scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, but got {self.scale}")
+        object.__setattr__(self, "scale", float(self.scale))
+        try:
+            unscaled = _CONSTRUCTORS[self.distribution](*self.parameters)
+        except TypeError as error:
+            raise ValueError(
+                f"parameters do not fit {self.distribution}: got {self.parameters!r}"
+            ) from error
+        names = unscaled.parameters
+        if len(self.parameters) != len(names):
+            raise ValueError(
+                f"{self.distribution} takes {len(names)} parameters ({', '.join(names)}), "
+                f"but got {self.parameters!r}"
+            )
+        object.__setattr__(self, "parameters", tuple(names.values()))
+        _ = self.law  # refuses what scaling takes out of range
+
+    @classmethod
+    def uniform(cls, a: float = 0.0, b: float = 1.0) -> Fill:
+        """The uniform law on [a, b)."""
+        return cls("uniform", (a, b))
+
+    @classmethod
+    def normal(cls, mean: float = 0.0, std: float = 1.0) -> Fill:
+        """The normal law."""
+        return cls("normal", (mean, std))
+
+    @classmethod
+    def truncated_normal(
+        cls, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
+    ) -> Fill:
+        """The normal law conditioned on [a, b]; a and b are values, not multiples of std."""
+        return cls("truncated_normal", (mean, std, a, b))
+
+    @classmethod
+    def constant(cls, value: float) -> Fill:
+        """One value everywhere."""
+        return cls("constant", (value,))
+
+    def scaled(self, factor: float) -> Fill:
+        """This Fill with every value multiplied by ``factor``, positive and finite."""
+        return Fill(self.distribution, self.parameters, self.scale * factor)
+
+    @property
+    def law(self) -> Law:
+        """The law with the scale multiplied in."""
+        return _CONSTRUCTORS[self.distribution](*(self.scale * p for p in self.parameters))
+
+    @property
+    def mean(self) -> float:
+        """The expectation of the values."""
+        return _moments(self.law)[0]
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of the values (of a truncated normal: after truncation)."""
+        return _moments(self.law)[1]
+
+    def __str__(self) -> str:
+        if self.distribution == "constant":
+            return f"constant {self.law.p0:g}"
+        return self.distribution.replace("_", " ")
+
+
+class Plan(Mapping[str, Fill]):
+    """An ordered map from parameter name to :class:`Fill`, with the seed of its numbers.
+
+    Two plans are equal if they write the same bits: the same fills by name, seed, aliases and
+    stream version. Immutable.
+
+    Args:
+        fills: parameter name to Fill, in the order of the model.
+        seed: an int in [0, 2^64).
+        aliases: further names of tied parameters, each to the name under which it is filled.
+        stream_version: of the number stream; 1 is the only one there is.
+
+    Raises:
+        TypeError: seed is not an int, or a value of ``fills`` not a Fill.
+        ValueError: seed out of range, an alias that is itself filled or stands for no parameter, or
+            an unknown stream version.
+    """
+
+    def __init__(
+        self,
+        fills: Mapping[str, Fill],
+        *,
+        seed: int = 0,
+        aliases: Mapping[str, str] | None = None,
+        stream_version: int = STREAM_VERSION,
+    ) -> None:
+        self._fills = dict(fills)
+        self._aliases = dict(aliases or {})
+        self._seed = check_seed(seed)
+        if stream_version != STREAM_VERSION:
+            raise ValueError(f"stream_version must be {STREAM_VERSION}, but got {stream_version!r}")
+        for name, fill in self._fills.items():
+            if not isinstance(fill, Fill):
+                raise TypeError(f"fills[{name!r}] must be a Fill, but got {fill!r}")
+        for alias, name in self._aliases.items():
+            if alias in self._fills or name not in self._fills:
+                raise ValueError(
+                    f"aliases must lead from a name without a fill to one with a fill, "
+                    f"but got {alias!r}: {name!r}"
+                )
+
+    @classmethod
+    def from_model(cls, model: nn.Module, rule: Rule, seed: int = 0) -> Plan:
+        """The plan that ``rule`` makes for every parameter of ``model``, which may be on meta.
+
+        A tied parameter is planned once, under the first of its names; the others are aliases.
+
+        Raises:
+            ValueError: the rule has no Fill for some parameters (all are listed).
+            TypeError: the rule gives something else than a Fill or None.
+        """
+        fills: dict[str, Fill] = {}
+        aliases: dict[str, str] = {}
+        uncovered = []
+        for names, module, parameter in distinct_parameters(model):
+            fill = rule(names[0], module, parameter)
+            if fill is None:
+                uncovered.append(f"{names[0]} ({type(module).__name__})")
+            else:
+                fills[names[0]] = fill
+                aliases.update(dict.fromkeys(names[1:], names[0]))
+        if uncovered:
+            raise ValueError(f"the rule has no Fill for {listing('parameter', uncovered)}")
+        return cls(fills, seed=seed, aliases=aliases)
+
+    @property
+    def seed(self) -> int:
+        """The seed, in [0, 2^64)."""
+        return self._seed
+
+    @property
+    def stream_version(self) -> int:
+        """The version of the number stream."""
+        return STREAM_VERSION
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Further names of tied parameters, each to the name under which it is filled."""
+        return dict(self._aliases)
+
+    def __getitem__(self, name: str) -> Fill:
+        return self._fills[self._aliases.get(name, name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fills)
+
+    def __len__(self) -> int:
+        return len(self._fills)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fills or name in self._aliases
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return (self._fills, self._seed, self._aliases) == (
+            other._fills,
+            other._seed,
+            other._aliases,
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Plan({len(self)} parameters, seed={self.seed})"
+
+    def apply_(self, model: M, *, progress: Progress | None = None) -> M:
+        """Writes every parameter of ``model`` and returns it.
+
+        All parameters are written in one parallel region, each tied one once, with the stream of the
+        name under which the plan has it; shapes, dtypes and devices are the model's. Nothing is
+        written unless everything can be.
+
+        Args:
+            model: its parameters are exactly those of the plan, by name.
+            progress: called with (elements written, elements in all) after each of several batches,
+                in which the parameters are then written; the values are the same.
+
+        Raises:
+            ValueError: a parameter on meta; parameters that the plan lacks or the model lacks;
+                parameters that the plan ties and the model does not, or the other way round.
+            NotImplementedError, RuntimeError: a parameter that cannot be written
+                (``fastinit.ops.check_writable``).
+        """
+        requests = self._requests(model)
+        if progress is None:
+            ops.fill_many_(requests)
+            return model
+        total = sum(request.tensor.numel() for request in requests)
+        written = 0
+        for batch in _batches(requests):
+            ops.fill_many_(batch)
+            written += sum(request.tensor.numel() for request in batch)
+            progress(written, total)
+        return model
+
+    def _requests(self, model: nn.Module) -> list[ops.Request]:
+        requests, meta, missing, problems = [], [], [], []
+        found = set()
+        for names, _, parameter in distinct_parameters(model):
+            planned = [name for name in names if name in self._fills]
+            found.update(planned)
+            if not planned:
+                tied = self._aliases.get(names[0])
+                missing.append(f"{names[0]} (tied to {tied} in the plan)" if tied else names[0])
+            elif len(planned) > 1:
+                problems.append(f"tied in the model but not in the plan: {', '.join(planned)}")
+            elif parameter.is_meta:
+                meta.append(planned[0])
+            else:
+                ops.check_writable(parameter, planned[0])
+                law, stream = self._fills[planned[0]].law, stream_id(planned[0])
+                requests.append(ops.Request(parameter, law, self.seed, stream))
+        extra = [name for name in self._fills if name not in found]
+        if missing:
+            problems.append(f"the plan has no {listing('parameter', missing)}")
+        if extra:
+            problems.append(f"the model has no {listing('parameter', extra)}")
+        if problems:
+            raise ValueError("the plan does not fit the model: " + "; ".join(problems))
+        if meta:
+            raise ValueError(
+                f"meta tensors hold no values; allocate them first with "
+                f"fastinit.models.allocate_(model): {listing('parameter', meta)}"
+            )
+        return requests
+
+    def groups(self, model: nn.Module | None = None) -> list[Group]:
+        """The parameters by pattern and Fill, in the order in which each first appears.
+
+        Args:
+            model: where the numbers of elements are taken from; it may be on meta.
+
+        Raises:
+            ValueError: the model lacks parameters of the plan.
+        """
+        sizes: dict[str, int] = {}
+        if model is not None:
+            for names, _, parameter in distinct_parameters(model):
+                sizes.update(dict.fromkeys(names, parameter.numel()))
+            if lacking := [name for name in self if name not in sizes]:
+                raise ValueError(f"the model has no {listing('parameter', lacking)}")
+        members: dict[tuple[str, Fill], list[str]] = {}
+        for name, fill in self.items():
+            members.setdefault((pattern(name), fill), []).append(name)
+        return [
+            Group(shape, fill, tuple(names), sum(sizes[n] for n in names) if sizes else None)
+            for (shape, fill), names in members.items()
+        ]
+
+    def table(self, model: nn.Module | None = None) -> str:
+        """The plan as a text table of 80 columns: one line for each pattern of names and Fill.
+
+        Args:
+            model: gives the numbers of elements, which a plan does not know; it may be on meta.
+        """
+        groups = self.groups(model)
+        rows = [("parameter", "count", "elements", "distribution", "std")]
+        for group in groups:
+            elements = "" if group.elements is None else text.count(group.elements)
+            std = f"{group.fill.std:.4g}"
+            rows.append((group.pattern, str(len(group.names)), elements, str(group.fill), std))
+        if model is not None:
+            elements = text.count(sum(group.elements or 0 for group in groups))
+            rows.append(("total", str(len(self)), elements, "", ""))
+            return text.table(rows, "<>><>", total=True)
+        return text.table([(*row[:2], *row[3:]) for row in rows], "<><>")
+
+    def to_json(self) -> str:
+        """The plan as JSON, from which :meth:`from_json` makes an equal one.
+
+        Numbers are written with the digits that give the same double again (infinities and NaN as
+        strings), and consecutive layers that are filled alike once.
+        """
+        document: dict[str, object] = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "stream_version": self.stream_version,
+            "seed": self.seed,
+            "parameters": _fold_layers([(n, _fill_to_json(f)) for n, f in self.items()]),
+        }
+        if self._aliases:
+            document["aliases"] = self._aliases
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, document: str) -> Plan:
+        """The plan that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, not a plan, a version that this fastinit does not know, or any part
+                that is missing or no good; nothing is guessed.
+        """
+        try:
+            fields = json.loads(document, object_pairs_hook=_without_repeats)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a plan: not JSON ({error})") from None
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise ValueError(f'not a plan: "format" is not "{FORMAT}"')
+        for key, known in (("version", FORMAT_VERSION), ("stream_version", STREAM_VERSION)):
+            if fields.get(key) != known:
+                raise ValueError(
+                    f'plan with "{key}" {fields.get(key)!r}: this fastinit knows {known} only'
+                )
+        try:
+            fills = {n: _fill_from_json(n, f) for n, f in _unfold_layers(fields["parameters"])}
+            return cls(fills, seed=fields["seed"], aliases=fields.get("aliases"))
+        except KeyError as error:
+            raise ValueError(f"not a plan: {error} is missing") from None
+        except (TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"not a plan: {error}") from None
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes :meth:`to_json` to a file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Plan:
+        """Reads a file that :meth:`save` wrote; its errors name the path."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+class Group(NamedTuple):
+    """Parameters of one pattern with the same Fill: a line of a table."""
+
+    pattern: str
+    fill: Fill
+    names: tuple[str, ...]
+    elements: int | None
+
+
+def pattern(name: str) -> str:
+    """A parameter's name with its layer indices collapsed.
+
+    >>> pattern("model.layers.11.mlp.up_proj.weight")
+    'model.layers.*.mlp.up_proj.weight'
+    """
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
+
+
+def distinct_parameters(
+    model: nn.Module,
+) -> Iterator[tuple[list[str], nn.Module, nn.Parameter]]:
+    """(all names, the module that owns the first, parameter) of each parameter, tied ones once.
+
+    In the order of ``model.named_parameters()``, whose name is the first.
+    """
+    entries: dict[int, tuple[list[str], nn.Module, nn.Parameter]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            entry = entries.setdefault(id(parameter), ([], module, parameter))
+            entry[0].append(f"{prefix}.{name}" if prefix else name)
+    yield from entries.values()
+
+
+def listing(noun: str, names: list[str]) -> str:
+    """The names after their noun.
+
+    >>> listing("parameter", ["a", "b"])
+    'parameters a, b'
+    """
+    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def _batches(requests: Iterable[ops.Request]) -> Iterator[list[ops.Request]]:
+    batch: list[ops.Request] = []
+    elements = 0
+    for request in requests:
+        batch.append(request)
+        elements += request.tensor.numel()
+        if elements >= BATCH:
+            yield batch
+            batch, elements = [], 0
+    if batch:
+        yield batch
+
+
+def _moments(law: Law) -> tuple[float, float]:
+    """Mean and standard deviation of a law, in doubles.
+
+    For the truncated normal see Johnson, Kotz & Balakrishnan, Continuous Univariate Distributions 1
+    (1994), section 13.10.1.
+    """
+    if law.kind == laws.UNIFORM:
+        return (law.p0 + law.p1) / 2, (law.p1 - law.p0) / math.sqrt(12.0)
+    if law.kind == laws.NORMAL:
+        return law.p0, law.p1
+    if law.kind == laws.CONSTANT:
+        return law.p0, 0.0
+    mean, std, a, b = law[1:]
+    if std == 0.0 or a == b:
+        return min(max(mean, a), b), 0.0
+    alpha, beta = (a - mean) / std, (b - mean) / std
+    if beta - alpha < 1e-3:
+        # The formula cancels to 1e-16 / (beta - alpha)^2, and the density is flat to 1e-3 of itself
+        # times the distance from the mean: the uniform law.
+        return (a + b) / 2, (b - a) / math.sqrt(12.0)
+    if alpha + beta > 0:  # the mass from the tail that holds less of it
+        mass = math.erfc(alpha / math.sqrt(2)) - math.erfc(beta / math.sqrt(2))
+    else:
+        mass = math.erfc(-beta / math.sqrt(2)) - math.erfc(-alpha / math.sqrt(2))
+    mass /= 2
+    density_a, density_b = _density(alpha), _density(beta)
+    shift = (density_a - density_b) / mass
+    pull = (alpha * density_a if density_a else 0.0) - (beta * density_b if density_b else 0.0)
+    return mean + std * shift, std * math.sqrt(max(0.0, 1.0 + pull / mass - shift * shift))
+
+
+def _density(x: float) -> float:
+    return math.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+_Named = list[tuple[str, dict[str, Any]]]
+
+
+def _fill_to_json(fill: Fill) -> dict[str, object]:
+    names = _CONSTRUCTORS[fill.distribution](*fill.parameters).parameters
+    out: dict[str, object] = {"distribution": fill.distribution}
+    out.update((name, v if math.isfinite(v) else str(v)) for name, v in names.items())
+    if fill.scale != 1.0:
+        out["scale"] = fill.scale
+    return out
+
+
+def _fill_from_json(name: str, fields: dict[str, Any]) -> Fill:
+    rest = dict(fields)
+    try:
+        distribution = rest.pop("distribution")
+        scale = rest.pop("scale", 1.0)
+        law = _CONSTRUCTORS[distribution](**{key: float(v) for key, v in rest.items()})
+        if list(rest) != list(law.parameters):
+            raise ValueError(f"expected {', '.join(law.parameters)}, but got {', '.join(rest)}")
+        return Fill(distribution, tuple(law.parameters.values()), scale)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"parameter {name}: no Fill ({error}): {fields}") from None
+
+
+def _fold_layers(named: _Named) -> list[dict[str, object]]:
+    """Entries ``{"name", ...fill}``, and ``{"layers", "first", "last", "parameters"}`` for runs of
+    layers ``layers.first`` to ``layers.last`` that hold the same parameters with the same fills.
+    """
+    entries: list[dict[str, Any]] = []
+    for layer, members in _layers(named):
+        previous = entries[-1] if entries else {}
+        if layer is None:
+            entries += [{"name": name, **fill} for name, fill in members]
+            continue
+        parameters = [{"name": name, **fill} for name, fill in members]
+        stem, index = layer
+        if (previous.get("layers"), previous.get("last")) == (stem, index - 1) and (
+            previous["parameters"] == parameters
+        ):
+            previous["last"] = index
+        else:
+            entries.append(
+                {"layers": stem, "first": index, "last": index, "parameters": parameters}
+            )
+    return entries
+
+
+def _layers(named: _Named) -> Iterator[tuple[tuple[str, int] | None, _Named]]:
+    """Consecutive parameters of one layer ``stem.index``, with their names in it; None for no layer."""
+    current: tuple[str, int] | None = None
+    members: _Named = []
+    for name, fill in named:
+        match = re.match(r"(.*?)\.(0|[1-9]\d*)\.(.+)", name)
+        layer = (match[1], int(match[2])) if match else None
+        if layer != current and members:
+            yield current, members
+            members = []
+        current = layer
+        members.append((match[3] if match else name, fill))
+    if members:
+        yield current, members
+
+
+def _unfold_layers(entries: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    names = set()
+    for entry in entries:
+        if "layers" in entry:
+            indices = range(entry["first"], entry["last"] + 1)
+            prefixes = [f"{entry['layers']}.{index}." for index in indices]
+            members = entry["parameters"]
+        else:
+            prefixes, members = [""], [entry]
+        for prefix in prefixes:
+            for member in members:
+                fields = dict(member)
+                name = prefix + fields.pop("name")
+                if name in names:
+                    raise ValueError(f"not a plan: parameter {name} appears twice")
+                names.add(name)
+                yield name, fields
+
+
+def _without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(items)
+    if len(fields) != len(items):
+        raise ValueError(f"not a plan: a key appears twice among {', '.join(k for k, _ in items)}")
+    return fields

@@ -1,0 +1,122 @@
+"""Reports: what was asked of a model beside what is in it, and how long it took, as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastinit import text
+from fastinit.plan import Group, Plan, Progress, distinct_parameters
+
+# Elements that are read at once: their float64 copy takes 8 MiB.
+_CHUNK = 1 << 20
+
+
+class Moments(NamedTuple):
+    """Of the elements of one or several tensors: how many, mean, sum of squared deviations."""
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    @property
+    def std(self) -> float:
+        """The standard deviation, divided by the count (the mean is not an estimate: all are read)."""
+        return math.sqrt(self.m2 / self.count) if self.count else math.nan
+
+    def merged(self, other: Moments) -> Moments:
+        """The moments of both together (Chan, Golub & LeVeque 1983, equation 2.1)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        step = other.mean - self.mean
+        mean = self.mean + step * other.count / count
+        return Moments(
+            count, mean, self.m2 + other.m2 + step * step * self.count * other.count / count
+        )
+
+
+class Timing(NamedTuple):
+    """One line of the time table; ``elements`` and ``bytes`` are 0 where nothing was written."""
+
+    name: str
+    seconds: float
+    elements: int = 0
+    bytes: int = 0
+
+
+def measure(
+    model: nn.Module, plan: Plan, *, progress: Progress | None = None
+) -> list[tuple[Group, Moments]]:
+    """The moments of every element of ``model``, by group of ``plan``, in chunks of 2^20 elements.
+
+    Raises:
+        ValueError: the model lacks parameters of the plan.
+    """
+    groups = plan.groups(model)
+    tensors = {n: p.detach() for names, _, p in distinct_parameters(model) for n in names}
+    total = sum(group.elements or 0 for group in groups)
+    read = 0
+    measured = []
+    for group in groups:
+        moments = Moments()
+        for name in group.names:
+            for chunk in _chunks(tensors[name]):
+                variance, mean = torch.var_mean(chunk.double(), correction=0)
+                count = chunk.numel()
+                moments = moments.merged(Moments(count, mean.item(), variance.item() * count))
+                if progress is not None:
+                    read += count
+                    progress(read, total)
+        measured.append((group, moments))
+    return measured
+
+
+def init_table(measured: Sequence[tuple[Group, Moments]]) -> str:
+    """The std asked for beside the std measured, by group, in 80 columns.
+
+    Layers are a heading above their parameters, so that the names fit.
+    """
+    rows = [("parameter", "count", "elements", "distribution", "std asked", "measured")]
+    heading = ""
+    for group, moments in measured:
+        layers, star, rest = group.pattern.rpartition("*.")
+        if star and heading != layers:
+            rows.append((layers + "*", "", "", "", "", ""))
+        heading = layers if star else ""
+        name = "  " + rest if star else group.pattern
+        numbers = (str(len(group.names)), text.count(moments.count))
+        rows.append((name, *numbers, str(group.fill), _std(group.fill.std), _std(moments.std)))
+    parameters = sum(len(group.names) for group, _ in measured)
+    elements = sum(moments.count for _, moments in measured)
+    rows.append(("total", str(parameters), text.count(elements), "", "", ""))
+    return text.table(rows, "<>><>>", total=True)
+
+
+def time_table(timings: Sequence[Timing]) -> str:
+    """Seconds, and where elements were written GB/s (10^9 bytes) and nanoseconds per element."""
+    rows = [("time", "seconds", "GB/s", "ns/element")]
+    for name, seconds, elements, size in timings:
+        speed = (f"{size / seconds / 1e9:.2f}", f"{seconds / elements * 1e9:.3f}")
+        rows.append((name, f"{seconds:.3f}", *(speed if elements else ("", ""))))
+    return text.table(rows, "<>>>")
+
+
+def info(values: dict[str, object]) -> str:
+    """What ``fastinit.info()`` says, as lines."""
+    return text.pairs(values)
+
+
+def _std(value: float) -> str:
+    return f"{value:#.4g}" if value else "0"
+
+
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
+    """All elements in 1-D pieces; views of the tensor wherever its memory is dense."""
+    order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
+    flat = tensor.permute(order).reshape(-1)
+    yield from flat.split(_CHUNK) if flat.numel() else ()

@@ -1,0 +1,129 @@
+"""Structured weights: identity, Dirac and sparse."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastinit import laws, ops
+from fastinit.draw import draw_, warn_if_lost
+from fastinit.keys import ANONYMOUS, stream_id, substream
+
+
+def eye_(tensor: Tensor) -> Tensor:
+    """Ones on the diagonal, zeros elsewhere: a Linear layer that hands on what it can.
+
+    Args:
+        tensor: [rows, columns], any dtype and strides.
+
+    Raises:
+        ValueError: not 2-D.
+        RuntimeError: elements that overlap.
+    """
+    if tensor.ndimension() != 2:
+        raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(tensor)}")
+    _check(tensor)
+    with torch.no_grad():
+        tensor.zero_().diagonal().fill_(1)
+    return tensor
+
+
+def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
+    """A one at the kernel's centre from channel i to channel i of each group: the identity.
+
+    Args:
+        tensor: [out, in / groups, 1 to 3 kernel sizes], any dtype and strides; the centre of an
+            even size k is k // 2.
+        groups: of the convolution.
+
+    Raises:
+        ValueError: not 3-, 4- or 5-D; groups is not a positive divisor of the first size.
+        RuntimeError: elements that overlap.
+    """
+    if tensor.ndimension() not in (3, 4, 5):
+        raise ValueError(f"Only tensors with 3, 4, or 5 dimensions are supported{_but_got(tensor)}")
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"groups must be an int, but got {groups!r}")
+    if groups < 1 or tensor.size(0) % groups != 0:
+        raise ValueError(
+            f"dim 0 must be divisible by groups, but got shape {tuple(tensor.shape)} and "
+            f"groups={groups}"
+        )
+    _check(tensor)
+    if tensor.numel() == 0:
+        return tensor
+    with torch.no_grad():
+        tensor.zero_()
+        by_group = torch.unflatten(centre(tensor), 0, (groups, tensor.size(0) // groups))
+        by_group.diagonal(dim1=1, dim2=2).fill_(1)
+    return tensor
+
+
+def sparse_(
+    tensor: Tensor,
+    sparsity: float,
+    std: float = 0.01,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """N(0, std^2), with ceil(sparsity * rows) zeros at random places of each column (Martens 2010).
+
+    Which places is drawn from a substream of its own: the values elsewhere are those of
+    ``normal_(tensor, 0, std)``.
+
+    Args:
+        tensor: [rows, columns], any floating or complex dtype and strides.
+        sparsity: the fraction of zeros in a column, in [0, 1].
+        std: of the values that are not zero.
+        generator, seed, name: as for :func:`fastinit.init.normal_`. Without a seed, the values and
+            the places are two draws from the generator.
+
+    Raises:
+        ValueError: not 2-D; sparsity outside [0, 1]; both a seed and a generator.
+        RuntimeError, NotImplementedError: as :func:`fastinit.init.normal_`.
+    """
+    if tensor.ndimension() != 2:
+        raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(tensor)}")
+    if not 0.0 <= sparsity <= 1.0:
+        raise ValueError(f"sparsity must be in [0, 1], but got {sparsity}")
+    rows, columns = tensor.shape
+    zeros = math.ceil(sparsity * rows)
+    draw_(tensor, laws.normal(0.0, std), generator, seed, name)
+    if tensor.is_meta or zeros == 0 or columns == 0:
+        return tensor
+    # The places of a column's smallest keys. The sort is stable, so that equal keys (24 random bits
+    # each) come out in the same order on every device.
+    stream = ANONYMOUS if name is None else stream_id(name)
+    order = ops.fill_(
+        torch.empty(columns, rows, dtype=torch.float32, device=tensor.device),
+        laws.uniform(),
+        seed=seed,
+        stream=substream(stream, "zeros"),
+        generator=generator,
+    ).argsort(dim=1, stable=True)
+    with torch.no_grad():
+        tensor.t().scatter_(1, order[:, :zeros], 0)
+    return tensor
+
+
+def centre(tensor: Tensor) -> Tensor:
+    """The [out, in] view of a convolution's weight at the centre of its kernel."""
+    for size in tensor.shape[2:]:
+        tensor = tensor.select(2, size // 2)
+    return tensor
+
+
+def _check(tensor: Tensor) -> None:
+    # Integers and booleans are fine here, and torch itself refuses what it cannot write.
+    if tensor.is_floating_point() or tensor.is_complex():
+        ops.check_writable(tensor)
+    if not tensor.is_leaf:
+        warn_if_lost(tensor, stacklevel=4)
+
+
+def _but_got(tensor: Tensor) -> str:
+    return f", but got shape {tuple(tensor.shape)}"
