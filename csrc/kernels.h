@@ -72,8 +72,8 @@ struct Tiling {
   int64_t count;
 };
 
-constexpr int64_t TILE = 1 << 16;      // elements of a tile whose rows go straight to memory
-constexpr int64_t BUFFER_ROWS = 32;    // a tile that goes through a buffer: a cache line of rows,
+constexpr int64_t TILE = 1 << 16;        // elements of a tile whose rows go straight to memory
+constexpr int64_t BUFFER_ROWS = 32;      // a tile that goes through a buffer: a cache line of rows,
 constexpr int64_t BUFFER_COLUMNS = 512;  // and enough columns that the ends of runs cost little
 
 static inline Tiling tiling(const Window& w) {  // w is canonical

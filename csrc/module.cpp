@@ -65,7 +65,8 @@ void fill_many(const std::vector<Request>& requests, int threads) {
     Window w = make_window(fill, data, seed, stream);
     w.offset = offset;
     w.dims = (int)size.size();
-    for (int d = 0; d < w.dims; ++d) w.size[d] = size[d], w.local[d] = local[d], w.global[d] = global[d];
+    for (int d = 0; d < w.dims; ++d)
+      w.size[d] = size[d], w.local[d] = local[d], w.global[d] = global[d];
     windows.push_back(canonical(w));
   }
   py::gil_scoped_release nogil;
@@ -97,9 +98,11 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "fastinit's native kernels";
   m.attr("__version__") = FASTINIT_VERSION;
   m.attr("cuda_archs") = FASTINIT_CUDA_ARCHS;
+  m.attr("cuda_missing") = FASTINIT_CUDA_MISSING;
   m.attr("compiler") = __VERSION__;
   m.attr("MAX_DIMS") = MAX_DIMS;
-  py::class_<Fill>(m, "Fill").def(py::init(&make_fill), py::arg("law"), py::arg("dtype"), py::arg("params"));
+  py::class_<Fill>(m, "Fill").def(py::init(&make_fill), py::arg("law"), py::arg("dtype"),
+                                  py::arg("params"));
   m.def("fill_contiguous", &fill_contiguous);
   m.def("fill_many", &fill_many);
   m.def("isa", [] { return chosen->name; });

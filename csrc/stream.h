@@ -39,10 +39,10 @@ FASTINIT_FN Schedule philox_schedule(uint64_t seed, uint64_t stream, uint32_t bl
     k0 += PHILOX_W0;
     k1 += PHILOX_W1;
   }
-  uint64_t p1 = (uint64_t)PHILOX_M1 * (uint32_t)stream;              // round 0, words 0 and 1
+  uint64_t p1 = (uint64_t)PHILOX_M1 * (uint32_t)stream;  // round 0, words 0 and 1
   uint32_t c0 = (uint32_t)(p1 >> 32) ^ block_hi ^ s.key0[0], c1 = (uint32_t)p1;
   s.x2_round0 = (uint32_t)(stream >> 32) ^ s.key1[0];
-  uint64_t p0 = (uint64_t)PHILOX_M0 * c0;                            // round 1, words 2 and 3
+  uint64_t p0 = (uint64_t)PHILOX_M0 * c0;  // round 1, words 2 and 3
   s.x0_round1 = c1 ^ s.key0[1];
   s.x2_round1 = (uint32_t)(p0 >> 32) ^ s.key1[1];
   s.w3_round1 = (uint32_t)p0;
@@ -80,10 +80,10 @@ FASTINIT_FN void philox(const Schedule& s, typename L::W block_lo, typename L::W
 // Laws. The parameters come ready-made from fastinit/laws.py, one rule for every backend.
 
 struct Params {
-  float mul, add;        // the last step: fma(variate, mul, add)
-  float lo, hi;          // the values that the dtype may take (uniform, truncated normal)
-  float x_mul, x_add;    // truncated normal: 2p - 1 from the centred word
-  float t_mul;           // truncated normal: the nearer tail's probability from the distance to it
+  float mul, add;      // the last step: fma(variate, mul, add)
+  float lo, hi;        // the values that the dtype may take (uniform, truncated normal)
+  float x_mul, x_add;  // truncated normal: 2p - 1 from the centred word
+  float t_mul;         // truncated normal: the nearer tail's probability from the distance to it
   float t_below, t_above;
 };
 
@@ -143,7 +143,8 @@ FASTINIT_FN void normal_pair(typename L::U radius_word, typename L::U angle_word
 // x = 2p - 1 is computed from the window's middle and t = min(p, 1 - p) from the nearer tail, so
 // that neither loses resolution; z = x * f(-log2(4 t (1 - t))), as in Giles, "Approximating the
 // erfinv function" (GPU Computing Gems, 2011).
-constexpr float TAIL = 7.0f;  // -log2(4 t (1 - t)) beyond this (|z| > 2.88) takes the tail's polynomial
+constexpr float TAIL =
+    7.0f;  // -log2(4 t (1 - t)) beyond this (|z| > 2.88) takes the tail's polynomial
 
 // z from l = -log2(4 t (1 - t)) > TAIL: a polynomial in sqrt(l + 2) - 6.5, relative error 3.9e-7
 // down to t = 2^-96.

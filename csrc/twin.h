@@ -82,14 +82,16 @@ struct Twin {
 
   static constexpr int VECTORS = 4 * L::BLOCKS / L::WIDTH;  // the same as each half's
   FASTINIT_FN void in_order(const W w[4], U out[VECTORS]) {
-    typename L::W wa[4] = {w[0].a, w[1].a, w[2].a, w[3].a}, wb[4] = {w[0].b, w[1].b, w[2].b, w[3].b};
+    typename L::W wa[4] = {w[0].a, w[1].a, w[2].a, w[3].a},
+                  wb[4] = {w[0].b, w[1].b, w[2].b, w[3].b};
     typename L::U a[VECTORS], b[VECTORS];
     L::in_order(wa, a);
     L::in_order(wb, b);
     for (int i = 0; i < VECTORS; ++i) out[i] = {a[i], b[i]};
   }
   FASTINIT_FN void pairs(const W w[4], U radius[VECTORS / 2], U angle[VECTORS / 2]) {
-    typename L::W wa[4] = {w[0].a, w[1].a, w[2].a, w[3].a}, wb[4] = {w[0].b, w[1].b, w[2].b, w[3].b};
+    typename L::W wa[4] = {w[0].a, w[1].a, w[2].a, w[3].a},
+                  wb[4] = {w[0].b, w[1].b, w[2].b, w[3].b};
     typename L::U ra[VECTORS / 2], rb[VECTORS / 2], aa[VECTORS / 2], ab[VECTORS / 2];
     L::pairs(wa, ra, aa);
     L::pairs(wb, rb, ab);

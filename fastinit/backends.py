@@ -160,6 +160,14 @@ def backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+def version() -> str:
+    """fastinit's version: the installed package's, or the native module's where none is installed."""
+    try:
+        return metadata.version("fastinit")
+    except metadata.PackageNotFoundError:
+        return str(native.module.__version__) if native.module else "unknown"
+
+
 def forced() -> bool:
     """Whether a block of :func:`backend` is in force."""
     return _forced.get() is not None
@@ -172,7 +180,7 @@ def info() -> dict[str, Any]:
         devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     module = native.module
     return {
-        "fastinit": metadata.version("fastinit"),
+        "fastinit": version(),
         "stream version": STREAM_VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -188,7 +196,7 @@ def info() -> dict[str, Any]:
             },
             "CPU build in use": module.isa()
             + (" (FASTINIT_ISA)" if os.environ.get("FASTINIT_ISA") else " (the best usable)"),
-            "CUDA": module.cuda_archs or "not built",
+            "CUDA": module.cuda_archs or f"not built: {module.cuda_missing}",
         },
         "choice": {str(device): _explain(device) for device in devices},
     }

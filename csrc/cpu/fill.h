@@ -46,7 +46,8 @@ struct Source {
         to += take, first += take, n -= take;
       } else {
         int64_t groups = n / WIDE;  // as far as the low counter word goes
-        int64_t left = (BLOCKS_PER_SCHEDULE - (int64_t)(block % BLOCKS_PER_SCHEDULE)) / Wide::BLOCKS;
+        int64_t left =
+            (BLOCKS_PER_SCHEDULE - (int64_t)(block % BLOCKS_PER_SCHEDULE)) / Wide::BLOCKS;
         if (left == 0) {  // less than a wide group before the counter's carry
           edge(to, (uint32_t)block);
           to += EDGE, first += EDGE, n -= EDGE;

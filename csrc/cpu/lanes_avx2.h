@@ -108,8 +108,8 @@ struct Avx2Lane {
     U rounded[2];
     for (int i = 0; i < 2; ++i) {
       U odd = _mm256_and_si256(_mm256_srli_epi32(bits(v[i]), 16), word(1));
-      rounded[i] = _mm256_srli_epi32(
-          _mm256_add_epi32(_mm256_add_epi32(bits(v[i]), word(0x7fff)), odd), 16);
+      rounded[i] =
+          _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits(v[i]), word(0x7fff)), odd), 16);
     }
     U packed = _mm256_packus_epi32(rounded[0], rounded[1]);
     _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(packed, 0xD8));

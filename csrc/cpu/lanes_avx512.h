@@ -52,9 +52,7 @@ struct Avx512Lane {
   FASTINIT_FN U not_unless_negative(U a, F sign) {
     return _mm512_mask_xor_epi32(a, positive(sign), a, _mm512_set1_epi32(-1));
   }
-  FASTINIT_FN F if_negative(F sign, F a, F b) {
-    return _mm512_mask_blend_ps(positive(sign), a, b);
-  }
+  FASTINIT_FN F if_negative(F sign, F a, F b) { return _mm512_mask_blend_ps(positive(sign), a, b); }
   FASTINIT_FN __mmask16 above(F a, float limit) {
     return _mm512_cmp_ps_mask(a, set(limit), _CMP_GT_OQ);
   }
@@ -64,8 +62,8 @@ struct Avx512Lane {
   }
   FASTINIT_FN F copysign(F a, F sign) { return _mm512_or_ps(a, _mm512_and_ps(sign, set(-0.0f))); }
   FASTINIT_FN F xor_sign(F a, U word) {  // a ^ (word & sign bit)
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-        _mm512_castps_si512(a), word, _mm512_set1_epi32(INT32_MIN), 0x78));
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(a), word,
+                                                         _mm512_set1_epi32(INT32_MIN), 0x78));
   }
   FASTINIT_FN F mantissa(F a) {
     return _mm512_getmant_ps(a, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_zero);
