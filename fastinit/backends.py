@@ -123,6 +123,8 @@ native = Native()
 BACKENDS = (native, Triton(), Reference())
 
 _forced: ContextVar[Any] = ContextVar("fastinit_backend", default=None)
+forced = _forced.get
+"""The backend that a block of :func:`backend` forces, or None."""
 
 
 def choose(device: torch.device) -> Any:
@@ -166,11 +168,6 @@ def version() -> str:
         return metadata.version("fastinit")
     except metadata.PackageNotFoundError:
         return str(native.module.__version__) if native.module else "unknown"
-
-
-def forced() -> bool:
-    """Whether a block of :func:`backend` is in force."""
-    return _forced.get() is not None
 
 
 def info() -> dict[str, Any]:

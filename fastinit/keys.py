@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from hashlib import blake2b
 
 import torch
@@ -42,6 +43,17 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+class _Cell(threading.local):
+    """A thread's own place to draw into: making a tensor would cost more than the draw."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):
+            self.word = torch.empty((), dtype=torch.int64, device="cpu")
+
+
+_cell = _Cell()
+
+
 def draw_seed(generator: torch.Generator | None = None) -> int:
     """One 64-bit draw from ``generator``, by default torch's CPU generator.
 
@@ -49,8 +61,12 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
     4 (one Philox block); neither synchronises.
     """
     if generator is None or generator.device.type == "cpu":
-        draw = torch.empty((), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
-        return int(draw.item()) & 0xFFFF_FFFF_FFFF_FFFF
+        word = _cell.word
+        if generator is None:
+            word.random_(-(1 << 63), None)
+        else:
+            word.random_(-(1 << 63), None, generator=generator)
+        return int(word.item()) & 0xFFFF_FFFF_FFFF_FFFF
     from fastinit.reference import philox_words
 
     offset = generator.get_offset()

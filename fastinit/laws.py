@@ -65,6 +65,8 @@ def uniform(a: float = 0.0, b: float = 1.0) -> Law:
             (the exception type of ``torch.Tensor.uniform_``).
     """
     a, b = _number("a", a), _number("b", b)
+    if -1.0 <= a <= b <= 1.0:  # most calls
+        return Law(UNIFORM, a, b)
     if not (math.isfinite(a) and math.isfinite(b)):
         raise RuntimeError(f"uniform_ expects finite bounds, but got a={a}, b={b}")
     if a > b:
@@ -273,6 +275,8 @@ def _next(value: float, dtype: torch.dtype, direction: int) -> float:
 
 
 def _number(name: str, value: float) -> float:
+    if type(value) is float:
+        return value
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):

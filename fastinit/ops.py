@@ -17,6 +17,15 @@ from fastinit import backends, keys, laws
 from fastinit.backends import Write
 from fastinit.laws import Law
 
+# What every call needs, looked up once.
+_native = backends.native.module
+_native_fill = backends.native.fill
+_forced = backends.forced
+_threads = torch.get_num_threads
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_increment_version = torch.autograd.graph.increment_version
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 _SHORT_WAY = frozenset(laws.DTYPES)
 _WRITABLE = _SHORT_WAY | frozenset(laws.COMPLEX)
@@ -72,14 +81,14 @@ def fill_(
         type(tensor) in _PLAIN
         and tensor.dtype in _SHORT_WAY
         and window is None
-        and not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and tensor.device.type == "cpu"
+        and not _is_compiling()
+        and not _dispatch_modes()
+        and tensor.is_cpu
         and tensor.layout is torch.strided
         and tensor.is_contiguous()
         and not tensor.is_inference()
-        and backends.native.module is not None
-        and not backends.forced()
+        and _native is not None
+        and _forced() is None
     ):
         numel = tensor.numel()
         if seed is None:
@@ -90,15 +99,9 @@ def fill_(
             raise ValueError("seed and generator exclude each other, but got both")
         else:
             keys.check_seed(seed)
-        backends.native.module.fill_contiguous(
-            backends.native.fill(law, tensor.dtype),
-            tensor.data_ptr(),
-            numel,
-            seed,
-            stream,
-            torch.get_num_threads(),
-        )
-        torch.autograd.graph.increment_version(tensor)
+        fill = _native_fill(law, tensor.dtype)
+        _native.fill_contiguous(fill, tensor.data_ptr(), numel, seed, stream, _threads())
+        _increment_version(tensor)
         return tensor
 
     check_writable(tensor)
@@ -146,7 +149,7 @@ def fill_many_(requests: Sequence[Request]) -> None:
         for device, some in writes.items():
             chosen[device].fill_many(some)
             for write in some:
-                torch.autograd.graph.increment_version(write.tensor)
+                _increment_version(write.tensor)
 
 
 def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
@@ -265,7 +268,7 @@ def _fill_real(
     mask = (1 << 64) - 1
     write = _write(tensor, law, seed & mask, stream & mask, window)
     backends.choose(tensor.device).fill_many([write])
-    torch.autograd.graph.increment_version(tensor)
+    _increment_version(tensor)
 
 
 def _fill_fake(tensor: Tensor, *arguments: object) -> None:
