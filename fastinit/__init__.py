@@ -1,6 +1,9 @@
 """fastinit: weight initialisation at memory speed, the same bits everywhere."""
 
 from fastinit import init
-from fastinit.backends import backend, info
+from fastinit.backends import backend, info, version
+from fastinit.patching import patch, patched, unpatch
+from fastinit.plan import Fill, Plan
 
-__all__ = ["backend", "info", "init"]
+__version__ = version()
+__all__ = ["Fill", "Plan", "backend", "info", "init", "patch", "patched", "unpatch"]

@@ -67,7 +67,9 @@ class Native:
     def serves(self, device: torch.device) -> str | None:
         if self.missing:
             return self.missing
-        return None if device.type == "cpu" else f"the native build has no kernels for {device.type}"
+        return (
+            None if device.type == "cpu" else f"the native build has no kernels for {device.type}"
+        )
 
     def fill(self, law: Law, dtype: torch.dtype) -> Any:
         """The law's kernel parameters for a dtype, converted once."""
@@ -77,7 +79,9 @@ class Native:
             assert self.module is not None
             if len(self._fills) >= 4096:
                 self._fills.clear()
-            fill = self.module.Fill(law.kind, laws.DTYPES.index(dtype), laws.kernel_params(law, dtype))
+            fill = self.module.Fill(
+                law.kind, laws.DTYPES.index(dtype), laws.kernel_params(law, dtype)
+            )
             self._fills[key] = fill
         return fill
 
@@ -136,7 +140,9 @@ def choose(device: torch.device) -> Any:
     forced = _forced.get()
     if forced is not None:
         if reason := forced.serves(device):
-            raise RuntimeError(f"backend {forced.name!r} cannot fill a tensor on {device}: {reason}")
+            raise RuntimeError(
+                f"backend {forced.name!r} cannot fill a tensor on {device}: {reason}"
+            )
         return forced
     return next(b for b in BACKENDS if b.serves(device) is None)
 
@@ -200,7 +206,7 @@ def info() -> dict[str, Any]:
 
 
 def _explain(device: torch.device) -> str:
-    passed = []
+    passed: list[str] = []
     for candidate in BACKENDS:
         reason = candidate.serves(device)
         if reason is None:

@@ -73,4 +73,4 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
     generator.set_offset(offset + 4)
     seed = generator.initial_seed() & 0xFFFF_FFFF_FFFF_FFFF
     low, high = philox_words(seed, ANONYMOUS, torch.tensor([offset // 4]))[0, :2].tolist()
-    return low | high << 32
+    return int(low | high << 32)

@@ -72,7 +72,9 @@ def uniform(a: float = 0.0, b: float = 1.0) -> Law:
     if a > b:
         raise RuntimeError(f"uniform_ expects a <= b, but got a={a}, b={b}")
     if max(abs(a), abs(b), b - a) > FLOAT32_MAX:
-        raise RuntimeError(f"uniform_ expects b - a and the bounds within float32, but got a={a}, b={b}")
+        raise RuntimeError(
+            f"uniform_ expects b - a and the bounds within float32, but got a={a}, b={b}"
+        )
     return Law(UNIFORM, a, b)
 
 
@@ -99,8 +101,10 @@ def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: fl
     a, b = _number("a", a), _number("b", b)
     if not a <= b:  # also catches NaN
         raise RuntimeError(f"trunc_normal_ expects a <= b, but got a={a}, b={b}")
-    if math.isinf(a) and a > 0 or math.isinf(b) and b < 0:
-        raise RuntimeError(f"trunc_normal_ expects a window with values in it, but got a={a}, b={b}")
+    if a == math.inf or b == -math.inf:
+        raise RuntimeError(
+            f"trunc_normal_ expects a window with values in it, but got a={a}, b={b}"
+        )
     if std > 0 and a != b and max((a - mean) / std, (mean - b) / std) > 8.5:
         nearer = max((a - mean) / std, (mean - b) / std)
         if normal_tail(nearer) < SMALLEST_TAIL:
@@ -131,7 +135,11 @@ def split_complex(law: Law) -> Law:
     if law.kind == TRUNCATED_NORMAL:
         mean = law.p0
         return Law(
-            TRUNCATED_NORMAL, mean, law.p1 * half, mean + (law.p2 - mean) * half, mean + (law.p3 - mean) * half
+            TRUNCATED_NORMAL,
+            mean,
+            law.p1 * half,
+            mean + (law.p2 - mean) * half,
+            mean + (law.p3 - mean) * half,
         )
     return law
 
@@ -230,7 +238,7 @@ def _pi() -> Decimal:
 def float32(value: float) -> float:
     """The nearest float32, ties to even; infinity beyond its range."""
     try:
-        return struct.unpack("f", struct.pack("f", value))[0]
+        return float(struct.unpack("f", struct.pack("f", value))[0])
     except OverflowError:
         return math.copysign(math.inf, value)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fastinit import backends, keys, laws
 from fastinit.backends import Write
@@ -156,7 +156,7 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
     """Raises unless :func:`fill_` can write ``tensor``; see there for the exceptions."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{argument} must be a torch.Tensor, but got {type(tensor).__name__}")
-    if isinstance(tensor, UninitializedTensorMixin):
+    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         raise ValueError(
             f"{argument} is an {type(tensor).__name__}: it has no shape yet; run the module once, or "
             f"call its materialize() method, before it is initialised"
@@ -228,9 +228,7 @@ def _write(tensor: Tensor, law: Law, seed: int, stream: int, window: Window | No
     if tensor.dtype in laws.COMPLEX:
         strides = [2 * s for s in window.strides]
         window = Window((*strides, 1), 2 * window.offset)
-        return Write(
-            torch.view_as_real(tensor), laws.split_complex(law), seed, stream, *window
-        )
+        return Write(torch.view_as_real(tensor), laws.split_complex(law), seed, stream, *window)
     return Write(tensor, law, seed, stream, *window)
 
 
