@@ -2,8 +2,9 @@
 
 from fastinit import init
 from fastinit.backends import backend, info, version
+from fastinit.fill import Fill
 from fastinit.patching import patch, patched, unpatch
-from fastinit.plan import Fill, Plan
+from fastinit.plan import Plan
 
 __version__ = version()
 __all__ = ["Fill", "Plan", "backend", "info", "init", "patch", "patched", "unpatch"]

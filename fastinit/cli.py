@@ -17,8 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from fastinit import backends, keys, memory, models, report
-from fastinit.laws import NAMES
-from fastinit.plan import Fill, Plan, distinct_parameters
+from fastinit.fill import Fill
+from fastinit.plan import Plan, distinct_parameters
 from fastinit.plan import Progress as OnProgress
 from fastinit.recipes import transformers_default
 
@@ -107,13 +107,17 @@ def init_command(
     if compare:
         theirs = timed("torch.nn.init, warm memory", lambda p: _torch_init_(model, recipe, p))
 
-    typer.echo(f"{type(model).__name__}, {dtype.value}, seed {seed}: {elements:,} elements, ", nl=False)
+    typer.echo(
+        f"{type(model).__name__}, {dtype.value}, seed {seed}: {elements:,} elements, ", nl=False
+    )
     typer.echo(f"{size / 1e9:.2f} GB, {torch.get_num_threads()} threads\n")
     typer.echo(report.init_table(measured))
     typer.echo("measured over all elements\n")
     typer.echo(report.time_table(timings))
     if theirs is not None:
-        typer.echo(f"\nfastinit is {theirs / ours:.1f} times as fast as torch.nn.init (warm memory)")
+        typer.echo(
+            f"\nfastinit is {theirs / ours:.1f} times as fast as torch.nn.init (warm memory)"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,6 +183,10 @@ def _torch_init_(model: nn.Module, plan: Plan, progress: OnProgress | None) -> N
 
 
 def _torch_fill_(parameter: nn.Parameter, fill: Fill) -> None:
-    functions = (nn.init.uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.constant_)
-    function = dict(zip(NAMES, functions))[fill.distribution]
-    function(parameter, *fill.law.parameters.values())
+    functions: tuple[Callable[..., object], ...] = (
+        nn.init.uniform_,
+        nn.init.normal_,
+        nn.init.trunc_normal_,
+        nn.init.constant_,
+    )
+    functions[fill.law.kind](parameter, *fill.law.parameters.values())

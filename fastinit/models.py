@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fastinit import memory
@@ -106,7 +106,7 @@ def parameters_on_meta() -> Iterator[None]:
 
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if isinstance(param, nn.Parameter) and not (
-            param.is_meta or isinstance(param, UninitializedTensorMixin)
+            param.is_meta or isinstance(param, UninitializedParameter)
         ):
             if param not in replaced:
                 replaced[param] = _like(param, torch.device("meta"), param.dtype)
@@ -148,7 +148,7 @@ def allocate_(
         raise ValueError(f"dtype must be a floating-point dtype, but got {dtype}")
     real: dict[int, nn.Parameter] = {}
     for _, _, parameter in distinct_parameters(model):
-        if parameter.is_meta and not isinstance(parameter, UninitializedTensorMixin):
+        if parameter.is_meta and not isinstance(parameter, UninitializedParameter):
             wanted = dtype if dtype and parameter.is_floating_point() else parameter.dtype
             real[id(parameter)] = _like(parameter, device, wanted)
             if huge_pages:

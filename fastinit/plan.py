@@ -1,4 +1,4 @@
-"""Fill and Plan: what every parameter of a model shall be, apart from where and how it is stored.
+"""Plan: what every parameter of a model shall be, apart from where and how it is stored.
 
 A :class:`Plan` maps parameter names to :class:`Fill` and adds a seed. It knows no device, dtype,
 shape or sharding: element ``i`` of a parameter is a function of (seed, name, i) and of its Fill, so
@@ -8,21 +8,26 @@ one plan gives the same values wherever it is applied, in whatever order, and sa
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 
-from fastinit import laws, ops, text
+from fastinit import ops, text
+from fastinit.fill import Fill
 from fastinit.keys import check_seed, stream_id
-from fastinit.laws import Law
+from fastinit.plan_json import (
+    fill_from_json,
+    fill_to_json,
+    fold_layers,
+    unfold_layers,
+    without_repeats,
+)
 
-Rule = Callable[[str, nn.Module, nn.Parameter], "Fill | None"]
+Rule = Callable[[str, nn.Module, nn.Parameter], Fill | None]
 """(full name, module that owns the parameter, parameter) to its Fill; None if the rule has none."""
 
 M = TypeVar("M", bound=nn.Module)
@@ -37,107 +42,6 @@ FORMAT_VERSION = 1
 # With a progress callback a model is written in batches of at least this many elements: enough for
 # the cost of starting one (microseconds) to vanish, few enough for a bar to move.
 BATCH = 1 << 26
-
-_CONSTRUCTORS: dict[str, Callable[..., Law]] = {
-    "uniform": laws.uniform,
-    "normal": laws.normal,
-    "truncated_normal": laws.truncated_normal,
-    "constant": laws.constant,
-}
-
-
-@dataclass(frozen=True)
-class Fill:
-    """A distribution with its parameters, and a scale that multiplies every value drawn from it.
-
-    Args:
-        distribution: ``"uniform"``, ``"normal"``, ``"truncated_normal"`` or ``"constant"``.
-        parameters: in the order of the constructor of that name: (a, b); (mean, std);
-            (mean, std, a, b); (value,).
-        scale: positive and finite.
-
-    Raises:
-        ValueError: unknown distribution, wrong number of parameters, or a scale that is not
-            positive and finite.
-        RuntimeError: parameters that the law refuses (``fastinit.laws``), also after scaling.
-
-    >>> Fill.normal(std=0.02).scaled(0.5).std
-    0.01
-    """
-
-    distribution: str
-    parameters: tuple[float, ...]
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.distribution not in _CONSTRUCTORS:
-            known = ", ".join(_CONSTRUCTORS)
-            raise ValueError(f"distribution must be one of {known}, but got {self.distribution!r}")
-        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)):
-            raise ValueError(f"scale must be a number, but got {self.scale!r}")
-        if not 0.0 < self.scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, but got {self.scale}")
-        object.__setattr__(self, "scale", float(self.scale))
-        try:
-            unscaled = _CONSTRUCTORS[self.distribution](*self.parameters)
-        except TypeError as error:
-            raise ValueError(
-                f"parameters do not fit {self.distribution}: got {self.parameters!r}"
-            ) from error
-        names = unscaled.parameters
-        if len(self.parameters) != len(names):
-            raise ValueError(
-                f"{self.distribution} takes {len(names)} parameters ({', '.join(names)}), "
-                f"but got {self.parameters!r}"
-            )
-        object.__setattr__(self, "parameters", tuple(names.values()))
-        _ = self.law  # refuses what scaling takes out of range
-
-    @classmethod
-    def uniform(cls, a: float = 0.0, b: float = 1.0) -> Fill:
-        """The uniform law on [a, b)."""
-        return cls("uniform", (a, b))
-
-    @classmethod
-    def normal(cls, mean: float = 0.0, std: float = 1.0) -> Fill:
-        """The normal law."""
-        return cls("normal", (mean, std))
-
-    @classmethod
-    def truncated_normal(
-        cls, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
-    ) -> Fill:
-        """The normal law conditioned on [a, b]; a and b are values, not multiples of std."""
-        return cls("truncated_normal", (mean, std, a, b))
-
-    @classmethod
-    def constant(cls, value: float) -> Fill:
-        """One value everywhere."""
-        return cls("constant", (value,))
-
-    def scaled(self, factor: float) -> Fill:
-        """This Fill with every value multiplied by ``factor``, positive and finite."""
-        return Fill(self.distribution, self.parameters, self.scale * factor)
-
-    @property
-    def law(self) -> Law:
-        """The law with the scale multiplied in."""
-        return _CONSTRUCTORS[self.distribution](*(self.scale * p for p in self.parameters))
-
-    @property
-    def mean(self) -> float:
-        """The expectation of the values."""
-        return _moments(self.law)[0]
-
-    @property
-    def std(self) -> float:
-        """The standard deviation of the values (of a truncated normal: after truncation)."""
-        return _moments(self.law)[1]
-
-    def __str__(self) -> str:
-        if self.distribution == "constant":
-            return f"constant {self.law.p0:g}"
-        return self.distribution.replace("_", " ")
 
 
 class Plan(Mapping[str, Fill]):
@@ -359,7 +263,7 @@ class Plan(Mapping[str, Fill]):
             "version": FORMAT_VERSION,
             "stream_version": self.stream_version,
             "seed": self.seed,
-            "parameters": _fold_layers([(n, _fill_to_json(f)) for n, f in self.items()]),
+            "parameters": fold_layers([(n, fill_to_json(f)) for n, f in self.items()]),
         }
         if self._aliases:
             document["aliases"] = self._aliases
@@ -374,7 +278,7 @@ class Plan(Mapping[str, Fill]):
                 that is missing or no good; nothing is guessed.
         """
         try:
-            fields = json.loads(document, object_pairs_hook=_without_repeats)
+            fields = json.loads(document, object_pairs_hook=without_repeats)
         except json.JSONDecodeError as error:
             raise ValueError(f"not a plan: not JSON ({error})") from None
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
@@ -385,7 +289,7 @@ class Plan(Mapping[str, Fill]):
                     f'plan with "{key}" {fields.get(key)!r}: this fastinit knows {known} only'
                 )
         try:
-            fills = {n: _fill_from_json(n, f) for n, f in _unfold_layers(fields["parameters"])}
+            fills = {n: fill_from_json(n, f) for n, f in unfold_layers(fields["parameters"])}
             return cls(fills, seed=fields["seed"], aliases=fields.get("aliases"))
         except KeyError as error:
             raise ValueError(f"not a plan: {error} is missing") from None
@@ -458,130 +362,3 @@ def _batches(requests: Iterable[ops.Request]) -> Iterator[list[ops.Request]]:
             batch, elements = [], 0
     if batch:
         yield batch
-
-
-def _moments(law: Law) -> tuple[float, float]:
-    """Mean and standard deviation of a law, in doubles.
-
-    For the truncated normal see Johnson, Kotz & Balakrishnan, Continuous Univariate Distributions 1
-    (1994), section 13.10.1.
-    """
-    if law.kind == laws.UNIFORM:
-        return (law.p0 + law.p1) / 2, (law.p1 - law.p0) / math.sqrt(12.0)
-    if law.kind == laws.NORMAL:
-        return law.p0, law.p1
-    if law.kind == laws.CONSTANT:
-        return law.p0, 0.0
-    mean, std, a, b = law[1:]
-    if std == 0.0 or a == b:
-        return min(max(mean, a), b), 0.0
-    alpha, beta = (a - mean) / std, (b - mean) / std
-    if beta - alpha < 1e-3:
-        # The formula cancels to 1e-16 / (beta - alpha)^2, and the density is flat to 1e-3 of itself
-        # times the distance from the mean: the uniform law.
-        return (a + b) / 2, (b - a) / math.sqrt(12.0)
-    if alpha + beta > 0:  # the mass from the tail that holds less of it
-        mass = math.erfc(alpha / math.sqrt(2)) - math.erfc(beta / math.sqrt(2))
-    else:
-        mass = math.erfc(-beta / math.sqrt(2)) - math.erfc(-alpha / math.sqrt(2))
-    mass /= 2
-    density_a, density_b = _density(alpha), _density(beta)
-    shift = (density_a - density_b) / mass
-    pull = (alpha * density_a if density_a else 0.0) - (beta * density_b if density_b else 0.0)
-    return mean + std * shift, std * math.sqrt(max(0.0, 1.0 + pull / mass - shift * shift))
-
-
-def _density(x: float) -> float:
-    return math.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
-
-
-# --- JSON ----------------------------------------------------------------------------------------
-
-_Named = list[tuple[str, dict[str, Any]]]
-
-
-def _fill_to_json(fill: Fill) -> dict[str, object]:
-    names = _CONSTRUCTORS[fill.distribution](*fill.parameters).parameters
-    out: dict[str, object] = {"distribution": fill.distribution}
-    out.update((name, v if math.isfinite(v) else str(v)) for name, v in names.items())
-    if fill.scale != 1.0:
-        out["scale"] = fill.scale
-    return out
-
-
-def _fill_from_json(name: str, fields: dict[str, Any]) -> Fill:
-    rest = dict(fields)
-    try:
-        distribution = rest.pop("distribution")
-        scale = rest.pop("scale", 1.0)
-        law = _CONSTRUCTORS[distribution](**{key: float(v) for key, v in rest.items()})
-        if list(rest) != list(law.parameters):
-            raise ValueError(f"expected {', '.join(law.parameters)}, but got {', '.join(rest)}")
-        return Fill(distribution, tuple(law.parameters.values()), scale)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"parameter {name}: no Fill ({error}): {fields}") from None
-
-
-def _fold_layers(named: _Named) -> list[dict[str, object]]:
-    """Entries ``{"name", ...fill}``, and ``{"layers", "first", "last", "parameters"}`` for runs of
-    layers ``layers.first`` to ``layers.last`` that hold the same parameters with the same fills.
-    """
-    entries: list[dict[str, Any]] = []
-    for layer, members in _layers(named):
-        previous = entries[-1] if entries else {}
-        if layer is None:
-            entries += [{"name": name, **fill} for name, fill in members]
-            continue
-        parameters = [{"name": name, **fill} for name, fill in members]
-        stem, index = layer
-        if (previous.get("layers"), previous.get("last")) == (stem, index - 1) and (
-            previous["parameters"] == parameters
-        ):
-            previous["last"] = index
-        else:
-            entries.append(
-                {"layers": stem, "first": index, "last": index, "parameters": parameters}
-            )
-    return entries
-
-
-def _layers(named: _Named) -> Iterator[tuple[tuple[str, int] | None, _Named]]:
-    """Consecutive parameters of one layer ``stem.index``, with their names in it; None for no layer."""
-    current: tuple[str, int] | None = None
-    members: _Named = []
-    for name, fill in named:
-        match = re.match(r"(.*?)\.(0|[1-9]\d*)\.(.+)", name)
-        layer = (match[1], int(match[2])) if match else None
-        if layer != current and members:
-            yield current, members
-            members = []
-        current = layer
-        members.append((match[3] if match else name, fill))
-    if members:
-        yield current, members
-
-
-def _unfold_layers(entries: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    names = set()
-    for entry in entries:
-        if "layers" in entry:
-            indices = range(entry["first"], entry["last"] + 1)
-            prefixes = [f"{entry['layers']}.{index}." for index in indices]
-            members = entry["parameters"]
-        else:
-            prefixes, members = [""], [entry]
-        for prefix in prefixes:
-            for member in members:
-                fields = dict(member)
-                name = prefix + fields.pop("name")
-                if name in names:
-                    raise ValueError(f"not a plan: parameter {name} appears twice")
-                names.add(name)
-                yield name, fields
-
-
-def _without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(items)
-    if len(fields) != len(items):
-        raise ValueError(f"not a plan: a key appears twice among {', '.join(k for k, _ in items)}")
-    return fields

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from fastinit import fans
-from fastinit.plan import Fill, Rule
+from fastinit.fill import Fill
+from fastinit.plan import Rule
 
 # Decoders of transformers that leave PreTrainedModel._init_weights as it is.
 _PLAIN_FAMILIES = frozenset({"llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"})

@@ -19,25 +19,24 @@ _CHUNK = 1 << 20
 class Moments(NamedTuple):
     """Of the elements of one or several tensors: how many, mean, sum of squared deviations."""
 
-    count: int = 0
+    elements: int = 0
     mean: float = 0.0
     m2: float = 0.0
 
     @property
     def std(self) -> float:
         """The standard deviation, divided by the count (the mean is not an estimate: all are read)."""
-        return math.sqrt(self.m2 / self.count) if self.count else math.nan
+        return math.sqrt(self.m2 / self.elements) if self.elements else math.nan
 
     def merged(self, other: Moments) -> Moments:
         """The moments of both together (Chan, Golub & LeVeque 1983, equation 2.1)."""
-        count = self.count + other.count
-        if not count:
+        elements = self.elements + other.elements
+        if not elements:
             return self
         step = other.mean - self.mean
-        mean = self.mean + step * other.count / count
-        return Moments(
-            count, mean, self.m2 + other.m2 + step * step * self.count * other.count / count
-        )
+        share = other.elements / elements
+        m2 = self.m2 + other.m2 + step * step * self.elements * share
+        return Moments(elements, self.mean + step * share, m2)
 
 
 class Timing(NamedTuple):
@@ -89,10 +88,10 @@ def init_table(measured: Sequence[tuple[Group, Moments]]) -> str:
             rows.append((layers + "*", "", "", "", "", ""))
         heading = layers if star else ""
         name = "  " + rest if star else group.pattern
-        numbers = (str(len(group.names)), text.count(moments.count))
+        numbers = (str(len(group.names)), text.count(moments.elements))
         rows.append((name, *numbers, str(group.fill), _std(group.fill.std), _std(moments.std)))
     parameters = sum(len(group.names) for group, _ in measured)
-    elements = sum(moments.count for _, moments in measured)
+    elements = sum(moments.elements for _, moments in measured)
     rows.append(("total", str(parameters), text.count(elements), "", "", ""))
     return text.table(rows, "<>><>>", total=True)
 
@@ -101,8 +100,9 @@ def time_table(timings: Sequence[Timing]) -> str:
     """Seconds, and where elements were written GB/s (10^9 bytes) and nanoseconds per element."""
     rows = [("time", "seconds", "GB/s", "ns/element")]
     for name, seconds, elements, size in timings:
-        speed = (f"{size / seconds / 1e9:.2f}", f"{seconds / elements * 1e9:.3f}")
-        rows.append((name, f"{seconds:.3f}", *(speed if elements else ("", ""))))
+        rate = f"{size / seconds / 1e9:.2f}" if elements else ""
+        each = f"{seconds / elements * 1e9:.3f}" if elements else ""
+        rows.append((name, f"{seconds:.3f}", rate, each))
     return text.table(rows, "<>>>")
 
 
@@ -117,6 +117,6 @@ def _std(value: float) -> str:
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
     """All elements in 1-D pieces; views of the tensor wherever its memory is dense."""
-    order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     flat = tensor.permute(order).reshape(-1)
     yield from flat.split(_CHUNK) if flat.numel() else ()
