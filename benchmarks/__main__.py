@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,14 @@ def main() -> None:
     print("ratios are the peer's time over fastinit's in the same rounds\n")
 
     results: dict[str, Any] = {"machine": about, "rounds": options.rounds}
-    header = ["fill", "dtype", "thr", "ns/element", "GB/s", "torch", "zero_", "numpy", "cont."]
+    header = ["fill", "dtype", "thr", "ns/element", "GB/s", "torch", "zero_", "numpy", "contig"]
     rows = [header]
     results["fills"] = []
     for record in fills.measure(options.elements, threads, options.rounds):
         results["fills"].append(record)
         rows.append(_fill_row(record))
-        print(f"\r{record['law']} {record['dtype']} {record['note']}\033[K", end="", flush=True)
-    print("\r\033[K" + table(rows, "<<>>>>>>>"), "\n")
+        print(f"{len(rows) - 1:3} {' '.join(rows[-1][:4])}", file=sys.stderr, flush=True)
+    print(table(rows, "<<>>>>>>>"), "\n")
 
     results["calls"] = list(fills.calls())
     rows = [["call on 4 elements", "µs", "torch's µs"]]

@@ -75,7 +75,7 @@ def measure(elements: int, threads: list[int], rounds: int) -> Iterator[dict[str
                 for case in (UNIFORM, NORMAL):
                     yield _record(case, torch.float32, elements, count, rounds, note=isa)
         native.module.force_isa(in_use)
-        yield _record(NORMAL, torch.float32, elements, count, rounds, note="transposed")
+        yield _record(NORMAL, torch.float32, elements, count, rounds, note="ᵀ")
 
 
 def calls() -> Iterator[dict[str, Any]]:
@@ -102,12 +102,12 @@ def _record(
 ) -> dict[str, Any]:
     side = 1 << (elements.bit_length() // 2)
     tensor = torch.empty(side, elements // side, dtype=dtype)
-    view = tensor.t() if note == "transposed" else tensor
+    view = tensor.t() if note == "ᵀ" else tensor
     contenders: dict[str, Callable[[], object]] = {
         "fastinit": lambda: case.ours(view),
         "zero_": tensor.zero_,
     }
-    if note == "transposed":
+    if note == "ᵀ":
         contenders["contiguous"] = lambda: case.ours(tensor)
     else:
         contenders["torch"] = lambda: case.torch(tensor)

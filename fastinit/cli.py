@@ -107,12 +107,11 @@ def init_command(
     if compare:
         theirs = timed("torch.nn.init, warm memory", lambda p: _torch_init_(model, recipe, p))
 
-    typer.echo(
-        f"{type(model).__name__}, {dtype.value}, seed {seed}: {elements:,} elements, ", nl=False
-    )
-    typer.echo(f"{size / 1e9:.2f} GB, {torch.get_num_threads()} threads\n")
+    used = torch.get_num_threads()
+    typer.echo(f"{type(model).__name__}, {dtype.value}, seed {seed}")
+    typer.echo(f"{elements:,} elements, {size / 1e9:.2f} GB, {used} thread{'s' * (used > 1)}\n")
     typer.echo(report.init_table(measured))
-    typer.echo("measured over all elements\n")
+    typer.echo("std measured over all elements\n")
     typer.echo(report.time_table(timings))
     if theirs is not None:
         typer.echo(

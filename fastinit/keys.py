@@ -43,6 +43,11 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+# torch.compile takes what these give as a constant instead of tracing BLAKE2b.
+stream_id._dynamo_marked_constant = True  # type: ignore[attr-defined]
+substream._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 class _Cell(threading.local):
     """A thread's own place to draw into: making a tensor would cost more than the draw."""
 

@@ -175,8 +175,9 @@ def kernel_params(law: Law, dtype: torch.dtype) -> Params:
     lo, hi = round_up(a, dtype), round_down(b, dtype)
     if lo > hi:
         lo = hi = nearest(a, dtype)
-    if std == 0.0 or a == b:
-        return Params(0.0, float32(min(max(mean, a), b)), lo, hi)
+    if std == 0.0 or a == b:  # one value; the quantile still wants a probability, any one in (0, 1)
+        value = float32(min(max(mean, a), b))
+        return Params(0.0, value, lo, hi, t_below=0.5, t_above=0.5)
     alpha, beta = (a - mean) / std, (b - mean) / std
     below_a, above_a = normal_tail(-alpha), normal_tail(alpha)
     below_b, above_b = normal_tail(-beta), normal_tail(beta)

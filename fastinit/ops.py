@@ -168,6 +168,8 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
         )
     if tensor.layout is not torch.strided:
         raise NotImplementedError(f"{argument} must be strided, but got layout {tensor.layout}")
+    if _is_compiling():
+        return  # what follows looks at the tensor's memory, which a traced tensor has none of
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{argument} is an inference tensor: it can only be written inside torch.inference_mode()"
@@ -212,8 +214,9 @@ def _check_window(tensor: Tensor, window: Window) -> None:
             f"but got {window.strides}"
         )
     last = window.offset + sum(s * (n - 1) for s, n in zip(window.strides, tensor.shape) if n)
-    if window.offset < 0 or any(s < 0 for s in window.strides) or last >= 1 << 63:
-        raise ValueError(f"window must address elements in [0, 2**63), but got {window}")
+    bits = 62 if tensor.dtype in laws.COMPLEX else 63  # a complex element is two of the stream's
+    if window.offset < 0 or any(s < 0 for s in window.strides) or last >= 1 << bits:
+        raise ValueError(f"window must address elements in [0, 2**{bits}), but got {window}")
 
 
 def _write(tensor: Tensor, law: Law, seed: int, stream: int, window: Window | None) -> Write:

@@ -117,7 +117,7 @@ def _inference() -> Tensor:
 
 
 TENSORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "int64": (lambda: torch.full((4, 3), 7), NotImplementedError, "tensor .*int64"),
+    "int64": (lambda: torch.full((4, 3), 7), NotImplementedError, r"tensor .*int64"),
     "bool": (lambda: torch.ones(4, 3, dtype=torch.bool), NotImplementedError, "tensor .*bool"),
     "float8": (
         lambda: torch.ones(4, 3).to(torch.float8_e4m3fn),
@@ -146,7 +146,7 @@ def test_tensors(name: str, kind: str) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_quantised_and_sparse() -> None:
     quantised = torch.quantize_per_tensor(torch.ones(4, 3), 0.1, 0, torch.qint8)
-    with pytest.raises(NotImplementedError, match="tensor .*qint8"):
+    with pytest.raises(NotImplementedError, match=r"tensor .*qint8"):
         init.normal_(quantised)
     assert quantised.dequantize().eq(1).all()
     for sparse in (torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()):
@@ -167,7 +167,7 @@ def test_not_a_tensor(name: str, tensor: object) -> None:
 def test_uninitialised_parameter(name: str) -> None:
     layer = nn.LazyLinear(3)
     arguments = {"val": 1.0} if name == "constant_" else {}
-    with pytest.raises(ValueError, match="uninitialized|UninitializedParameter"):
+    with pytest.raises(ValueError, match=r"uninitialized|UninitializedParameter"):
         getattr(init, name)(layer.weight, **arguments)
 
 

@@ -6,6 +6,8 @@ have passed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from scipy import stats
@@ -72,12 +74,22 @@ def test_gain_must_be_finite(gain: float) -> None:
     assert not w.any()
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Thousands of tiny matrices: LAPACK's threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def draws(rows: int, columns: int, count: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.stack(
         [init.orthogonal_(torch.empty(rows, columns, dtype=dtype), seed=s) for s in range(count)]
     )
 
 
+@pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("shape", [(4, 4), (6, 3), (3, 6)])
 def test_every_entry_has_haars_law(shape: tuple[int, int]) -> None:
     # The square of any entry of an orthonormal n-vector is Beta(1/2, (n-1)/2), its sign a fair coin.
@@ -90,6 +102,7 @@ def test_every_entry_has_haars_law(shape: tuple[int, int]) -> None:
             assert stats.binomtest(int((x > 0).sum()), len(x)).pvalue > LEVEL
 
 
+@pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("n", [3, 4, 5])
 def test_traces_and_determinant(n: int) -> None:
     # Diaconis & Shahshahani 1994: tr Q has mean 0 and variance 1, tr Q^2 has mean 1 and variance 2
@@ -106,6 +119,7 @@ def test_traces_and_determinant(n: int) -> None:
     assert stats.binomtest(positive, len(q)).pvalue > LEVEL
 
 
+@pytest.mark.usefixtures("_one_thread")
 def test_unitary_phases_are_uniform() -> None:
     # An entry's argument is uniform; |u|^2 is Beta(1, n - 1); |tr U|^2 has mean 1.
     u = draws(3, 3, 3000, torch.complex128)

@@ -14,7 +14,7 @@ import torch.nn.modules.activation
 from fastinit import init, patching
 
 TORCH = dict(vars(torch.nn.init))
-SWAPPED = [n for n in torch.nn.init.__all__]
+SWAPPED = list(torch.nn.init.__all__)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,143 @@
+"""Commands, as a user sees them: output of 80 columns, errors in one line with exit status 2."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastinit import backends, memory, report, text
+from fastinit.plan import Fill, Plan
+
+pytest.importorskip("typer")
+pytest.importorskip("transformers")
+
+from typer.testing import CliRunner
+
+from fastinit import cli
+
+TINY = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 2000,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture
+def config(tmp_path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    return str(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", list(cli.Dtype))
+def test_init_reports_what_was_asked_and_measured(config: str, dtype: cli.Dtype, tmp_path) -> None:
+    saved = tmp_path / "plan.json"
+    arguments = ["init", config, "--seed", "3", "--dtype", dtype.value, "--threads", "1"]
+    result = CliRunner().invoke(cli.app, [*arguments, "--compare", "--plan", str(saved)])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == f"LlamaForCausalLM, {dtype.value}, seed 3"
+    assert lines[1].endswith("1 thread")
+    embedding = next(line for line in lines if line.startswith("model.embed_tokens.weight")).split()
+    assert embedding[1:4] == ["1", "128k", "normal"]
+    assert float(embedding[4]) == 0.02
+    # The std of 128,000 values is within 5 of its own std, 0.2 %, of the law's: level 6e-7.
+    assert float(embedding[5]) == pytest.approx(0.02, rel=0.01)
+    assert any(line.split()[:2] == ["input_layernorm.weight", "2"] for line in lines)
+    for timing in ("fill, fresh memory", "fill, warm memory", "torch.nn.init, warm memory"):
+        assert any(line.startswith(timing) for line in lines)
+    assert "times as fast as torch.nn.init" in lines[-1]
+    assert Plan.load(saved).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["init", "no-such-model"], "config 'no-such-model' is neither a file nor one of gpt2-xl"),
+        (["init", "CONFIG", "--seed", "-1"], "seed must be in [0, 2**64), but got -1"),
+        (["init", "CONFIG", "--seed", "x"], "--seed"),
+        (["init", "CONFIG", "--dtype", "int8"], "--dtype"),
+        (["init", "CONFIG", "--threads", "0"], "--threads"),
+        (["init", "CONFIG", "--plan", "/no/such/folder/plan.json"], "/no/such/folder/plan.json"),
+        (["init"], "config"),
+        (["nope"], "nope"),
+    ],
+)
+def test_errors_are_one_line(config: str, arguments: list[str], message: str, capsys) -> None:
+    given = [config if argument == "CONFIG" else argument for argument in arguments]
+    assert cli.main(given) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("fastinit: ")
+    assert message in printed.err
+    assert CliRunner().invoke(cli.app, given).exit_code == 2
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_is_allocated(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    assert cli.main(["init", config]) == 2
+    assert "of memory are free" in capsys.readouterr().err
+
+
+def test_info_says_what_the_backends_say() -> None:
+    result = CliRunner().invoke(cli.app, ["info"])
+    assert result.exit_code == 0
+    assert result.stdout.strip() == report.info(backends.info()).strip()
+    assert torch.__version__ in result.stdout
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["info"], 0), (["init", "gpt2-xl"], 2)])
+def test_without_typer_only_info_works(arguments: list[str], status: int, tmp_path) -> None:
+    hidden = "import sys; sys.modules['typer'] = None; from fastinit.__main__ import main; "
+    done = subprocess.run(
+        [sys.executable, "-c", hidden + f"sys.exit(main({arguments!r}))"],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
+    assert done.returncode == status, done.stderr
+    if status:
+        assert done.stderr.count("\n") == 1
+        assert "pip install fastinit[cli]" in done.stderr
+    else:
+        assert torch.__version__ in done.stdout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_measured_moments_are_those_of_all_elements(dtype: torch.dtype) -> None:
+    model = torch.nn.Conv2d(64, 700, (3, 3), bias=False, dtype=dtype)
+    model.to(memory_format=torch.channels_last)
+    plan = Plan({"weight": Fill.normal(1.0, 0.5)})
+    plan.apply_(model)
+    [(group, moments)] = report.measure(model, plan)
+    values = model.weight.detach().double()
+    assert group.elements == moments.elements == values.numel()
+    # Float32 sums of 2^18 terms. Were each of them rounded at random, the relative error would be
+    # about sqrt(2^18) * 2^-25 = 1.5e-5; sums in blocks, as torch's, stay below a hundredth of that.
+    assert moments.mean == pytest.approx(values.mean().item(), rel=1e-5)
+    assert moments.std == pytest.approx(values.std(correction=0).item(), rel=1e-5)
+
+
+def test_tables_shorten_names_to_fit() -> None:
+    table = text.table([("name", "n"), ("x" * 100, "1")], "<>", width=40)
+    assert [len(line) for line in table.splitlines()] == [40, 40, 40]
+    assert "…" in table

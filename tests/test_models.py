@@ -1,0 +1,214 @@
+"""Models: skeletons on meta, allocation, and recipes that agree with transformers' own."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from fastinit import memory, models
+from fastinit.plan import Fill, Plan
+from fastinit.recipes import transformers_default
+
+transformers = pytest.importorskip("transformers")
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 200,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 64,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+}
+GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": 200,
+    "n_positions": 32,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "add_cross_attention": True,
+}
+QWEN2 = {**LLAMA, "model_type": "qwen2", "initializer_range": 0.05, "tie_word_embeddings": False}
+MISTRAL = {**LLAMA, "model_type": "mistral", "rope_scaling": None}
+
+
+@pytest.fixture(params=[LLAMA, GPT2, QWEN2, MISTRAL], ids=lambda fields: fields["model_type"])
+def config(request, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(request.param))
+    return models.load_config(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_skeleton_is_the_eager_model_without_weights(config, dtype: torch.dtype) -> None:
+    model = models.skeleton(config, dtype)
+    eager = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    assert type(model) is type(eager)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    expected = dict(eager.named_parameters(remove_duplicate=False))
+    assert parameters.keys() == expected.keys()
+    for name, parameter in parameters.items():
+        assert parameter.is_meta, name
+        assert (parameter.shape, parameter.dtype) == (expected[name].shape, dtype)
+    buffers, expected = dict(model.named_buffers()), dict(eager.named_buffers())
+    assert buffers.keys() == expected.keys()
+    for name, buffer in buffers.items():
+        assert buffer.dtype == expected[name].dtype
+        assert torch.equal(buffer, expected[name]), name
+
+
+def test_the_recipe_agrees_with_transformers(config) -> None:
+    """Constants exactly; the std of n normal values within 6 of its own std, 1 / sqrt(2 n): two-sided
+    level 2e-9 for each of some 30 parameters."""
+    torch.manual_seed(0)
+    eager = transformers.AutoModelForCausalLM.from_config(config)
+    plan = Plan.from_model(eager, transformers_default(config))
+    for name, parameter in eager.named_parameters():
+        fill, value = plan[name], parameter.detach()
+        if fill.distribution == "constant":
+            assert bool((value == fill.mean).all()), name
+        else:
+            bound = 6 / math.sqrt(2 * value.numel())
+            assert value.std().item() == pytest.approx(fill.std, rel=bound), name
+
+
+def test_from_config_to_a_written_model(config) -> None:
+    model = models.skeleton(config)
+    plan = Plan.from_model(model, transformers_default(config), seed=1)
+    assert set(models.unwritten(model, plan)) == set(plan)
+    with pytest.raises(ValueError, match="left unwritten"):
+        models.check_written(model, plan)
+    tied = config.tie_word_embeddings
+    assert models.allocate_(model) is model
+    models.check_written(model, plan)
+    plan.apply_(model)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied
+    logits = model.eval()(torch.arange(8)[None]).logits
+    assert logits.shape == (1, 8, config.vocab_size)
+    assert logits.isfinite().all()
+
+    eager = transformers.AutoModelForCausalLM.from_config(config)
+    plan.apply_(eager)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), eager.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("Llama-3.2-1B", 1_235_814_400), ("gpt2-xl", 1_557_611_200)]
+)
+def test_shipped_configs_have_the_published_sizes(name: str, count: int) -> None:
+    config = models.load_config(name)
+    model = models.skeleton(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    plan = Plan.from_model(model, transformers_default(config))
+    assert len(plan.to_json()) < 4000
+    assert max(map(len, plan.table(model).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", 'has no "model_type"'),
+        ('{"model_type": "nope"}', "knows no model_type 'nope'"),
+        ('{"model_type": "llama", "vocab_size": "many"}', "not a valid llama config"),
+    ],
+)
+def test_bad_configs_are_refused(tmp_path, content: str, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        models.load_config(path)
+
+
+def test_a_family_without_a_recipe_and_a_padding_row_are_refused(tmp_path) -> None:
+    config = models.load_config("gpt2-xl")
+    with pytest.raises(ValueError, match="model_type 'bert' has no recipe"):
+        transformers_default(transformers.BertConfig())
+    config = transformers.LlamaConfig(**{**LLAMA, "pad_token_id": 5})
+    with pytest.raises(NotImplementedError, match="padding_idx=5"):
+        Plan.from_model(models.skeleton(config), transformers_default(config))
+    config.architectures = ["NoSuchModel"]
+    with pytest.raises(ValueError, match="no architecture 'NoSuchModel'"):
+        models.skeleton(config)
+
+
+def test_register_parameter_is_restored_after_an_exception() -> None:
+    original = nn.Module.register_parameter
+
+    def fail_inside() -> None:
+        with models.parameters_on_meta():
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
+    assert nn.Module.register_parameter is original
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_parameters_on_meta_keeps_ties_flags_and_buffers() -> None:
+    shared = nn.Parameter(torch.ones(3))
+    with models.parameters_on_meta():
+        a, b = nn.Module(), nn.Module()
+        a.w, b.w = shared, shared
+        a.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        norm = nn.BatchNorm1d(4)
+    assert a.w is b.w
+    assert a.w.is_meta
+    assert not a.frozen.requires_grad
+    assert torch.equal(norm.running_var, torch.ones(4))
+
+
+def test_allocate_keeps_ties_strides_and_real_parameters() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4), nn.Conv2d(3, 3, 3))
+    model[2].to(memory_format=torch.channels_last)
+    strides = model[2].weight.stride()
+    real = model[1].bias
+    for module in (model[0], model[2]):
+        module.to("meta")
+    model[1].weight = model[0].weight
+    models.allocate_(model, dtype=torch.bfloat16)
+    assert model[1].weight is model[0].weight
+    assert model[0].weight.dtype is torch.bfloat16
+    assert model[1].bias is real
+    assert model[2].weight.stride() == strides
+    with pytest.raises(ValueError, match="device must be one that holds values"):
+        models.allocate_(model, "meta")
+    with pytest.raises(ValueError, match="dtype must be a floating-point dtype"):
+        models.allocate_(model, dtype=torch.int8)
+
+
+def test_a_parameter_outside_the_plan_and_a_meta_buffer_are_unwritten() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.register_buffer("table", torch.empty(2, device="meta"))
+    plan = Plan({"0.weight": Fill.normal()})
+    assert models.unwritten(model, plan) == ["0.bias", "table"]
+
+
+def test_huge_pages_are_advice_for_large_cpu_tensors_only() -> None:
+    assert not memory.advise_huge_pages(torch.empty(1000))
+    assert not memory.advise_huge_pages(torch.empty(1 << 24, device="meta"))
+    tensor = torch.empty(4 * memory.HUGE_PAGE, dtype=torch.uint8)
+    taken = memory.advise_huge_pages(tensor)
+    assert (
+        taken
+        or sys.platform != "linux"
+        or not memory.Path("/sys/kernel/mm/transparent_hugepage").exists()
+    )
+    assert tensor.fill_(1).sum() == tensor.numel()
+    free = memory.available_bytes()
+    assert free is None or free > 0
