@@ -170,6 +170,10 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
         raise NotImplementedError(f"{argument} must be strided, but got layout {tensor.layout}")
     if _is_compiling():
         return  # what follows looks at the tensor's memory, which a traced tensor has none of
+    if tensor.is_conj() or tensor.is_neg():
+        raise NotImplementedError(
+            f"{argument} is a lazily conjugated or negated view: fill the tensor it was taken from"
+        )
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{argument} is an inference tensor: it can only be written inside torch.inference_mode()"

@@ -65,9 +65,12 @@ def measure(
     for group in groups:
         moments = Moments()
         for name in group.names:
+            double = tensors[name].dtype == torch.float64
+            # One place for all chunks of a tensor: fresh memory for each would cost more than the sums.
+            scratch = torch.empty(_CHUNK, dtype=torch.float64 if double else torch.float32)
             for chunk in _chunks(tensors[name]):
                 count = chunk.numel()
-                moments = moments.merged(_moments(chunk))
+                moments = moments.merged(_moments(chunk, scratch))
                 if progress is not None:
                     read += count
                     progress(read, total)
@@ -115,11 +118,11 @@ def _std(value: float) -> str:
     return f"{value:#.4g}" if value else "0"
 
 
-def _moments(chunk: Tensor) -> Moments:
-    values = chunk if chunk.dtype == torch.float64 else chunk.float()
+def _moments(chunk: Tensor, scratch: Tensor) -> Moments:
+    values = scratch[: chunk.numel()].copy_(chunk)
     mean = values.mean()
-    deviations = values - mean
-    return Moments(chunk.numel(), mean.item(), torch.dot(deviations, deviations).item())
+    values -= mean
+    return Moments(chunk.numel(), mean.item(), torch.dot(values, values).item())
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:

@@ -1,0 +1,73 @@
+"""What the tests of the stream share: the CPU builds, one at a time, and equality of bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastinit import backends
+from fastinit.laws import Law
+from fastinit.ops import Window, fill_
+
+_module = backends.native.module
+ISAS: tuple[str, ...] = (
+    tuple(name for name, usable in _module.isas().items() if usable) if _module else ()
+)
+"""The CPU builds that this machine runs; none where there is no native module."""
+
+
+@contextmanager
+def isa(name: str) -> Iterator[None]:
+    """Native with the CPU build ``name`` within the block."""
+    assert _module is not None
+    before = _module.isa()
+    _module.force_isa(name)
+    try:
+        with backends.backend("native"):
+            yield
+    finally:
+        _module.force_isa(before)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The tensor's bytes in row-major order: NaNs and the signs of zeros count."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def sentinel(numel: int, dtype: torch.dtype) -> Tensor:
+    """Memory that no fill here leaves behind: every byte is 0xa5."""
+    return torch.full((numel * dtype.itemsize,), 0xA5, dtype=torch.uint8).view(dtype)
+
+
+def assert_same_everywhere(
+    view: Callable[[Tensor], Tensor],
+    numel: int,
+    dtype: torch.dtype,
+    law: Law,
+    seed: int = 1,
+    stream: int = 0,
+    window: Window | None = None,
+) -> Tensor:
+    """Every CPU build writes a view as the reference does, and not a byte beside it.
+
+    ``view`` takes one out of ``numel`` elements. Returns the view that the reference wrote.
+    """
+    key: dict[str, Any] = {"seed": seed, "stream": stream, "window": window}
+    base = sentinel(numel, dtype)
+    expected = base.clone()
+    with backends.backend("reference"):
+        fill_(view(expected), law, **key)
+    for name in ISAS:
+        got = base.clone()
+        with isa(name):
+            fill_(view(got), law, **key)
+        assert bits(got).equal(bits(expected)), f"{name} differs from the reference"
+    # The reference itself writes nothing beside the view.
+    beside = expected.clone()
+    view(beside).copy_(view(base))
+    assert bits(beside).equal(bits(base))
+    return view(expected)
