@@ -2,7 +2,7 @@
 
     python csrc/fit_polynomials.py
 
-It fits them again (about a minute; needs numpy, scipy and mpmath), prints each with its error, and
+It fits them again (seconds; needs numpy, scipy and mpmath), prints each with its error, and
 exits with 1 if a coefficient is not the one in stream.h. The wheel does not hold it.
 
 Each fit minimises the largest weighted error on a Chebyshev grid, as a linear program. The
@@ -74,29 +74,29 @@ def sine(x: float) -> mpf:
 
 
 @lru_cache(None)
-def quantile_ratio(l: float) -> mpf:
-    """z / x, where z is the normal quantile at p, x = 2p - 1, and l = -log2(1 - x^2)."""
-    y = mpf(2) ** (-mpf(l))
+def quantile_ratio(ell: float) -> mpf:
+    """z / x, where z is the normal quantile at p, x = 2p - 1, and ell = -log2(1 - x^2)."""
+    y = mpf(2) ** (-mpf(ell))
     x = mp.sqrt(1 - y)
-    if l < 1e-15:
+    if ell < 1e-15:
         return mp.sqrt(mp.pi / 2)
     t = y / (2 * (1 + x))  # the probability of the nearer tail
     start = mp.sqrt(2 * mp.log(1 / t)) - 0.3 if t < 0.1 else x * 1.2533
     return mp.findroot(lambda z: mp.log(mp.erfc(z / mp.sqrt(2)) / 2) - mp.log(t), start) / x
 
 
-def quantile_weight(l: float) -> mpf:
+def quantile_weight(ell: float) -> mpf:
     """Errors of z count relative to max(1, z)."""
-    return 1 / max(1, quantile_ratio(l) * mp.sqrt(1 - mpf(2) ** -mpf(l)))
+    return 1 / max(1, quantile_ratio(ell) * mp.sqrt(1 - mpf(2) ** -mpf(ell)))
 
 
 def tail(r: float) -> mpf:
-    """The quantile from r = sqrt(l + shift) - middle. (x is 1 to 7e-3 and better, and z absorbs it.)"""
+    """z / x from r = sqrt(l + shift) - middle."""
     return quantile_ratio((mpf(r) + TAIL_MIDDLE) ** 2 - TAIL_SHIFT)
 
 
-def tail_argument(l: float) -> float:
-    return float(np.sqrt(l + TAIL_SHIFT)) - TAIL_MIDDLE
+def tail_argument(ell: float) -> float:
+    return float(np.sqrt(ell + TAIL_SHIFT)) - TAIL_MIDDLE
 
 
 # q, c, s: normal_pair. l, z: truncated_normal. tail: tail_quantile.

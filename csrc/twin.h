@@ -68,9 +68,6 @@ struct Twin {
   FASTINIT_FN F if_above(F x, float limit, F y, F z) {
     return {L::if_above(x.a, limit, y.a, z.a), L::if_above(x.b, limit, y.b, z.b)};
   }
-  FASTINIT_FN F copysign(F x, F sign) {
-    return {L::copysign(x.a, sign.a), L::copysign(x.b, sign.b)};
-  }
   FASTINIT_FN F xor_sign(F x, U word) {
     return {L::xor_sign(x.a, word.a), L::xor_sign(x.b, word.b)};
   }

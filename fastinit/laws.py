@@ -116,7 +116,7 @@ def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: fl
 
 
 def constant(value: float) -> Law:
-    """The constant law; value may be any float, NaN and infinities included."""
+    """The constant law; value may be any float, NaN and infinities included. -0.0 is 0.0."""
     return Law(CONSTANT, _number("value", value))
 
 
@@ -166,7 +166,7 @@ def kernel_params(law: Law, dtype: torch.dtype) -> Params:
         lo, hi = round_up(law.p0, dtype), below(law.p1, dtype)
         if lo > hi:  # nothing representable in [a, b): the nearest value
             lo = hi = nearest(law.p0, dtype)
-        return Params(float32(b - a) * 2.0**-24, a, lo, hi)
+        return Params(float32(float32(b - a) * 2.0**-24), a, lo, hi)
     if law.kind == NORMAL:
         return Params(float32(law.p1), float32(law.p0))
     if law.kind == CONSTANT:
@@ -237,9 +237,9 @@ def _pi() -> Decimal:
 
 
 def float32(value: float) -> float:
-    """The nearest float32, ties to even; infinity beyond its range."""
+    """The nearest float32, ties to even; infinity beyond its range. Never -0.0."""
     try:
-        return float(struct.unpack("f", struct.pack("f", value))[0])
+        return float(struct.unpack("f", struct.pack("f", value))[0]) + 0.0
     except OverflowError:
         return math.copysign(math.inf, value)
 
@@ -248,7 +248,7 @@ def nearest(value: float, dtype: torch.dtype) -> float:
     """The nearest value that ``dtype`` and float32 both hold."""
     value = float32(value)
     if dtype in (torch.float16, torch.bfloat16):
-        value = torch.tensor(value, dtype=torch.float32).to(dtype).item()
+        value = torch.tensor(value, dtype=torch.float32).to(dtype).item() + 0.0
     return value
 
 
@@ -284,10 +284,11 @@ def _next(value: float, dtype: torch.dtype, direction: int) -> float:
 
 
 def _number(name: str, value: float) -> float:
+    # Zero has no sign here: laws that are equal, as those of 0.0 and -0.0 are, give the same bits.
     if type(value) is float:
-        return value
+        return value + 0.0
     try:
-        return float(value)
+        return float(value) + 0.0
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number, but got {value!r}") from None
 

@@ -14,7 +14,7 @@ from fastinit.laws import CONSTANT, NORMAL, UNIFORM, Params
 
 MASK = 0xFFFF_FFFF
 SIGN = 0x8000_0000
-CHUNK = 1 << 20  # elements computed at once
+CHUNK = 1 << 17  # elements computed at once: what a core's cache holds
 
 # --- Philox4x32-10 (Salmon et al., SC11) ---------------------------------------------------------
 
@@ -73,6 +73,16 @@ def sqrt(value: Tensor) -> Tensor:
     return torch.sqrt(value.to(torch.float64)).to(torch.float32)
 
 
+def maximum(value: Tensor, other: float) -> Tensor:
+    """The larger, and ``other`` of two zeros (torch.clamp does not say which)."""
+    return torch.where(value > other, value, other).to(torch.float32)
+
+
+def minimum(value: Tensor, other: float) -> Tensor:
+    """The smaller, and ``other`` of two zeros."""
+    return torch.where(value < other, value, other).to(torch.float32)
+
+
 def from_int(word: Tensor) -> Tensor:
     """The word as a signed 32-bit integer, rounded to float32."""
     return ((word ^ SIGN) - SIGN).to(torch.float32)
@@ -120,7 +130,7 @@ def xor_sign(value: Tensor, word: Tensor) -> Tensor:
 
 def uniform(word: Tensor, p: Params) -> Tensor:
     v = fma(from_int(word >> 8), p.mul, p.add)
-    return torch.clamp(v, p.lo, p.hi)
+    return minimum(maximum(v, p.lo), p.hi)
 
 
 KAPPA = 7291 / 8192
@@ -201,9 +211,9 @@ def truncated_normal(word: Tensor, p: Params) -> Tensor:
     z = fma(z, ell, h("0x1.005ff8p-7"))
     z = fma(z, ell, h("0x1.d1cbc8p-3"))
     z = fma(z, ell, h("0x1.40d92ep+0")) * x
-    z = torch.where(ell > TAIL, torch.copysign(tail_quantile(ell), x), z)
+    z = torch.where(ell > TAIL, tail_quantile(ell) * x, z)
     z = fma(z, p.mul, p.add)
-    return torch.clamp(z, p.lo, p.hi)
+    return minimum(maximum(z, p.lo), p.hi)
 
 
 def values(kind: int, p: Params, seed: int, stream: int, index: Tensor) -> Tensor:

@@ -33,6 +33,22 @@ def isa(name: str) -> Iterator[None]:
         _module.force_isa(before)
 
 
+@contextmanager
+def reference() -> Iterator[None]:
+    """The reference within the block, on one thread.
+
+    It is many small operations, at each of which torch's other threads would spin: on a machine with
+    other work that costs a hundred times the time.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with backends.backend("reference"):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def bits(tensor: Tensor) -> Tensor:
     """The tensor's bytes in row-major order: NaNs and the signs of zeros count."""
     return tensor.detach().contiguous().view(-1).view(torch.uint8)
@@ -59,7 +75,7 @@ def assert_same_everywhere(
     key: dict[str, Any] = {"seed": seed, "stream": stream, "window": window}
     base = sentinel(numel, dtype)
     expected = base.clone()
-    with backends.backend("reference"):
+    with reference():
         fill_(view(expected), law, **key)
     for name in ISAS:
         got = base.clone()

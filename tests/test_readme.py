@@ -17,6 +17,11 @@ def test_example_runs(example: str) -> None:
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
 
 
+def test_results_are_the_saved_ones() -> None:
+    readme = pytest.importorskip("benchmarks.readme", reason="not run from the checkout")
+    assert readme.rendered() in README
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`?make ([a-z]+)\b`?", README))

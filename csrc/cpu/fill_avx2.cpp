@@ -10,7 +10,7 @@ namespace {
 #include "lanes_scalar.h"
 #include "lanes_avx2.h"
 typedef Avx2Lane Edge;
-typedef Twin<Avx2Lane> Wide;
+typedef Twin<Twin<Avx2Lane>> Wide;
 }  // namespace
 #include "fill.h"
 

@@ -60,7 +60,6 @@ struct Avx2Lane {
   FASTINIT_FN F if_above(F a, float limit, F b, F c) {
     return _mm256_blendv_ps(c, b, above(a, limit));
   }
-  FASTINIT_FN F copysign(F a, F sign) { return _mm256_or_ps(a, _mm256_and_ps(sign, set(-0.0f))); }
   FASTINIT_FN F xor_sign(F a, U word) {
     return _mm256_xor_ps(a, _mm256_and_ps(from_bits(word), set(-0.0f)));
   }

@@ -60,7 +60,6 @@ struct Avx512Lane {
   FASTINIT_FN F if_above(F a, float limit, F b, F c) {
     return _mm512_mask_blend_ps(above(a, limit), c, b);
   }
-  FASTINIT_FN F copysign(F a, F sign) { return _mm512_or_ps(a, _mm512_and_ps(sign, set(-0.0f))); }
   FASTINIT_FN F xor_sign(F a, U word) {  // a ^ (word & sign bit)
     return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(a), word,
                                                          _mm512_set1_epi32(INT32_MIN), 0x78));

@@ -63,7 +63,6 @@ struct ScalarLane {
   FASTINIT_FN F if_negative(F sign, F a, F b) { return sign < 0 ? a : b; }
   FASTINIT_FN bool any_above(F a, float limit) { return a > limit; }
   FASTINIT_FN F if_above(F a, float limit, F b, F c) { return a > limit ? b : c; }
-  FASTINIT_FN F copysign(F a, F sign) { return from_bits(bits(a) | (bits(sign) & 0x80000000u)); }
   FASTINIT_FN F xor_sign(F a, U word) { return from_bits(bits(a) ^ (word & 0x80000000u)); }
   FASTINIT_FN F mantissa(F a) { return from_bits((bits(a) & 0x007fffffu) | 0x3f000000u); }
   FASTINIT_FN F exponent(F a) { return (float)(int32_t)(bits(a) >> 23); }

@@ -13,9 +13,12 @@ void radius(const uint32_t* words, double kappa, double* out, int n) {
 // Thirty bits are a signed number phi in [-1, 1), which stands for pi/4 phi; the pair is its cosine
 // plus and minus its sine, over sqrt(2).
 void angle(const uint32_t* words, double* cosine, double* sine, int n) {
+  const double unit = 0x1p-31 * M_PI / 4;
+  // Two loops: GCC would make one of sincos, which has no vector form.
+  for (int i = 0; i < n; ++i) cosine[i] = cos((int32_t)(words[i] << 2) * unit);
+  for (int i = 0; i < n; ++i) sine[i] = sin((int32_t)(words[i] << 2) * unit);
   for (int i = 0; i < n; ++i) {
-    const double theta = (int32_t)(words[i] << 2) * (0x1p-31 * M_PI / 4);
-    const double c = cos(theta) * M_SQRT1_2, s = sin(theta) * M_SQRT1_2;
+    const double c = cosine[i] * M_SQRT1_2, s = sine[i] * M_SQRT1_2;
     cosine[i] = words[i] >> 31 & 1 ? -c - s : c + s;
     sine[i] = words[i] >> 30 & 1 ? s - c : c - s;
   }
