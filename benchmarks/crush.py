@@ -63,8 +63,8 @@ def build(folder: Path, rounds: int) -> Path:
             command += [f"-I{header.parent}", f"-I{header.parent.parent}"]
         command.append(f"-I{prefix}/include")
         for library in Path(prefix).glob("lib*/**/libtestu01.*"):
-            found = str(library.parent)
-            libraries += [f"-L{found}", f"-Wl,-rpath,{found}", "-Wl,--disable-new-dtags"]
+            place = str(library.parent)
+            libraries += [f"-L{place}", f"-Wl,-rpath,{place}", "-Wl,--disable-new-dtags"]
     program = folder / "crush"
     command += [str(ROOT / "tests" / "cpp" / "crush.cpp"), "-o", str(program), *libraries]
     errors = []

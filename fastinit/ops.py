@@ -6,7 +6,7 @@ every tensor can be written before the first is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -143,7 +143,7 @@ def fill_many_(requests: Sequence[Request]) -> None:
         if window is not None:
             _check_window(tensor, window)
         if tensor.device.type != "meta" and tensor.numel():
-            writes.setdefault(tensor.device, []).append(_write(tensor, law, seed, stream, window))
+            writes.setdefault(tensor.device, []).extend(_writes(tensor, law, seed, stream, window))
     chosen = {device: backends.choose(device) for device in writes}
     with torch.no_grad():
         for device, some in writes.items():
@@ -223,20 +223,27 @@ def _check_window(tensor: Tensor, window: Window) -> None:
         raise ValueError(f"window must address elements in [0, 2**{bits}), but got {window}")
 
 
-def _write(tensor: Tensor, law: Law, seed: int, stream: int, window: Window | None) -> Write:
-    """The write that a request means: default window filled in, complex as pairs of reals."""
+def _writes(
+    tensor: Tensor, law: Law, seed: int, stream: int, window: Window | None
+) -> Iterator[Write]:
+    """What a request means: the default window filled in, complex as pairs of reals."""
     if window is None:
-        strides, step = [0] * tensor.dim(), 1
+        steps, step = [0] * tensor.dim(), 1
         for dim in range(tensor.dim() - 1, -1, -1):
-            strides[dim] = step
+            steps[dim] = step
             step *= tensor.size(dim)
-        window = Window(tuple(strides))
+        window = Window(tuple(steps))
     tensor = tensor.detach()
-    if tensor.dtype in laws.COMPLEX:
-        strides = [2 * s for s in window.strides]
-        window = Window((*strides, 1), 2 * window.offset)
-        return Write(torch.view_as_real(tensor), laws.split_complex(law), seed, stream, *window)
-    return Write(tensor, law, seed, stream, *window)
+    if tensor.dtype not in laws.COMPLEX:
+        yield Write(tensor, law, seed, stream, *window)
+        return
+    pairs = torch.view_as_real(tensor)
+    strides, offset = tuple(2 * s for s in window.strides), 2 * window.offset
+    if law.kind == laws.CONSTANT:  # a real number: the imaginary part is 0
+        yield Write(pairs[..., 0], law, seed, stream, strides, offset)
+        yield Write(pairs[..., 1], laws.constant(0.0), seed, stream, strides, offset + 1)
+    else:
+        yield Write(pairs, laws.split_complex(law), seed, stream, (*strides, 1), offset)
 
 
 def _signed(word: int) -> int:
@@ -271,8 +278,8 @@ def _fill_real(
         seed = keys.draw_seed(generator) if kind != laws.CONSTANT else 0
     window = Window(tuple(strides), offset) if strides is not None else None
     mask = (1 << 64) - 1
-    write = _write(tensor, law, seed & mask, stream & mask, window)
-    backends.choose(tensor.device).fill_many([write])
+    writes = list(_writes(tensor, law, seed & mask, stream & mask, window))
+    backends.choose(tensor.device).fill_many(writes)
     _increment_version(tensor)
 
 

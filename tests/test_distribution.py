@@ -96,9 +96,8 @@ def two_sided(z: float) -> float:
 
 def count_p(count: int, expected: float) -> float:
     """The two-sided p-value of a count of rare things."""
-    return min(
-        1.0, 2 * min(stats.poisson.cdf(count, expected), stats.poisson.sf(count - 1, expected))
-    )
+    fewer, more = stats.poisson.cdf(count, expected), stats.poisson.sf(count - 1, expected)
+    return min(1.0, 2 * float(min(fewer, more)))
 
 
 def moment_ps(case: Case, powers: Doubles, n: int) -> list[float]:
