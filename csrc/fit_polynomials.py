@@ -50,10 +50,6 @@ class Fit(NamedTuple):
     points: int
 
 
-def one(x: float) -> mpf:
-    return mpf(1)
-
-
 def minus_log2_1p(x: float) -> mpf:
     """-log2(1 + x) / x."""
     return -(mp.log1p(mpf(x)) / mpf(x) if x != 0 else mpf(1)) / mp.log(2)
@@ -71,6 +67,12 @@ def cosine(x: float) -> mpf:
 def sine(x: float) -> mpf:
     """SIGMA sin(pi/4 x) / x."""
     return SIGMA * mp.sin(mp.pi / 4 * x) / x if x else SIGMA * mp.pi / 4
+
+
+def angle_weight(x: float) -> mpf:
+    """Errors of z = radius (c - s) count relative to max(1, z), at the largest radius."""
+    largest = mp.sqrt(33 * KAPPA)
+    return 1 / max(1, largest * (cosine(x) - x * sine(x)))
 
 
 @lru_cache(None)
@@ -102,8 +104,8 @@ def tail_argument(ell: float) -> float:
 # q, c, s: normal_pair. l, z: truncated_normal. tail: tail_quantile.
 FITS = (
     Fit("q", scaled_log, lambda x: 1 / abs(scaled_log(x)), range(9), -0.5, 0.0, 600),
-    Fit("c", cosine, one, range(0, 7, 2), 0.0, 1.0, 600),
-    Fit("s", sine, one, range(0, 7, 2), 0.0, 1.0, 600),
+    Fit("c", cosine, angle_weight, range(0, 7, 2), 0.0, 1.0, 600),
+    Fit("s", sine, lambda x: x * angle_weight(x) + mpf(1e-4), range(0, 7, 2), 0.0, 1.0, 600),
     Fit("l", minus_log2_1p, lambda x: abs(x) + mpf(1e-4), range(7), -0.5, 0.0, 600),
     Fit("z", quantile_ratio, quantile_weight, range(8), 0.0, TAIL, 200),
     Fit(

@@ -144,24 +144,23 @@ def normal_pair(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor
     phi2 = phi * phi
     e = fma(exponent_below_half(v), -KAPPA, KAPPA * 126)
     q = fma(m, h("-0x1.cd0f20p+0"), h("-0x1.094b96p+1"))
-    c = fma(phi2, h("-0x1.2750f0p-12"), h("0x1.ca5b44p-7"))
-    s = fma(phi2, h("-0x1.0908f2p-15"), h("0x1.1ffdb6p-9"))
+    c = fma(phi2, h("-0x1.266aeap-12"), h("0x1.ca4f32p-7"))
+    s = fma(phi2, h("-0x1.094c7cp-15"), h("0x1.1fff3cp-9"))
     q = fma(q, m, h("-0x1.85fd0cp+0"))
     q = fma(q, m, h("-0x1.c0adb4p-3"))
     q = fma(q, m, h("-0x1.572516p-2"))
-    c = fma(c, phi2, h("-0x1.16b778p-2"))
-    s = fma(s, phi2, h("-0x1.23df0ep-4"))
+    c = fma(c, phi2, h("-0x1.16b74cp-2"))
+    s = fma(s, phi2, h("-0x1.23df12p-4"))
     q = fma(q, m, h("0x1.40edbep-2"))
     q = fma(q, m, h("-0x1.b6a194p-2"))
     q = fma(q, m, h("0x1.48b4e2p-1"))
-    c = fma(c, phi2, h("0x1.c3d6e4p-1"))
+    c = fma(c, phi2, h("0x1.c3d6e2p-1"))
     s = fma(s, phi2, h("0x1.62dfb4p-1"))
     q = fma(q, m, h("-0x1.48b584p+0"))
     r = sqrt(fma(q, m, e))
-    rc = r * c
-    rphi = r * phi
-    z0 = xor_sign(fma(rphi, s, rc), angle_word)
-    z1 = xor_sign(fma(-rphi, s, rc), shl(angle_word, 1))
+    s = phi * s
+    z0 = xor_sign((c + s) * r, angle_word)
+    z1 = xor_sign((c - s) * r, shl(angle_word, 1))
     return z0, z1
 
 
