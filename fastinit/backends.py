@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from fastinit import laws, reference
+from fastinit.keys import STREAM_VERSION
 
 if TYPE_CHECKING:
     from fastinit.laws import Law
-
-STREAM_VERSION = 1
 
 
 class Write(NamedTuple):

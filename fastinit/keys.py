@@ -7,6 +7,9 @@ from hashlib import blake2b
 
 import torch
 
+STREAM_VERSION = 1
+"""The version of the number stream: a change of any output bit is a new one."""
+
 ANONYMOUS = 0
 """The stream of a call without a name; its seed is then a fresh draw."""
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from fastinit import ops, text
 from fastinit.fill import Fill
-from fastinit.keys import check_seed, stream_id
+from fastinit.keys import STREAM_VERSION, check_seed, stream_id
 from fastinit.plan_json import (
     fill_from_json,
     fill_to_json,
@@ -35,7 +35,6 @@ M = TypeVar("M", bound=nn.Module)
 Progress = Callable[[int, int], None]
 """(elements written, elements in all), after each batch."""
 
-STREAM_VERSION = 1
 FORMAT = "fastinit.plan"
 FORMAT_VERSION = 1
 
