@@ -167,6 +167,16 @@ FASTINIT_FN typename L::F tail_quantile(typename L::F l) {
   return L::fma(z, r, L::set(0x1.d0bee2p+2f));
 }
 
+// A step of its own for each of several lanes in lock step: the tail is rare, and one lane's need
+// of it must not cost the others.
+struct Tail {
+  template <class L>
+  FASTINIT_FN typename L::F of(typename L::F l, typename L::F x, typename L::F z) {
+    if (L::any_above(l, TAIL)) z = L::if_above(l, TAIL, L::mul(tail_quantile<L>(l), x), z);
+    return z;
+  }
+};
+
 template <class L>
 FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p) {
   typename L::U centred = L::xor_bits(word, 0x80000000u);
@@ -191,7 +201,7 @@ FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p) 
   z = L::fma(z, l, L::set(0x1.005ff8p-7f));
   z = L::fma(z, l, L::set(0x1.d1cbc8p-3f));
   z = L::mul(L::fma(z, l, L::set(0x1.40d92ep+0f)), x);
-  if (L::any_above(l, TAIL)) z = L::if_above(l, TAIL, L::mul(tail_quantile<L>(l), x), z);
+  z = L::template each<Tail>(l, x, z);
   z = L::fma(z, L::set(p.mul), L::set(p.add));
   return L::min(L::max(z, L::set(p.lo)), L::set(p.hi));
 }

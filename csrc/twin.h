@@ -62,11 +62,9 @@ struct Twin {
   FASTINIT_FN F if_negative(F sign, F x, F y) {
     return {L::if_negative(sign.a, x.a, y.a), L::if_negative(sign.b, x.b, y.b)};
   }
-  FASTINIT_FN bool any_above(F x, float limit) {
-    return L::any_above(x.a, limit) | L::any_above(x.b, limit);
-  }
-  FASTINIT_FN F if_above(F x, float limit, F y, F z) {
-    return {L::if_above(x.a, limit, y.a, z.a), L::if_above(x.b, limit, y.b, z.b)};
+  template <class Step>
+  FASTINIT_FN F each(F x, F y, F z) {
+    return {L::template each<Step>(x.a, y.a, z.a), L::template each<Step>(x.b, y.b, z.b)};
   }
   FASTINIT_FN F xor_sign(F x, U word) {
     return {L::xor_sign(x.a, word.a), L::xor_sign(x.b, word.b)};

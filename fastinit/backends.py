@@ -11,6 +11,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -45,7 +46,7 @@ class Native:
     def __init__(self) -> None:
         self.module: ModuleType | None = None
         self.missing: str | None = None
-        self._fills: dict[tuple[Law, torch.dtype], Any] = {}
+        self.fill = lru_cache(maxsize=4096)(self._fill)
         try:
             from fastinit import _native
 
@@ -70,19 +71,10 @@ class Native:
             None if device.type == "cpu" else f"the native build has no kernels for {device.type}"
         )
 
-    def fill(self, law: Law, dtype: torch.dtype) -> Any:
+    def _fill(self, law: Law, dtype: torch.dtype) -> Any:
         """The law's kernel parameters for a dtype, converted once."""
-        key = (law, dtype)
-        fill = self._fills.get(key)
-        if fill is None:
-            assert self.module is not None
-            if len(self._fills) >= 4096:
-                self._fills.clear()
-            fill = self.module.Fill(
-                law.kind, laws.DTYPES.index(dtype), laws.kernel_params(law, dtype)
-            )
-            self._fills[key] = fill
-        return fill
+        assert self.module is not None
+        return self.module.Fill(law.kind, laws.DTYPES.index(dtype), laws.kernel_params(law, dtype))
 
     def fill_many(self, writes: Sequence[Write]) -> None:
         assert self.module is not None

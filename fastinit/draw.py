@@ -38,11 +38,10 @@ def draw_(
 def warn_if_lost(tensor: Tensor, stacklevel: int = 3) -> None:
     """Warns if ``tensor`` is the result of a computation, and no view of what it came from.
 
-    ``module.weight`` under ``weight_norm``, ``spectral_norm`` or any other parametrization is such
-    a
+    ``module.weight`` under ``weight_norm``, ``spectral_norm`` or any other parametrization is such a
     result: a temporary, computed anew for each access, and writing it changes nothing. A warning
-    and no error, because torch lets such calls pass and published models contain them. Nothing
-    tells a temporary made under ``no_grad``, or from frozen parameters, from an ordinary tensor:
+    and no error, because torch lets such calls pass and published models contain them. Nothing tells
+    a temporary made under ``no_grad``, or from frozen parameters, from an ordinary tensor:
     no graph leads back from it, so those are not seen.
     """
     if torch.compiler.is_compiling() or tensor.is_leaf:

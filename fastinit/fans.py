@@ -66,7 +66,7 @@ def fans_of(shape: Sequence[int]) -> tuple[int, int]:
             "Fan in and fan out can not be computed for tensor with fewer than 2 dimensions, "
             f"but got shape {tuple(shape)}"
         )
-    field = math.prod(shape[2:])
+    field = math.prod(shape[2:]) if len(shape) > 2 else 1
     return shape[1] * field, shape[0] * field
 
 

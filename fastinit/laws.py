@@ -64,10 +64,13 @@ def uniform(a: float = 0.0, b: float = 1.0) -> Law:
         RuntimeError: a or b is NaN or infinite, a > b, or b - a overflows float32
             (the exception type of ``torch.Tensor.uniform_``).
     """
-    a, b = _number("a", a), _number("b", b)
-    if -1.0 <= a <= b <= 1.0:  # most calls
-        return Law(UNIFORM, a, b)
-    if not (math.isfinite(a) and math.isfinite(b)):
+    return _uniform(_number("a", a), _number("b", b))
+
+
+# The laws themselves are kept: a net is initialised with few of them, called for many times.
+@lru_cache(maxsize=4096)
+def _uniform(a: float, b: float) -> Law:
+    if not (-math.inf < a < math.inf and -math.inf < b < math.inf):  # traceable, unlike isfinite
         raise RuntimeError(f"uniform_ expects finite bounds, but got a={a}, b={b}")
     if a > b:
         raise RuntimeError(f"uniform_ expects a <= b, but got a={a}, b={b}")
@@ -85,7 +88,13 @@ def normal(mean: float = 0.0, std: float = 1.0) -> Law:
         RuntimeError: std is negative, or mean or std is NaN, infinite or beyond float32
             (the exception type of ``torch.Tensor.normal_``).
     """
-    return Law(NORMAL, *_location_and_scale("normal_", mean, std))
+    return _normal(_number("mean", mean), _number("std", std))
+
+
+@lru_cache(maxsize=4096)
+def _normal(mean: float, std: float) -> Law:
+    _check_location_and_scale("normal_", mean, std)
+    return Law(NORMAL, mean, std)
 
 
 def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Law:
@@ -97,8 +106,13 @@ def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: fl
         RuntimeError: as :func:`normal`; or a or b is NaN, a > b, or [a, b] lies wholly more than
             8.9 standard deviations from the mean.
     """
-    mean, std = _location_and_scale("trunc_normal_", mean, std)
-    a, b = _number("a", a), _number("b", b)
+    mean, std = _number("mean", mean), _number("std", std)
+    return _truncated_normal(mean, std, _number("a", a), _number("b", b))
+
+
+@lru_cache(maxsize=4096)
+def _truncated_normal(mean: float, std: float, a: float, b: float) -> Law:
+    _check_location_and_scale("trunc_normal_", mean, std)
     if not a <= b:  # also catches NaN
         raise RuntimeError(f"trunc_normal_ expects a <= b, but got a={a}, b={b}")
     if a == math.inf or b == -math.inf:
@@ -293,10 +307,8 @@ def _number(name: str, value: float) -> float:
         raise TypeError(f"{name} must be a number, but got {value!r}") from None
 
 
-def _location_and_scale(function: str, mean: float, std: float) -> tuple[float, float]:
-    mean, std = _number("mean", mean), _number("std", std)
+def _check_location_and_scale(function: str, mean: float, std: float) -> None:
     if not 0.0 <= std <= FLOAT32_MAX:
         raise RuntimeError(f"{function} expects 0 <= std <= {FLOAT32_MAX:.4g}, but got std={std}")
     if not abs(mean) <= FLOAT32_MAX:
         raise RuntimeError(f"{function} expects a finite float32 mean, but got mean={mean}")
-    return mean, std

@@ -21,6 +21,8 @@ from fastinit.laws import Law
 _native = backends.native.module
 _native_fill = backends.native.fill
 _forced = backends.forced
+_draw_seed = keys.draw_seed
+_CONSTANT = laws.CONSTANT
 _threads = torch.get_num_threads
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -78,9 +80,9 @@ def fill_(
     """
     # The short way, for a few elements as for billions: nothing here but what each call needs.
     if (
-        type(tensor) in _PLAIN
-        and tensor.dtype in _SHORT_WAY
-        and window is None
+        window is None
+        and type(tensor) in _PLAIN
+        and (dtype := tensor.dtype) in _SHORT_WAY
         and not _is_compiling()
         and not _dispatch_modes()
         and tensor.is_cpu
@@ -94,12 +96,12 @@ def fill_(
         if seed is None:
             if numel == 0:
                 return tensor
-            seed = keys.draw_seed(generator) if law.kind != laws.CONSTANT else 0
+            seed = _draw_seed(generator) if law[0] != _CONSTANT else 0
         elif generator is not None:
             raise ValueError("seed and generator exclude each other, but got both")
         else:
             keys.check_seed(seed)
-        fill = _native_fill(law, tensor.dtype)
+        fill = _native_fill(law, dtype)
         _native.fill_contiguous(fill, tensor.data_ptr(), numel, seed, stream, _threads())
         _increment_version(tensor)
         return tensor

@@ -60,6 +60,10 @@ struct Avx2Lane {
   FASTINIT_FN F if_above(F a, float limit, F b, F c) {
     return _mm256_blendv_ps(c, b, above(a, limit));
   }
+  template <class Step>
+  FASTINIT_FN F each(F a, F b, F c) {
+    return Step::template of<Avx2Lane>(a, b, c);
+  }
   FASTINIT_FN F xor_sign(F a, U word) {
     return _mm256_xor_ps(a, _mm256_and_ps(from_bits(word), set(-0.0f)));
   }

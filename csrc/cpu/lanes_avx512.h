@@ -60,6 +60,10 @@ struct Avx512Lane {
   FASTINIT_FN F if_above(F a, float limit, F b, F c) {
     return _mm512_mask_blend_ps(above(a, limit), c, b);
   }
+  template <class Step>
+  FASTINIT_FN F each(F a, F b, F c) {
+    return Step::template of<Avx512Lane>(a, b, c);
+  }
   FASTINIT_FN F xor_sign(F a, U word) {  // a ^ (word & sign bit)
     return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(a), word,
                                                          _mm512_set1_epi32(INT32_MIN), 0x78));

@@ -70,6 +70,10 @@ struct ScalarLane {
     U e = bits(a) >> 23;
     return (float)(int32_t)(e < 126u ? e : 126u);
   }
+  template <class Step>
+  FASTINIT_FN F each(F a, F b, F c) {
+    return Step::template of<ScalarLane>(a, b, c);
+  }
 
   // A group's words and values in element order.
   FASTINIT_FN void in_order(const W w[4], U out[4]) {
