@@ -18,6 +18,8 @@ import torch
 UNIFORM, NORMAL, TRUNCATED_NORMAL, CONSTANT = range(4)
 NAMES = ("uniform", "normal", "truncated_normal", "constant")
 
+_traced = torch.compiler.is_dynamo_compiling
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """The real dtypes that kernels write; the index is the code that they know a dtype by."""
 
@@ -64,11 +66,9 @@ def uniform(a: float = 0.0, b: float = 1.0) -> Law:
         RuntimeError: a or b is NaN or infinite, a > b, or b - a overflows float32
             (the exception type of ``torch.Tensor.uniform_``).
     """
-    return _uniform(_number("a", a), _number("b", b))
+    return (_uniform if _traced() else _uniform_kept)(_number("a", a), _number("b", b))
 
 
-# The laws themselves are kept: a net is initialised with few of them, called for many times.
-@lru_cache(maxsize=4096)
 def _uniform(a: float, b: float) -> Law:
     if not (-math.inf < a < math.inf and -math.inf < b < math.inf):  # traceable, unlike isfinite
         raise RuntimeError(f"uniform_ expects finite bounds, but got a={a}, b={b}")
@@ -88,10 +88,9 @@ def normal(mean: float = 0.0, std: float = 1.0) -> Law:
         RuntimeError: std is negative, or mean or std is NaN, infinite or beyond float32
             (the exception type of ``torch.Tensor.normal_``).
     """
-    return _normal(_number("mean", mean), _number("std", std))
+    return (_normal if _traced() else _normal_kept)(_number("mean", mean), _number("std", std))
 
 
-@lru_cache(maxsize=4096)
 def _normal(mean: float, std: float) -> Law:
     _check_location_and_scale("normal_", mean, std)
     return Law(NORMAL, mean, std)
@@ -106,11 +105,10 @@ def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: fl
         RuntimeError: as :func:`normal`; or a or b is NaN, a > b, or [a, b] lies wholly more than
             8.9 standard deviations from the mean.
     """
-    mean, std = _number("mean", mean), _number("std", std)
-    return _truncated_normal(mean, std, _number("a", a), _number("b", b))
+    make = _truncated_normal if _traced() else _truncated_normal_kept
+    return make(_number("mean", mean), _number("std", std), _number("a", a), _number("b", b))
 
 
-@lru_cache(maxsize=4096)
 def _truncated_normal(mean: float, std: float, a: float, b: float) -> Law:
     _check_location_and_scale("trunc_normal_", mean, std)
     if not a <= b:  # also catches NaN
@@ -127,6 +125,12 @@ def _truncated_normal(mean: float, std: float, a: float, b: float) -> Law:
                 f"mean={mean}, std={std}, a={a}, b={b} ({nearer:.1f} away)"
             )
     return Law(TRUNCATED_NORMAL, mean, std, a, b)
+
+
+# A net is initialised with few laws, each asked for many times. Dynamo traces the plain functions:
+# it would warn that it ignores the cache.
+_uniform_kept, _normal_kept = lru_cache(maxsize=4096)(_uniform), lru_cache(maxsize=4096)(_normal)
+_truncated_normal_kept = lru_cache(maxsize=4096)(_truncated_normal)
 
 
 def constant(value: float) -> Law:

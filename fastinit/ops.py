@@ -25,6 +25,7 @@ _draw_seed = keys.draw_seed
 _CONSTANT = laws.CONSTANT
 _threads = torch.get_num_threads
 _is_compiling = torch.compiler.is_compiling
+_traced = torch.compiler.is_dynamo_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _increment_version = torch.autograd.graph.increment_version
 
@@ -83,7 +84,7 @@ def fill_(
         window is None
         and type(tensor) in _PLAIN
         and (dtype := tensor.dtype) in _SHORT_WAY
-        and not _is_compiling()
+        and not _traced()
         and not _dispatch_modes()
         and tensor.is_cpu
         and tensor.layout is torch.strided
