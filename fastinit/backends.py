@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -89,15 +89,35 @@ class Native:
 
 
 class Triton:
-    """The kernels in triton_kernels.py."""
+    """The kernels in triton_kernels.py: GPUs, and any tensor under ``TRITON_INTERPRET=1``."""
 
     name = "triton"
+    devices = ("cuda", "xpu")
+
+    @cached_property
+    def missing(self) -> str | None:
+        """Why the kernels cannot be had, or None. Importing triton takes a while: only if asked."""
+        try:
+            from fastinit import triton_kernels
+        except ImportError as error:
+            return f"triton is not there: {error} (pip install 'fastinit[triton]')"
+        self.kernels = triton_kernels
+        return None
 
     def serves(self, device: torch.device) -> str | None:
-        return "this version has no triton kernels"
+        if device.type in self.devices:
+            return self.missing
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return f"triton compiles nothing for {device.type}, and TRITON_INTERPRET=1 is not set"
+        if self.missing is None and not self.kernels.INTERPRETED:
+            return "TRITON_INTERPRET was not 1 when triton was first used"
+        return self.missing
 
     def fill_many(self, writes: Sequence[Write]) -> None:
-        raise NotImplementedError
+        for tensor, law, seed, stream, strides, offset in writes:
+            dtype, params = laws.DTYPES.index(tensor.dtype), laws.kernel_params(law, tensor.dtype)
+            with _current(tensor.device):
+                self.kernels.fill(tensor, law.kind, dtype, params, seed, stream, strides, offset)
 
 
 class Reference:
@@ -115,7 +135,8 @@ class Reference:
 
 
 native = Native()
-BACKENDS = (native, Triton(), Reference())
+triton = Triton()
+BACKENDS = (native, triton, Reference())
 
 _forced: ContextVar[Any] = ContextVar("fastinit_backend", default=None)
 forced = _forced.get
@@ -204,6 +225,14 @@ def _explain(device: torch.device) -> str:
             return candidate.name + "".join(f"; {text}" for text in passed)
         passed.append(f"not {candidate.name}: {reason}")
     raise AssertionError("the reference serves every device")
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """``device`` as the current one within the block: kernels are launched on that."""
+    if device.type == "cpu":
+        return nullcontext()
+    context: AbstractContextManager[Any] = torch.get_device_module(device).device(device)
+    return context
 
 
 def _few_dims(write: Write, most: int) -> Iterator[Write]:

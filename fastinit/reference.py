@@ -217,8 +217,6 @@ def truncated_normal(word: Tensor, p: Params) -> Tensor:
 
 def values(kind: int, p: Params, seed: int, stream: int, index: Tensor) -> Tensor:
     """The float32 values of a stream's elements: int64 [...] to float32 [...]."""
-    if kind == CONSTANT:
-        return torch.full(index.shape, p.add, dtype=torch.float32)
     w = philox_words(seed, stream, index >> 2)
     place = index & 3
     if kind == NORMAL:
@@ -240,6 +238,14 @@ def fill(
     offset: int,
 ) -> None:
     """Write a window: element (i, j, ...) of ``tensor`` is the stream's i*strides[0] + ... + offset."""
+    if kind == CONSTANT:
+        if p.add != p.add:
+            tensor.fill_(
+                p.add
+            )  # copy_ gives a NaN of other bits, fill_ refuses infinities in float16
+        else:
+            tensor.copy_(torch.tensor(p.add, dtype=torch.float32))
+        return
     if tensor.numel() > CHUNK:
         dim = max(range(tensor.dim()), key=tensor.size)
         half = tensor.size(dim) // 2

@@ -1,4 +1,4 @@
-"""What the tests of the stream share: the CPU builds, one at a time, and equality of bits."""
+"""What the tests of the stream share: the backends, one at a time, and equality of bits."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ ISAS: tuple[str, ...] = (
     tuple(name for name, usable in _module.isas().items() if usable) if _module else ()
 )
 """The CPU builds that this machine runs; none where there is no native module."""
+
+
+TRITON = ("triton",) if backends.triton.serves(torch.device("cpu")) is None else ()
+"""Triton's interpreter, where triton is installed and no GPU is there."""
 
 
 @contextmanager
@@ -68,7 +72,7 @@ def assert_same_everywhere(
     stream: int = 0,
     window: Window | None = None,
 ) -> Tensor:
-    """Every CPU build writes a view as the reference does, and not a byte beside it.
+    """Every backend and CPU build writes a view as the reference does, and not a byte beside it.
 
     ``view`` takes one out of ``numel`` elements. Returns the view that the reference wrote.
     """
@@ -77,9 +81,9 @@ def assert_same_everywhere(
     expected = base.clone()
     with reference():
         fill_(view(expected), law, **key)
-    for name in ISAS:
+    for name in (*ISAS, *TRITON):
         got = base.clone()
-        with isa(name):
+        with isa(name) if name in ISAS else backends.backend(name):
             fill_(view(got), law, **key)
         assert bits(got).equal(bits(expected)), f"{name} differs from the reference"
     # The reference itself writes nothing beside the view.
