@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +35,13 @@ def isa(name: str) -> Iterator[None]:
             yield
     finally:
         _module.force_isa(before)
+
+
+def forced(name: str) -> AbstractContextManager[None]:
+    """The backend, or native with the CPU build, ``name`` within the block."""
+    if name == "reference":
+        return reference()
+    return isa(name) if name in ISAS else backends.backend(name)
 
 
 @contextmanager
@@ -83,7 +90,7 @@ def assert_same_everywhere(
         fill_(view(expected), law, **key)
     for name in (*ISAS, *TRITON):
         got = base.clone()
-        with isa(name) if name in ISAS else backends.backend(name):
+        with forced(name):
             fill_(view(got), law, **key)
         assert bits(got).equal(bits(expected)), f"{name} differs from the reference"
     # The reference itself writes nothing beside the view.

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from same_bits import ISAS, bits, isa
+from same_bits import ISAS, TRITON, bits, isa
 
 from fastinit import backends, laws
 from fastinit.backends import backend
@@ -44,7 +44,7 @@ def test_reference_serves_everything() -> None:
             assert backends.choose(torch.device(device)).name == "reference"
 
 
-@pytest.mark.parametrize("name", ["native", "reference"])
+@pytest.mark.parametrize("name", ["native", *TRITON, "reference"])
 def test_a_forced_backend_writes_the_same_bits(name: str) -> None:
     if name == "native" and not ISAS:
         pytest.skip("no native module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same_bits import ISAS, assert_same_everywhere, bits, isa
+from same_bits import ISAS, TRITON, assert_same_everywhere, bits, forced, isa
 from same_bits import reference as by_reference
 from torch import Tensor
 
@@ -36,6 +36,7 @@ LAWS = (
     laws.truncated_normal(0.1, 0.02, -2.0, 2.0),
     laws.truncated_normal(a=3.0, b=9.0),
     laws.constant(0.1),
+    laws.constant(math.nan),
 )
 
 
@@ -64,9 +65,9 @@ def known_answers() -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
-@pytest.mark.parametrize("name", ["reference", *ISAS])
+@pytest.mark.parametrize("name", ["reference", *ISAS, *TRITON])
 def test_known_answers(name: str) -> None:
-    with by_reference() if name == "reference" else isa(name):
+    with forced(name):
         count = 0
         for line in known_answers():
             count += 1

@@ -1,0 +1,123 @@
+"""Compiles the Triton kernels as fill() launches them, for GPUs that are not here.
+
+    python tests/triton_ptx.py > kernels.json
+
+Run without TRITON_INTERPRET. Writes, for each compute capability, law, dtype and window, the PTX,
+the resources that ptxas gave the kernel, and the kernel's hash for each of several keys.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from fastinit import laws, triton_kernels
+
+LAWS = (laws.uniform(-0.3, 0.7), laws.normal(0.5, 2.0), laws.truncated_normal(), laws.constant(1))
+WHOLE = torch.empty(64, 32)
+WINDOWS = {
+    "whole": (WHOLE, (32, 1), 0),
+    "odd start": (WHOLE, (32, 1), 3),
+    "transposed": (WHOLE.t(), (64, 1), 0),
+    "column shard": (WHOLE[:, :5], (32, 1), 1 << 40),
+    "3-D": (WHOLE.view(8, 8, 32)[:, :, :7], (2048, 64, 1), 5),
+    "no neighbours": (WHOLE, (96, 3), 0),
+}
+KEYS = ((0, 0), (1, 1), (2**63 + 1, 2**32 - 1))
+
+
+class Driver:
+    """What triton asks of a driver before it compiles."""
+
+    def __init__(self, arch: int) -> None:
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+
+class Compiler:
+    """Stands where the kernel does, and compiles instead of launching."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.compiled = kernel, []
+
+    def __getitem__(self, grid: Any) -> Any:
+        def compile_(*args: Any, **kwargs: Any) -> None:
+            self.compiled.append(self.kernel.warmup(*args, grid=grid, **kwargs))
+
+        return compile_
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """What ptxas gave the kernel, as cuobjdump tells: registers, and bytes of stack and local memory."""
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        text = subprocess.run(
+            [cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+
+
+def windows(arch: int, dtype: torch.dtype) -> list[str]:
+    """All windows once; elsewhere those that differ in arithmetic or in how a value is stored."""
+    if dtype != torch.float32:
+        return ["whole"]
+    return list(WINDOWS) if arch == 90 else ["whole", "transposed"]
+
+
+def main() -> None:
+    compiler = Compiler(triton_kernels.fill_runs)
+    triton_kernels.fill_runs = compiler
+    records = []
+    for arch in (80, 90, 100):
+        triton.runtime.driver.set_active(Driver(arch))
+        for law in LAWS:
+            for dtype in laws.DTYPES:
+                for name in windows(arch, dtype):
+                    tensor, strides, offset = WINDOWS[name]
+                    compiler.compiled.clear()
+                    for seed, stream in KEYS:
+                        triton_kernels.fill(
+                            tensor.to(dtype),
+                            law.kind,
+                            laws.DTYPES.index(dtype),
+                            laws.kernel_params(law, dtype),
+                            seed,
+                            stream,
+                            strides,
+                            offset,
+                        )
+                    kernel = compiler.compiled[0]
+                    records.append(
+                        {
+                            "arch": arch,
+                            "law": law.name,
+                            "dtype": str(dtype).removeprefix("torch."),
+                            "window": name,
+                            "ptx": kernel.asm["ptx"],
+                            "resources": resources(kernel.asm["cubin"]),
+                            "hashes": [k.hash for k in compiler.compiled],
+                        }
+                    )
+    json.dump(records, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
