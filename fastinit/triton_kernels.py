@@ -17,7 +17,7 @@ from fastinit.laws import Params
 from fastinit.windows import runs
 
 # A kernel sees globals only if they are constexpr.
-UNIFORM, NORMAL, TRUNCATED_NORMAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+UNIFORM, NORMAL, CONSTANT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(3)
 FLOAT16, BFLOAT16, FLOAT64 = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 SIGN = tl.constexpr(0x8000_0000)
@@ -127,7 +127,8 @@ def xor_sign(value, word):
 
 
 @triton.jit
-def uniform(word, mul, add, lo, hi):
+def uniform(word, p):
+    mul, add, lo, hi, _, _, _, _, _ = p
     v = tl.fma(from_int(word >> 8), mul, add)
     return minimum(maximum(v, lo), hi)
 
@@ -186,7 +187,8 @@ def tail_quantile(ell):
 
 
 @triton.jit
-def truncated_normal(word, mul, add, lo, hi, x_mul, x_add, t_mul, t_below, t_above):
+def truncated_normal(word, p):
+    mul, add, lo, hi, x_mul, x_add, t_mul, t_below, t_above = p
     centred = word ^ SIGN
     x = tl.fma(from_int(centred), x_mul, x_add)
     base = tl.where(x < 0, t_below, t_above)
@@ -226,22 +228,20 @@ def in_order(a, b, c, d):
 @triton.jit
 def values(block, seed, stream, p, LAW: tl.constexpr):
     """The four float32 values of each block: [n] to [n, 4]."""
-    mul, add, lo, hi, x_mul, x_add, t_mul, t_below, t_above = p
+    if LAW == CONSTANT:
+        return tl.full((block.shape[0], 4), p[1], tl.float32)
+    # In order only when the values are there: to order the words would move them between threads.
+    w0, w1, w2, w3 = philox(block, seed, stream)
     if LAW == NORMAL:
-        w0, w1, w2, w3 = philox(block, seed, stream)
         z0, z1 = normal_pair(w0, w1)
         z2, z3 = normal_pair(w2, w3)
-        v = tl.fma(in_order(z0, z1, z2, z3), mul, add)
+        return tl.fma(in_order(z0, z1, z2, z3), p[0], p[1])
     elif LAW == UNIFORM:
-        w0, w1, w2, w3 = philox(block, seed, stream)
-        v = uniform(in_order(w0, w1, w2, w3), mul, add, lo, hi)
-    elif LAW == TRUNCATED_NORMAL:
-        w0, w1, w2, w3 = philox(block, seed, stream)
-        words = in_order(w0, w1, w2, w3)
-        v = truncated_normal(words, mul, add, lo, hi, x_mul, x_add, t_mul, t_below, t_above)
+        return in_order(uniform(w0, p), uniform(w1, p), uniform(w2, p), uniform(w3, p))
     else:
-        v = tl.full((block.shape[0], 4), add, tl.float32)
-    return v
+        z0, z1 = truncated_normal(w0, p), truncated_normal(w1, p)
+        z2, z3 = truncated_normal(w2, p), truncated_normal(w3, p)
+        return in_order(z0, z1, z2, z3)
 
 
 @triton.jit
