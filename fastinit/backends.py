@@ -213,8 +213,18 @@ def info() -> dict[str, Any]:
             + (" (FASTINIT_ISA)" if os.environ.get("FASTINIT_ISA") else " (the best usable)"),
             "CUDA": module.cuda_archs or f"not built: {module.cuda_missing}",
         },
+        "triton": _triton_version(),
         "choice": {str(device): _explain(device) for device in devices},
     }
+
+
+def _triton_version() -> str:
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "not installed (pip install 'fastinit[triton]')"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return version + (" (TRITON_INTERPRET)" if interpreted else "")
 
 
 def _explain(device: torch.device) -> str:

@@ -110,6 +110,20 @@ def test_info_is_plain_and_names_what_was_chosen() -> None:
     assert info["choice"]["cpu"].startswith(backends.choose(CPU).name)
 
 
+def test_info_names_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends.metadata, "version", lambda name: f"{name} 9")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert backends.info()["triton"] == "triton 9"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backends.info()["triton"] == "triton 9 (TRITON_INTERPRET)"
+
+    def missing(name: str) -> str:
+        raise backends.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(backends.metadata, "version", missing)
+    assert "pip install 'fastinit[triton]'" in backends.info()["triton"]
+
+
 @needs_native
 @pytest.mark.parametrize("build", ISAS)
 def test_info_names_the_cpu_build_in_use(build: str) -> None:
