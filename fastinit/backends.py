@@ -111,6 +111,8 @@ class Triton:
             return f"triton compiles nothing for {device.type}, and TRITON_INTERPRET=1 is not set"
         if self.missing is None and not self.kernels.INTERPRETED:
             return "TRITON_INTERPRET was not 1 when triton was first used"
+        if self.missing is None and _release(self.kernels.VERSION) < (3, 9):
+            return f"the interpreter of triton {self.kernels.VERSION} rounds twice in fma (3.9 does not)"
         return self.missing
 
     def fill_many(self, writes: Sequence[Write]) -> None:
@@ -216,6 +218,10 @@ def info() -> dict[str, Any]:
         "triton": _triton_version(),
         "choice": {str(device): _explain(device) for device in devices},
     }
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _triton_version() -> str:

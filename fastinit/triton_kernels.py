@@ -314,6 +314,7 @@ def fill_runs(
 
 
 INTERPRETED = not isinstance(fill_runs, triton.runtime.JITFunction)
+VERSION = triton.__version__
 BLOCK = 16384 if INTERPRETED else 256  # the interpreter pays for operations, not for elements
 
 

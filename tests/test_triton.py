@@ -114,6 +114,15 @@ def test_on_the_cpu_it_serves_only_in_its_interpreter(monkeypatch: pytest.Monkey
     assert tensor.equal(torch.zeros(3))
 
 
+@needs_triton
+def test_an_interpreter_that_would_give_other_bits_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triton.kernels, "VERSION", "3.6.0")
+    assert "rounds twice in fma" in (triton.serves(torch.device("cpu")) or "")
+    assert triton.serves(torch.device("cuda")) is None  # compiled, it is one instruction
+
+
 def test_a_machine_without_triton_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastinit.triton_kernels", None)
     monkeypatch.delattr("fastinit.triton_kernels", raising=False)
