@@ -109,11 +109,13 @@ class Triton:
             return self.missing
         if os.environ.get("TRITON_INTERPRET") != "1":
             return f"triton compiles nothing for {device.type}, and TRITON_INTERPRET=1 is not set"
-        if self.missing is None and not self.kernels.INTERPRETED:
+        if self.missing:
+            return self.missing
+        if not self.kernels.INTERPRETED:
             return "TRITON_INTERPRET was not 1 when triton was first used"
-        if self.missing is None and _release(self.kernels.VERSION) < (3, 9):
+        if _release(self.kernels.VERSION) < (3, 9):
             return f"the interpreter of triton {self.kernels.VERSION} rounds twice in fma (3.9 does not)"
-        return self.missing
+        return None
 
     def fill_many(self, writes: Sequence[Write]) -> None:
         for tensor, law, seed, stream, strides, offset in writes:

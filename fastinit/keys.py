@@ -47,6 +47,11 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+def signed(word: int) -> int:
+    """A 64-bit unsigned number as the signed one with the same bits: what operators take."""
+    return word - (1 << 64) if word >> 63 else word
+
+
 # torch.compile takes what these give as a constant instead of tracing BLAKE2b.
 stream_id._dynamo_marked_constant = True  # type: ignore[attr-defined]
 substream._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -121,8 +121,8 @@ def fill_(
             tensor,
             law.kind,
             list(law[1:]),
-            _signed(seed) if seed is not None else None,
-            _signed(stream),
+            keys.signed(seed) if seed is not None else None,
+            keys.signed(stream),
             generator,
             list(window.strides) if window is not None else None,
             window.offset if window is not None else 0,
@@ -247,11 +247,6 @@ def _writes(
         yield Write(pairs[..., 1], laws.constant(0.0), seed, stream, strides, offset + 1)
     else:
         yield Write(pairs, laws.split_complex(law), seed, stream, (*strides, 1), offset)
-
-
-def _signed(word: int) -> int:
-    """A 64-bit unsigned number as the signed one with the same bits, which is what operators take."""
-    return word - (1 << 64) if word >> 63 else word
 
 
 # --- the operator --------------------------------------------------------------------------------

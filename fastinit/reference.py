@@ -239,10 +239,9 @@ def fill(
 ) -> None:
     """Write a window: element (i, j, ...) of ``tensor`` is the stream's i*strides[0] + ... + offset."""
     if kind == CONSTANT:
+        # copy_ gives a NaN of other bits; fill_ refuses what overflows float16.
         if p.add != p.add:
-            tensor.fill_(
-                p.add
-            )  # copy_ gives a NaN of other bits, fill_ refuses infinities in float16
+            tensor.fill_(p.add)
         else:
             tensor.copy_(torch.tensor(p.add, dtype=torch.float32))
         return

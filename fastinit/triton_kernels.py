@@ -13,12 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastinit import laws
+from fastinit.keys import signed
 from fastinit.laws import Params
 from fastinit.windows import runs
 
 # A kernel sees globals only if they are constexpr.
-UNIFORM, NORMAL, CONSTANT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(3)
-FLOAT16, BFLOAT16, FLOAT64 = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+UNIFORM, NORMAL, CONSTANT = map(tl.constexpr, (laws.UNIFORM, laws.NORMAL, laws.CONSTANT))
+FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = map(tl.constexpr, range(len(laws.DTYPES)))
 
 SIGN = tl.constexpr(0x8000_0000)
 PHILOX_M0, PHILOX_M1 = tl.constexpr(0xD251_1F53), tl.constexpr(0xCD9E_8D57)
@@ -340,7 +342,7 @@ def fill(
     slots = (length + 6) // 4 if outer else (skip + length + 3) // 4
     block = min(BLOCK, triton.next_power_of_2(rows * slots)) if INTERPRETED else BLOCK
     fill_runs[(triton.cdiv(rows * slots, block),)](
-        tensor.view(torch.int16) if dtype in (1, 2) else tensor,
+        tensor.view(torch.int16) if tensor.element_size() == 2 else tensor,
         length,
         local,
         slots,
@@ -350,8 +352,8 @@ def fill(
         tuple(d.size for d in outer),
         tuple(d.local for d in outer),
         tuple(d.stream for d in outer),
-        _signed(seed),
-        _signed(stream),
+        signed(seed),
+        signed(stream),
         tuple(p),
         LAW=kind,
         DTYPE=dtype,
@@ -359,7 +361,3 @@ def fill(
         BLOCK=block,
         enable_fp_fusion=False,
     )
-
-
-def _signed(word: int) -> int:
-    return word - (1 << 64) if word >> 63 else word
