@@ -6,7 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "cuda/pieces.h"
 #include "kernels.h"
+#ifdef FASTINIT_CUDA
+#include "cuda/launch.h"
+#endif
 
 namespace py = pybind11;
 
@@ -55,7 +59,7 @@ typedef std::vector<int64_t> Ints;
 typedef std::tuple<Fill, uintptr_t, uint64_t, uint64_t, uint64_t, Ints, Ints, Ints> Request;
 
 // Each request: fill, address, seed, stream, offset, sizes, local strides, global strides.
-void fill_many(const std::vector<Request>& requests, int threads) {
+std::vector<Window> make_windows(const std::vector<Request>& requests) {
   std::vector<Window> windows;
   for (const Request& r : requests) {
     const auto& [fill, data, seed, stream, offset, size, local, global] = r;
@@ -69,9 +73,29 @@ void fill_many(const std::vector<Request>& requests, int threads) {
       w.size[d] = size[d], w.local[d] = local[d], w.global[d] = global[d];
     windows.push_back(canonical(w));
   }
+  return windows;
+}
+
+void fill_many(const std::vector<Request>& requests, int threads) {
+  const std::vector<Window> windows = make_windows(requests);
   py::gil_scoped_release nogil;
   fill_many_cpu(*chosen, windows.data(), (int64_t)windows.size(), threads);
 }
+
+// What the CUDA kernel gets for requests. There without CUDA too, for the tests that run the kernel
+// on the CPU.
+struct Pieces {
+  std::vector<Piece> pieces;
+
+  explicit Pieces(const std::vector<Request>& requests) {
+    const std::vector<Window> windows = make_windows(requests);
+    pieces = cut(windows.data(), (int64_t)windows.size());
+  }
+  py::bytes bytes() const {
+    return py::bytes((const char*)pieces.data(), pieces.size() * sizeof(Piece));
+  }
+  uint32_t tiles() const { return pieces.empty() ? 0 : pieces.back().end_tile; }
+};
 
 void force_isa(const std::string& name) {
   for (int i = 0; i < ISA_COUNT; ++i) {
@@ -105,6 +129,25 @@ PYBIND11_MODULE(_native, m) {
                                   py::arg("params"));
   m.def("fill_contiguous", &fill_contiguous);
   m.def("fill_many", &fill_many);
+  py::class_<Pieces>(m, "Pieces")
+      .def(py::init<const std::vector<Request>&>())
+      .def("__len__", [](const Pieces& p) { return p.pieces.size(); })
+      .def("__bytes__", &Pieces::bytes)
+#ifdef FASTINIT_CUDA
+      .def_property_readonly("staged_bytes", [](const Pieces& p) { return staged_bytes(p.pieces); })
+      .def("fill",
+           [](const Pieces& p, int device, uintptr_t stream, uintptr_t staging) {
+             py::gil_scoped_release nogil;
+             fill_many_cuda(p.pieces, device, (void*)stream, (void*)staging);
+           })
+#endif
+      .def_property_readonly("tiles", &Pieces::tiles);
+#ifdef FASTINIT_CUDA
+  m.def("cuda_missing_on", &cuda_missing);
+  m.def("cuda_driver", &cuda_driver);
+#endif
+  m.attr("THREADS") = THREADS;
+  m.attr("FEW") = FEW;
   m.def("isa", [] { return chosen->name; });
   m.def("isas", &isas);
   m.def("force_isa", &force_isa);

@@ -6,12 +6,17 @@
 // gives the same bits. A change of any output bit is a new stream version.
 //
 // A lane type L has U (32-bit words), F (float32), W (one counter word of each block) and P (64-bit
-// products of W). The polynomials are minimax fits made by csrc/fit_polynomials.py.
+// products of W). Its exponents count in OCTAVEs, and HALF is that of [1/2, 1). The polynomials are
+// minimax fits made by csrc/fit_polynomials.py.
 #pragma once
 #include <stdint.h>
 
-#ifndef FASTINIT_FN
+#ifdef __CUDACC__
+#define FASTINIT_FN static __device__ __forceinline__
+#define FASTINIT_UNROLL _Pragma("unroll")
+#else
 #define FASTINIT_FN static inline __attribute__((always_inline))
+#define FASTINIT_UNROLL _Pragma("GCC unroll 8")
 #endif
 
 // ---------------------------------------------------------------------------------------------
@@ -61,7 +66,7 @@ FASTINIT_FN void philox(const Schedule& s, typename L::W block_lo, typename L::W
   typename L::W c1 = L::low(p1);
   c2 = L::xor_word(c3, s.x2_round1);
   c3 = L::word(s.w3_round1);
-#pragma GCC unroll 8
+  FASTINIT_UNROLL
   for (int round = 2; round < PHILOX_ROUNDS; ++round) {
     p0 = L::mul_wide(c0, PHILOX_M0);
     p1 = L::mul_wide(c2, PHILOX_M1);
@@ -81,7 +86,8 @@ FASTINIT_FN void philox(const Schedule& s, typename L::W block_lo, typename L::W
 
 struct Params {
   float mul, add;      // the last step: fma(variate, mul, add)
-  float lo, hi;        // the values that the dtype may take (uniform, truncated normal)
+  float lo, hi;        // the values that the dtype may take (uniform, truncated normal); lo is not
+                       // -0 and hi not +0, so that it does not matter which zero min and max take
   float x_mul, x_add;  // truncated normal: 2p - 1 from the centred word
   float t_mul;         // truncated normal: the nearer tail's probability from the distance to it
   float t_below, t_above;
@@ -110,12 +116,14 @@ constexpr float KAPPA = 7291.0f / 8192;
 template <class L>
 FASTINIT_FN void normal_pair(typename L::U radius_word, typename L::U angle_word,
                              typename L::F z[2]) {
-  // As a signed number the word counts from the nearer end: v is u below 1/2, and u - 1 above.
+  // As a signed number the word counts from the nearer end: v is u below 1/2, and u - 1 above. Then
+  // u = (1 + m) 2^k with m = v, k = 0 above, and m = mantissa - 1 below.
   typename L::F v = L::fma(L::from_int(radius_word), L::set(0x1p-32f), L::set(0x1p-33f));
   typename L::F phi = L::mul(L::from_int(L::template shl<2>(angle_word)), L::set(0x1p-31f));
-  typename L::F m = L::if_negative(v, v, L::sub(L::mantissa(v), L::set(1.0f)));
+  typename L::F m = L::log1p_argument(v);
   typename L::F phi2 = L::mul(phi, phi);
-  typename L::F e = L::fma(L::exponent_below_half(v), L::set(-KAPPA), L::set(KAPPA * L::HALF));
+  typename L::F e = L::fma(L::exponent_below_half(v), L::set(-KAPPA / L::OCTAVE),
+                           L::set(KAPPA / L::OCTAVE * L::HALF));
   // q(m) = -KAPPA log2(1 + m) / m on [-1/2, 0], relative error 2.5e-8
   // c(phi) = SIGMA cos(pi/4 phi), error 5.2e-8, a third of that where z may be small;
   // s(phi) = SIGMA sin(pi/4 phi) / phi, error of the sine 3e-9
@@ -134,9 +142,8 @@ FASTINIT_FN void normal_pair(typename L::U radius_word, typename L::U angle_word
   s = L::fma(s, phi2, L::set(0x1.62dfb4p-1f));
   q = L::fma(q, m, L::set(-0x1.48b584p+0f));
   typename L::F r = L::sqrt(L::fma(q, m, e));
-  s = L::mul(phi, s);
-  z[0] = L::xor_sign(L::mul(L::add(c, s), r), angle_word);
-  z[1] = L::xor_sign(L::mul(L::sub(c, s), r), L::template shl<1>(angle_word));
+  z[0] = L::xor_sign(L::mul(L::fma(phi, s, c), r), angle_word);
+  z[1] = L::xor_sign(L::mul(L::fnma(phi, s, c), r), L::template shl<1>(angle_word));
 }
 
 // Truncated normal: the inverse CDF at p = Phi(a) + u (Phi(b) - Phi(a)), u = (word + 1/2) * 2^-32.
@@ -171,9 +178,12 @@ FASTINIT_FN typename L::F tail_quantile(typename L::F l) {
 // of it must not cost the others.
 struct Tail {
   template <class L>
+  FASTINIT_FN bool needed(typename L::F l) {
+    return L::any_above(l, TAIL);
+  }
+  template <class L>
   FASTINIT_FN typename L::F of(typename L::F l, typename L::F x, typename L::F z) {
-    if (L::any_above(l, TAIL)) z = L::if_above(l, TAIL, L::mul(tail_quantile<L>(l), x), z);
-    return z;
+    return L::if_above(l, TAIL, L::mul(tail_quantile<L>(l), x), z);
   }
 };
 
@@ -192,7 +202,8 @@ FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p) 
   l = L::fma(l, m, L::set(-0x1.07957cp-1f));
   l = L::fma(l, m, L::set(0x1.703e7ep-1f));
   l = L::fma(l, m, L::set(-0x1.715760p+0f));
-  l = L::fma(l, m, L::sub(L::set(L::HALF - 2.0f), L::exponent(y)));
+  l = L::fma(l, m,
+             L::fma(L::exponent(y), L::set(-1.0f / L::OCTAVE), L::set(L::HALF / L::OCTAVE - 2.0f)));
   typename L::F z = L::set(0x1.14bfbcp-25f);  // z / x as a function of l on [0, TAIL], error 3e-7
   z = L::fma(z, l, L::set(-0x1.620322p-20f));
   z = L::fma(z, l, L::set(0x1.3c34f8p-16f));
@@ -220,6 +231,7 @@ FASTINIT_FN void group(const Schedule& schedule, typename L::W block_lo, const P
   if (LAW == NORMAL) {
     typename L::U radius_words[VECTORS / 2], angle_words[VECTORS / 2];
     L::pairs(w, radius_words, angle_words);
+    FASTINIT_UNROLL
     for (int i = 0; i < VECTORS / 2; ++i) {
       typename L::F z[2];
       normal_pair<L>(radius_words[i], angle_words[i], z);
@@ -230,6 +242,7 @@ FASTINIT_FN void group(const Schedule& schedule, typename L::W block_lo, const P
   } else {
     typename L::U words[VECTORS];
     L::in_order(w, words);
+    FASTINIT_UNROLL
     for (int i = 0; i < VECTORS; ++i)
       out[i] = LAW == UNIFORM ? uniform<L>(words[i], p) : truncated_normal<L>(words[i], p);
   }

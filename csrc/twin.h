@@ -20,7 +20,7 @@ struct Twin {
   };
   static constexpr int BLOCKS = 2 * L::BLOCKS;
   static constexpr int WIDTH = 2 * L::WIDTH;
-  static constexpr float HALF = L::HALF;
+  static constexpr float OCTAVE = L::OCTAVE, HALF = L::HALF;
 
   FASTINIT_FN P mul_wide(W x, uint32_t y) { return {L::mul_wide(x.a, y), L::mul_wide(x.b, y)}; }
   FASTINIT_FN W high(P p) { return {L::high(p.a), L::high(p.b)}; }
@@ -70,6 +70,7 @@ struct Twin {
     return {L::xor_sign(x.a, word.a), L::xor_sign(x.b, word.b)};
   }
   FASTINIT_FN F mantissa(F x) { return {L::mantissa(x.a), L::mantissa(x.b)}; }
+  FASTINIT_FN F log1p_argument(F x) { return {L::log1p_argument(x.a), L::log1p_argument(x.b)}; }
   FASTINIT_FN F exponent(F x) { return {L::exponent(x.a), L::exponent(x.b)}; }
   FASTINIT_FN F exponent_below_half(F x) {
     return {L::exponent_below_half(x.a), L::exponent_below_half(x.b)};

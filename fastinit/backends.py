@@ -1,7 +1,8 @@
 """Backends: which one serves a tensor, how to force one, and what this installation has.
 
 The choice is native, then triton, then reference, by the tensor's device. A backend is an object with
-``serves(device)``, which gives None or the reason why not, and ``fill_many(requests)``.
+``serves(device)``, which gives None or the reason why not, and ``fill_many(writes)``, all on one
+device.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Write(NamedTuple):
 
 
 class Native:
-    """The kernels in csrc/: CPU tensors."""
+    """The kernels in csrc/: CPU tensors, and CUDA tensors where they were built with CUDA."""
 
     name = "native"
 
@@ -47,6 +48,7 @@ class Native:
         self.module: ModuleType | None = None
         self.missing: str | None = None
         self.fill = lru_cache(maxsize=4096)(self._fill)
+        self.missing_on = lru_cache(maxsize=None)(self._missing_on)
         try:
             from fastinit import _native
 
@@ -65,11 +67,20 @@ class Native:
                 raise ValueError(f"FASTINIT_ISA={isa}: {error}") from None
 
     def serves(self, device: torch.device) -> str | None:
-        if self.missing:
+        if self.missing or device.type == "cpu":
             return self.missing
-        return (
-            None if device.type == "cpu" else f"the native build has no kernels for {device.type}"
+        if device.type != "cuda":
+            return f"the native build has no kernels for {device.type}"
+        return self.missing_on(
+            torch.cuda.current_device() if device.index is None else device.index
         )
+
+    def _missing_on(self, index: int) -> str | None:
+        """Why the build cannot serve the CUDA device, or None; asked once, as it loads the kernels."""
+        assert self.module is not None
+        if not self.module.cuda_archs:
+            return f"the native build has no CUDA kernels: {self.module.cuda_missing}"
+        return self.module.cuda_missing_on(index) or None
 
     def _fill(self, law: Law, dtype: torch.dtype) -> Any:
         """The law's kernel parameters for a dtype, converted once."""
@@ -85,7 +96,16 @@ class Native:
             fill = self.fill(law, tensor.dtype)
             shape, local = tuple(tensor.shape), tensor.stride()
             requests.append((fill, tensor.data_ptr(), seed, stream, offset, shape, local, strides))
-        self.module.fill_many(requests, torch.get_num_threads())
+        device = writes[0].tensor.device
+        if device.type == "cpu":
+            self.module.fill_many(requests, torch.get_num_threads())
+            return
+        # Nothing here waits for the device: what a launch cannot carry is staged in memory that
+        # torch's allocator gives to nobody else on this stream before the launch is done with it.
+        pieces = self.module.Pieces(requests)
+        staging = torch.empty(pieces.staged_bytes, dtype=torch.uint8, device=device)
+        stream_ = torch.cuda.current_stream(device).cuda_stream
+        pieces.fill(device.index, stream_, staging.data_ptr())
 
 
 class Triton:
@@ -215,11 +235,18 @@ def info() -> dict[str, Any]:
             },
             "CPU build in use": module.isa()
             + (" (FASTINIT_ISA)" if os.environ.get("FASTINIT_ISA") else " (the best usable)"),
-            "CUDA": module.cuda_archs or f"not built: {module.cuda_missing}",
+            "CUDA": _cuda(module),
         },
         "triton": _triton_version(),
         "choice": {str(device): _explain(device) for device in devices},
     }
+
+
+def _cuda(module: ModuleType) -> str:
+    if not module.cuda_archs:
+        return f"not built: {module.cuda_missing}"
+    driver = module.cuda_driver()
+    return f"for {module.cuda_archs}; " + (f"driver {driver}" if driver else "no driver here")
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -178,13 +178,17 @@ class Params(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def kernel_params(law: Law, dtype: torch.dtype) -> Params:
-    """The float32 parameters with which a kernel draws ``law`` for a tensor of ``dtype``."""
+    """The float32 parameters with which a kernel draws ``law`` for a tensor of ``dtype``.
+
+    Of two zeros a backend's ``max`` may give either. ``lo`` is never -0.0 and ``hi`` never 0.0: then
+    all ways of clamping agree.
+    """
     if law.kind == UNIFORM:
         a, b = float32(law.p0), float32(law.p1)
         lo, hi = round_up(law.p0, dtype), below(law.p1, dtype)
         if lo > hi:  # nothing representable in [a, b): the nearest value
             lo = hi = nearest(law.p0, dtype)
-        return Params(float32(float32(b - a) * 2.0**-24), a, lo, hi)
+        return Params(float32(float32(b - a) * 2.0**-24), a, lo, hi or -0.0)
     if law.kind == NORMAL:
         return Params(float32(law.p1), float32(law.p0))
     if law.kind == CONSTANT:
@@ -194,8 +198,8 @@ def kernel_params(law: Law, dtype: torch.dtype) -> Params:
     if lo > hi:
         lo = hi = nearest(a, dtype)
     if std == 0.0 or a == b:  # one value; the quantile still wants a probability, any one in (0, 1)
-        value = float32(min(max(mean, a), b))
-        return Params(0.0, value, lo, hi, t_below=0.5, t_above=0.5)
+        value = min(max(float32(min(max(mean, a), b)), lo), hi)
+        return Params(0.0, value, t_below=0.5, t_above=0.5)
     alpha, beta = (a - mean) / std, (b - mean) / std
     below_a, above_a = normal_tail(-alpha), normal_tail(alpha)
     below_b, above_b = normal_tail(-beta), normal_tail(beta)
@@ -208,7 +212,7 @@ def kernel_params(law: Law, dtype: torch.dtype) -> Params:
         mul=float32(std),
         add=float32(mean),
         lo=lo,
-        hi=hi,
+        hi=hi or -0.0,
         x_mul=float32(mass * 2.0**-31),
         x_add=float32(below_a - above_b + mass * 2.0**-32),
         t_mul=step,

@@ -158,9 +158,8 @@ def normal_pair(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor
     s = fma(s, phi2, h("0x1.62dfb4p-1"))
     q = fma(q, m, h("-0x1.48b584p+0"))
     r = sqrt(fma(q, m, e))
-    s = phi * s
-    z0 = xor_sign((c + s) * r, angle_word)
-    z1 = xor_sign((c - s) * r, shl(angle_word, 1))
+    z0 = xor_sign(fma(phi, s, c) * r, angle_word)
+    z1 = xor_sign(fma(-phi, s, c) * r, shl(angle_word, 1))
     return z0, z1
 
 

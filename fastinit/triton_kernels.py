@@ -160,9 +160,8 @@ def normal_pair(radius_word, angle_word):
     s = tl.fma(s, phi2, h("0x1.62dfb4p-1"))
     q = tl.fma(q, m, h("-0x1.48b584p+0"))
     r = tl.sqrt_rn(tl.fma(q, m, e))
-    s = phi * s
-    z0 = xor_sign((c + s) * r, angle_word)
-    z1 = xor_sign((c - s) * r, angle_word << 1)
+    z0 = xor_sign(tl.fma(phi, s, c) * r, angle_word)
+    z1 = xor_sign(tl.fma(-phi, s, c) * r, angle_word << 1)
     return z0, z1
 
 

@@ -9,7 +9,7 @@ struct Avx2Lane {
   typedef __m256i P;
   static constexpr int BLOCKS = 4;
   static constexpr int WIDTH = 8;
-  static constexpr float HALF = 126.0f;
+  static constexpr float OCTAVE = 1.0f, HALF = 126.0f;
 
   FASTINIT_FN P mul_wide(W a, uint32_t b) { return _mm256_mul_epu32(a, word(b)); }
   FASTINIT_FN W high(P p) { return _mm256_srli_epi64(p, 32); }
@@ -62,7 +62,7 @@ struct Avx2Lane {
   }
   template <class Step>
   FASTINIT_FN F each(F a, F b, F c) {
-    return Step::template of<Avx2Lane>(a, b, c);
+    return Step::template needed<Avx2Lane>(a) ? Step::template of<Avx2Lane>(a, b, c) : c;
   }
   FASTINIT_FN F xor_sign(F a, U word) {
     return _mm256_xor_ps(a, _mm256_and_ps(from_bits(word), set(-0.0f)));
@@ -70,6 +70,9 @@ struct Avx2Lane {
   FASTINIT_FN F mantissa(F a) {
     return from_bits(
         _mm256_or_si256(_mm256_and_si256(bits(a), word(0x007fffffu)), word(0x3f000000u)));
+  }
+  FASTINIT_FN F log1p_argument(F a) {
+    return if_negative(a, a, sub(mantissa(a), set(1.0f)));
   }
   FASTINIT_FN F exponent(F a) { return _mm256_cvtepi32_ps(_mm256_srli_epi32(bits(a), 23)); }
   FASTINIT_FN F exponent_below_half(F a) {

@@ -9,7 +9,7 @@ struct Avx512Lane {
   typedef __m512i P;
   static constexpr int BLOCKS = 8;
   static constexpr int WIDTH = 16;
-  static constexpr float HALF = -1.0f;  // what exponent() gives for [1/2, 1)
+  static constexpr float OCTAVE = 1.0f, HALF = -1.0f;
 
   FASTINIT_FN P mul_wide(W a, uint32_t b) { return _mm512_mul_epu32(a, word(b)); }
   FASTINIT_FN W high(P p) { return _mm512_srli_epi64(p, 32); }
@@ -62,7 +62,7 @@ struct Avx512Lane {
   }
   template <class Step>
   FASTINIT_FN F each(F a, F b, F c) {
-    return Step::template of<Avx512Lane>(a, b, c);
+    return Step::template needed<Avx512Lane>(a) ? Step::template of<Avx512Lane>(a, b, c) : c;
   }
   FASTINIT_FN F xor_sign(F a, U word) {  // a ^ (word & sign bit)
     return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(a), word,
@@ -70,6 +70,9 @@ struct Avx512Lane {
   }
   FASTINIT_FN F mantissa(F a) {
     return _mm512_getmant_ps(a, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_zero);
+  }
+  FASTINIT_FN F log1p_argument(F a) {
+    return _mm512_mask_sub_ps(a, positive(a), mantissa(a), set(1.0f));
   }
   FASTINIT_FN F exponent(F a) { return _mm512_getexp_ps(a); }
   FASTINIT_FN F exponent_below_half(F a) {

@@ -3,14 +3,6 @@
 #include <stdint.h>
 #include <string.h>
 
-// The 16-bit types, as their bits.
-struct Float16 {
-  uint16_t bits;
-};
-struct Bfloat16 {
-  uint16_t bits;
-};
-
 struct ScalarLane {
   typedef uint32_t U;
   typedef float F;
@@ -18,7 +10,7 @@ struct ScalarLane {
   typedef uint64_t P;
   static constexpr int BLOCKS = 1;       // blocks in a group
   static constexpr int WIDTH = 1;        // values in a U or F
-  static constexpr float HALF = 126.0f;  // what exponent() gives for [1/2, 1)
+  static constexpr float OCTAVE = 1.0f, HALF = 126.0f;
 
   FASTINIT_FN P mul_wide(W a, uint32_t b) { return (uint64_t)a * b; }
   FASTINIT_FN W high(P p) { return (uint32_t)(p >> 32); }
@@ -70,9 +62,10 @@ struct ScalarLane {
     U e = bits(a) >> 23;
     return (float)(int32_t)(e < 126u ? e : 126u);
   }
+  FASTINIT_FN F log1p_argument(F a) { return a < 0 ? a : mantissa(a) - 1.0f; }
   template <class Step>
   FASTINIT_FN F each(F a, F b, F c) {
-    return Step::template of<ScalarLane>(a, b, c);
+    return Step::template needed<ScalarLane>(a) ? Step::template of<ScalarLane>(a, b, c) : c;
   }
 
   // A group's words and values in element order.

@@ -1,0 +1,21 @@
+// Launching the CUDA kernels. Of a build with CUDA only.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "pieces.h"
+
+// Why this build cannot fill on the device: no driver, one that is too old, no such device, or no
+// code for it. Empty if it can.
+std::string cuda_missing(int device);
+
+// "13.0", the version of CUDA that the driver is for; empty where there is no driver.
+std::string cuda_driver();
+
+// Bytes of device memory that `pieces` need on their way; 0 if the launch carries them.
+size_t staged_bytes(const std::vector<Piece>& pieces);
+
+// Fills on `stream` of `device` in one launch, without waiting. `staging` are staged_bytes() of the
+// device's memory that nothing else on the stream writes until the launch is done. Throws
+// std::runtime_error with CUDA's text, the kernel's name and the launch's shape.
+void fill_many_cuda(const std::vector<Piece>& pieces, int device, void* stream, void* staging);
