@@ -143,6 +143,7 @@ PYBIND11_MODULE(_native, m) {
 #endif
       .def_property_readonly("tiles", &Pieces::tiles);
 #ifdef FASTINIT_CUDA
+  m.attr("nvcc") = FASTINIT_NVCC;
   m.def("cuda_missing_on", &cuda_missing);
   m.def("cuda_driver", &cuda_driver);
 #endif

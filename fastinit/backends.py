@@ -246,7 +246,8 @@ def _cuda(module: ModuleType) -> str:
     if not module.cuda_archs:
         return f"not built: {module.cuda_missing}"
     driver = module.cuda_driver()
-    return f"for {module.cuda_archs}; " + (f"driver {driver}" if driver else "no driver here")
+    here = f"driver for CUDA {driver}" if driver else "no driver here"
+    return f"{module.cuda_archs} by nvcc {module.nvcc}; {here}"
 
 
 def _release(version: str) -> tuple[int, ...]:
