@@ -18,7 +18,8 @@ from torch import nn
 
 from fastinit import backends, keys, memory, models, report
 from fastinit.fill import Fill
-from fastinit.plan import Plan, distinct_parameters
+from fastinit.parameters import allocate_, distinct_parameters
+from fastinit.plan import Plan
 from fastinit.plan import Progress as OnProgress
 from fastinit.recipes import transformers_default
 
@@ -79,7 +80,7 @@ def init_command(
         if plan is not None:
             recipe.save(plan)
         planned = time.perf_counter()
-        models.allocate_(model)
+        allocate_(model)
         allocated = time.perf_counter()
         models.check_written(model, recipe)
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fastinit import memory
-from fastinit.plan import Plan, distinct_parameters
+from fastinit.parameters import distinct_parameters, like
+from fastinit.plan import Plan
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -109,7 +109,7 @@ def parameters_on_meta() -> Iterator[None]:
             param.is_meta or isinstance(param, UninitializedParameter)
         ):
             if param not in replaced:
-                replaced[param] = _like(param, torch.device("meta"), param.dtype)
+                replaced[param] = like(param, torch.device("meta"), param.dtype)
             param = replaced[param]
         original(self, name, param)
 
@@ -118,46 +118,6 @@ def parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = original  # type: ignore[method-assign]
-
-
-def allocate_(
-    model: M,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    *,
-    huge_pages: bool = True,
-) -> M:
-    """Gives every meta parameter memory, unwritten, and returns the model.
-
-    Parameters that are not on meta and all buffers are left alone; ties, strides and
-    ``requires_grad`` are kept.
-
-    Args:
-        device: where.
-        dtype: of floating-point parameters; by default what they have on meta.
-        huge_pages: asks for huge pages under large CPU parameters
-            (:func:`fastinit.memory.advise_huge_pages`).
-
-    Raises:
-        ValueError: device is meta, or dtype is not a floating-point one.
-    """
-    device = torch.device(device)
-    if device.type == "meta":
-        raise ValueError(f"device must be one that holds values, but got {device}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point dtype, but got {dtype}")
-    real: dict[int, nn.Parameter] = {}
-    for _, _, parameter in distinct_parameters(model):
-        if parameter.is_meta and not isinstance(parameter, UninitializedParameter):
-            wanted = dtype if dtype and parameter.is_floating_point() else parameter.dtype
-            real[id(parameter)] = _like(parameter, device, wanted)
-            if huge_pages:
-                memory.advise_huge_pages(real[id(parameter)])
-    for module in model.modules():
-        for name, owned in module._parameters.items():
-            if id(owned) in real:
-                module._parameters[name] = real[id(owned)]
-    return model
 
 
 def unwritten(model: nn.Module, plan: Plan) -> list[str]:
@@ -174,17 +134,6 @@ def check_written(model: nn.Module, plan: Plan) -> None:
     """Raises ValueError with their names if the plan leaves parameters or buffers unwritten."""
     if names := unwritten(model, plan):
         raise ValueError("left unwritten: " + ", ".join(names))
-
-
-def _like(parameter: nn.Parameter, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
-    """An unwritten parameter of the same class, shape, strides and attributes."""
-    with torch.no_grad():
-        data = torch.empty_like(parameter, device=device, dtype=dtype).detach()
-    new = nn.Parameter(data, requires_grad=parameter.requires_grad)
-    if type(parameter) is not nn.Parameter:
-        new.__class__ = type(parameter)
-    new.__dict__.update(parameter.__dict__)
-    return new
 
 
 def _transformers() -> Any:

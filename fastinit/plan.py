@@ -14,11 +14,13 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import nn
 
 from fastinit import ops, text
 from fastinit.fill import Fill
 from fastinit.keys import STREAM_VERSION, check_seed, stream_id
+from fastinit.parameters import adopt_, allocated, distinct_parameters
 from fastinit.plan_json import (
     fill_from_json,
     fill_to_json,
@@ -149,53 +151,65 @@ class Plan(Mapping[str, Fill]):
     def __repr__(self) -> str:
         return f"Plan({len(self)} parameters, seed={self.seed})"
 
-    def apply_(self, model: M, *, progress: Progress | None = None) -> M:
+    def apply_(
+        self,
+        model: M,
+        *,
+        device: torch.device | str | None = None,
+        progress: Progress | None = None,
+    ) -> M:
         """Writes every parameter of ``model`` and returns it.
 
-        All parameters are written in one parallel region, each tied one once, with the stream of the
-        name under which the plan has it; shapes, dtypes and devices are the model's. Nothing is
-        written unless everything can be.
+        All parameters are written in one launch or parallel region for each device that they are on,
+        each tied one once, with the stream of the name under which the plan has it; shapes and dtypes
+        are the model's. Nothing is written unless everything can be.
 
         Args:
             model: its parameters are exactly those of the plan, by name.
+            device: where parameters on meta get memory; those that have some stay where they are.
+                The model gets them when all are written.
             progress: called with (elements written, elements in all) after each of several batches,
                 in which the parameters are then written; the values are the same.
 
         Raises:
-            ValueError: a parameter on meta; parameters that the plan lacks or the model lacks;
-                parameters that the plan ties and the model does not, or the other way round.
+            ValueError: a parameter on meta without a ``device``, or a buffer on meta with one;
+                parameters that the plan lacks or the model lacks; parameters that the plan ties and
+                the model does not, or the other way round.
             NotImplementedError, RuntimeError: a parameter that cannot be written
                 (``fastinit.ops.check_writable``).
         """
-        requests = self._requests(model)
-        if progress is None:
-            ops.fill_many_(requests)
-            return model
+        planned = self._planned(model)
+        real = self._memory(model, [name for name, p in planned if p.is_meta], device)
+        requests = []
+        for name, parameter in planned:
+            parameter = real.get(id(parameter), parameter)
+            ops.check_writable(parameter, name)
+            law, stream = self._fills[name].law, stream_id(name)
+            requests.append(ops.Request(parameter, law, self.seed, stream))
         total = sum(request.tensor.numel() for request in requests)
         written = 0
-        for batch in _batches(requests):
+        for batch in [requests] if progress is None else _batches(requests):
             ops.fill_many_(batch)
             written += sum(request.tensor.numel() for request in batch)
-            progress(written, total)
+            if progress is not None:
+                progress(written, total)
+        adopt_(model, real)
         return model
 
-    def _requests(self, model: nn.Module) -> list[ops.Request]:
-        requests, meta, missing, problems = [], [], [], []
+    def _planned(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """The model's parameters by the names under which they are planned, which have to fit."""
+        planned, missing, problems = [], [], []
         found = set()
         for names, _, parameter in distinct_parameters(model):
-            planned = [name for name in names if name in self._fills]
-            found.update(planned)
-            if not planned:
+            here = [name for name in names if name in self._fills]
+            found.update(here)
+            if not here:
                 tied = self._aliases.get(names[0])
                 missing.append(f"{names[0]} (tied to {tied} in the plan)" if tied else names[0])
-            elif len(planned) > 1:
-                problems.append(f"tied in the model but not in the plan: {', '.join(planned)}")
-            elif parameter.is_meta:
-                meta.append(planned[0])
+            elif len(here) > 1:
+                problems.append(f"tied in the model but not in the plan: {', '.join(here)}")
             else:
-                ops.check_writable(parameter, planned[0])
-                law, stream = self._fills[planned[0]].law, stream_id(planned[0])
-                requests.append(ops.Request(parameter, law, self.seed, stream))
+                planned.append((here[0], parameter))
         extra = [name for name in self._fills if name not in found]
         if missing:
             problems.append(f"the plan has no {listing('parameter', missing)}")
@@ -203,12 +217,26 @@ class Plan(Mapping[str, Fill]):
             problems.append(f"the model has no {listing('parameter', extra)}")
         if problems:
             raise ValueError("the plan does not fit the model: " + "; ".join(problems))
+        return planned
+
+    def _memory(
+        self, model: nn.Module, meta: list[str], device: torch.device | str | None
+    ) -> dict[int, nn.Parameter]:
+        """What takes the place of the parameters on meta."""
+        if device is not None:
+            buffers = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+            if buffers:
+                raise ValueError(
+                    f"a plan cannot write {listing('buffer', buffers)} on meta; build the model with "
+                    f"fastinit.models.parameters_on_meta(), which leaves buffers real"
+                )
+            return allocated(model, device)
         if meta:
             raise ValueError(
-                f"meta tensors hold no values; allocate them first with "
-                f"fastinit.models.allocate_(model): {listing('parameter', meta)}"
+                f"meta tensors hold no values; say where they shall be, as in "
+                f"plan.apply_(model, device='cpu'): {listing('parameter', meta)}"
             )
-        return requests
+        return {}
 
     def groups(self, model: nn.Module | None = None) -> list[Group]:
         """The parameters by pattern and Fill, in the order in which each first appears.
@@ -324,21 +352,6 @@ def pattern(name: str) -> str:
     'model.layers.*.mlp.up_proj.weight'
     """
     return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
-
-
-def distinct_parameters(
-    model: nn.Module,
-) -> Iterator[tuple[list[str], nn.Module, nn.Parameter]]:
-    """(all names, the module that owns the first, parameter) of each parameter, tied ones once.
-
-    In the order of ``model.named_parameters()``, whose name is the first.
-    """
-    entries: dict[int, tuple[list[str], nn.Module, nn.Parameter]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            entry = entries.setdefault(id(parameter), ([], module, parameter))
-            entry[0].append(f"{prefix}.{name}" if prefix else name)
-    yield from entries.values()
 
 
 def listing(noun: str, names: list[str]) -> str:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fastinit import text
-from fastinit.plan import Group, Plan, Progress, distinct_parameters
+from fastinit.parameters import distinct_parameters
+from fastinit.plan import Group, Plan, Progress
 
 # Elements that are read at once: small enough that their float32 copy (1 MiB) stays in cache, and
 # that float32 sums of one chunk are good to the 4 digits shown; chunks are merged in doubles.

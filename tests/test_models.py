@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastinit import memory, models
+from fastinit.parameters import allocate_
 from fastinit.plan import Fill, Plan
 from fastinit.recipes import transformers_default
 
@@ -92,7 +93,7 @@ def test_from_config_to_a_written_model(config) -> None:
     with pytest.raises(ValueError, match="left unwritten"):
         models.check_written(model, plan)
     tied = config.tie_word_embeddings
-    assert models.allocate_(model) is model
+    assert allocate_(model) is model
     models.check_written(model, plan)
     plan.apply_(model)
     assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied
@@ -171,25 +172,6 @@ def test_parameters_on_meta_keeps_ties_flags_and_buffers() -> None:
     assert a.w.is_meta
     assert not a.frozen.requires_grad
     assert torch.equal(norm.running_var, torch.ones(4))
-
-
-def test_allocate_keeps_ties_strides_and_real_parameters() -> None:
-    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4), nn.Conv2d(3, 3, 3))
-    model[2].to(memory_format=torch.channels_last)
-    strides = model[2].weight.stride()
-    real = model[1].bias
-    for module in (model[0], model[2]):
-        module.to("meta")
-    model[1].weight = model[0].weight
-    models.allocate_(model, dtype=torch.bfloat16)
-    assert model[1].weight is model[0].weight
-    assert model[0].weight.dtype is torch.bfloat16
-    assert model[1].bias is real
-    assert model[2].weight.stride() == strides
-    with pytest.raises(ValueError, match="device must be one that holds values"):
-        models.allocate_(model, "meta")
-    with pytest.raises(ValueError, match="dtype must be a floating-point dtype"):
-        models.allocate_(model, dtype=torch.int8)
 
 
 def test_a_parameter_outside_the_plan_and_a_meta_buffer_are_unwritten() -> None:

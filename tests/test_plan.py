@@ -9,6 +9,7 @@ from scipy import stats
 from torch import nn
 
 from fastinit import plan as plan_module
+from fastinit.models import parameters_on_meta
 from fastinit.plan import Fill, Plan, pattern
 from fastinit.recipes import torch_default
 
@@ -176,13 +177,41 @@ def test_a_meta_or_unwritable_parameter_stops_everything() -> None:
     plan = Plan.from_model(model, torch_default)
     before = values(model)
     model.norm.to("meta")
-    with pytest.raises(ValueError, match=r"allocate_\(model\): parameters norm.weight, norm.bias"):
+    with pytest.raises(ValueError, match=r"device='cpu'\): parameters norm.weight, norm.bias"):
         plan.apply_(model)
     model.norm = nn.LayerNorm(64)
     model.norm.weight = nn.Parameter(torch.ones(64, dtype=torch.int32), requires_grad=False)
     with pytest.raises(NotImplementedError, match=r"norm\.weight"):
         plan.apply_(model)
     assert torch.equal(model.embed.weight, before["embed.weight"])
+
+
+def test_parameters_on_meta_get_memory_where_asked() -> None:
+    plan = Plan.from_model(Net(), torch_default, seed=3)
+    with parameters_on_meta():
+        model = Net()
+    steps = []
+    assert plan.apply_(model, device="cpu", progress=lambda *step: steps.append(step)) is model
+    assert same(values(plan.apply_(Net())), values(model))
+    assert model.head.weight is model.embed.weight
+    assert steps[-1][0] == steps[-1][1]
+
+
+def test_a_model_on_meta_stays_there_if_it_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with parameters_on_meta():
+        model = Net()
+    plan = Plan.from_model(model, torch_default)
+    with pytest.raises(ValueError, match="device must be one that holds values"):
+        plan.apply_(model, device="meta")
+    monkeypatch.setattr("fastinit.ops.fill_many_", lambda requests: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        plan.apply_(model, device="cpu")
+    model.register_buffer("table", torch.empty(2, device="meta"))
+    with pytest.raises(ValueError, match="cannot write buffer table on meta"):
+        plan.apply_(model, device="cpu")
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def test_a_plan_from_json_writes_the_same_bits() -> None:
