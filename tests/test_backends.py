@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -186,3 +187,38 @@ def test_forcing_an_unknown_cpu_build_keeps_the_one_in_use() -> None:
     with pytest.raises(ValueError, match="no CPU build is named 'sse9'"):
         module.force_isa("sse9")
     assert module.isa() == before
+
+
+needs_cuda_build = pytest.mark.skipif(
+    backends.native.module is None or not backends.native.module.cuda_archs,
+    reason="no CUDA kernels were built",
+)
+
+
+@needs_cuda_build
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_cuda_build_without_a_driver_works_and_says_why_it_does_not_serve_gpus() -> None:
+    assert backends.native.module is not None
+    reason = backends.native.serves(torch.device("cuda:0"))
+    assert reason is not None
+    assert "CUDA driver" in reason
+    assert f"{backends.native.module.cuda_archs} by nvcc" in backends.info()["native"]["CUDA"]
+    fill = backends.native.fill(laws.normal(), torch.float32)
+    pieces = backends.native.module.Pieces([(fill, 0, 0, 0, 0, (10_000,), (1,), (1,))])
+    shape = f"fill_many<<<at most {pieces.tiles}, {backends.native.module.THREADS}>>> on cuda:0"
+    with pytest.raises(RuntimeError, match=re.escape(shape)) as error:
+        pieces.fill(0, 0, 0)
+    assert re.search(r"driver.*\(cudaError\w+\)", str(error.value)), error.value
+
+
+@needs_cuda_build
+def test_a_driver_too_old_for_the_build_leaves_gpus_to_triton(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    why = "the driver is for CUDA 12.4, the native build needs 13.0"
+    monkeypatch.setattr(backends.native, "missing_on", lambda index: why)
+    monkeypatch.setitem(backends.triton.__dict__, "missing", None)
+    device = torch.device("cuda:0")
+    assert backends.native.serves(device) == why
+    assert backends.choose(device) is backends.triton
+    assert backends._explain(device) == f"triton; not native: {why}"

@@ -18,17 +18,18 @@ void check(cudaError_t error, const std::string& doing) {
   throw std::runtime_error(doing + ": " + text(error));
 }
 
-std::string launch_shape(const char* kernel, unsigned grid, int device) {
-  return std::string(kernel) + "<<<" + std::to_string(grid) + ", " + std::to_string(THREADS) +
+// "fill_many<<<1056, 128>>> on cuda:0"
+std::string launch(const char* kernel, const std::string& grid, int device) {
+  return std::string(kernel) + "<<<" + grid + ", " + std::to_string(THREADS) +
          ">>> on cuda:" + std::to_string(device);
 }
 
 // `device` as the current one, as long as this lives.
 struct Current {
   int before;
-  explicit Current(int device) {
-    check(cudaGetDevice(&before), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
+  Current(int device, const std::string& doing) {
+    check(cudaGetDevice(&before), doing);
+    check(cudaSetDevice(device), doing);
   }
   ~Current() { cudaSetDevice(before); }
 };
@@ -46,7 +47,7 @@ std::string version(int number) {
 }
 
 // Thread blocks that `device` runs at the same time.
-unsigned resident(int device) {
+unsigned resident(int device, const std::string& doing) {
   static std::mutex mutex;
   static std::vector<unsigned> known;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -54,10 +55,8 @@ unsigned resident(int device) {
   if (!known[device]) {
     const NotCaptured relaxed;
     int processors = 0, each = 0;
-    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
-          "cudaDeviceGetAttribute");
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, fill_many, THREADS, 0),
-          launch_shape("fill_many", 0, device));
+    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), doing);
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, fill_many, THREADS, 0), doing);
     known[device] = (unsigned)(processors * each);
   }
   return known[device];
@@ -88,8 +87,9 @@ std::string cuda_missing(int device) {
     if (device < 0 || device >= devices)
       return "there is no cuda:" + std::to_string(device) + " (" + std::to_string(devices) +
              " devices)";
-    const Current current(device);
-    resident(device);
+    const std::string loading = "loading fill_many on cuda:" + std::to_string(device);
+    const Current current(device, loading);
+    resident(device, loading);
   } catch (const std::runtime_error& e) {
     return e.what();
   }
@@ -102,23 +102,23 @@ size_t staged_bytes(const std::vector<Piece>& pieces) {
 
 void fill_many_cuda(const std::vector<Piece>& pieces, int device, void* stream, void* staging) {
   if (pieces.empty()) return;
-  const Current current(device);
+  const uint32_t count = (uint32_t)pieces.size(), tiles = pieces.back().end_tile;
+  const std::string up_to = launch("fill_many", "at most " + std::to_string(tiles), device);
+  const Current current(device, up_to);
+  const unsigned grid = std::min(tiles, resident(device, up_to));
   const cudaStream_t on = (cudaStream_t)stream;
-  const size_t count = pieces.size();
-  const uint32_t tiles = pieces.back().end_tile;
   Few few{};
   if (count <= FEW) {
     std::copy(pieces.begin(), pieces.end(), few.pieces);
     staging = nullptr;
   }
-  for (size_t from = 0; staging && from < count; from += CHUNK) {
+  for (uint32_t from = 0; staging && from < count; from += CHUNK) {
     Chunk chunk{};
-    const int some = (int)std::min<size_t>(CHUNK, count - from);
+    const int some = (int)std::min<uint32_t>(CHUNK, count - from);
     std::copy_n(pieces.begin() + from, some, chunk.pieces);
     stage<<<1, THREADS, 0, on>>>(chunk, (Piece*)staging + from, some);
-    check(cudaGetLastError(), launch_shape("stage", 1, device));
+    check(cudaGetLastError(), launch("stage", "1", device));
   }
-  const unsigned grid = std::min(tiles, resident(device));
-  fill_many<<<grid, THREADS, 0, on>>>(few, (const Piece*)staging, (uint32_t)count, tiles);
-  check(cudaGetLastError(), launch_shape("fill_many", grid, device));
+  fill_many<<<grid, THREADS, 0, on>>>(few, (const Piece*)staging, count, tiles);
+  check(cudaGetLastError(), launch("fill_many", std::to_string(grid), device));
 }

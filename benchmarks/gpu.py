@@ -1,0 +1,207 @@
+"""``python -m benchmarks.gpu``: fills on a GPU beside torch's and the write limit.
+
+Times are medians of CUDA events, contenders in turn; ``zero_`` stands for the write limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.fills import NARROW, NORMAL, TRUNCATED, UNIFORM, Case
+from benchmarks.timing import Timing, machine
+from fastinit import backends, init, laws
+from fastinit.keys import stream_id
+from fastinit.ops import Request, fill_many_
+from fastinit.text import table
+
+CASES = (
+    (UNIFORM, torch.float32),
+    (UNIFORM, torch.bfloat16),
+    (NORMAL, torch.float32),
+    (NORMAL, torch.bfloat16),
+    (NORMAL, torch.float16),
+    (NORMAL, torch.float64),
+    (TRUNCATED, torch.float32),
+    (NARROW, torch.float32),
+    (NARROW, torch.bfloat16),
+)
+
+
+def race(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+    """Seconds of each contender by CUDA events, after a round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(rounds + 1):
+        for name, run in contenders.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            if round_:
+                seconds[name].append(start.elapsed_time(end) / 1e3)
+    return {n: Timing(statistics.median(s), min(s), max(s)) for n, s in seconds.items()}
+
+
+def forced(name: str, run: Callable[[Tensor], object], tensor: Tensor) -> Callable[[], None]:
+    def run_forced() -> None:
+        with backends.backend(name):
+            run(tensor)
+
+    return run_forced
+
+
+def fills(elements: int, rounds: int) -> Iterator[dict[str, Any]]:
+    for case, dtype in CASES:
+        yield _fill(case, torch.empty(elements, dtype=dtype, device="cuda"), rounds)
+
+
+def _fill(case: Case, tensor: Tensor, rounds: int) -> dict[str, Any]:
+    timings = race(
+        {
+            "fastinit": lambda: case.ours(tensor),
+            "zero_": tensor.zero_,
+            "torch": lambda: case.torch(tensor),
+            "triton": forced("triton", case.ours, tensor),
+        },
+        rounds,
+    )
+    mine = timings["fastinit"]
+    return {
+        "law": case.name,
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "elements": tensor.numel(),
+        "ms": mine.median * 1e3,
+        "spread": mine.spread,
+        "GB per s": tensor.nbytes / mine.median / 1e9,
+        **{f"times {n}": t.median / mine.median for n, t in timings.items() if n != "fastinit"},
+    }
+
+
+def llama_7b() -> list[tuple[int, ...]]:
+    hidden, inner = 4096, 11008
+    layer = [(hidden, hidden)] * 4 + [(inner, hidden)] * 2 + [(hidden, inner)] + [(hidden,)] * 2
+    return [(32000, hidden), *layer * 32, (hidden,), (32000, hidden)]
+
+
+def gpt2_xl() -> list[tuple[int, ...]]:
+    h = 1600
+    matrices = [(h, 3 * h), (3 * h,), (h, h), (h,), (h, 4 * h), (4 * h,), (4 * h, h), (h,)]
+    return [(50257, h), (1024, h), *([(h,)] * 4 + matrices) * 48, (h,), (h,)]
+
+
+MODELS = {"Llama-7B": llama_7b, "GPT-2-XL": gpt2_xl}
+
+
+def models(rounds: int) -> Iterator[dict[str, Any]]:
+    """A model's parameters in bfloat16: matrices normal, vectors constant; one launch or a loop."""
+    for name, shapes in MODELS.items():
+        tensors = [torch.empty(s, dtype=torch.bfloat16, device="cuda") for s in shapes()]
+        normal, zero = laws.normal(0.0, 0.02), laws.constant(0.0)
+        requests = [
+            Request(t, normal if t.dim() > 1 else zero, 0, stream_id(str(i)))
+            for i, t in enumerate(tensors)
+        ]
+
+        def loop(tensors: list[Tensor] = tensors) -> None:
+            for tensor in tensors:
+                if tensor.dim() > 1:
+                    torch.nn.init.normal_(tensor, 0.0, 0.02)
+                else:
+                    torch.nn.init.zeros_(tensor)
+
+        timings = race({"fastinit": lambda r=requests: fill_many_(r), "torch": loop}, rounds)
+        parameters = sum(t.numel() for t in tensors)
+        yield {
+            "model": name,
+            "tensors": len(tensors),
+            "parameters": parameters,
+            "ms": timings["fastinit"].median * 1e3,
+            "spread": timings["fastinit"].spread,
+            "parameters per s": parameters / timings["fastinit"].median,
+            "torch ms": timings["torch"].median * 1e3,
+            "times torch": timings["torch"].median / timings["fastinit"].median,
+        }
+
+
+def orthogonal(rounds: int) -> dict[str, Any]:
+    tensor = torch.empty(4096, 4096, device="cuda")
+    timings = race(
+        {
+            "fastinit": lambda: init.orthogonal_(tensor),
+            "torch": lambda: torch.nn.init.orthogonal_(tensor),
+        },
+        rounds,
+    )
+    mine = timings["fastinit"]
+    ratio = timings["torch"].median / mine.median
+    return {"ms": mine.median * 1e3, "spread": mine.spread, "times torch": ratio}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--elements", type=int, default=1 << 28, help="of each tensor (2^28)")
+    parser.add_argument("--rounds", type=int, default=15, help="of which the median counts (15)")
+    parser.add_argument("--out", type=Path, help="folder for the JSON file; by default none")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA device here")
+    gpu = torch.cuda.get_device_name()
+    print(f"{gpu}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    print(f"{options.elements:,} elements, median of {options.rounds} rounds ± half their range;")
+    print("ratios are the peer's time over fastinit's in the same rounds\n")
+
+    results: dict[str, Any] = {"gpu": gpu, "machine": machine(), "time": time.strftime("%F %T")}
+    results["fills"] = list(fills(options.elements, options.rounds))
+    rows = [["fill", "dtype", "ms", "GB/s", "zero_", "torch", "triton"]]
+    rows += [
+        [
+            r["law"],
+            r["dtype"],
+            f"{r['ms']:.3f} ±{r['spread']:.0%}",
+            f"{r['GB per s']:.0f}",
+            *(f"{r[f'times {peer}']:.2f}" for peer in ("zero_", "torch", "triton")),
+        ]
+        for r in results["fills"]
+    ]
+    print(table(rows, "<<>>>>>"), "\n")
+
+    results["models"] = list(models(options.rounds))
+    rows = [["bfloat16 model", "tensors", "ms", "parameters/s", "torch's ms", "torch"]]
+    rows += [
+        [
+            r["model"],
+            str(r["tensors"]),
+            f"{r['ms']:.2f} ±{r['spread']:.0%}",
+            f"{r['parameters per s']:.3g}",
+            f"{r['torch ms']:.2f}",
+            f"{r['times torch']:.2f}",
+        ]
+        for r in results["models"]
+    ]
+    print(table(rows, "<>>>>>"), "\n")
+
+    results["orthogonal"] = orthogonal(min(5, options.rounds))
+    r = results["orthogonal"]
+    print(f"orthogonal_ 4096²: {r['ms']:.1f} ms ±{r['spread']:.0%}, torch {r['times torch']:.2f}")
+
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"[^A-Za-z0-9]+", "-", gpu).strip("-").lower()
+        path = options.out / f"gpu-{name}.json"
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"\nsaved as {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""On a GPU: native CUDA, Triton and the CPU write the same bits (``make gpu``).
+
+What needs no GPU to be known is in test_cuda_text.py, test_ptx.py and test_sass.py.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from same_bits import bits
+from torch import Tensor, nn
+
+from fastinit import backends, laws
+from fastinit.backends import backend
+from fastinit.fill import Fill
+from fastinit.keys import stream_id
+from fastinit.laws import Law
+from fastinit.ops import Request, Window, fill_, fill_many_
+from fastinit.plan import Plan
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+LAWS = (
+    laws.uniform(-0.1, 0.3),
+    laws.normal(0.01, 0.02),
+    laws.truncated_normal(std=0.02),  # the whole tail
+    laws.constant(1 / 3),
+)
+BACKENDS = ("native", "triton")
+SEED, STREAM = 2**63 + 12345, stream_id("model.layers.0.weight")
+
+
+def test_both_gpu_backends_serve_here() -> None:
+    device = torch.device("cuda")
+    assert [backends.native.serves(device), backends.triton.serves(device)] == [None, None]
+    assert backends.info()["choice"]["cuda:0"] == "native"
+
+
+@pytest.mark.parametrize("dtype", laws.DTYPES)
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+def test_a_billion_elements_are_those_of_the_cpu(law: Law, dtype: torch.dtype) -> None:
+    expected = fill_(torch.empty(1 << 30, dtype=dtype), law, seed=SEED, stream=STREAM).cuda()
+    got = torch.empty_like(expected)
+    for name in BACKENDS:
+        got.view(torch.uint8).fill_(0xA5)
+        with backend(name):
+            fill_(got, law, seed=SEED, stream=STREAM)
+        assert bits(got).equal(bits(expected)), name
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_far_end_of_more_than_2_to_the_32_elements(name: str) -> None:
+    law, n, some = laws.normal(), (1 << 32) + 12345, 1 << 20
+    tensor = torch.empty(n, dtype=torch.bfloat16, device="cuda")
+    with backend(name):
+        fill_(tensor, law, seed=SEED)
+    for start in (0, (1 << 32) - some // 2, n - some):
+        expected = torch.empty(some, dtype=torch.bfloat16)
+        fill_(expected, law, seed=SEED, window=Window((1,), start))
+        assert bits(tensor[start : start + some].cpu()).equal(bits(expected)), start
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_across_the_carry_of_the_low_counter_word(name: str) -> None:
+    window = Window((1,), (1 << 34) - 100_003)
+    expected = fill_(torch.empty(200_000), laws.normal(), seed=SEED, window=window)
+    with backend(name):
+        got = fill_(torch.empty(200_000, device="cuda"), laws.normal(), seed=SEED, window=window)
+    assert bits(got.cpu()).equal(bits(expected))
+
+
+def mixed_requests(device: str) -> list[Request]:
+    """A thousand windows of all laws and dtypes: whole, transposed, strided, shards, misaligned."""
+    choose = random.Random(0)
+    requests = []
+    for i in range(1000):
+        dtype = choose.choice(laws.DTYPES)
+        rows, columns = choose.randint(1, 300), choose.randint(1, 300)
+        base = torch.zeros(rows, columns, dtype=dtype, device=device)
+        tensor, window = base, None
+        kind = choose.randrange(5)
+        if kind == 1:
+            tensor = base.t()
+        elif kind == 2:
+            tensor = base[::2, 1:]
+        elif kind == 3:
+            window = Window((7 * columns, 1), choose.randrange(1 << 40))
+        elif kind == 4:
+            window = Window((3 * columns, 3), choose.randrange(1 << 40))
+        if tensor.numel():
+            law = choose.choice(LAWS)
+            requests.append(Request(tensor, law, choose.getrandbits(64), i, window))
+    return requests
+
+
+def bases(requests: list[Request]) -> list[Tensor]:
+    return [r.tensor if r.tensor._base is None else r.tensor._base for r in requests]
+
+
+def assert_like_the_cpu(requests: list[Request]) -> None:
+    expected = mixed_requests("cpu")
+    fill_many_(expected)
+    for i, (theirs, ours) in enumerate(zip(bases(expected), bases(requests))):
+        assert bits(theirs).equal(bits(ours.cpu())), i
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_thousand_mixed_windows(name: str) -> None:
+    requests = mixed_requests("cuda")
+    with backend(name):
+        fill_many_(requests)
+    assert_like_the_cpu(requests)
+
+
+def test_they_are_one_launch() -> None:
+    requests = mixed_requests("cuda")
+    fill_many_(requests)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        fill_many_(requests)
+        torch.cuda.synchronize()
+    launched = {e.key: e.count for e in profile.key_averages() if "fill_many" in e.key}
+    if not profile.key_averages():
+        pytest.skip("the profiler sees no kernels here")
+    assert list(launched.values()) == [1]
+
+
+def test_a_side_stream_is_where_it_happens() -> None:
+    expected = fill_(torch.empty(1 << 20), laws.normal(), seed=1)
+    tensor = torch.zeros(1 << 20, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(100_000_000)
+        tensor.fill_(7)  # undone by the fill, if that waits for it
+        fill_(tensor, laws.normal(), seed=1)
+    assert not side.query()  # nothing waited for the device
+    torch.cuda.current_stream().wait_stream(side)
+    assert bits(tensor.cpu()).equal(bits(expected))
+
+
+def test_a_graph_replays_one_tensor_and_many() -> None:
+    one, many = torch.empty(100_003, device="cuda"), mixed_requests("cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        fill_(one, laws.normal(), seed=1)
+        fill_many_(many)
+    for _ in range(2):
+        one.zero_()
+        for base in bases(many):
+            base.zero_()
+        graph.replay()
+        assert bits(one.cpu()).equal(bits(fill_(torch.empty(100_003), laws.normal(), seed=1)))
+        assert_like_the_cpu(many)
+
+
+FIRST_LAUNCH = """
+import torch
+from fastinit import init
+t = torch.empty(100, device="cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    init.normal_(t, seed=1)
+t.zero_()
+graph.replay()
+assert t.cpu().equal(init.normal_(torch.empty(100), seed=1))
+"""
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[1]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
+
+
+def test_the_first_launch_of_a_process_may_be_captured() -> None:
+    done = run(sys.executable, "-c", FIRST_LAUNCH)
+    assert done.returncode == 0, done.stderr
+
+
+def test_compute_sanitizer_finds_nothing() -> None:
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(program).exists():
+        pytest.skip("no compute-sanitizer")
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import test_gpu as t; from fastinit.ops import *; "
+        "r = t.mixed_requests('cuda')[:200]; fill_many_(r); t.torch.cuda.synchronize()"
+    )
+    done = run(program, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", code)
+    if done.returncode != 9 and "ERROR SUMMARY" not in done.stdout:
+        pytest.skip(f"compute-sanitizer does not run here: {(done.stdout + done.stderr)[-300:]}")
+    assert "ERROR SUMMARY: 0 errors" in done.stdout, done.stdout[-2000:]
+
+
+def test_a_model_on_several_devices_is_that_of_one() -> None:
+    def model() -> nn.Sequential:
+        return nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
+
+    def rule(name: str, module: nn.Module, parameter: nn.Parameter) -> Fill:
+        return Fill.normal(std=0.02)
+
+    plan = Plan.from_model(model(), rule, seed=5)
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    spread = model()
+    for i, layer in enumerate(spread):
+        layer.to(devices[i % len(devices)])
+    plan.apply_(spread)
+    meta = plan.apply_(model().to("meta"), device="cuda")
+    for a, b, c in zip(plan.apply_(model()).parameters(), spread.parameters(), meta.parameters()):
+        assert bits(a).equal(bits(b.cpu()))
+        assert bits(a).equal(bits(c.cpu()))
+        assert c.is_cuda
+
+
+def test_a_device_that_is_not_there_is_an_error_with_cuda_s_text() -> None:
+    module = backends.native.module
+    fill = backends.native.fill(laws.normal(), torch.float32)
+    pieces = module.Pieces([(fill, 0, 0, 0, 0, (4,), (1,), (1,))])
+    with pytest.raises(RuntimeError, match=r"fill_many.*cudaErrorInvalidDevice"):
+        pieces.fill(99, 0, 0)
