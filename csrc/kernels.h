@@ -6,14 +6,6 @@
 
 enum Dtype : int { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, FLOAT64 = 3 };
 
-// The 16-bit types, as their bits.
-struct Float16 {
-  uint16_t bits;
-};
-struct Bfloat16 {
-  uint16_t bits;
-};
-
 constexpr int MAX_DIMS = 8;
 
 // A window: where the bytes go (data, local strides) and which elements of the full logical tensor

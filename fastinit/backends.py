@@ -71,12 +71,10 @@ class Native:
             return self.missing
         if device.type != "cuda":
             return f"the native build has no kernels for {device.type}"
-        return self.missing_on(
-            torch.cuda.current_device() if device.index is None else device.index
-        )
+        return self.missing_on(device.index or 0)
 
     def _missing_on(self, index: int) -> str | None:
-        """Why the build cannot serve the CUDA device, or None; asked once, as it loads the kernels."""
+        """Why the build cannot serve the CUDA device, or None."""
         assert self.module is not None
         if not self.module.cuda_archs:
             return f"the native build has no CUDA kernels: {self.module.cuda_missing}"
@@ -160,7 +158,23 @@ class Reference:
 
 native = Native()
 triton = Triton()
-BACKENDS = (native, triton, Reference())
+BACKENDS: list[Any] = [native, triton, Reference()]
+"""In the order in which they are asked whether they serve a device."""
+
+
+def register(new: Any, before: str) -> None:
+    """Adds a backend, which is asked before the one named (docs/backends.md shows how to write one).
+
+    Raises:
+        ValueError: no backend is named ``before``, or one has the new one's name already.
+    """
+    names = [b.name for b in BACKENDS]
+    if before not in names:
+        raise ValueError(f"before must be one of {', '.join(names)}, but got {before!r}")
+    if new.name in names:
+        raise ValueError(f"new has a name that is taken: {new.name!r}")
+    BACKENDS.insert(names.index(before), new)
+
 
 _forced: ContextVar[Any] = ContextVar("fastinit_backend", default=None)
 forced = _forced.get
@@ -185,7 +199,7 @@ def choose(device: torch.device) -> Any:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Forces a backend within the block: ``"native"``, ``"triton"`` or ``"reference"``.
+    """Forces a backend within the block: ``"native"``, ``"triton"``, ``"reference"`` or another's name.
 
     The values are the same bits with each of them.
 
@@ -268,7 +282,7 @@ def _explain(device: torch.device) -> str:
     for candidate in BACKENDS:
         reason = candidate.serves(device)
         if reason is None:
-            return candidate.name + "".join(f"; {text}" for text in passed)
+            return str(candidate.name) + "".join(f"; {text}" for text in passed)
         passed.append(f"not {candidate.name}: {reason}")
     raise AssertionError("the reference serves every device")
 

@@ -189,6 +189,24 @@ def test_forcing_an_unknown_cpu_build_keeps_the_one_in_use() -> None:
     assert module.isa() == before
 
 
+def test_a_registered_backend_is_asked_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd:
+        name = "odd"
+
+        def serves(self, device: torch.device) -> str | None:
+            return None if device.type == "mps" else "mps only"
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "BACKENDS", list(backends.BACKENDS))
+    backends.register(Odd(), before="reference")
+    assert [b.name for b in backends.BACKENDS] == ["native", "triton", "odd", "reference"]
+    assert backends.choose(torch.device("mps")).name == "odd"
+    with pytest.raises(ValueError, match="new has a name that is taken: 'odd'"):
+        backends.register(Odd(), before="native")
+    with pytest.raises(ValueError, match=r"before must be one of native, .* but got 'cuda'"):
+        backends.register(Odd(), before="cuda")
+
+
 needs_cuda_build = pytest.mark.skipif(
     backends.native.module is None or not backends.native.module.cuda_archs,
     reason="no CUDA kernels were built",

@@ -1,4 +1,4 @@
-"""The README's Python examples run, each by itself, and its commands exist."""
+"""The Python examples of the README and of docs/ run, each by itself, and the commands exist."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from fastinit import backends
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = [
+    pytest.param(page.name, example, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, example in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_example_runs(example: str) -> None:
-    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+@pytest.mark.parametrize(("page", "example"), EXAMPLES)
+def test_example_runs(page: str, example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "BACKENDS", list(backends.BACKENDS))
+    exec(compile(example, page, "exec"), {"__name__": "example"})
 
 
 def test_results_are_the_saved_ones() -> None:

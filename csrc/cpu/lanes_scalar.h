@@ -3,6 +3,14 @@
 #include <stdint.h>
 #include <string.h>
 
+// The 16-bit types, as their bits.
+struct Float16 {
+  uint16_t bits;
+};
+struct Bfloat16 {
+  uint16_t bits;
+};
+
 struct ScalarLane {
   typedef uint32_t U;
   typedef float F;

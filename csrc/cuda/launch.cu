@@ -71,29 +71,32 @@ std::string cuda_driver() {
 }
 
 std::string cuda_missing(int device) {
-  const NotCaptured relaxed;
-  int driver = 0, runtime = 0, devices = 0;
+  int driver = 0, runtime = 0, devices = 0, major = 0, minor = 0;
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
   if (!driver) return "there is no CUDA driver";
-  const cudaError_t error = cudaGetDeviceCount(&devices);
-  if (error == cudaErrorInsufficientDriver) {
+  if (cudaGetDeviceCount(&devices) == cudaErrorInsufficientDriver) {
     cudaGetLastError();
     return "the driver is for CUDA " + version(driver) + ", the native build needs " +
            version(runtime);
   }
   try {
-    check(error, "cudaGetDeviceCount");
-    if (device < 0 || device >= devices)
-      return "there is no cuda:" + std::to_string(device) + " (" + std::to_string(devices) +
-             " devices)";
-    const std::string loading = "loading fill_many on cuda:" + std::to_string(device);
-    const Current current(device, loading);
-    resident(device, loading);
-  } catch (const std::runtime_error& e) {
-    return e.what();
+    const std::string asking = "asking what cuda:" + std::to_string(device) + " is";
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), asking);
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), asking);
+  } catch (const std::runtime_error& error) {
+    return error.what();
   }
-  return "";
+  // Machine code runs on later GPUs of the same generation, the newest one's PTX on all later ones.
+  int newest = 0;
+  const int here = 100 * major + 10 * minor;
+  for (const int built : {__CUDA_ARCH_LIST__}) {
+    newest = std::max(newest, built);
+    if (built / 100 == major && built <= here) return "";
+  }
+  if (here > newest) return "";
+  return "the native build has no code for compute capability " + std::to_string(major) + "." +
+         std::to_string(minor);
 }
 
 size_t staged_bytes(const std::vector<Piece>& pieces) {

@@ -6,7 +6,7 @@
 #include "pieces.h"
 
 // Why this build cannot fill on the device: no driver, one that is too old, no such device, or no
-// code for it. Empty if it can.
+// code for it. Empty if it can. Asking costs the device nothing: it gets no context.
 std::string cuda_missing(int device);
 
 // "13.0", the version of CUDA that the driver is for; empty where there is no driver.
