@@ -1,0 +1,315 @@
+"""csrc/cuda without a GPU: its text, compiled for the CPU, run under sanitizers against the reference.
+
+tests/cpp/cuda_on_cpu.h is what the text needs of nvcc. Where it names an instruction of PTX, the plain
+C++ beside it is what runs here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from same_bits import bits, sentinel
+from same_bits import reference as by_reference
+from torch import Tensor
+
+from fastinit import laws, reference
+from fastinit.laws import Law
+from fastinit.ops import Window
+
+ROOT = Path(__file__).resolve().parent.parent
+CXX = shlex.split(os.environ.get("CXX", "g++"))
+FLAGS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-pthread"]
+ASAN = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+TSAN = ("-fsanitize=thread",)
+# Looking for leaks takes ptrace, which a container may not have.
+OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"}
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which(CXX[0]) is None, reason=f"needs a C++ compiler ({CXX[0]})"),
+    pytest.mark.skipif(platform.system() != "Linux", reason="its fibers and linker are Linux's"),
+]
+
+# --- windows -------------------------------------------------------------------------------------
+
+TILE = 4096
+KINDS: dict[str, tuple[int, Callable[[Tensor], Tensor], Window | None]] = {
+    "whole tiles": (2 * TILE, lambda t: t, None),
+    "a carry between tiles": (2 * TILE, lambda t: t, Window((1,), (1 << 34) - TILE)),
+    "tiles with both ends": (TILE + 26, lambda t: t[5:], Window((1,), (1 << 32) + 9)),
+    "odd start and length": (1490, lambda t: t[3:], None),
+    "across a carry": (333, lambda t: t[1:], Window((1,), (1 << 34) - 150)),
+    "far": (303, lambda t: t, Window((1,), (1 << 62) - 1001)),
+    "every third element": (600, lambda t: t[1::3], None),
+    "transposed": (31 * 23, lambda t: t.view(31, 23).t(), None),
+    "columns of a shard": (12 * 84, lambda t: t.view(12, 84), Window((133, 1), 17)),
+    "misaligned rows": (9 * 61, lambda t: t.view(9, 61)[:, 3:58], None),
+    "aligned rows": (8 * 64, lambda t: t.view(8, 64)[:, 8:56], Window((64, 1), 8)),
+    "a block of three dimensions": (7 * 9 * 11, lambda t: t.view(7, 9, 11)[1:6, 2:8, 3:9], None),
+    "rows 2^33 apart": (5 * 40, lambda t: t.view(5, 40), Window((1 << 33, 1), 1 << 39)),
+    "no neighbours": (6 * 50, lambda t: t.view(6, 50), Window((7, 1 << 34), 5)),
+    "one element": (3, lambda t: t[1], None),
+}
+LAWS = (
+    laws.uniform(-0.1, 0.3),
+    laws.normal(-1.5, 0.02),
+    laws.truncated_normal(0.1, 1.0, -math.inf, 9.0),
+    laws.constant(0.1),
+    laws.constant(math.nan),
+)
+SEED, STREAM = 0x9E37_79B9_7F4A_7C15, 0xF00D_0123_4567_89AB
+
+# Request and Window as C++ lays them out.
+REQUEST = np.dtype(
+    [
+        ("bytes", "u8"),
+        ("data", "u8"),
+        ("law", "i4"),
+        ("dtype", "i4"),
+        ("params", "f4", 9),
+        *((name, "u8") for name in ("seed", "stream", "offset")),
+        ("dims", "i4"),
+        *((name, "i8", 8) for name in ("size", "local", "global")),
+    ],
+    align=True,
+)
+
+
+class Work(NamedTuple):
+    """What a program is given, and what it has to give back."""
+
+    given: bytes
+    expected: bytes
+
+
+@cache
+def fills(kinds: tuple[str, ...], some: tuple[Law, ...], dtypes: tuple[torch.dtype, ...]) -> Work:
+    requests, expected = [], b""
+    for law, dtype, kind in ((w, d, k) for w in some for d in dtypes for k in kinds):
+        numel, view, window = KINDS[kind]
+        base = sentinel(numel, dtype)
+        tensor = view(base)
+        strides, offset = window or Window(torch.empty(tensor.shape).stride())
+        params = laws.kernel_params(law, dtype)
+        with by_reference():
+            reference.fill(tensor, law.kind, params, SEED, STREAM, strides, offset)
+        expected += bits(base).numpy().tobytes()
+        request = np.zeros((), REQUEST)
+        request["bytes"] = base.nbytes
+        request["data"] = tensor.storage_offset() * tensor.itemsize
+        request["law"], request["dtype"] = law.kind, laws.DTYPES.index(dtype)
+        request["params"] = params
+        request["seed"], request["stream"], request["offset"] = SEED, STREAM, offset
+        request["dims"] = tensor.dim()
+        for name, values in ("size", tensor.shape), ("local", tensor.stride()), ("global", strides):
+            request[name][: tensor.dim()] = values
+        requests.append(request.tobytes())
+    return Work(b"".join(requests), 2 * expected)
+
+
+def sums(blocks: int) -> Work:
+    """Floats for block_sum whose sums are exact in any order."""
+    values = np.arange(blocks * 300, dtype="f4").reshape(blocks, 300) % 1009
+    return Work(values.tobytes(), values.sum(1).repeat(128).tobytes())
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+FILL, LANES, STREAM_H = "csrc/cuda/fill.cuh", "csrc/cuda/lanes_cuda.h", "csrc/stream.h"
+SUM = "tests/cpp/block_sum.cuh"
+FIRST = "  __syncthreads();  // every warp's sum is there\n"
+LAST = "  __syncthreads();  // so is the total\n"
+FUSED = "L::fma(L::from_int(L::template shr<8>(word)), L::set(p.mul), L::set(p.add))"
+APART = "L::add(L::mul(L::from_int(L::template shr<8>(word)), L::set(p.mul)), L::set(p.add))"
+OTHER_BITS, NOTHING = "other bits", "nothing"
+
+
+class Mistake(NamedTuple):
+    """A mistake in the text, and what becomes of it."""
+
+    file: str
+    old: str
+    new: str
+    seen: str
+    """What the program says as it fails; or that its bits are other ones, or right."""
+    order: str = "forward"
+    flags: tuple[str, ...] = ()
+    kind: str = "far"
+    law: str = "UNIFORM"
+    """What is compiled, for float32 only: the whole takes longer."""
+
+
+MISTAKES = {
+    "a tail that is too long": Mistake(
+        FILL, "j < piece.length", "j <= piece.length", "heap-buffer-overflow", flags=ASAN
+    ),
+    "an index of 32 bits": Mistake(FILL, "uint64_t element", "uint32_t element", OTHER_BITS),
+    "words in another order": Mistake(LANES, "w[i % 4].v", "w[i % 4 ^ 1].v", OTHER_BITS),
+    "pairs in another order": Mistake(
+        LANES, "w[i % 2 * 2].v", "w[i % 2].v", OTHER_BITS, law="NORMAL"
+    ),
+    "a vector store anywhere": Mistake(
+        FILL, " && aligned", "", "misaligned address", flags=ASAN, kind="misaligned rows"
+    ),
+    "a fused operation in two": Mistake(STREAM_H, FUSED, APART, OTHER_BITS),
+    # Why nothing here is compiled with contraction, which undoes what __fmul_rn and __fadd_rn promise.
+    "the same, contracted": Mistake(
+        STREAM_H, FUSED, APART, NOTHING, flags=("-O2", "-ffp-contract=fast", "-mfma")
+    ),
+    "other blocks' tiles": Mistake(
+        FILL, "tile += gridDim.x", "++tile", "data race", "threads", TSAN, "whole tiles"
+    ),
+    "no first barrier": Mistake(SUM, FIRST, "", OTHER_BITS, "forward"),
+    "no first barrier, TSan": Mistake(SUM, FIRST, "", "data race", "threads", TSAN),
+    "no last barrier": Mistake(SUM, LAST, "", OTHER_BITS, "reverse"),
+    "no last barrier, TSan": Mistake(SUM, LAST, "", "data race", "threads", TSAN),
+    "shared memory taken for zero": Mistake(SUM, "total = sum", "total += sum", OTHER_BITS),
+    "a barrier for some": Mistake(SUM, LAST, "if (lane < 9)" + LAST, "divergence", "forward"),
+    "two barriers for one": Mistake(
+        SUM, LAST, f"if (lane < 9)\n{LAST}else\n{LAST}", "divergence", "reverse"
+    ),
+    "a shuffle for some": Mistake(SUM, "xor_sync(FIRST", "xor_sync(0xffffffffu", "divergence", "1"),
+}
+
+
+# --- builds --------------------------------------------------------------------------------------
+
+MISTAKEN = {name: (m.flags, SUM if m.file == SUM else FILL, m) for name, m in MISTAKES.items()}
+BUILDS: dict[str, tuple[tuple[str, ...], str, Mistake | None]] = {
+    "fill": (ASAN, FILL, None),
+    "fill, TSan": (TSAN, FILL, None),
+    "sum": (ASAN, SUM, None),
+    "sum, TSan": (TSAN, SUM, None),
+    **MISTAKEN,
+}
+
+
+def build(at: Path, flags: tuple[str, ...], kernels: str, mistake: Mistake | None) -> str:
+    """The program that runs the kernels, from a copy of the text with the mistake in it."""
+    for folder in ("csrc", "tests/cpp"):
+        shutil.copytree(ROOT / folder, at / folder)
+    sources = [str(at / "tests/cpp/cuda_on_cpu.cpp"), str(at / "csrc/cuda/pieces.cpp")]
+    if kernels == SUM:
+        sources[1:] = ["-DBLOCK_SUM"]
+    if mistake:
+        replace(at / mistake.file, re.escape(mistake.old), mistake.new)
+    if mistake and kernels == FILL:
+        only = f"return fill_as<T, {mistake.law}>(piece, tile);"
+        replace(at / FILL, r"switch \(piece.law\) {.*?\n  }", only)
+        replace(
+            at / FILL, r"switch \(piece.dtype\) {.*?\n  }", "return fill_of<float>(piece, tile);"
+        )
+    program = str(at / "program")
+    command = [*CXX, *FLAGS, *flags, *sources, "-o", program]
+    made = subprocess.run(command, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return program
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text, count = re.subn(old, lambda _: new, file.read_text(), flags=re.DOTALL)
+    assert count, f"{file.name} has no {old}"
+    file.write_text(text)
+
+
+@cache
+def launcher(flags: tuple[str, ...]) -> list[str]:
+    """What starts a program with these flags; skips where the compiler has no such runtime."""
+    # TSan wants addresses at which Linux, when it lays out memory at random, may have put something.
+    steady = [["setarch", platform.machine(), "-R"]] if shutil.which("setarch") else []
+    with TemporaryDirectory() as at:
+        program = f"{at}/program"
+        command = [*CXX, *flags, "-x", "c++", "-", "-o", program]
+        tried = subprocess.run(command, input="int main() {}", capture_output=True, text=True)
+        for start in (*steady, []) if tried.returncode == 0 else ():
+            tried = subprocess.run([*start, program], capture_output=True, text=True)
+            if tried.returncode == 0:
+                return start
+    pytest.skip(f"{' '.join(flags)} does not work here: {tried.stderr.strip()[-300:]}")
+
+
+Run = Callable[[str, bytes, str, int], tuple[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Runs one of BUILDS: what it says, and what it writes. All are built, two at a time."""
+    at = tmp_path_factory.mktemp("cuda_text")
+    with ThreadPoolExecutor(2) as pool:
+        programs = {
+            name: pool.submit(build, at / str(number), *how)
+            for number, (name, how) in enumerate(BUILDS.items())
+        }
+
+        def run_(name: str, given: bytes, order: str, grid: int) -> tuple[str, bytes]:
+            start = launcher(BUILDS[name][0])
+            program = programs[name].result()
+            (at / "in").write_bytes(given)
+            (at / "out").write_bytes(b"")
+            command = [*start, program, str(at / "in"), str(at / "out"), order, str(grid)]
+            ran = subprocess.run(
+                command, capture_output=True, text=True, env={**os.environ, **OPTIONS}
+            )
+            return (ran.stderr or "failed") if ran.returncode else "", (at / "out").read_bytes()
+
+        yield run_
+        pool.shutdown(cancel_futures=True)
+
+
+# --- tests ---------------------------------------------------------------------------------------
+
+ORDERS = [("forward", 3), ("reverse", 1000), ("1", 1), ("2", 7)]
+
+
+@pytest.mark.parametrize(("order", "grid"), ORDERS)
+def test_every_window_in_any_order(run: Run, order: str, grid: int) -> None:
+    given, expected = fills(tuple(KINDS), LAWS, laws.DTYPES)
+    said, got = run("fill", given, order, grid)
+    assert not said
+    assert got == expected
+
+
+def test_windows_by_threads_at_once(run: Run) -> None:
+    kinds = ("whole tiles", "odd start and length", "misaligned rows", "transposed")
+    given, expected = fills(kinds, LAWS[1:2], (torch.float32, torch.bfloat16))
+    said, got = run("fill, TSan", given, "threads", 2)
+    assert not said
+    assert got == expected
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "1", "2", "threads"])
+def test_barriers_and_shuffles(run: Run, order: str) -> None:
+    given, expected = sums(3)
+    said, got = run("sum, TSan" if order == "threads" else "sum", given, order, 3)
+    assert not said
+    assert got == expected
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_becomes_of_a_mistake(run: Run, name: str) -> None:
+    mistake = MISTAKES[name]
+    if "-mfma" in mistake.flags and "fma" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this CPU has no fma")
+    law = LAWS[laws.NAMES.index(mistake.law.lower())]
+    work = sums(1) if mistake.file == SUM else fills((mistake.kind,), (law,), (torch.float32,))
+    said, got = run(name, work.given, mistake.order, 2 if mistake.file != SUM else 1)
+    if mistake.seen not in (OTHER_BITS, NOTHING):
+        assert mistake.seen in said
+        return
+    assert not said
+    assert len(got) == len(work.expected)
+    assert (got == work.expected) == (mistake.seen == NOTHING)
