@@ -101,10 +101,19 @@ static inline Tiling tiling(const Window& w) {  // w is canonical
 typedef void FillTile(const Window& w, const Tiling& t, int64_t tile);
 extern FillTile fill_tile_baseline, fill_tile_avx2, fill_tile_avx512;
 
+struct Sums;  // moments.h
+
+// Adds `steps` groups of neighbours, `pitch` elements apart, to sums. One function per instruction
+// set; all give the same bits.
+typedef void Accumulate(const void* x, int dtype, int64_t steps, int64_t pitch, double pivot,
+                        Sums& sums);
+extern Accumulate accumulate_baseline, accumulate_avx2, accumulate_avx512;
+
 // The instruction sets of this build, best first; `usable` if this machine has it.
 struct Isa {
   const char* name;
   FillTile* fill_tile;
+  Accumulate* accumulate;
   bool usable;
 };
 extern const Isa ISAS[];

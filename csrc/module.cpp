@@ -8,6 +8,7 @@
 
 #include "cuda/pieces.h"
 #include "kernels.h"
+#include "moments.h"
 #ifdef FASTINIT_CUDA
 #include "cuda/launch.h"
 #endif
@@ -97,6 +98,25 @@ struct Pieces {
   uint32_t tiles() const { return pieces.empty() ? 0 : pieces.back().end_tile; }
 };
 
+typedef std::tuple<int, uintptr_t, Ints, Ints, bool, uintptr_t> Reading;
+
+// Each reading: dtype, address, sizes, strides, by column; and where its results go.
+void moments_many(const std::vector<Reading>& readings, int threads) {
+  std::vector<Read> reads;
+  std::vector<Moments*> results;
+  for (const auto& [dtype, data, size, stride, by_column, result] : readings) {
+    if (size.empty() || size.size() > MAX_DIMS || size.size() != stride.size())
+      throw std::invalid_argument("a tensor has 1 to " + std::to_string(MAX_DIMS) +
+                                  " dimensions, with one stride each");
+    Read r{reinterpret_cast<const void*>(data), dtype, by_column, (int)size.size(), {}, {}};
+    for (int d = 0; d < r.dims; ++d) r.size[d] = size[d], r.stride[d] = stride[d];
+    reads.push_back(r);
+    results.push_back(reinterpret_cast<Moments*>(result));
+  }
+  py::gil_scoped_release nogil;
+  moments_many_cpu(*chosen, reads.data(), results.data(), (int64_t)reads.size(), threads);
+}
+
 void force_isa(const std::string& name) {
   for (int i = 0; i < ISA_COUNT; ++i) {
     if (name != ISAS[i].name) continue;
@@ -129,6 +149,7 @@ PYBIND11_MODULE(_native, m) {
                                   py::arg("params"));
   m.def("fill_contiguous", &fill_contiguous);
   m.def("fill_many", &fill_many);
+  m.def("moments_many", &moments_many);
   py::class_<Pieces>(m, "Pieces")
       .def(py::init<const std::vector<Request>&>())
       .def("__len__", [](const Pieces& p) { return p.pieces.size(); })

@@ -39,10 +39,25 @@ class Write(NamedTuple):
     offset: int
 
 
+class Reading(NamedTuple):
+    """One tensor to measure: what a backend sees.
+
+    Its dimensions in the order of memory, or the channels' (of stride 1) last and each channel for
+    itself; and the float64 tensor, on the same device, where the raw moments go (csrc/moments.h).
+    """
+
+    tensor: Tensor
+    shape: Sequence[int]
+    strides: Sequence[int]
+    by_column: bool
+    raw: Tensor
+
+
 class Native:
     """The kernels in csrc/: CPU tensors, and CUDA tensors where they were built with CUDA."""
 
     name = "native"
+    measures = ("cpu",)  # moments: CUDA tensors have no kernel yet
 
     def __init__(self) -> None:
         self.module: ModuleType | None = None
@@ -105,6 +120,23 @@ class Native:
         stream_ = torch.cuda.current_stream(device).cuda_stream
         pieces.fill(device.index, stream_, staging.data_ptr())
 
+    def moments_many(self, readings: Sequence[Reading]) -> None:
+        assert self.module is not None
+        self.module.moments_many(
+            [
+                (
+                    laws.DTYPES.index(r.tensor.dtype),
+                    r.tensor.data_ptr(),
+                    r.shape,
+                    r.strides,
+                    r.by_column,
+                    r.raw.data_ptr(),
+                )
+                for r in readings
+            ],
+            torch.get_num_threads(),
+        )
+
 
 class Triton:
     """The kernels in triton_kernels.py: GPUs, and any tensor under ``TRITON_INTERPRET=1``."""
@@ -155,6 +187,11 @@ class Reference:
             params = laws.kernel_params(law, tensor.dtype)
             reference.fill(tensor, law.kind, params, seed, stream, strides, offset)
 
+    def moments_many(self, readings: Sequence[Reading]) -> None:
+        for tensor, shape, strides, by_column, raw in readings:
+            view = tensor.as_strided(shape, strides)
+            raw.copy_(reference.moments(view, by_column))
+
 
 native = Native()
 triton = Triton()
@@ -181,20 +218,34 @@ forced = _forced.get
 """The backend that a block of :func:`backend` forces, or None."""
 
 
-def choose(device: torch.device) -> Any:
+def choose(device: torch.device, method: str = "fill_many") -> Any:
     """The backend that serves ``device``: the forced one, or the first that can.
+
+    Args:
+        method: what it is to do, ``fill_many`` or ``moments_many``.
 
     Raises:
         RuntimeError: a backend is forced that cannot serve the device.
     """
     forced = _forced.get()
     if forced is not None:
-        if reason := forced.serves(device):
+        if reason := _missing(forced, device, method):
+            doing = "measure" if method == "moments_many" else "fill"
             raise RuntimeError(
-                f"backend {forced.name!r} cannot fill a tensor on {device}: {reason}"
+                f"backend {forced.name!r} cannot {doing} a tensor on {device}: {reason}"
             )
         return forced
-    return next(b for b in BACKENDS if b.serves(device) is None)
+    return next(b for b in BACKENDS if _missing(b, device, method) is None)
+
+
+def _missing(candidate: Any, device: torch.device, method: str) -> str | None:
+    """Why a backend cannot do something on a device, or None."""
+    if method == "moments_many":
+        devices = getattr(candidate, "measures", (device.type,))
+        if not hasattr(candidate, method) or device.type not in devices:
+            return f"it has no moments for {device.type}"
+    reason: str | None = candidate.serves(device)
+    return reason
 
 
 @contextmanager

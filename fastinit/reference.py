@@ -256,3 +256,64 @@ def fill(
         steps = torch.arange(tensor.size(dim)) * stride
         index += steps.view(-1, *[1] * (tensor.dim() - 1 - dim))
     tensor.copy_(values(kind, p, seed, stream, index))
+
+
+# --- moments ---------------------------------------------------------------------------------------
+
+# The columns of the raw moments, as in csrc/moments.h.
+COUNT, MEAN, M2, MIN, MAX, ZEROS, NONFINITE = range(7)
+FIELDS = 7
+
+
+def moments(view: Tensor, by_column: bool) -> Tensor:
+    """Raw moments of a tensor, float64 [7], or of each index of its last dimension, [channels, 7].
+
+    In float64, chunk by chunk, each around its own mean.
+    """
+    if view.numel() > CHUNK:
+        dims = view.dim() - by_column
+        dim = max(range(dims), key=view.size)
+        if view.size(dim) > 1:
+            half = view.size(dim) // 2
+            rest = view.narrow(dim, half, view.size(dim) - half)
+            return merged(moments(view.narrow(dim, 0, half), by_column), moments(rest, by_column))
+    x = view.to(torch.float64).reshape(-1, view.shape[-1] if by_column else 1)
+    finite = torch.isfinite(x)
+    count = finite.sum(0).to(torch.float64)
+    inside = torch.where(finite, x, 0.0)
+    mean = inside.sum(0) / count.clamp(min=1)
+    mean = mean + torch.where(finite, x - mean, 0.0).sum(0) / count.clamp(
+        min=1
+    )  # of a constant: it
+    raw = torch.stack(
+        (
+            count,
+            mean,
+            torch.where(finite, x - mean, 0.0).square().sum(0),
+            torch.where(finite, x, torch.inf).amin(0),
+            torch.where(finite, x, -torch.inf).amax(0),
+            (finite & (x == 0)).sum(0).to(torch.float64),
+            (~finite).sum(0).to(torch.float64),
+        ),
+        dim=-1,
+    )
+    return raw if by_column else raw[0]
+
+
+def merged(a: Tensor, b: Tensor) -> Tensor:
+    """Raw moments of two sets together (Chan, Golub & LeVeque 1979; ``merge`` in csrc/moments.h)."""
+    count = a[..., COUNT] + b[..., COUNT]
+    share = torch.where(count > 0, b[..., COUNT] / count, 0.0)
+    step = b[..., MEAN] - a[..., MEAN]
+    return torch.stack(
+        (
+            count,
+            a[..., MEAN] + step * share,
+            a[..., M2] + b[..., M2] + step * step * (a[..., COUNT] * share),
+            torch.minimum(a[..., MIN], b[..., MIN]),
+            torch.maximum(a[..., MAX], b[..., MAX]),
+            a[..., ZEROS] + b[..., ZEROS],
+            a[..., NONFINITE] + b[..., NONFINITE],
+        ),
+        dim=-1,
+    )

@@ -40,3 +40,20 @@ def runs(
     if merged and merged[-1].stream == 1:
         return merged[:-1], merged[-1].size, merged[-1].local
     return merged, 1, 1
+
+
+def in_memory_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Sizes and strides of the dimensions from the largest stride on, merged where they are one.
+
+    >>> in_memory_order((2, 3, 4), (12, 1, 3))
+    ([24], [1])
+    """
+    dims = sorted((d for d in zip(strides, shape) if d[1] != 1), key=lambda d: -d[0])
+    merged: list[tuple[int, int]] = []
+    for stride, size in dims:
+        if merged and merged[-1][0] == stride * size:
+            merged[-1] = (stride, merged[-1][1] * size)
+        else:
+            merged.append((stride, size))
+    merged = merged or [(1, 1)]
+    return [size for _, size in merged], [stride for stride, _ in merged]

@@ -19,10 +19,10 @@ bool has_avx512() {
 
 const Isa ISAS[] = {
 #if defined(FASTINIT_X86)
-    {"avx512", fill_tile_avx512, has_avx512()},
-    {"avx2", fill_tile_avx2, has_avx2()},
+    {"avx512", fill_tile_avx512, accumulate_avx512, has_avx512()},
+    {"avx2", fill_tile_avx2, accumulate_avx2, has_avx2()},
 #endif
-    {"baseline", fill_tile_baseline, true},
+    {"baseline", fill_tile_baseline, accumulate_baseline, true},
 };
 const int ISA_COUNT = sizeof(ISAS) / sizeof(ISAS[0]);
 

@@ -71,9 +71,7 @@ struct Avx2Lane {
     return from_bits(
         _mm256_or_si256(_mm256_and_si256(bits(a), word(0x007fffffu)), word(0x3f000000u)));
   }
-  FASTINIT_FN F log1p_argument(F a) {
-    return if_negative(a, a, sub(mantissa(a), set(1.0f)));
-  }
+  FASTINIT_FN F log1p_argument(F a) { return if_negative(a, a, sub(mantissa(a), set(1.0f))); }
   FASTINIT_FN F exponent(F a) { return _mm256_cvtepi32_ps(_mm256_srli_epi32(bits(a), 23)); }
   FASTINIT_FN F exponent_below_half(F a) {
     return _mm256_cvtepi32_ps(_mm256_min_epu32(_mm256_srli_epi32(bits(a), 23), word(126)));

@@ -16,8 +16,8 @@ struct ScalarLane {
   typedef float F;
   typedef uint32_t W;
   typedef uint64_t P;
-  static constexpr int BLOCKS = 1;       // blocks in a group
-  static constexpr int WIDTH = 1;        // values in a U or F
+  static constexpr int BLOCKS = 1;  // blocks in a group
+  static constexpr int WIDTH = 1;   // values in a U or F
   static constexpr float OCTAVE = 1.0f, HALF = 126.0f;
 
   FASTINIT_FN P mul_wide(W a, uint32_t b) { return (uint64_t)a * b; }

@@ -1,0 +1,251 @@
+// From sums in lanes to the moments of whole tensors: cut into chunks, measured by threads, and merged
+// in an order that only the tensor's shape decides.
+#include <string.h>
+
+#include <vector>
+
+#include "moments.h"
+#include "parallel.h"
+
+namespace {
+
+constexpr int64_t CHUNK = 1 << 14;       // values that are summed before they are merged
+constexpr int64_t TASK = 16 * CHUNK;     // values that a thread takes at a time
+constexpr int64_t ROWS = CHUNK / LANES;  // of a chunk of LANES columns
+constexpr double MOST_LOST = 0x1p-7;     // of the sum of squares, by subtracting the mean's
+
+Sums no_sums() {
+  Sums s{};
+  for (int i = 0; i < LANES; ++i) s.min[i] = INFINITY, s.max[i] = -INFINITY;
+  return s;
+}
+
+template <class Use>
+auto with_type(int dtype, const Use& use) {
+  switch (dtype) {
+    case FLOAT32: return use((const float*)nullptr);
+    case FLOAT16: return use((const Float16*)nullptr);
+    case BFLOAT16: return use((const Bfloat16*)nullptr);
+    default: return use((const double*)nullptr);
+  }
+}
+
+int64_t item_size(int dtype) {
+  return with_type(dtype, [](auto x) { return (int64_t)sizeof *x; });
+}
+
+// Moments of n values, `step` apart, one by one: for what is not finite, or overflows float32.
+Moments one_by_one(const void* data, int dtype, int64_t n, int64_t step) {
+  return with_type(dtype, [&](auto type) {
+    const auto x = (decltype(type))data;
+    Moments m = no_moments();
+    for (int64_t i = 0; i < n; ++i) {
+      const double v = widen(x[i * step]);
+      if (!(v - v == 0)) {
+        ++m.nonfinite;
+        continue;
+      }
+      const double d = v - m.mean;
+      m.mean += d / ++m.count;
+      m.m2 += d * (v - m.mean);
+      m.min = v < m.min ? v : m.min;
+      m.max = v > m.max ? v : m.max;
+      m.zeros += v == 0;
+    }
+    if (m.min == m.max) m.mean = m.min, m.m2 = 0;
+    return m;
+  });
+}
+
+// The moments of n values of which the sums are those of x - pivot. False if they tell too little:
+// something was not finite, or the squares' sum is nearly that of the mean.
+bool finish(double n, double sum, double squares, double pivot, Moments* m) {
+  const double mean = sum / n, m2 = squares - sum * mean;
+  m->count = n;
+  m->mean = pivot + mean;
+  m->m2 = m2 > 0 ? m2 : 0;
+  return squares - squares == 0 && sum - sum == 0 && (squares == 0 || m2 >= MOST_LOST * squares);
+}
+
+// Lanes to one sum, pairwise.
+double together(const double lanes[LANES]) {
+  double s[LANES];
+  memcpy(s, lanes, sizeof s);
+  for (int width = LANES / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) s[i] += s[i + width];
+  return s[0];
+}
+
+// What is left of a chunk behind its last full group of lanes.
+void accumulate_rest(const void* data, int dtype, int64_t n, double pivot, Sums& s) {
+  with_type(dtype, [&](auto type) {
+    const auto x = (decltype(type))data;
+    for (int64_t i = 0; i < n; ++i) {
+      const double v = widen(x[i]), d = v - pivot;
+      s.sum[i] += d;
+      s.squares[i] += d * d;
+      s.min[i] = v < s.min[i] ? v : s.min[i];
+      s.max[i] = v > s.max[i] ? v : s.max[i];
+      s.zeros[i] += v == 0;
+    }
+    return 0;
+  });
+}
+
+// A chunk of neighbours.
+Moments chunk(Accumulate* accumulate, const void* x, int dtype, int64_t n) {
+  const int64_t steps = n / LANES;
+  const char* rest = (const char*)x + steps * LANES * item_size(dtype);
+  Moments m = no_moments();
+  double pivot = 0;
+  for (int tries = 0; tries < 2; ++tries) {
+    Sums s = no_sums();
+    accumulate(x, dtype, steps, LANES, pivot, s);
+    accumulate_rest(rest, dtype, n - steps * LANES, pivot, s);
+    const bool good = finish((double)n, together(s.sum), together(s.squares), pivot, &m);
+    if (m.m2 - m.m2 != 0 || m.mean - m.mean != 0) break;
+    for (int i = 0; i < LANES; ++i) {
+      m.min = s.min[i] < m.min ? s.min[i] : m.min;
+      m.max = s.max[i] > m.max ? s.max[i] : m.max;
+    }
+    m.zeros = together(s.zeros);
+    if (m.min == m.max) return m.mean = m.min, m.m2 = 0, m;
+    if (good || tries) return m;
+    pivot = dtype == FLOAT64 ? m.mean : (float)m.mean;
+    if (pivot == 0) return m;
+  }
+  return one_by_one(x, dtype, n, 1);
+}
+
+// ROWS rows or fewer of LANES columns or fewer.
+void chunk_of_columns(Accumulate* accumulate, const void* x, int dtype, int64_t rows, int64_t pitch,
+                      int columns, Moments* into) {
+  Sums s = no_sums();
+  accumulate(x, dtype, rows, pitch, 0, s);
+  for (int i = 0; i < columns; ++i) {
+    Moments m = no_moments();
+    if (finish((double)rows, s.sum[i], s.squares[i], 0, &m))
+      m.min = s.min[i], m.max = s.max[i], m.zeros = s.zeros[i];
+    else
+      m = one_by_one((const char*)x + i * item_size(dtype), dtype, rows, pitch);
+    into[i] = merge(into[i], m);
+  }
+}
+
+// Where index `i` of the first `dims` dimensions, counted in row-major order, is.
+int64_t place(const Read& r, int dims, int64_t i) {
+  int64_t at = 0;
+  for (int d = dims - 1; d >= 0; --d) {
+    at += i % r.size[d] * r.stride[d];
+    i /= r.size[d];
+  }
+  return at;
+}
+
+int64_t count_of(const Read& r, int dims) {
+  int64_t n = 1;
+  for (int d = 0; d < dims; ++d) n *= r.size[d];
+  return n;
+}
+
+struct Job {
+  Accumulate* accumulate;
+  const Read* read;
+  int64_t rows, columns;  // of columns: how many there are, and of how many rows
+  int64_t blocks, tasks;  // blocks of LANES columns; tasks in all
+  std::vector<Moments> parts;
+
+  Job(Accumulate* a, const Read& r) : accumulate(a), read(&r) {
+    const int last = r.dims - 1;
+    rows = r.by_column ? count_of(r, last) : count_of(r, r.dims);
+    columns = r.by_column ? r.size[last] : 1;
+    blocks = r.by_column ? (columns + LANES - 1) / LANES : 1;
+    const int64_t rows_of_task = r.by_column ? TASK / LANES : TASK;
+    tasks = (rows + rows_of_task - 1) / rows_of_task * blocks;
+    parts.assign(tasks * (r.by_column ? LANES : 1), no_moments());
+  }
+
+  void work(int64_t task) {
+    if (read->by_column)
+      work_on_columns(task);
+    else
+      work_on_values(task);
+  }
+
+  void work_on_values(int64_t task) {
+    const Read& r = *read;
+    const int last = r.dims - 1;
+    const int64_t item = item_size(r.dtype), run = r.stride[last] == 1 ? r.size[last] : 1;
+    alignas(64) char buffer[CHUNK * sizeof(double)];
+    const int64_t end = rows < (task + 1) * TASK ? rows : (task + 1) * TASK;
+    for (int64_t at = task * TASK; at < end; at += CHUNK) {
+      const int64_t n = end - at < CHUNK ? end - at : CHUNK;
+      const char* x = (const char*)r.data + place(r, r.dims, at) * item;
+      if (at % run + n > run) {
+        for (int64_t done = 0; done < n;) {
+          const int64_t left = run - (at + done) % run, some = left < n - done ? left : n - done;
+          memcpy(buffer + done * item, (const char*)r.data + place(r, r.dims, at + done) * item,
+                 some * item);
+          done += some;
+        }
+        x = buffer;
+      }
+      parts[task] = merge(parts[task], chunk(accumulate, x, r.dtype, n));
+    }
+  }
+
+  void work_on_columns(int64_t task) {
+    const Read& r = *read;
+    const int64_t item = item_size(r.dtype), block = task % blocks;
+    const int64_t here = columns - block * LANES < LANES ? columns - block * LANES : LANES;
+    const int64_t first = task / blocks * (TASK / LANES);
+    const int64_t end = rows < first + TASK / LANES ? rows : first + TASK / LANES;
+    alignas(64) char buffer[ROWS * LANES * sizeof(double)];
+    for (int64_t row = first; row < end; row += ROWS) {
+      const int64_t some = end - row < ROWS ? end - row : ROWS;
+      const char* x = (const char*)r.data + (place(r, r.dims - 1, row) + block * LANES) * item;
+      int64_t pitch = r.dims == 2 ? r.stride[0] : 0;
+      if (here < LANES || r.dims != 2) {
+        memset(buffer, 0, some * LANES * item);
+        for (int64_t i = 0; i < some; ++i)
+          memcpy(buffer + i * LANES * item,
+                 (const char*)r.data + (place(r, r.dims - 1, row + i) + block * LANES) * item,
+                 here * item);
+        x = buffer;
+        pitch = LANES;
+      }
+      chunk_of_columns(accumulate, x, r.dtype, some, pitch, (int)here, &parts[task * LANES]);
+    }
+  }
+
+  // Pairwise, in the order of the tasks.
+  void result(Moments* to) {
+    const int64_t each = read->by_column ? LANES : 1;
+    for (int64_t column = 0; column < columns; ++column) {
+      const int64_t block = column / each % blocks, lane = column % each;
+      const int64_t n = tasks / blocks;
+      std::vector<Moments> some(n);
+      for (int64_t i = 0; i < n; ++i) some[i] = parts[(i * blocks + block) * each + lane];
+      for (int64_t width = 1; width < n; width *= 2)
+        for (int64_t i = 0; i + width < n; i += 2 * width)
+          some[i] = merge(some[i], some[i + width]);
+      to[column] = n ? some[0] : no_moments();
+    }
+  }
+};
+
+}  // namespace
+
+void moments_many_cpu(const Isa& isa, const Read* reads, Moments* const* results, int64_t count,
+                      int threads) {
+  std::vector<Job> jobs;
+  std::vector<int64_t> first{0};
+  int64_t values = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    jobs.emplace_back(isa.accumulate, reads[i]);
+    first.push_back(first.back() + jobs.back().tasks);
+    values += jobs.back().rows * jobs.back().columns;
+  }
+  in_parallel(first, threads, values, [&](size_t job, int64_t task) { jobs[job].work(task); });
+  for (int64_t i = 0; i < count; ++i) jobs[i].result(results[i]);
+}

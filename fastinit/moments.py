@@ -1,0 +1,179 @@
+"""One-pass statistics of tensors: count, mean, variance, extremes, zeros and non-finite values.
+
+One read of the data, no temporary of its size, and no wait for the device until a number is looked at.
+The order of all sums is fixed, so the same tensor gives the same bits on every run and for every number
+of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastinit import backends, laws
+from fastinit.backends import Reading
+from fastinit.reference import COUNT, FIELDS, M2, MAX, MEAN, MIN, NONFINITE, ZEROS, merged
+from fastinit.windows import in_memory_order
+
+
+class Moments:
+    """The moments of a set of values, or (``dim=``) of one set for each channel.
+
+    Every field is a float, or a float64 CPU tensor with one entry for each channel. Infinities and NaN
+    are counted in ``nonfinite`` and enter nothing else. Looking at a field waits for the device.
+
+    Args:
+        raw: float64 of shape (7,) or (channels, 7): count, mean, sum of squared distances from the
+            mean, min, max, zeros, nonfinite.
+        correction: what is taken from the count in the variance's denominator (1: unbiased).
+    """
+
+    def __init__(self, raw: Tensor, correction: float = 1) -> None:
+        self.raw, self.correction = raw, correction
+        self._read: Tensor | None = None
+
+    def _field(self, column: int) -> Tensor:
+        if self._read is None:
+            self._read = self.raw.cpu()
+        return self._read[..., column]
+
+    @property
+    def count(self) -> float | Tensor:
+        """How many values are finite."""
+        return _plain(self._field(COUNT))
+
+    @property
+    def mean(self) -> float | Tensor:
+        """NaN where no value is finite."""
+        return _plain(torch.where(self._field(COUNT) > 0, self._field(MEAN), math.nan))
+
+    @property
+    def var(self) -> float | Tensor:
+        """The sum of squared distances from the mean over count - correction; NaN without any."""
+        left = self._field(COUNT) - self.correction
+        return _plain(torch.where(left > 0, self._field(M2) / left, math.nan))
+
+    @property
+    def std(self) -> float | Tensor:
+        """The square root of ``var``."""
+        return _plain(torch.as_tensor(self.var, dtype=torch.float64).sqrt())
+
+    @property
+    def min(self) -> float | Tensor:
+        """Infinity where no value is finite."""
+        return _plain(self._field(MIN))
+
+    @property
+    def max(self) -> float | Tensor:
+        """Minus infinity where no value is finite."""
+        return _plain(self._field(MAX))
+
+    @property
+    def absmax(self) -> float | Tensor:
+        """The largest absolute value; minus infinity where no value is finite."""
+        return _plain(torch.maximum(self._field(MAX), -self._field(MIN)))
+
+    @property
+    def zeros(self) -> float | Tensor:
+        """How many values are 0 (or -0)."""
+        return _plain(self._field(ZEROS))
+
+    @property
+    def nonfinite(self) -> float | Tensor:
+        """How many values are infinite or NaN."""
+        return _plain(self._field(NONFINITE))
+
+    def merge(self, *others: Moments) -> Moments:
+        """The moments of these values and the others' together, as of micro-batches.
+
+        Raises:
+            ValueError: the others have another number of channels.
+        """
+        raw = self.raw
+        for other in others:
+            if other.raw.shape != raw.shape:
+                raise ValueError(
+                    f"others must have moments of shape {tuple(raw.shape)}, "
+                    f"but got {tuple(other.raw.shape)}"
+                )
+            raw = merged(raw, other.raw.to(raw.device))
+        return Moments(raw, self.correction)
+
+    def __repr__(self) -> str:
+        if self.raw.dim() > 1:
+            return f"Moments({self.raw.shape[0]} channels)"
+        fields = ("count", "mean", "std", "min", "max", "zeros", "nonfinite")
+        return f"Moments({', '.join(f'{name}={getattr(self, name):.6g}' for name in fields)})"
+
+
+def moments(x: Tensor, correction: float = 1, *, dim: int | None = None) -> Moments:
+    """The moments of a tensor.
+
+    Sums are float64 (of 16-bit values, float32 over 32 of them), around a pivot where the mean is
+    large: 12 digits and more of what float32 data have. A constant has variance exactly 0.
+
+    Args:
+        x: any shape and strides; float16, bfloat16, float32 or float64.
+        correction: 1 gives the unbiased variance (torch.var's default), 0 that of the values.
+        dim: the dimension of channels, each of which is measured for itself.
+
+    Raises:
+        TypeError: x is not a tensor of these dtypes.
+        ValueError: x is on meta, or sparse.
+        IndexError: x has no such dimension.
+
+    >>> moments(torch.tensor([1.0, 2.0, 3.0])).var
+    1.0
+    """
+    return moments_many([x], correction, dim=dim)[0]
+
+
+def moments_many(
+    xs: Sequence[Tensor], correction: float = 1, *, dim: int | None = None
+) -> list[Moments]:
+    """:func:`moments` of many tensors, in one launch or parallel region for each device."""
+    xs = [_checked(x, i) for i, x in enumerate(xs)]
+    raws: list[Tensor] = []
+    readings: dict[torch.device, list[Reading]] = {}
+    for x in xs:
+        shape = (FIELDS,) if dim is None else (x.shape[dim], FIELDS)
+        raws.append(torch.empty(shape, dtype=torch.float64, device=x.device))
+        readings.setdefault(x.device, []).extend(_readings(x, dim, raws[-1]))
+    with torch.no_grad():
+        for device, some in readings.items():
+            backends.choose(device, "moments_many").moments_many(some)
+    return [Moments(raw, correction) for raw in raws]
+
+
+def _checked(x: Tensor, i: int) -> Tensor:
+    if not isinstance(x, Tensor) or x.dtype not in laws.DTYPES:
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"x must be a float16, bfloat16, float32 or float64 tensor, but got {got} (number {i})"
+        )
+    if x.is_meta or x.layout is not torch.strided:
+        raise ValueError(f"x must be strided and have values, but number {i} has not: {x.device}")
+    return x.detach()
+
+
+def _readings(x: Tensor, dim: int | None, raw: Tensor) -> list[Reading]:
+    """What is to be read, and where the moments of it go."""
+    if dim is None:
+        return [Reading(x, *in_memory_order(x.shape, x.stride()), False, raw)]
+    channels = x.shape[dim]  # an IndexError, if there is no such dimension
+    if x.stride(dim) == 1 and channels > 1:
+        rest = x.select(dim, 0)
+        shape, strides = in_memory_order(rest.shape, rest.stride())
+        return [Reading(x, [*shape, channels], [*strides, 1], True, raw)]
+    parts = [x.select(dim, i) for i in range(channels)]
+    return [
+        Reading(part, *in_memory_order(part.shape, part.stride()), False, raw[i])
+        for i, part in enumerate(parts)
+    ]
+
+
+def _plain(field: Tensor) -> float | Tensor:
+    return field.item() if field.dim() == 0 else field
