@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastinit import text
+from fastinit.moments import Moments, moments_many
 from fastinit.parameters import distinct_parameters
 from fastinit.plan import Group, Plan, Progress
-
-# Elements that are read at once: small enough that their float32 copy (1 MiB) stays in cache, and
-# that float32 sums of one chunk are good to the 4 digits shown; chunks are merged in doubles.
-_CHUNK = 1 << 18
-
-
-class Moments(NamedTuple):
-    """Of the elements of one or several tensors: how many, mean, sum of squared deviations."""
-
-    elements: int = 0
-    mean: float = 0.0
-    m2: float = 0.0
-
-    @property
-    def std(self) -> float:
-        """The standard deviation, divided by the count (the mean is not an estimate: all are read)."""
-        return math.sqrt(self.m2 / self.elements) if self.elements else math.nan
-
-    def merged(self, other: Moments) -> Moments:
-        """The moments of both together (Chan, Golub & LeVeque 1983, equation 2.1)."""
-        elements = self.elements + other.elements
-        if not elements:
-            return self
-        step = other.mean - self.mean
-        share = other.elements / elements
-        m2 = self.m2 + other.m2 + step * step * self.elements * share
-        return Moments(elements, self.mean + step * share, m2)
 
 
 class Timing(NamedTuple):
@@ -53,7 +25,7 @@ class Timing(NamedTuple):
 def measure(
     model: nn.Module, plan: Plan, *, progress: Progress | None = None
 ) -> list[tuple[Group, Moments]]:
-    """The moments of every element of ``model``, by group of ``plan``, in small chunks.
+    """The moments of every element of ``model``, by group of ``plan``.
 
     Raises:
         ValueError: the model lacks parameters of the plan.
@@ -64,18 +36,11 @@ def measure(
     read = 0
     measured = []
     for group in groups:
-        moments = Moments()
-        for name in group.names:
-            double = tensors[name].dtype == torch.float64
-            # One place for all chunks of a tensor: fresh memory for each would cost more than the sums.
-            scratch = torch.empty(_CHUNK, dtype=torch.float64 if double else torch.float32)
-            for chunk in _chunks(tensors[name]):
-                count = chunk.numel()
-                moments = moments.merged(_moments(chunk, scratch))
-                if progress is not None:
-                    read += count
-                    progress(read, total)
-        measured.append((group, moments))
+        first, *others = moments_many([tensors[name] for name in group.names], correction=0)
+        measured.append((group, first.merge(*others)))
+        if progress is not None:
+            read += group.elements or 0
+            progress(read, total)
     return measured
 
 
@@ -92,10 +57,12 @@ def init_table(measured: Sequence[tuple[Group, Moments]]) -> str:
             rows.append((layers + "*", "", "", "", "", ""))
         heading = layers if star else ""
         name = "  " + rest if star else group.pattern
-        numbers = (str(len(group.names)), text.count(moments.elements))
-        rows.append((name, *numbers, str(group.fill), _std(group.fill.std), _std(moments.std)))
+        numbers = (str(len(group.names)), text.count(group.elements or 0))
+        rows.append(
+            (name, *numbers, str(group.fill), _std(group.fill.std), _std(float(moments.std)))
+        )
     parameters = sum(len(group.names) for group, _ in measured)
-    elements = sum(moments.elements for _, moments in measured)
+    elements = sum(group.elements or 0 for group, _ in measured)
     rows.append(("total", str(parameters), text.count(elements), "", "", ""))
     return text.table(rows, "<>><>>", total=True)
 
@@ -117,17 +84,3 @@ def info(values: dict[str, object]) -> str:
 
 def _std(value: float) -> str:
     return f"{value:#.4g}" if value else "0"
-
-
-def _moments(chunk: Tensor, scratch: Tensor) -> Moments:
-    values = scratch[: chunk.numel()].copy_(chunk)
-    mean = values.mean()
-    values -= mean
-    return Moments(chunk.numel(), mean.item(), torch.dot(values, values).item())
-
-
-def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """All elements in 1-D pieces; views of the tensor wherever its memory is dense."""
-    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    flat = tensor.permute(order).reshape(-1)
-    yield from flat.split(_CHUNK) if flat.numel() else ()
