@@ -1,9 +1,11 @@
 """Compiles the Triton kernels as fill() launches them, for GPUs that are not here.
 
     python tests/triton_ptx.py > kernels.json
+    python tests/triton_ptx.py launches < fills.json > launches.json
 
 Run without TRITON_INTERPRET. Writes, for each compute capability, law, dtype and window, the PTX,
-the resources that ptxas gave the kernel, and the kernel's hash for each of several keys.
+the resources that ptxas gave the kernel, and the kernel's hash for each of several keys. Or, for
+each of the fills that it reads, the PTX and what to launch it with.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 
 from fastinit import laws, triton_kernels
 
@@ -56,12 +59,25 @@ class Compiler:
 
     def __init__(self, kernel: Any) -> None:
         self.kernel, self.compiled = kernel, []
+        self.launched: list[tuple[int, list[Any]]] = []  # the grid, and the PTX's parameters
 
     def __getitem__(self, grid: Any) -> Any:
         def compile_(*args: Any, **kwargs: Any) -> None:
-            self.compiled.append(self.kernel.warmup(*args, grid=grid, **kwargs))
+            kernel = self.kernel.warmup(*args, grid=grid, **kwargs)
+            self.compiled.append(kernel)
+            types = list(kernel.src.signature.values())[: len(args)]
+            self.launched.append((grid[0], parameters(list(args), types)))
 
         return compile_
+
+
+def parameters(args: Any, types: Any) -> list[Any]:
+    """What is left of a kernel's arguments for its PTX: those that it was not compiled for."""
+    if isinstance(args, (list, tuple)):
+        return [p for pair in zip(args, types, strict=True) for p in parameters(*pair)]
+    if types == "constexpr":
+        return []
+    return ["data" if isinstance(args, torch.Tensor) else args]
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -119,5 +135,36 @@ def main() -> None:
     json.dump(records, sys.stdout)
 
 
+def launches() -> None:
+    """For each fill of standard input: the kernel, and grid and arguments ("data": the tensor's)."""
+    CUDABackend.make_cubin = lambda *_: b""  # ptxas is not needed, and takes a while
+    compiler = Compiler(triton_kernels.fill_runs)
+    triton_kernels.fill_runs = compiler
+    kernels, records = {}, []
+    for fill in json.load(sys.stdin):
+        triton.runtime.driver.set_active(Driver(fill["arch"]))
+        dtype = getattr(torch, fill["dtype"])
+        law = laws.Law(*fill["law"])
+        layout = fill["size"], fill["local"], fill["start"]
+        triton_kernels.fill(
+            torch.empty(0, dtype=dtype, device="meta").as_strided(*layout),
+            law.kind,
+            laws.DTYPES.index(dtype),
+            laws.kernel_params(law, dtype),
+            fill["seed"],
+            fill["stream"],
+            tuple(fill["strides"]),
+            fill["offset"],
+        )
+        kernel, (grid, arguments) = compiler.compiled[-1], compiler.launched[-1]
+        kernels[kernel.hash] = {
+            "ptx": kernel.asm["ptx"],
+            "threads": 32 * kernel.metadata.num_warps,
+            "shared": kernel.metadata.shared,
+        }
+        records.append({"kernel": kernel.hash, "grid": grid, "arguments": arguments})
+    json.dump({"kernels": kernels, "launches": records}, sys.stdout)
+
+
 if __name__ == "__main__":
-    main()
+    launches() if sys.argv[1:] == ["launches"] else main()
