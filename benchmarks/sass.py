@@ -98,6 +98,15 @@ def ledger() -> Iterator[Line]:
             yield Line(nvcc, arch, _law(path), _dtype(path), per_value, registers)
 
 
+def memory(arch: str) -> dict[str, int]:
+    """Bytes of stack and local memory of the kernels, the largest of each: what is spilled."""
+    usage = _dump(arch, "-res-usage")
+    return {
+        name: max(int(n) for n in re.findall(rf"{name}:(\d+)", usage))
+        for name in ("STACK", "LOCAL")
+    }
+
+
 def _dump(arch: str, option: str) -> str:
     program = cuobjdump()
     assert program

@@ -48,6 +48,13 @@ def test_no_count_rises(lines: list[sass.Line]) -> None:
         assert line.registers <= before.registers, line
 
 
+@needs_code
+def test_nothing_is_spilled() -> None:
+    assert backends.native.module is not None
+    for arch in backends.native.module.cuda_archs.split(","):
+        assert sass.memory(arch) == {"STACK": 0, "LOCAL": 0}, arch
+
+
 def test_the_ledger_holds_what_was_asked() -> None:
     for line in sass.recorded():
         assert line.instructions <= ASKED.get((line.law, line.dtype), 50), line

@@ -1,0 +1,510 @@
+"""LSUV: weights scaled so that each layer's output has the variance asked for, in one forward pass.
+
+Mishkin & Matas, "All you need is a good init" (ICLR 2016, arXiv 1511.06422). The published procedure
+runs the net once for each layer and repetition. Here each layer's output is measured when the layer
+has run and rescaled where it lies, the pass goes on, and the weights are scaled when it has ended well.
+The scale of an affine layer follows from its output's moments; any other is repeated on its own inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastinit import init, layers, text
+from fastinit.layers import Layer, Which
+from fastinit.moments import Moments, moments
+from fastinit.schedules import Schedule
+from fastinit.unchanged import Kept, unchanged
+
+PASSES = 3  # over several batches, at most
+
+
+class LSUVError(RuntimeError):
+    """A layer's output cannot be given the variance asked for. The model is as it was."""
+
+
+@dataclass
+class Measured:
+    """One layer: its output as it came and as it left, and what its weight is multiplied with."""
+
+    name: str
+    kind: str
+    before: Moments
+    target: float = math.nan
+    std: float = math.nan
+    scale: float = 1.0
+    shift: float = 0.0
+    iterations: int = 0
+    calls: int = 0
+    note: str = ""
+
+
+@dataclass
+class LSUVResult:
+    """What was done.
+
+    Attributes:
+        layers: in the order in which they first ran.
+        passed: modules that were not measured, with the reason.
+        passes: forward passes over all batches.
+        product: of a schedule, the product of its factors over all layers (He et al. ask for 1).
+    """
+
+    layers: list[Measured]
+    passed: dict[str, str] = field(default_factory=dict)
+    passes: int = 1
+    product: float = 1.0
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """By layer, the factor of its weight."""
+        return {m.name: m.scale for m in self.layers}
+
+    def table(self) -> str:
+        """One line for each layer, in 80 columns."""
+        rows = [("layer", "std", "× scale", "= std", "target", "note")]
+        for m in self.layers:
+            target = "" if math.isnan(m.target) else f"{m.target:.4g}"
+            before = f"{float(m.before.std):.4g}"
+            rows.append((m.name, before, f"{m.scale:.4g}", f"{m.std:.4g}", target, m.note))
+        rows += [(name, "", "", "", "", why) for name, why in self.passed.items()]
+        return text.table(rows, "<>>>><")
+
+
+class _Secant:
+    """What to try next, from what was tried and the std that it gave: a secant in logarithms."""
+
+    last: tuple[float, float] | None = None
+
+    def next(self, tried: float, gave: float, target: float) -> float:
+        slope = 1.0  # as of a homogeneous function
+        if self.last is not None and self.last[0] != tried and self.last[1] != gave:
+            slope = math.log(gave / self.last[1]) / math.log(tried / self.last[0])
+        self.last = tried, gave
+        return tried * math.pow(target / gave, 1.0 / min(max(slope, 0.25), 4.0))
+
+
+@dataclass
+class _Scaling:
+    """What a weight is multiplied with, and what its layer's bias is shifted by."""
+
+    layer: Layer
+    target: float
+    scale: float = 1.0
+    shift: float = 0.0
+    first: Moments | None = None  # of the call that decides, in this pass, as scaled
+    pooled: Moments | None = None  # of all that counts
+
+    def __post_init__(self) -> None:
+        self.aim = self.target  # what the first call is given, so that all together are on target
+        self.steps = _Secant()
+
+
+@dataclass
+class _Options:
+    target_std: float | Mapping[str, float] | Schedule
+    tol: float
+    max_iter: int
+    center: bool
+    activation: Callable[[Tensor], Tensor] | None
+    pool: bool
+
+
+def lsuv_(
+    model: nn.Module,
+    *inputs: Any,
+    batches: Iterable[Any] | None = None,
+    layers: Which = None,
+    target_std: float | Mapping[str, float] | Schedule = 1.0,
+    tol: float = 0.02,
+    max_iter: int = 10,
+    pre: str = "keep",
+    center: bool = False,
+    activation: Callable[[Tensor], Tensor] | None = None,
+    reuse: str = "first",
+    **kwargs: Any,
+) -> LSUVResult:
+    """Scales the weights of ``model`` so that every layer's output has the std ``target_std``.
+
+    Runs ``model(*inputs, **kwargs)`` once, without gradients, in the mode that the model is in. Only
+    weights (and, with ``center``, biases) change, and they only if all went well; generators, buffers
+    and modes are as before. Weights that need no gradient are measured and left alone, tied ones are
+    scaled once.
+
+    Args:
+        batches: in place of inputs, batches that are tensors, tuples of arguments or dicts of keyword
+            arguments. Moments are those of all of them together; that takes up to 3 passes, so it has to
+            be a list or another thing that can be iterated again.
+        layers: types, names or a predicate of (name, module); by default Linear, convolutions,
+            embeddings, Bilinear, MultiheadAttention's output projection and transformers' Conv1D.
+        target_std: a number; numbers by layer name (1 for the others); or a schedule of factors
+            (:mod:`fastinit.schedules`).
+        tol: how far the variance of a repeated layer may be from the target, relative to it.
+        max_iter: repetitions of a layer that is not affine in its weight, or with ``activation``.
+        pre: "keep" takes the weights as they are, "orthonormal" first draws orthonormal ones, as the
+            paper does (embeddings are kept).
+        center: shifts biases so that each output's mean is 0, as fast.ai's version does.
+        activation: the std is that of ``activation(output)``; costs two tensors of the output's size.
+        reuse: of a layer that is called several times, "first": the first call decides; "pool": all
+            calls together, in up to 3 passes.
+
+    Raises:
+        LSUVError: an output that is constant, not finite or has fewer than two values, or a bias whose
+            variance is already as large as the target; it names the layer and its moments.
+        TypeError, ValueError: arguments that are no good.
+
+    >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    >>> result = lsuv_(net, torch.randn(1000, 64))
+    >>> [round(m.std, 6) for m in result.layers]
+    [1.0, 1.0]
+    """
+    _check(target_std, tol, max_iter, pre, reuse)
+    if batches is not None and (inputs or kwargs):
+        raise ValueError("batches and inputs exclude each other, but both were given")
+    found, passed = find(model, layers)
+    if isinstance(target_std, Mapping):
+        strange = target_std.keys() - {layer.name for layer in found}
+        if strange:
+            raise ValueError(f"target_std names layers that are not: {', '.join(sorted(strange))}")
+    options = _Options(target_std, tol, max_iter, center, activation, reuse == "pool")
+    with unchanged(model) as kept:
+        if pre == "orthonormal":
+            _draw_orthonormal(found, kept)
+        run = _Run(found, options, kept)
+        for passes in range(1, PASSES + 1):
+            count = 0
+            for args, named in [(inputs, kwargs)] if batches is None else map(_arguments, batches):
+                with run.hooked():
+                    model(*args, **named)
+                count += 1
+            if not count:
+                raise ValueError(f"batches must not be empty, but was in pass {passes}")
+            if run.settled(last=passes == PASSES):
+                break
+        if lost := kept.changed_for_good():
+            raise LSUVError(f"forward changes buffers too large to be kept: {', '.join(lost)}")
+        run.apply()
+    passed |= {layer.name: "not called" for layer in found if layer.name not in run.measured}
+    return LSUVResult(list(run.measured.values()), passed, passes, run.product)
+
+
+find = layers.find  # lsuv_ has an argument of the module's name
+
+
+class _Run:
+    """The passes: what was measured, and what each weight is to be multiplied with."""
+
+    def __init__(self, found: list[Layer], options: _Options, kept: Kept) -> None:
+        self.found, self.options, self.kept = found, options, kept
+        self.measured: dict[str, Measured] = {}  # by layer, in the order of execution
+        self.scalings: dict[int, _Scaling] = {}  # by the weight's id
+        self.calls: dict[str, int] = {}  # of each layer, with this batch
+        self.product = 1.0
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """The hooks, for one batch."""
+        self.calls.clear()
+        with ExitStack() as stack:
+            for layer in self.found:
+                handle = layer.module.register_forward_hook(self._hook(layer), with_kwargs=True)
+                stack.callback(handle.remove)
+            yield
+
+    def _hook(self, layer: Layer) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            out = _first(output)
+            if not isinstance(out, Tensor) or not out.is_floating_point():
+                raise LSUVError(
+                    f"{layer.name} gives no floating-point tensor: {type(out).__name__}"
+                )
+            out = self._visit(layer, out, lambda: _first(module.forward(*args, **kwargs)))
+            return (out, *output[1:]) if isinstance(output, tuple) else out
+
+        return hook
+
+    def _visit(self, layer: Layer, out: Tensor, again: Callable[[], Tensor]) -> Tensor:
+        """One call of a layer: its output as it is with the weight scaled."""
+        self.calls[layer.name] = self.calls.get(layer.name, 0) + 1
+        counts = self.options.pool or self.calls[layer.name] == 1
+        sums = None
+        if counts and layer.affine and self.options.activation is None:
+            sums = AffineSums(layer, out)
+        new = layer.name not in self.measured
+        if new:
+            before = sums.moments(1.0, 0.0) if sums else moments(self._activated(out))
+            kind = type(layer.module).__name__
+            self.measured[layer.name] = Measured(layer.name, kind, before)
+        measured = self.measured[layer.name]
+        measured.calls += 1
+        scaling = self.scalings.get(id(layer.weight))
+        if scaling is None:
+            scaling = self.scalings[id(layer.weight)] = self._scaling(layer, measured)
+        elif new:
+            measured.note = f"tied to {scaling.layer.name}"
+        own = layer.name == scaling.layer.name
+        if own and scaling.first is None and not math.isnan(scaling.target):
+            out = self._decide(scaling, measured, sums, out, again)
+        if layer.affine:
+            rescale(layer, out, scaling.scale, scaling.shift)
+        if counts:
+            now = (
+                sums.moments(scaling.scale, scaling.shift)
+                if sums
+                else moments(self._activated(out))
+            )
+            measured.std = float(now.std)
+            if own:
+                scaling.first = scaling.first or now
+            if own or self.options.pool:
+                scaling.pooled = now if scaling.pooled is None else scaling.pooled.merge(now)
+        return out
+
+    def _scaling(self, layer: Layer, measured: Measured) -> _Scaling:
+        if not layer.weight.requires_grad:
+            measured.note = "frozen"
+            return _Scaling(layer, math.nan)
+        wanted = self.options.target_std
+        if callable(wanted):
+            self.product *= wanted(len(self.scalings))
+            target = math.sqrt(self.product)
+        else:
+            target = wanted.get(layer.name, 1.0) if isinstance(wanted, Mapping) else wanted
+        measured.target = target
+        return _Scaling(layer, target)
+
+    def _decide(
+        self,
+        scaling: _Scaling,
+        measured: Measured,
+        sums: AffineSums | None,
+        out: Tensor,
+        again: Callable[[], Tensor],
+    ) -> Tensor:
+        """Finds the scale and the shift. Returns the output, of an affine layer still unscaled."""
+        layer, options = scaling.layer, self.options
+        target, secant = scaling.aim, _Secant()
+        centers = options.center and _bias_of(layer) is not None
+        if sums:
+            _check_moments(layer, sums.moments(1.0, 0.0))
+            measured.iterations += 1
+            scaling.scale = sums.scale_for(target)
+            if centers:
+                scaling.shift = -sums.mean(scaling.scale)
+            return out
+        original = None if layer.affine else self.kept.keep(layer.weight)
+        for iteration in range(1, options.max_iter + 1):
+            measured.iterations += 1
+            if original is None:
+                trial = rescale(layer, out.clone(), scaling.scale, scaling.shift)
+            else:
+                layer.weight.copy_(original * scaling.scale)
+                trial = again()
+            now = moments(self._activated(trial))
+            _check_moments(layer, now)
+            off = float(now.mean) if centers and layer.affine else 0.0
+            near = abs(float(now.var) / target**2 - 1) <= options.tol
+            if near and abs(off) <= options.tol * target:
+                break
+            if iteration == options.max_iter:
+                measured.note = f"not within {options.tol:g} after {iteration}"
+                break
+            scaling.shift -= off
+            scaling.scale = secant.next(scaling.scale, float(now.std), target)
+        return out if original is None else trial
+
+    def _activated(self, out: Tensor) -> Tensor:
+        return out if self.options.activation is None else self.options.activation(out)
+
+    def settled(self, last: bool) -> bool:
+        """Whether the moments over all batches and calls are as asked for; else prepares a pass more."""
+        off = []
+        for scaling in self.scalings.values():
+            if scaling.first is None or scaling.pooled is None or math.isnan(scaling.target):
+                continue
+            measured = self.measured[scaling.layer.name]
+            _check_moments(scaling.layer, scaling.pooled)
+            measured.std = float(scaling.pooled.std)
+            if scaling.pooled is scaling.first:
+                continue
+            if abs((measured.std / scaling.target) ** 2 - 1) > self.options.tol:
+                off.append(measured)
+            scaling.aim = scaling.steps.next(scaling.aim, measured.std, scaling.target)
+        for measured in off if last else ():
+            measured.note = f"not within {self.options.tol:g} after {PASSES} passes"
+        if off and not last:
+            for scaling in self.scalings.values():
+                scaling.first = scaling.pooled = None
+        return not off
+
+    def apply(self) -> None:
+        """Scales the weights of affine layers (those of the others are scaled already)."""
+        weights: list[Tensor] = []
+        scales = []
+        for scaling in self.scalings.values():
+            layer, measured = scaling.layer, self.measured[scaling.layer.name]
+            measured.scale, measured.shift = scaling.scale, scaling.shift
+            if layer.affine and scaling.scale != 1.0:
+                weights.append(layer.weight)
+                scales.append(scaling.scale)
+            bias = _bias_of(layer)
+            if bias is not None and scaling.shift:
+                bias.add_(scaling.shift)
+        if weights:
+            torch._foreach_mul_(weights, scales)
+
+
+class AffineSums:
+    """What one read of a + b tells, where a is proportional to the weight and b is the bias.
+
+    The variance of s a + b is s² aa + 2 s ab + bb; all three follow from each channel's mean and sum of
+    squares, since within a channel b is constant.
+    """
+
+    def __init__(self, layer: Layer, out: Tensor) -> None:
+        self.name = layer.name
+        bias = layer.bias_like(out)
+        if bias is None:
+            self.raw = moments(out).raw.cpu()
+            means, counts, b = self.raw[1:2], self.raw[0:1], torch.zeros(1, dtype=torch.float64)
+            within = self.raw[2]
+        else:
+            by_channel = moments(out, dim=layer.channel_dim(out)).raw.cpu()
+            b = bias.flatten().to("cpu", torch.float64)
+            means, counts = by_channel[:, 1], by_channel[:, 0]
+            within = by_channel[:, 2].sum()
+            self.raw = torch.stack(
+                (
+                    counts.sum(),
+                    counts.new_zeros(()),
+                    counts.new_zeros(()),
+                    by_channel[:, 3].min(),
+                    by_channel[:, 4].max(),
+                    *by_channel[:, 5:].sum(0),
+                )
+            )
+        self.count = counts.sum().item()
+        share = counts / max(self.count, 1)
+        a = means - b
+        self.a_mean, self.b_mean = (share * a).sum().item(), (share * b).sum().item()
+        a, b = a - self.a_mean, b - self.b_mean
+        self.aa = within.item() / max(self.count, 1) + (share * a * a).sum().item()
+        self.ab, self.bb = (share * a * b).sum().item(), (share * b * b).sum().item()
+
+    def mean(self, scale: float) -> float:
+        return scale * self.a_mean + self.b_mean
+
+    def moments(self, scale: float, shift: float) -> Moments:
+        """Those of scale * a + b + shift. Extremes are only known of what was read."""
+        raw = self.raw.clone()
+        raw[1] = self.mean(scale) + shift
+        raw[2] = (scale * scale * self.aa + 2 * scale * self.ab + self.bb) * self.count
+        return Moments(raw)
+
+    def scale_for(self, std: float) -> float:
+        """The positive scale with which the values' standard deviation (n - 1) is ``std``."""
+        wanted = std * std * (self.count - 1) / self.count
+        if self.bb >= wanted:
+            raise LSUVError(
+                f"{self.name}: the variance of its bias alone, {self.bb:.6g}, is not below the "
+                f"{wanted:.6g} asked for: {self.moments(1.0, 0.0)!r}"
+            )
+        if not self.aa > 0:
+            raise LSUVError(f"{self.name} is dead but for its bias: {self.moments(1.0, 0.0)!r}")
+        root = math.sqrt(self.ab * self.ab - self.aa * (self.bb - wanted))
+        return (root - self.ab) / self.aa
+
+
+def rescale(layer: Layer, out: Tensor, scale: float, shift: float) -> Tensor:
+    """The output of an affine layer in place: as if its weight were multiplied and its bias shifted."""
+    if scale != 1.0:
+        out.mul_(scale)
+        bias = layer.bias_like(out)
+        if bias is not None:
+            out.add_(bias, alpha=1.0 - scale)
+    return out.add_(shift) if shift else out
+
+
+def _bias_of(layer: Layer) -> nn.Parameter | None:
+    """The bias, if it may be shifted."""
+    return layer.bias if layer.bias is not None and layer.bias.requires_grad else None
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
+
+
+def _draw_orthonormal(found: list[Layer], kept: Kept) -> None:
+    for layer in found:
+        embeds = isinstance(layer.module, (nn.Embedding, nn.EmbeddingBag))
+        if layer.weight.dim() > 1 and layer.weight.requires_grad and not embeds:
+            kept.keep(layer.weight)
+            init.orthogonal_(layer.weight)
+
+
+def _check_moments(layer: Layer, m: Moments) -> None:
+    if m.nonfinite:
+        what = "has values that are not finite"
+    elif float(m.count) < 2:
+        what = "has fewer than two values"
+    elif not float(m.var) > 0:
+        what = "is dead: all its values are the same"
+    else:
+        return
+    raise LSUVError(f"the output of {layer.name} {what}: {m!r}")
+
+
+def _check(target_std: Any, tol: float, max_iter: int, pre: str, reuse: str) -> None:
+    values = target_std.values() if isinstance(target_std, Mapping) else [target_std]
+    for value in values:
+        if not callable(value) and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ValueError(f"target_std must be positive and finite, but got {value!r}")
+    if not 0 < tol < 1:
+        raise ValueError(f"tol must be in (0, 1), but got {tol!r}")
+    if max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1, but got {max_iter!r}")
+    if pre not in ("keep", "orthonormal"):
+        raise ValueError(f"pre must be 'keep' or 'orthonormal', but got {pre!r}")
+    if reuse not in ("first", "pool"):
+        raise ValueError(f"reuse must be 'first' or 'pool', but got {reuse!r}")
+
+
+def transfer_scale_(layer: nn.Module, following: nn.Module, factor: float) -> None:
+    """Multiplies one layer's weight and divides the next one's: the function stays the same.
+
+    It does where nothing stands between them that is not homogeneous (He et al. 2015, section 2.2:
+    ReLU is), and where ``layer`` has no bias or its bias is multiplied too, as it is here.
+
+    Args:
+        layer: such as an embedding. Its bias, if it has one, is multiplied too.
+        following: a module with a ``weight``.
+        factor: positive and finite.
+
+    Raises:
+        ValueError: a factor that is not, or a module without a weight.
+    """
+    if not (isinstance(factor, (int, float)) and 0 < factor < math.inf):
+        raise ValueError(f"factor must be positive and finite, but got {factor!r}")
+    for name, module in (("layer", layer), ("following", following)):
+        if not isinstance(getattr(module, "weight", None), nn.Parameter):
+            raise ValueError(f"{name} has no weight: {module!r}")
+    if layer.weight is following.weight:
+        raise ValueError("layer and following have the same weight")
+    with torch.no_grad():
+        for parameter in (layer.weight, getattr(layer, "bias", None)):
+            if isinstance(parameter, nn.Parameter):
+                parameter.mul_(factor)
+        following.get_parameter("weight").div_(factor)
