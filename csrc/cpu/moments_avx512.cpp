@@ -5,6 +5,15 @@
 
 namespace {
 
+// What will be read AHEAD steps on: the machine's own prefetching leaves a third of the time waiting.
+constexpr int64_t AHEAD = 32;
+
+template <class T>
+void prefetch(const T* x) {
+  for (size_t at = 0; at < LANES * sizeof(T); at += 64)
+    _mm_prefetch((const char*)x + at, _MM_HINT_T1);
+}
+
 // Sixteen lanes of float32: what is compared, not summed.
 struct Range {
   __m512 min = _mm512_set1_ps(INFINITY), max = _mm512_set1_ps(-INFINITY);
@@ -42,6 +51,7 @@ void sums_of(const float* x, int64_t steps, int64_t pitch, double pivot, Sums& s
   Range range[LANES / 16];
   for (int i = 0; i < PARTS; ++i) sum[i] = squares[i] = _mm512_setzero_pd();
   for (int64_t step = 0; step < steps; ++step, x += pitch) {
+    prefetch(x + AHEAD * pitch);
     for (int i = 0; i < PARTS; ++i) {
       const __m512d d = _mm512_cvtps_pd(_mm256_loadu_ps(x + 8 * i));
       sum[i] = _mm512_add_pd(sum[i], d);
@@ -77,6 +87,7 @@ void sums_of(const T* x, int64_t steps, int64_t pitch, double pivot, Sums& sums)
     for (int i = 0; i < PARTS; ++i) sum[i] = squares[i] = _mm512_setzero_ps();
     const int64_t some = steps < SHORT ? steps : SHORT;
     for (int64_t step = 0; step < some; ++step, x += pitch) {
+      prefetch(x + AHEAD * pitch);
       for (int i = 0; i < PARTS; ++i) {
         const __m512 v = load(x + 16 * i);
         sum[i] = _mm512_add_ps(sum[i], v);
