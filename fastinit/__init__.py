@@ -3,21 +3,28 @@
 from fastinit import init
 from fastinit.backends import backend, info, version
 from fastinit.fill import Fill
+from fastinit.lsuv import LSUVError, LSUVResult, lsuv_, transfer_scale_
 from fastinit.moments import Moments, moments, moments_many
 from fastinit.patching import patch, patched, unpatch
 from fastinit.plan import Plan
+from fastinit.product_moments import linear_moments
 
 __version__ = version()
 __all__ = [
     "Fill",
+    "LSUVError",
+    "LSUVResult",
     "Moments",
     "Plan",
     "backend",
     "info",
     "init",
+    "linear_moments",
+    "lsuv_",
     "moments",
     "moments_many",
     "patch",
     "patched",
+    "transfer_scale_",
     "unpatch",
 ]

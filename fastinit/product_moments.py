@@ -1,0 +1,69 @@
+"""The moments of a linear layer's output that is never built: blocks of it are measured and dropped."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastinit.moments import Moments, moments
+
+BLOCK = 1 << 23
+"""Outputs of a block: 32 MiB of float32."""
+LEAST_COLUMNS = 256  # of a block: below, matrix products lose their speed
+
+
+def linear_moments(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, correction: float = 1
+) -> Moments:
+    """The moments of ``torch.nn.functional.linear(x, weight, bias)``.
+
+    At most one block of outputs (32 MiB in float32) is in memory at a time. Each output is computed as
+    linear does, in the tensors' own dtype and to its rounding.
+
+    Args:
+        x: [..., in]; float16, bfloat16, float32 or float64.
+        weight: [out, in], of the same dtype and device.
+        bias: [out].
+        correction: of the variance, as in :func:`fastinit.moments.moments`.
+
+    Raises:
+        TypeError: dtypes or devices that differ.
+        ValueError: shapes that do not fit.
+    """
+    _check(x, weight, bias)
+    with torch.no_grad():
+        rows = x.detach().reshape(-1, x.shape[-1])  # a view, unless the strides forbid one
+        tall = max(1, min(len(rows), BLOCK // LEAST_COLUMNS))
+        wide = max(1, min(len(weight), BLOCK // tall))
+        buffer = rows.new_empty(tall * wide)
+        total = moments(buffer[:0])
+        for top in range(0, len(rows), tall):
+            some = rows[top : top + tall]
+            for left in range(0, len(weight), wide):
+                part = weight[left : left + wide]
+                out = buffer[: len(some) * len(part)].view(len(some), len(part))
+                if bias is None:
+                    torch.mm(some, part.t(), out=out)
+                else:
+                    torch.addmm(bias[left : left + wide], some, part.t(), out=out)
+                total = total.merge(moments(out))
+        return Moments(total.raw, correction)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    named = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, but got {tensor!r:.60}")
+        if (tensor.dtype, tensor.device) != (x.dtype, x.device):
+            raise TypeError(
+                f"{name} must be {x.dtype} on {x.device} as x is, but is {tensor.dtype} on "
+                f"{tensor.device}"
+            )
+    if x.dim() < 1 or weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"weight must be [out, {x.shape[-1] if x.dim() else 'in'}] for x of shape "
+            f"{tuple(x.shape)}, but has shape {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{len(weight)}], but has shape {tuple(bias.shape)}")
