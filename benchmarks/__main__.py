@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import fills, orthogonal
+from benchmarks import fills, moments, orthogonal
 from benchmarks.timing import machine
 from fastinit.text import table
 
@@ -75,7 +75,20 @@ def main() -> None:
         ]
         for r in results["orthogonal"]
     ]
-    print(table(rows, "<>>>"))
+    print(table(rows, "<>>>"), "\n")
+
+    results["moments"] = list(moments.measure(2 * options.elements, options.rounds))
+    rows = [["moments", "contender", "ns/element", "fastinit is"]]
+    for r in results["moments"]:
+        for name, each in r["ns per element"].items():
+            ratio = f"{r['times'][name]:.3g} times as fast" if name in r["times"] else ""
+            rows.append([r["dtype"], name, f"{each:.3f}", ratio])
+    print(table(rows, "<<>>"), "\n")
+
+    results["linear_moments"] = r = moments.product(options.rounds)
+    print(
+        f"linear_moments: {r['times the product']:.2f} times the product's time ±{r['spread']:.0%}"
+    )
 
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)

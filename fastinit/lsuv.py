@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from fastinit import init, layers, text
 from fastinit.layers import Layer, Which
 from fastinit.moments import Moments, moments
+from fastinit.product_moments import linear_moments
+from fastinit.reference import COUNT, M2, MAX, MEAN, MIN, NONFINITE, ZEROS
 from fastinit.schedules import Schedule
 from fastinit.unchanged import Kept, unchanged
 
@@ -28,6 +30,10 @@ PASSES = 3  # over several batches, at most
 
 class LSUVError(RuntimeError):
     """A layer's output cannot be given the variance asked for. The model is as it was."""
+
+
+class _Ended(BaseException):
+    """Ends a forward pass at the layer that is not built."""
 
 
 @dataclass
@@ -115,6 +121,7 @@ class _Options:
     center: bool
     activation: Callable[[Tensor], Tensor] | None
     pool: bool
+    unbuilt: str | None
 
 
 def lsuv_(
@@ -129,6 +136,7 @@ def lsuv_(
     center: bool = False,
     activation: Callable[[Tensor], Tensor] | None = None,
     reuse: str = "first",
+    unbuilt: str | None = None,
     **kwargs: Any,
 ) -> LSUVResult:
     """Scales the weights of ``model`` so that every layer's output has the std ``target_std``.
@@ -154,6 +162,9 @@ def lsuv_(
         activation: the std is that of ``activation(output)``; costs two tensors of the output's size.
         reuse: of a layer that is called several times, "first": the first call decides; "pool": all
             calls together, in up to 3 passes.
+        unbuilt: the name of the Linear that runs last, without a bias: it is measured by
+            :func:`fastinit.linear_moments` and the pass ends there, so that its output, of a language
+            model's head as large as the rest of the pass, is never built.
 
     Raises:
         LSUVError: an output that is constant, not finite or has fewer than two values, or a bias whose
@@ -173,7 +184,8 @@ def lsuv_(
         strange = target_std.keys() - {layer.name for layer in found}
         if strange:
             raise ValueError(f"target_std names layers that are not: {', '.join(sorted(strange))}")
-    options = _Options(target_std, tol, max_iter, center, activation, reuse == "pool")
+    _check_unbuilt(found, unbuilt)
+    options = _Options(target_std, tol, max_iter, center, activation, reuse == "pool", unbuilt)
     with unchanged(model) as kept:
         if pre == "orthonormal":
             _draw_orthonormal(found, kept)
@@ -181,7 +193,7 @@ def lsuv_(
         for passes in range(1, PASSES + 1):
             count = 0
             for args, named in [(inputs, kwargs)] if batches is None else map(_arguments, batches):
-                with run.hooked():
+                with run.hooked(), suppress(_Ended):
                     model(*args, **named)
                 count += 1
             if not count:
@@ -214,9 +226,23 @@ class _Run:
         self.calls.clear()
         with ExitStack() as stack:
             for layer in self.found:
-                handle = layer.module.register_forward_hook(self._hook(layer), with_kwargs=True)
+                if layer.name == self.options.unbuilt:
+                    handle = layer.module.register_forward_pre_hook(
+                        self._end_at(layer), with_kwargs=True
+                    )
+                else:
+                    handle = layer.module.register_forward_hook(self._hook(layer), with_kwargs=True)
                 stack.callback(handle.remove)
             yield
+
+    def _end_at(self, layer: Layer) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = args[0] if args else kwargs["input"]
+            sums = AffineSums(layer.name, linear_moments(x, layer.weight))
+            self._visit(layer, None, lambda: None, sums)
+            raise _Ended
+
+        return hook
 
     def _hook(self, layer: Layer) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -230,13 +256,14 @@ class _Run:
 
         return hook
 
-    def _visit(self, layer: Layer, out: Tensor, again: Callable[[], Tensor]) -> Tensor:
-        """One call of a layer: its output as it is with the weight scaled."""
+    def _visit(
+        self, layer: Layer, out: Any, again: Callable[[], Any], sums: AffineSums | None = None
+    ) -> Any:
+        """One call of a layer: its output as it is with the weight scaled. Without one, by its sums."""
         self.calls[layer.name] = self.calls.get(layer.name, 0) + 1
         counts = self.options.pool or self.calls[layer.name] == 1
-        sums = None
-        if counts and layer.affine and self.options.activation is None:
-            sums = AffineSums(layer, out)
+        if sums is None and counts and layer.affine and self.options.activation is None:
+            sums = AffineSums.of(layer, out)
         new = layer.name not in self.measured
         if new:
             before = sums.moments(1.0, 0.0) if sums else moments(self._activated(out))
@@ -252,7 +279,7 @@ class _Run:
         own = layer.name == scaling.layer.name
         if own and scaling.first is None and not math.isnan(scaling.target):
             out = self._decide(scaling, measured, sums, out, again)
-        if layer.affine:
+        if layer.affine and out is not None:
             rescale(layer, out, scaling.scale, scaling.shift)
         if counts:
             now = (
@@ -368,34 +395,35 @@ class AffineSums:
     squares, since within a channel b is constant.
     """
 
-    def __init__(self, layer: Layer, out: Tensor) -> None:
-        self.name = layer.name
+    def __init__(self, name: str, whole: Moments) -> None:
+        """Of values without a bias."""
+        self.name, self.raw = name, whole.raw.cpu()
+        self._take(self.raw[None], torch.zeros(1, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, layer: Layer, out: Tensor) -> AffineSums:
+        """Of a layer's output, with or without a bias."""
         bias = layer.bias_like(out)
         if bias is None:
-            self.raw = moments(out).raw.cpu()
-            means, counts, b = self.raw[1:2], self.raw[0:1], torch.zeros(1, dtype=torch.float64)
-            within = self.raw[2]
-        else:
-            by_channel = moments(out, dim=layer.channel_dim(out)).raw.cpu()
-            b = bias.flatten().to("cpu", torch.float64)
-            means, counts = by_channel[:, 1], by_channel[:, 0]
-            within = by_channel[:, 2].sum()
-            self.raw = torch.stack(
-                (
-                    counts.sum(),
-                    counts.new_zeros(()),
-                    counts.new_zeros(()),
-                    by_channel[:, 3].min(),
-                    by_channel[:, 4].max(),
-                    *by_channel[:, 5:].sum(0),
-                )
-            )
+            return cls(layer.name, moments(out))
+        sums = cls.__new__(cls)
+        by_channel = moments(out, dim=layer.channel_dim(out)).raw.cpu()
+        low, high = by_channel[:, MIN].min(), by_channel[:, MAX].max()
+        count, zeros, nonfinite = by_channel[:, [COUNT, ZEROS, NONFINITE]].sum(0)
+        nothing = torch.zeros((), dtype=torch.float64)
+        sums.name = layer.name
+        sums.raw = torch.stack((count, nothing, nothing, low, high, zeros, nonfinite))
+        sums._take(by_channel, bias.flatten().to("cpu", torch.float64))
+        return sums
+
+    def _take(self, channels: Tensor, bias: Tensor) -> None:
+        counts, within = channels[:, COUNT], channels[:, M2].sum().item()
         self.count = counts.sum().item()
         share = counts / max(self.count, 1)
-        a = means - b
+        a, b = channels[:, MEAN] - bias, bias
         self.a_mean, self.b_mean = (share * a).sum().item(), (share * b).sum().item()
         a, b = a - self.a_mean, b - self.b_mean
-        self.aa = within.item() / max(self.count, 1) + (share * a * a).sum().item()
+        self.aa = within / max(self.count, 1) + (share * a * a).sum().item()
         self.ab, self.bb = (share * a * b).sum().item(), (share * b * b).sum().item()
 
     def mean(self, scale: float) -> float:
@@ -404,8 +432,8 @@ class AffineSums:
     def moments(self, scale: float, shift: float) -> Moments:
         """Those of scale * a + b + shift. Extremes are only known of what was read."""
         raw = self.raw.clone()
-        raw[1] = self.mean(scale) + shift
-        raw[2] = (scale * scale * self.aa + 2 * scale * self.ab + self.bb) * self.count
+        raw[MEAN] = self.mean(scale) + shift
+        raw[M2] = (scale * scale * self.aa + 2 * scale * self.ab + self.bb) * self.count
         return Moments(raw)
 
     def scale_for(self, std: float) -> float:
@@ -465,6 +493,16 @@ def _check_moments(layer: Layer, m: Moments) -> None:
     else:
         return
     raise LSUVError(f"the output of {layer.name} {what}: {m!r}")
+
+
+def _check_unbuilt(found: list[Layer], unbuilt: str | None) -> None:
+    if unbuilt is None:
+        return
+    layer = next((layer for layer in found if layer.name == unbuilt), None)
+    if layer is None or not isinstance(layer.module, nn.Linear):
+        raise ValueError(f"unbuilt must name one of the layers, a Linear, but got {unbuilt!r}")
+    if layer.bias is not None:
+        raise ValueError(f"unbuilt must name a Linear without a bias, but {unbuilt!r} has one")
 
 
 def _check(target_std: Any, tol: float, max_iter: int, pre: str, reuse: str) -> None:

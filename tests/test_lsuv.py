@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -346,7 +347,7 @@ def with_nan(x: Tensor) -> Tensor:
 
 
 FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], type[BaseException], str]] = {
-    "interrupt": (interrupt, KeyboardInterrupt, ""),
+    "interrupt": (interrupt, KeyboardInterrupt, "^$"),
     "out of memory": (out_of_memory, torch.OutOfMemoryError, "out of memory"),
     "NaN": (with_nan, LSUVError, r"output of \d+ has values that are not finite: Moments\(count="),
     "infinity": (lambda x: x / 0, LSUVError, "not finite"),
@@ -426,6 +427,27 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match="layers must be types, names or a predicate, but got 7"):
         lsuv_(model, torch.zeros(4, 64), layers=7)
     assert_same(before, everything(model))
+
+
+def test_a_head_that_is_never_built() -> None:
+    model, x = (
+        nn.Sequential(mlp(2), nn.Linear(64, 500, bias=False), nn.Softmax(-1)),
+        torch.randn(99, 64),
+    )
+    built = copy.deepcopy(model)
+    ran = []
+    model[2].register_forward_hook(lambda *args: ran.append(args))
+    result = lsuv_(model, x, unbuilt="1")
+    assert not ran
+    lsuv_(built, x)
+    for a, b in zip(model.parameters(), built.parameters()):
+        torch.testing.assert_close(a, b)
+    assert result.layers[-1].name == "1"
+    assert stds(model, x)["1"] == EXACT
+    with pytest.raises(ValueError, match=r"unbuilt must name a Linear without a bias, but '0\.2'"):
+        lsuv_(model, x, unbuilt="0.2")
+    with pytest.raises(ValueError, match="unbuilt must name one of the layers, a Linear"):
+        lsuv_(model, x, unbuilt="2")
 
 
 def test_the_table_fits_a_terminal() -> None:
