@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fastinit
 from benchmarks.fills import NARROW, NORMAL, TRUNCATED, UNIFORM, Case
+from benchmarks.moments import eager
 from benchmarks.timing import Timing, machine
 from fastinit import backends, init, laws
 from fastinit.keys import stream_id
@@ -134,6 +136,29 @@ def models(rounds: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def moments(elements: int, rounds: int) -> Iterator[dict[str, Any]]:
+    """fastinit.moments beside torch's passes, and beside a sum, which stands for the read limit."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(elements, dtype=torch.float32, device="cuda").to(dtype)
+        timings = race(
+            {
+                "fastinit": lambda x=x: fastinit.moments(x),
+                "sum": x.sum,
+                "var_mean": lambda x=x: torch.var_mean(x),
+                "four passes": lambda x=x: eager(x),
+            },
+            rounds,
+        )
+        mine = timings["fastinit"]
+        yield {
+            "dtype": str(dtype).removeprefix("torch."),
+            "ms": mine.median * 1e3,
+            "spread": mine.spread,
+            "GB per s": x.nbytes / mine.median / 1e9,
+            **{f"times {n}": t.median / mine.median for n, t in timings.items() if n != "fastinit"},
+        }
+
+
 def orthogonal(rounds: int) -> dict[str, Any]:
     tensor = torch.empty(4096, 4096, device="cuda")
     timings = race(
@@ -188,6 +213,19 @@ def main() -> None:
             f"{r['times torch']:.2f}",
         ]
         for r in results["models"]
+    ]
+    print(table(rows, "<>>>>>"), "\n")
+
+    results["moments"] = list(moments(options.elements, options.rounds))
+    rows = [["moments", "ms", "GB/s", "sum", "var_mean", "four passes"]]
+    rows += [
+        [
+            r["dtype"],
+            f"{r['ms']:.3f} ±{r['spread']:.0%}",
+            f"{r['GB per s']:.0f}",
+            *(f"{r[f'times {peer}']:.2f}" for peer in ("sum", "var_mean", "four passes")),
+        ]
+        for r in results["moments"]
     ]
     print(table(rows, "<>>>>>"), "\n")
 

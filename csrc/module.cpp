@@ -98,24 +98,33 @@ struct Pieces {
   uint32_t tiles() const { return pieces.empty() ? 0 : pieces.back().end_tile; }
 };
 
-typedef std::tuple<int, uintptr_t, Ints, Ints, bool, uintptr_t> Reading;
+// Each: dtype, address, sizes, strides, by column; and where its results go.
+typedef std::tuple<int, uintptr_t, Ints, Ints, bool, uintptr_t> Asked;
 
-// Each reading: dtype, address, sizes, strides, by column; and where its results go.
-void moments_many(const std::vector<Reading>& readings, int threads) {
+struct Readings {
   std::vector<Read> reads;
   std::vector<Moments*> results;
-  for (const auto& [dtype, data, size, stride, by_column, result] : readings) {
-    if (size.empty() || size.size() > MAX_DIMS || size.size() != stride.size())
-      throw std::invalid_argument("a tensor has 1 to " + std::to_string(MAX_DIMS) +
-                                  " dimensions, with one stride each");
-    Read r{reinterpret_cast<const void*>(data), dtype, by_column, (int)size.size(), {}, {}};
-    for (int d = 0; d < r.dims; ++d) r.size[d] = size[d], r.stride[d] = stride[d];
-    reads.push_back(r);
-    results.push_back(reinterpret_cast<Moments*>(result));
+
+  explicit Readings(const std::vector<Asked>& readings) {
+    for (const auto& [dtype, data, size, stride, by_column, result] : readings) {
+      if (size.empty() || size.size() > MAX_DIMS || size.size() != stride.size())
+        throw std::invalid_argument("a tensor has 1 to " + std::to_string(MAX_DIMS) +
+                                    " dimensions, with one stride each");
+      Read r{reinterpret_cast<const void*>(data), dtype, by_column, (int)size.size(), {}, {}};
+      for (int d = 0; d < r.dims; ++d) r.size[d] = size[d], r.stride[d] = stride[d];
+      reads.push_back(r);
+      results.push_back(reinterpret_cast<Moments*>(result));
+    }
   }
-  py::gil_scoped_release nogil;
-  moments_many_cpu(*chosen, reads.data(), results.data(), (int64_t)reads.size(), threads);
-}
+  void measure(int threads) const {
+    moments_many_cpu(*chosen, reads.data(), results.data(), (int64_t)reads.size(), threads);
+  }
+#ifdef FASTINIT_CUDA
+  std::vector<Reading> numbered() const {
+    return number(reads.data(), results.data(), (int64_t)reads.size());
+  }
+#endif
+};
 
 void force_isa(const std::string& name) {
   for (int i = 0; i < ISA_COUNT; ++i) {
@@ -149,7 +158,18 @@ PYBIND11_MODULE(_native, m) {
                                   py::arg("params"));
   m.def("fill_contiguous", &fill_contiguous);
   m.def("fill_many", &fill_many);
-  m.def("moments_many", &moments_many);
+  py::class_<Readings>(m, "Readings")
+      .def(py::init<const std::vector<Asked>&>())
+#ifdef FASTINIT_CUDA
+      .def_property_readonly("scratch_bytes",
+                             [](const Readings& r) { return scratch_bytes(r.numbered()); })
+      .def("measure_on",
+           [](const Readings& r, int device, uintptr_t stream, uintptr_t scratch) {
+             py::gil_scoped_release nogil;
+             moments_many_cuda(r.numbered(), device, (void*)stream, (void*)scratch);
+           })
+#endif
+      .def("measure", &Readings::measure, py::call_guard<py::gil_scoped_release>());
   py::class_<Pieces>(m, "Pieces")
       .def(py::init<const std::vector<Request>&>())
       .def("__len__", [](const Pieces& p) { return p.pieces.size(); })

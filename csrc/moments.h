@@ -1,25 +1,39 @@
-// One-pass statistics: the moments of a set of values, how they merge, and what is asked of a kernel.
+// One-pass statistics: the moments of a set of values, how they merge, and in which order. Compiled for
+// the CPU and for CUDA, which therefore give the same bits.
+//
+// Values are summed in LANES lanes: value i of a chunk belongs to lane i mod LANES, or in columns a
+// column to each lane. float32 is summed in float64, where its squares are exact; the squares of 16-bit
+// values are exact in float32, so SHORT of them are summed there. Fused and separate multiplication and
+// addition then give the same bits, and both occur.
 #pragma once
 #include <math.h>
 #include <stdint.h>
 
+#include "cpu/lanes_scalar.h"
 #include "kernels.h"
 
+constexpr int LANES = 32;
+constexpr int64_t SHORT = 32;            // steps
+constexpr int64_t CHUNK = 1 << 14;       // values that are summed before they are merged
+constexpr int64_t ROWS = CHUNK / LANES;  // of a chunk of LANES columns
+constexpr int CHUNKS = 16;               // that are merged one after another
+constexpr int64_t TASK = CHUNKS * CHUNK;
+constexpr double MOST_LOST = 0x1p-7;  // of the sum of squares, by subtracting the mean's
+
 // All are double: counts are exact up to 2^53. Values that are not finite are counted and else left
-// out. fastinit/moments.py knows this order.
+// out. fastinit/reference.py knows this order.
 struct Moments {
   double count;     // of finite values
   double mean, m2;  // m2: the sum of squared distances from the mean
   double min, max;
   double zeros, nonfinite;
 };
-constexpr int MOMENTS = sizeof(Moments) / sizeof(double);
 
-static inline Moments no_moments() { return {0, 0, 0, INFINITY, -INFINITY, 0, 0}; }
+FASTINIT_FN Moments no_moments() { return {0, 0, 0, INFINITY, -INFINITY, 0, 0}; }
 
 // Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances"
 // (1979).
-static inline Moments merge(const Moments& a, const Moments& b) {
+FASTINIT_FN Moments merge(const Moments& a, const Moments& b) {
   Moments m = b.count == 0 ? a : b;
   m.nonfinite = a.nonfinite + b.nonfinite;
   if (a.count == 0 || b.count == 0) return m;
@@ -30,6 +44,59 @@ static inline Moments merge(const Moments& a, const Moments& b) {
   m.min = a.min < b.min ? a.min : b.min;
   m.max = a.max > b.max ? a.max : b.max;
   m.zeros = a.zeros + b.zeros;
+  return m;
+}
+
+// What one lane, or all together, met: x - pivot, its square, and so on.
+struct LaneSums {
+  double sum, squares, min, max, zeros;
+};
+
+// The moments of n values with these sums. False if they tell too little: something was not finite, or
+// the sum of squares is nearly that of the mean, and the mean is a better pivot.
+FASTINIT_FN bool finish(double n, const LaneSums& s, double pivot, Moments* m) {
+  const double mean = s.sum / n, m2 = s.squares - s.sum * mean;
+  m->count = n;
+  m->mean = pivot + mean;
+  m->m2 = m2 > 0 ? m2 : 0;
+  m->min = s.min + 0.0;  // zero has no sign
+  m->max = s.max + 0.0;
+  m->zeros = s.zeros;
+  m->nonfinite = 0;
+  if (s.squares - s.squares != 0 || s.sum - s.sum != 0) return false;
+  if (m->min == m->max) m->mean = m->min, m->m2 = 0;
+  return m->min == m->max || m2 >= MOST_LOST * s.squares;
+}
+
+FASTINIT_FN float widen(float x) { return x; }
+FASTINIT_FN double widen(double x) { return x; }
+FASTINIT_FN float widen(Bfloat16 x) { return ScalarLane::from_bits((uint32_t)x.bits << 16); }
+FASTINIT_FN float widen(Float16 x) {  // the exponent's bias is 112 less
+  const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+  const uint32_t not_finite = magnitude >= 0x7c00 ? 0x7f800000u : 0;
+  const float value = ScalarLane::from_bits(magnitude << 13) * 0x1p112f;
+  return ScalarLane::from_bits(ScalarLane::bits(value) | not_finite | sign);
+}
+
+// The moments of value(0), value(1), ... one by one: for what is not finite, or overflows float32.
+template <class Value>
+FASTINIT_FN Moments one_by_one(int64_t n, Value value) {
+  Moments m = no_moments();
+  for (int64_t i = 0; i < n; ++i) {
+    const double v = value(i);
+    if (!(v - v == 0)) {
+      ++m.nonfinite;
+      continue;
+    }
+    const double d = v - m.mean;
+    m.mean += d / ++m.count;
+    m.m2 += d * (v - m.mean);
+    m.min = v < m.min ? v : m.min;
+    m.max = v > m.max ? v : m.max;
+    m.zeros += v == 0;
+  }
+  m.min += 0.0, m.max += 0.0;
+  if (m.min == m.max) m.mean = m.min, m.m2 = 0;
   return m;
 }
 
@@ -44,11 +111,33 @@ struct Read {
   int64_t size[MAX_DIMS], stride[MAX_DIMS];
 };
 
-// Sums of what each of LANES lanes met: x - pivot, its square, and so on.
-constexpr int LANES = 32;
-struct Sums {
-  double sum[LANES], squares[LANES], min[LANES], max[LANES], zeros[LANES];
+// Where index `i` of the first `dims` dimensions, counted in row-major order, is.
+FASTINIT_FN int64_t place(const Read& r, int dims, int64_t i) {
+  int64_t at = 0;
+  for (int d = dims - 1; d >= 0; --d) {
+    at += i % r.size[d] * r.stride[d];
+    i /= r.size[d];
+  }
+  return at;
+}
+
+// What there is to do: in columns, a task is TASK / LANES rows of LANES columns.
+struct Work {
+  int64_t rows, columns;  // values and 1, if not by column
+  int64_t blocks;         // of LANES columns
+  int64_t tasks, parts;   // in all; results of tasks: one, or one for each lane
 };
+
+static inline Work work_of(const Read& r) {
+  Work w{1, 1, 1, 0, 0};
+  for (int d = 0; d < r.dims - r.by_column; ++d) w.rows *= r.size[d];
+  if (r.by_column) w.columns = r.size[r.dims - 1];
+  if (r.by_column) w.blocks = (w.columns + LANES - 1) / LANES;
+  const int64_t rows_of_task = r.by_column ? TASK / LANES : TASK;
+  w.tasks = (w.rows + rows_of_task - 1) / rows_of_task * w.blocks;
+  w.parts = w.tasks * (r.by_column ? LANES : 1);
+  return w;
+}
 
 // Measures any number of reads in one parallel region of at most `threads` threads. Each read has one
 // result, or one for each of its columns, where `results` of it points to. The order of all sums is

@@ -57,7 +57,6 @@ class Native:
     """The kernels in csrc/: CPU tensors, and CUDA tensors where they were built with CUDA."""
 
     name = "native"
-    measures = ("cpu",)  # moments: CUDA tensors have no kernel yet
 
     def __init__(self) -> None:
         self.module: ModuleType | None = None
@@ -122,7 +121,8 @@ class Native:
 
     def moments_many(self, readings: Sequence[Reading]) -> None:
         assert self.module is not None
-        self.module.moments_many(
+        device = readings[0].tensor.device
+        native = self.module.Readings(
             [
                 (
                     laws.DTYPES.index(r.tensor.dtype),
@@ -133,9 +133,14 @@ class Native:
                     r.raw.data_ptr(),
                 )
                 for r in readings
-            ],
-            torch.get_num_threads(),
+            ]
         )
+        if device.type == "cpu":
+            native.measure(torch.get_num_threads())
+            return
+        scratch = torch.empty(native.scratch_bytes, dtype=torch.uint8, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        native.measure_on(device.index, stream, scratch.data_ptr())
 
 
 class Triton:
@@ -240,10 +245,8 @@ def choose(device: torch.device, method: str = "fill_many") -> Any:
 
 def _missing(candidate: Any, device: torch.device, method: str) -> str | None:
     """Why a backend cannot do something on a device, or None."""
-    if method == "moments_many":
-        devices = getattr(candidate, "measures", (device.type,))
-        if not hasattr(candidate, method) or device.type not in devices:
-            return f"it has no moments for {device.type}"
+    if not hasattr(candidate, method):
+        return f"it has no {method}"
     reason: str | None = candidate.serves(device)
     return reason
 

@@ -19,7 +19,7 @@ ARCHS = (80, 90, 100, 120)
 if NVCC:  # those that it knows, as in CMakeLists.txt
     _known = subprocess.run([NVCC, "--list-gpu-arch"], capture_output=True, text=True).stdout
     ARCHS = tuple(arch for arch in ARCHS if f"compute_{arch}\n" in _known)
-CHUNK = 64  # pieces.h
+PARCEL = 3840 * 8  # bytes; pieces.h
 STAGING = 0x6EEE_0000_0000
 
 
@@ -91,7 +91,7 @@ class Kernels:
         if count <= module.FEW:
             few = data
         else:
-            data, many = self.staged(data, len(data) // count, threads), STAGING
+            data, many = self.staged(data, threads), STAGING
             memory.add(STAGING, data)
         size = module.FEW * (len(data) // count)
         some = None if first is None else range(first, grid)
@@ -99,12 +99,12 @@ class Kernels:
         ptxrun.launch(self.fill, memory, arguments, grid, threads, some)
         return int(pieces.tiles)
 
-    def staged(self, pieces: bytes, size: int, threads: int) -> bytes:
+    def staged(self, pieces: bytes, threads: int) -> bytes:
         """The pieces as the stage kernel copies them to memory."""
         memory = ptxrun.Memory()
         memory.add(STAGING, len(pieces))
-        for at in range(0, len(pieces), CHUNK * size):
-            chunk = pieces[at : at + CHUNK * size]
-            arguments = (chunk.ljust(CHUNK * size, b"\0"), STAGING + at, len(chunk) // size)
+        for at in range(0, len(pieces), PARCEL):
+            parcel = pieces[at : at + PARCEL]
+            arguments = (parcel.ljust(PARCEL, b"\0"), STAGING + at, len(parcel) // 8)
             ptxrun.launch(self.stage, memory, arguments, 1, threads)
         return memory[STAGING]

@@ -29,6 +29,8 @@ from torch import Tensor
 
 from fastinit import laws, reference
 from fastinit.laws import Law
+from fastinit.moments import _readings as moments_readings
+from fastinit.moments import moments
 from fastinit.ops import Window
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,6 +96,7 @@ class Work(NamedTuple):
 
     given: bytes
     expected: bytes
+    data: bytes = b""
 
 
 @cache
@@ -127,10 +130,62 @@ def sums(blocks: int) -> Work:
     return Work(values.tobytes(), values.sum(1).repeat(128).tobytes())
 
 
+READ = np.dtype(
+    [
+        *((name, "u8") for name in ("bytes", "data")),
+        ("dtype", "i4"),
+        ("by_column", "?"),
+        ("dims", "i4"),
+        *((name, "i8", 8) for name in ("size", "stride")),
+    ],
+    align=True,
+)
+
+
+def tensors(dtype: torch.dtype) -> Iterator[tuple[Tensor, int | None]]:
+    """What is measured, and the dimension of its channels."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(9_000, 2, generator=generator) * 2 + 0.5).to(dtype)
+    broken = x[:3000].clone()
+    broken[17, 1] = math.nan
+    columns = torch.randn(600, 35, generator=generator).to(dtype)
+    columns[3, 4], columns[:, 5] = math.inf, 1e4
+    yield from ((x, None), (x[:0], None), (torch.zeros(77, dtype=dtype), None), (broken, None))
+    yield from ((x[::3, :1], None), ((x[:2000] + 3000).contiguous(), None))
+    yield from ((columns, 1), (columns[:7, 1:4], 1), (x[:50].t(), 0))
+
+
+@cache
+def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = False) -> Work:
+    """Tensors, whole and by column, with what the CPU says of them; large ones are several tasks."""
+    requests, expected, data = [], b"", b""
+    for dtype in dtypes:
+        cases = list(tensors(dtype))
+        if few:
+            cases = [cases[0], cases[7]]
+        if large:
+            cases += [(torch.randn(270_000).to(dtype), None), (torch.randn(8_300, 3).to(dtype), 1)]
+        for tensor, dim in cases:
+            raw = moments(tensor, dim=dim).raw
+            for reading in moments_readings(tensor, dim, raw):
+                request = np.zeros((), READ)
+                storage = reading.tensor.untyped_storage()
+                request["bytes"] = storage.nbytes()
+                request["data"] = reading.tensor.storage_offset() * dtype.itemsize
+                request["dtype"] = laws.DTYPES.index(dtype)
+                request["by_column"], request["dims"] = reading.by_column, len(reading.shape)
+                for name, values in ("size", reading.shape), ("stride", reading.strides):
+                    request[name][: len(values)] = values
+                requests.append(request.tobytes())
+                data += torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()
+                expected += reading.raw.numpy().tobytes()
+    return Work(b"".join(requests), 2 * expected, data)
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 
 FILL, LANES, STREAM_H = "csrc/cuda/fill.cuh", "csrc/cuda/lanes_cuda.h", "csrc/stream.h"
-SUM = "tests/cpp/block_sum.cuh"
+SUM, MOMENTS = "tests/cpp/block_sum.cuh", "csrc/cuda/moments.cuh"
 FIRST = "  __syncthreads();  // every warp's sum is there\n"
 LAST = "  __syncthreads();  // so is the total\n"
 FUSED = "L::fma(L::from_int(L::template shr<8>(word)), L::set(p.mul), L::set(p.add))"
@@ -182,16 +237,29 @@ MISTAKES = {
     "two barriers for one": Mistake(
         SUM, LAST, f"if (lane < 9)\n{LAST}else\n{LAST}", "divergence", "reverse"
     ),
+    "moments merged before they are there": Mistake(
+        MOMENTS,
+        "  __syncthreads();\n  if (threadIdx.x == 0) {\n    Moments",
+        "  if (threadIdx.x == 0) {\n    Moments",
+        OTHER_BITS,
+    ),
+    "lanes in another order": Mistake(
+        MOMENTS, "step * LANES + lane", "step + lane * steps", OTHER_BITS
+    ),
     "a shuffle for some": Mistake(SUM, "xor_sync(FIRST", "xor_sync(0xffffffffu", "divergence", "1"),
 }
 
 
 # --- builds --------------------------------------------------------------------------------------
 
-MISTAKEN = {name: (m.flags, SUM if m.file == SUM else FILL, m) for name, m in MISTAKES.items()}
+MISTAKEN = {
+    name: (m.flags, m.file if m.file in (SUM, MOMENTS) else FILL, m) for name, m in MISTAKES.items()
+}
 BUILDS: dict[str, tuple[tuple[str, ...], str, Mistake | None]] = {
     "fill": (ASAN, FILL, None),
     "fill, TSan": (TSAN, FILL, None),
+    "moments": (ASAN, MOMENTS, None),
+    "moments, TSan": (TSAN, MOMENTS, None),
     "sum": (ASAN, SUM, None),
     "sum, TSan": (TSAN, SUM, None),
     **MISTAKEN,
@@ -205,8 +273,13 @@ def build(at: Path, flags: tuple[str, ...], kernels: str, mistake: Mistake | Non
     sources = [str(at / "tests/cpp/cuda_on_cpu.cpp"), str(at / "csrc/cuda/pieces.cpp")]
     if kernels == SUM:
         sources[1:] = ["-DBLOCK_SUM"]
+    if kernels == MOMENTS:
+        sources[1:] = [str(at / "csrc/cuda/readings.cpp"), "-DMOMENTS"]
     if mistake:
         replace(at / mistake.file, re.escape(mistake.old), mistake.new)
+    if mistake and kernels == MOMENTS:
+        only = "return measure_task<float>(r, task, chunks, parts + r.first_part);"
+        replace(at / MOMENTS, r"switch \(r.read.dtype\) {.*?\n  }", only)
     if mistake and kernels == FILL:
         only = f"return fill_as<T, {mistake.law}>(piece, tile);"
         replace(at / FILL, r"switch \(piece.law\) {.*?\n  }", only)
@@ -242,7 +315,7 @@ def launcher(flags: tuple[str, ...]) -> list[str]:
     pytest.skip(f"{' '.join(flags)} does not work here: {tried.stderr.strip()[-300:]}")
 
 
-Run = Callable[[str, bytes, str, int], tuple[str, bytes]]
+Run = Callable[..., tuple[str, bytes]]
 
 
 @pytest.fixture(scope="module")
@@ -255,10 +328,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             for number, (name, how) in enumerate(BUILDS.items())
         }
 
-        def run_(name: str, given: bytes, order: str, grid: int) -> tuple[str, bytes]:
+        def run_(
+            name: str, given: bytes, order: str, grid: int = 0, data: bytes = b""
+        ) -> tuple[str, bytes]:
             start = launcher(BUILDS[name][0])
             program = programs[name].result()
             (at / "in").write_bytes(given)
+            (at / "in.data").write_bytes(data)
             (at / "out").write_bytes(b"")
             command = [*start, program, str(at / "in"), str(at / "out"), order, str(grid)]
             ran = subprocess.run(
@@ -277,26 +353,50 @@ ORDERS = [("forward", 3), ("reverse", 1000), ("1", 1), ("2", 7)]
 
 @pytest.mark.parametrize(("order", "grid"), ORDERS)
 def test_every_window_in_any_order(run: Run, order: str, grid: int) -> None:
-    given, expected = fills(tuple(KINDS), LAWS, laws.DTYPES)
-    said, got = run("fill", given, order, grid)
+    work = fills(tuple(KINDS), LAWS, laws.DTYPES)
+    said, got = run("fill", work.given, order, grid)
     assert not said
-    assert got == expected
+    assert got == work.expected
 
 
 def test_windows_by_threads_at_once(run: Run) -> None:
     kinds = ("whole tiles", "odd start and length", "misaligned rows", "transposed")
-    given, expected = fills(kinds, LAWS[1:2], (torch.float32, torch.bfloat16))
-    said, got = run("fill, TSan", given, "threads", 2)
+    work = fills(kinds, LAWS[1:2], (torch.float32, torch.bfloat16))
+    said, got = run("fill, TSan", work.given, "threads", 2)
     assert not said
-    assert got == expected
+    assert got == work.expected
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse", "1", "2", "threads"])
 def test_barriers_and_shuffles(run: Run, order: str) -> None:
-    given, expected = sums(3)
-    said, got = run("sum, TSan" if order == "threads" else "sum", given, order, 3)
+    work = sums(3)
+    said, got = run("sum, TSan" if order == "threads" else "sum", work.given, order, 3)
     assert not said
-    assert got == expected
+    assert got == work.expected
+
+
+@pytest.mark.parametrize(
+    ("order", "dtypes", "large"),
+    [
+        ("forward", laws.DTYPES, False),
+        ("reverse", laws.DTYPES[:3:2], False),
+        ("1", laws.DTYPES[:3:2], True),
+    ],
+)
+def test_moments_in_any_order_are_those_of_the_cpu(
+    run: Run, order: str, dtypes: tuple[torch.dtype, ...], large: bool
+) -> None:
+    work = readings(dtypes, large)
+    said, got = run("moments", work.given, order, data=work.data)
+    assert not said
+    assert got == work.expected
+
+
+def test_moments_by_threads_at_once(run: Run) -> None:
+    work = readings((torch.float32,), few=True)
+    said, got = run("moments, TSan", work.given, "threads", data=work.data)
+    assert not said
+    assert got == work.expected
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -305,8 +405,12 @@ def test_what_becomes_of_a_mistake(run: Run, name: str) -> None:
     if "-mfma" in mistake.flags and "fma" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this CPU has no fma")
     law = LAWS[laws.NAMES.index(mistake.law.lower())]
-    work = sums(1) if mistake.file == SUM else fills((mistake.kind,), (law,), (torch.float32,))
-    said, got = run(name, work.given, mistake.order, 2 if mistake.file != SUM else 1)
+    if mistake.file == MOMENTS:
+        work = readings((torch.float32,), few=True)
+    else:
+        work = sums(1) if mistake.file == SUM else fills((mistake.kind,), (law,), (torch.float32,))
+    grid = 2 if mistake.file != SUM else 1
+    said, got = run(name, work.given, mistake.order, grid, work.data)
     if mistake.seen not in (OTHER_BITS, NOTHING):
         assert mistake.seen in said
         return

@@ -21,6 +21,7 @@ from fastinit.backends import backend
 from fastinit.fill import Fill
 from fastinit.keys import stream_id
 from fastinit.laws import Law
+from fastinit.moments import moments, moments_many
 from fastinit.ops import Request, Window, fill_, fill_many_
 from fastinit.plan import Plan
 
@@ -226,3 +227,33 @@ def test_a_device_that_is_not_there_is_an_error_with_cuda_s_text() -> None:
     pieces = module.Pieces([(fill, 0, 0, 0, 0, (4,), (1,), (1,))])
     with pytest.raises(RuntimeError, match=r"fill_many.*cudaErrorInvalidDevice"):
         pieces.fill(99, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", laws.DTYPES)
+def test_moments_are_those_of_the_cpu(dtype: torch.dtype) -> None:
+    x = torch.randn(3_000, 1_001).to(dtype)
+    x[5, 7], x[:, 3] = float("nan"), 1e4
+    for view, dim in ((x, None), (x.t(), None), (x[:, 1:], None), (x, 1), (x, 0), (x[:0], None)):
+        here, there = moments(view, dim=dim).raw, moments(view.cuda(), dim=dim).raw
+        assert there.is_cuda
+        assert bits(here).equal(bits(there.cpu()))
+    many = [x[:n] for n in range(40)]  # more than a launch carries
+    for here, there in zip(moments_many(many), moments_many([m.cuda() for m in many])):
+        assert bits(here.raw).equal(bits(there.raw.cpu()))
+
+
+def test_moments_of_more_than_2_to_the_32_elements() -> None:
+    x = torch.zeros((1 << 32) + 5, dtype=torch.bfloat16, device="cuda")
+    x[-1] = 3.0
+    m = moments(x)
+    assert (m.count, m.zeros, m.max) == ((1 << 32) + 5, (1 << 32) + 4, 3.0)
+
+
+def test_moments_wait_for_nothing_and_can_be_captured() -> None:
+    x = torch.randn(1 << 20, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        raw = moments(x).raw
+    x.normal_()
+    graph.replay()
+    assert bits(raw.cpu()).equal(bits(moments(x.cpu()).raw))

@@ -3,6 +3,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../stream.h"
+
 // The 16-bit types, as their bits.
 struct Float16 {
   uint16_t bits;

@@ -1,29 +1,17 @@
 // Sums in lanes, written so that the compiler makes vectors of them. Included by one file per
 // instruction set; AVX-512 has a form of its own of what is read most (moments_avx512.cpp).
-//
-// float32 is summed in float64, where its squares are exact. Of 16-bit values the squares are exact in
-// float32, so runs of SHORT of them are summed there. A fused multiply-add then gives the same bits as
-// a multiplication and an addition, and both occur.
 #pragma once
 #include <string.h>
 
 #include "../moments.h"
-#include "lanes_scalar.h"
+
+struct Sums {
+  double sum[LANES], squares[LANES], min[LANES], max[LANES], zeros[LANES];
+};
 
 namespace {
 
 constexpr int HALF_LANES = LANES / 2;  // at once: what AVX2 has registers for
-constexpr int64_t SHORT = 32;          // steps
-
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline float widen(Bfloat16 x) { return ScalarLane::from_bits((uint32_t)x.bits << 16); }
-inline float widen(Float16 x) {  // the exponent's bias is 112 less
-  const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
-  const uint32_t not_finite = magnitude >= 0x7c00 ? 0x7f800000u : 0;
-  const float value = ScalarLane::from_bits(magnitude << 13) * 0x1p112f;
-  return ScalarLane::from_bits(ScalarLane::bits(value) | not_finite | sign);
-}
 
 template <class T>
 struct Wide {

@@ -9,11 +9,6 @@
 
 namespace {
 
-constexpr int64_t CHUNK = 1 << 14;       // values that are summed before they are merged
-constexpr int64_t TASK = 16 * CHUNK;     // values that a thread takes at a time
-constexpr int64_t ROWS = CHUNK / LANES;  // of a chunk of LANES columns
-constexpr double MOST_LOST = 0x1p-7;     // of the sum of squares, by subtracting the mean's
-
 Sums no_sums() {
   Sums s{};
   for (int i = 0; i < LANES; ++i) s.min[i] = INFINITY, s.max[i] = -INFINITY;
@@ -34,37 +29,11 @@ int64_t item_size(int dtype) {
   return with_type(dtype, [](auto x) { return (int64_t)sizeof *x; });
 }
 
-// Moments of n values, `step` apart, one by one: for what is not finite, or overflows float32.
 Moments one_by_one(const void* data, int dtype, int64_t n, int64_t step) {
   return with_type(dtype, [&](auto type) {
     const auto x = (decltype(type))data;
-    Moments m = no_moments();
-    for (int64_t i = 0; i < n; ++i) {
-      const double v = widen(x[i * step]);
-      if (!(v - v == 0)) {
-        ++m.nonfinite;
-        continue;
-      }
-      const double d = v - m.mean;
-      m.mean += d / ++m.count;
-      m.m2 += d * (v - m.mean);
-      m.min = v < m.min ? v : m.min;
-      m.max = v > m.max ? v : m.max;
-      m.zeros += v == 0;
-    }
-    if (m.min == m.max) m.mean = m.min, m.m2 = 0;
-    return m;
+    return ::one_by_one(n, [&](int64_t i) { return (double)widen(x[i * step]); });
   });
-}
-
-// The moments of n values of which the sums are those of x - pivot. False if they tell too little:
-// something was not finite, or the squares' sum is nearly that of the mean.
-bool finish(double n, double sum, double squares, double pivot, Moments* m) {
-  const double mean = sum / n, m2 = squares - sum * mean;
-  m->count = n;
-  m->mean = pivot + mean;
-  m->m2 = m2 > 0 ? m2 : 0;
-  return squares - squares == 0 && sum - sum == 0 && (squares == 0 || m2 >= MOST_LOST * squares);
 }
 
 // Lanes to one sum, pairwise.
@@ -96,23 +65,22 @@ void accumulate_rest(const void* data, int dtype, int64_t n, double pivot, Sums&
 Moments chunk(Accumulate* accumulate, const void* x, int dtype, int64_t n) {
   const int64_t steps = n / LANES;
   const char* rest = (const char*)x + steps * LANES * item_size(dtype);
-  Moments m = no_moments();
   double pivot = 0;
   for (int tries = 0; tries < 2; ++tries) {
     Sums s = no_sums();
     accumulate(x, dtype, steps, LANES, pivot, s);
     accumulate_rest(rest, dtype, n - steps * LANES, pivot, s);
-    const bool good = finish((double)n, together(s.sum), together(s.squares), pivot, &m);
-    if (m.m2 - m.m2 != 0 || m.mean - m.mean != 0) break;
+    LaneSums all{together(s.sum), together(s.squares), INFINITY, -INFINITY, together(s.zeros)};
     for (int i = 0; i < LANES; ++i) {
-      m.min = s.min[i] < m.min ? s.min[i] : m.min;
-      m.max = s.max[i] > m.max ? s.max[i] : m.max;
+      all.min = s.min[i] < all.min ? s.min[i] : all.min;
+      all.max = s.max[i] > all.max ? s.max[i] : all.max;
     }
-    m.zeros = together(s.zeros);
-    if (m.min == m.max) return m.mean = m.min, m.m2 = 0, m;
-    if (good || tries) return m;
-    pivot = dtype == FLOAT64 ? m.mean : (float)m.mean;
-    if (pivot == 0) return m;
+    Moments m;
+    const bool good = finish((double)n, all, pivot, &m);
+    if (m.mean - m.mean != 0 || m.m2 - m.m2 != 0) break;
+    const double better = dtype == FLOAT64 ? m.mean : (float)m.mean;
+    if (good || tries || better == 0) return m;
+    pivot = better;
   }
   return one_by_one(x, dtype, n, 1);
 }
@@ -123,46 +91,21 @@ void chunk_of_columns(Accumulate* accumulate, const void* x, int dtype, int64_t 
   Sums s = no_sums();
   accumulate(x, dtype, rows, pitch, 0, s);
   for (int i = 0; i < columns; ++i) {
-    Moments m = no_moments();
-    if (finish((double)rows, s.sum[i], s.squares[i], 0, &m))
-      m.min = s.min[i], m.max = s.max[i], m.zeros = s.zeros[i];
-    else
+    const LaneSums lane{s.sum[i], s.squares[i], s.min[i], s.max[i], s.zeros[i]};
+    Moments m;
+    if (!finish((double)rows, lane, 0, &m))
       m = one_by_one((const char*)x + i * item_size(dtype), dtype, rows, pitch);
     into[i] = merge(into[i], m);
   }
 }
 
-// Where index `i` of the first `dims` dimensions, counted in row-major order, is.
-int64_t place(const Read& r, int dims, int64_t i) {
-  int64_t at = 0;
-  for (int d = dims - 1; d >= 0; --d) {
-    at += i % r.size[d] * r.stride[d];
-    i /= r.size[d];
-  }
-  return at;
-}
-
-int64_t count_of(const Read& r, int dims) {
-  int64_t n = 1;
-  for (int d = 0; d < dims; ++d) n *= r.size[d];
-  return n;
-}
-
-struct Job {
+struct Job : Work {
   Accumulate* accumulate;
   const Read* read;
-  int64_t rows, columns;  // of columns: how many there are, and of how many rows
-  int64_t blocks, tasks;  // blocks of LANES columns; tasks in all
-  std::vector<Moments> parts;
+  std::vector<Moments> results;
 
-  Job(Accumulate* a, const Read& r) : accumulate(a), read(&r) {
-    const int last = r.dims - 1;
-    rows = r.by_column ? count_of(r, last) : count_of(r, r.dims);
-    columns = r.by_column ? r.size[last] : 1;
-    blocks = r.by_column ? (columns + LANES - 1) / LANES : 1;
-    const int64_t rows_of_task = r.by_column ? TASK / LANES : TASK;
-    tasks = (rows + rows_of_task - 1) / rows_of_task * blocks;
-    parts.assign(tasks * (r.by_column ? LANES : 1), no_moments());
+  Job(Accumulate* a, const Read& r) : Work(work_of(r)), accumulate(a), read(&r) {
+    results.assign(parts, no_moments());
   }
 
   void work(int64_t task) {
@@ -190,7 +133,7 @@ struct Job {
         }
         x = buffer;
       }
-      parts[task] = merge(parts[task], chunk(accumulate, x, r.dtype, n));
+      results[task] = merge(results[task], chunk(accumulate, x, r.dtype, n));
     }
   }
 
@@ -214,7 +157,7 @@ struct Job {
         x = buffer;
         pitch = LANES;
       }
-      chunk_of_columns(accumulate, x, r.dtype, some, pitch, (int)here, &parts[task * LANES]);
+      chunk_of_columns(accumulate, x, r.dtype, some, pitch, (int)here, &results[task * LANES]);
     }
   }
 
@@ -225,7 +168,7 @@ struct Job {
       const int64_t block = column / each % blocks, lane = column % each;
       const int64_t n = tasks / blocks;
       std::vector<Moments> some(n);
-      for (int64_t i = 0; i < n; ++i) some[i] = parts[(i * blocks + block) * each + lane];
+      for (int64_t i = 0; i < n; ++i) some[i] = results[(i * blocks + block) * each + lane];
       for (int64_t width = 1; width < n; width *= 2)
         for (int64_t i = 0; i + width < n; i += 2 * width)
           some[i] = merge(some[i], some[i + width]);

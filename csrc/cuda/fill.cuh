@@ -146,11 +146,9 @@ __global__ void __launch_bounds__(THREADS, FASTINIT_RESIDENT)
   }
 }
 
-// Pieces from the kernel's parameters to memory: a copy that a graph can hold, and that waits for
+// Words from the kernel's parameters to memory: a copy that a graph can hold, and that waits for
 // nothing.
 __global__ void __launch_bounds__(THREADS)
-    stage(const __grid_constant__ Chunk chunk, Piece* to, int count) {
-  const uint64_t* words = (const uint64_t*)&chunk;
-  for (int i = threadIdx.x; i < count * (int)(sizeof(Piece) / 8); i += THREADS)
-    ((uint64_t*)to)[i] = words[i];
+    stage(const __grid_constant__ Parcel parcel, uint64_t* to, int words) {
+  for (int i = threadIdx.x; i < words; i += THREADS) to[i] = parcel.words[i];
 }

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "fill.cuh"
+#include "moments.cuh"
 
 namespace {
 
@@ -19,9 +20,23 @@ void check(cudaError_t error, const std::string& doing) {
 }
 
 // "fill_many<<<1056, 128>>> on cuda:0"
-std::string launch(const char* kernel, const std::string& grid, int device) {
-  return std::string(kernel) + "<<<" + grid + ", " + std::to_string(THREADS) +
+std::string launch(const char* kernel, const std::string& grid, int device, int threads = THREADS) {
+  return std::string(kernel) + "<<<" + grid + ", " + std::to_string(threads) +
          ">>> on cuda:" + std::to_string(device);
+}
+
+// Copies a list to memory of the device, as parameters of launches.
+template <class T>
+void stage_all(const std::vector<T>& list, void* to, int device, cudaStream_t stream) {
+  const uint64_t* words = (const uint64_t*)list.data();
+  const size_t count = list.size() * sizeof(T) / 8;
+  for (size_t from = 0; from < count; from += PARCEL) {
+    Parcel parcel{};
+    const int some = (int)std::min<size_t>(PARCEL, count - from);
+    std::copy_n(words + from, some, parcel.words);
+    stage<<<1, THREADS, 0, stream>>>(parcel, (uint64_t*)to + from, some);
+    check(cudaGetLastError(), launch("stage", "1", device));
+  }
 }
 
 // `device` as the current one, as long as this lives.
@@ -111,17 +126,42 @@ void fill_many_cuda(const std::vector<Piece>& pieces, int device, void* stream, 
   const unsigned grid = std::min(tiles, resident(device, up_to));
   const cudaStream_t on = (cudaStream_t)stream;
   Few few{};
-  if (count <= FEW) {
-    std::copy(pieces.begin(), pieces.end(), few.pieces);
-    staging = nullptr;
-  }
-  for (uint32_t from = 0; staging && from < count; from += CHUNK) {
-    Chunk chunk{};
-    const int some = (int)std::min<uint32_t>(CHUNK, count - from);
-    std::copy_n(pieces.begin() + from, some, chunk.pieces);
-    stage<<<1, THREADS, 0, on>>>(chunk, (Piece*)staging + from, some);
-    check(cudaGetLastError(), launch("stage", "1", device));
-  }
+  if (count <= FEW)
+    std::copy(pieces.begin(), pieces.end(), few.pieces), staging = nullptr;
+  else
+    stage_all(pieces, staging, device, on);
   fill_many<<<grid, THREADS, 0, on>>>(few, (const Piece*)staging, count, tiles);
   check(cudaGetLastError(), launch("fill_many", std::to_string(grid), device));
+}
+
+size_t scratch_bytes(const std::vector<Reading>& readings) {
+  if (readings.empty()) return 0;
+  const size_t staged = readings.size() > FEW_READINGS ? readings.size() * sizeof(Reading) : 0;
+  return staged + (readings.back().first_part + readings.back().work.parts) * sizeof(Moments);
+}
+
+void moments_many_cuda(const std::vector<Reading>& readings, int device, void* stream,
+                       void* scratch) {
+  if (readings.empty()) return;
+  const int count = (int)readings.size();
+  const Reading& last = readings.back();
+  const unsigned tasks = (unsigned)(last.first_task + last.work.tasks);
+  const unsigned results = (unsigned)(last.first_result + last.work.columns);
+  const std::string measuring = launch("measure", std::to_string(tasks), device, MEASURING);
+  const Current current(device, measuring);
+  const cudaStream_t on = (cudaStream_t)stream;
+  FewReadings few{};
+  const Reading* many = nullptr;
+  Moments* parts = (Moments*)scratch;
+  if (count <= FEW_READINGS) {
+    std::copy(readings.begin(), readings.end(), few.readings);
+  } else {
+    stage_all(readings, scratch, device, on);
+    many = (const Reading*)scratch;
+    parts = (Moments*)(many + count);
+  }
+  if (tasks) measure<<<tasks, MEASURING, 0, on>>>(few, many, count, parts);
+  check(cudaGetLastError(), measuring);
+  merge_parts<<<results, MERGING, 0, on>>>(few, many, count, parts);
+  check(cudaGetLastError(), launch("merge_parts", std::to_string(results), device, MERGING));
 }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "pieces.h"
+#include "readings.h"
 
 // Why this build cannot fill on the device: no driver, one that is too old, no such device, or no
 // code for it. Empty if it can. Asking costs the device nothing: it gets no context.
@@ -19,3 +20,9 @@ size_t staged_bytes(const std::vector<Piece>& pieces);
 // device's memory that nothing else on the stream writes until the launch is done. Throws
 // std::runtime_error with CUDA's text, the kernel's name and the launch's shape.
 void fill_many_cuda(const std::vector<Piece>& pieces, int device, void* stream, void* staging);
+
+// The same for moments: device memory for what is staged and for the results of tasks, and a launch
+// that measures, followed by one that merges.
+size_t scratch_bytes(const std::vector<Reading>& readings);
+void moments_many_cuda(const std::vector<Reading>& readings, int device, void* stream,
+                       void* scratch);

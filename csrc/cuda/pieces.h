@@ -33,17 +33,17 @@ struct Piece {
   uint64_t global[MAX_DIMS];
 };
 
-// Pieces travel as the kernel's parameters, of which there are at most 4096 bytes; a longer list is
-// copied to memory by launches that take it in chunks of up to 32 KiB (CUDA 12.1).
+// Pieces travel as the kernel's parameters, of which every driver takes 4096 bytes; a longer list is
+// copied to memory by launches that carry it in parcels of up to 32 KiB (CUDA 12.1).
 constexpr int FEW = 8;
-constexpr int CHUNK = 64;
 struct Few {
   Piece pieces[FEW];
 };
-struct Chunk {
-  Piece pieces[CHUNK];
+constexpr int PARCEL = 3840;
+struct Parcel {
+  uint64_t words[PARCEL];
 };
-static_assert(sizeof(Few) <= 4000 && sizeof(Chunk) <= 32000, "kernel parameters");
+static_assert(sizeof(Few) <= 4000 && sizeof(Piece) % 8 == 0, "kernel parameters, in whole words");
 
 // Cuts canonical windows into pieces, their tiles numbered from 0 on.
 std::vector<Piece> cut(const Window* windows, int64_t count);

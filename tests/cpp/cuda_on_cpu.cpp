@@ -5,7 +5,8 @@
 // ORDER is that of the threads: `forward`, `reverse`, the seed of a random one, or `threads` for OS
 // threads in none. IN holds Requests; OUT gets their buffers as they are after one launch for each,
 // then as they are after one launch for all. With -DBLOCK_SUM the kernel is block_sum, IN holds the
-// floats of GRID blocks, and OUT gets what each thread says is its block's sum.
+// floats of GRID blocks, and OUT gets what each thread says is its block's sum. With -DMOMENTS IN holds
+// Requests of moments, IN.data what they read, and OUT gets the moments.
 #include "cuda_on_cpu.h"
 
 #include <stdio.h>
@@ -26,6 +27,8 @@
 
 #ifdef BLOCK_SUM
 #include "block_sum.cuh"
+#elif defined(MOMENTS)
+#include "../../csrc/cuda/moments.cuh"
 #else
 #include "../../csrc/cuda/fill.cuh"
 #endif
@@ -41,7 +44,8 @@ constexpr char POISON = (char)0xff;  // a NaN of any size
 
 struct Lane {
   int line[2] = {};  // where it waits: at a barrier, at a shuffle; 0: nowhere; -1: it has ended
-  uint32_t mask[2] = {}, given = 0;
+  uint32_t mask[2] = {};
+  uint64_t given = 0;
   ucontext_t fiber = {};
 };
 // The lanes of a block or of a warp. Each has a lock of its own: one that all warps share would put
@@ -149,15 +153,15 @@ void meet(bool warp, uint32_t mask, int line) {
   }
 }
 
-float shuffle(uint32_t mask, float value, unsigned from, int line) {
+uint64_t shuffle(uint32_t mask, uint64_t value, unsigned from, int line) {
   std::vector<Lane>& lanes = block->lanes;
   const unsigned me = threadIdx.x;
-  lanes[me].given = __float_as_uint(value);
+  lanes[me].given = value;
   meet(true, mask, line);
   const bool gives = mask >> from % WARP & 1;
-  const uint32_t taken = gives ? lanes[me / WARP * WARP + from % WARP].given : UINT32_MAX;
+  const uint64_t taken = gives ? lanes[me / WARP * WARP + from % WARP].given : UINT64_MAX;
   meet(true, mask, line);  // not to give the next value before all have taken this one
-  return __uint_as_float(taken);
+  return taken;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -201,6 +205,53 @@ void main_(const char* in, FILE* out, const Pick& pick, unsigned grid) {
   fwrite(sums.get(), 1, bytes, out);
 }
 
+#elif defined(MOMENTS)
+
+struct Request {
+  uint64_t bytes;  // of the buffer
+  Read read;       // its data is an offset in the buffer
+};
+
+// As moments_many_cuda in csrc/cuda/launch.cu.
+void launch(const std::vector<Read>& reads, const std::vector<Moments*>& results,
+            const Pick& pick) {
+  const std::vector<Reading> all = number(reads.data(), results.data(), (int64_t)reads.size());
+  const Reading& last = all.back();
+  const Buffer parts = buffer((last.first_part + last.work.parts) * sizeof(Moments));
+  FewReadings few{};
+  if (all.size() <= FEW_READINGS) std::copy(all.begin(), all.end(), few.readings);
+  const Reading* many = all.size() <= FEW_READINGS ? nullptr : all.data();
+  const int count = (int)all.size();
+  run((unsigned)(last.first_task + last.work.tasks), MEASURING, pick,
+      [&] { measure(few, many, count, (Moments*)parts.get()); });
+  run((unsigned)(last.first_result + last.work.columns), MERGING, pick,
+      [&] { merge_parts(few, many, count, (Moments*)parts.get()); });
+}
+
+void main_(const char* in, FILE* out, const Pick& pick, unsigned) {
+  const std::vector<Request> requests = read<Request>(in);
+  const std::vector<char> data = read<char>((std::string(in) + ".data").c_str());
+  std::vector<Buffer> buffers, results;
+  std::vector<Read> reads;
+  std::vector<Moments*> to;
+  size_t at = 0;
+  for (const Request& request : requests) {
+    buffers.push_back(buffer(request.bytes));
+    memcpy(buffers.back().get(), data.data() + at, request.bytes);
+    at += request.bytes;
+    reads.push_back(request.read);
+    reads.back().data = buffers.back().get() + (uintptr_t)request.read.data;
+    results.push_back(buffer(work_of(request.read).columns * sizeof(Moments)));
+    to.push_back((Moments*)results.back().get());
+  }
+  for (const bool together : {false, true}) {
+    for (size_t i = 0; !together && i < reads.size(); ++i) launch({reads[i]}, {to[i]}, pick);
+    if (together) launch(reads, to, pick);
+    for (size_t i = 0; i < reads.size(); ++i)
+      fwrite(to[i], sizeof(Moments), work_of(reads[i]).columns, out);
+  }
+}
+
 #else
 
 struct Request {
@@ -221,11 +272,12 @@ void launch(const std::vector<Window>& windows, const Pick& pick, unsigned grid)
   else
     staged = buffer(count * sizeof(Piece));
   Piece* many = (Piece*)staged.get();
-  for (size_t from = 0; many && from < count; from += CHUNK) {
-    Chunk chunk{};
-    const int some = (int)std::min<size_t>(CHUNK, count - from);
-    std::copy_n(pieces.begin() + from, some, chunk.pieces);
-    run(1, THREADS, pick, [&] { stage(chunk, many + from, some); });
+  const size_t words = many ? count * sizeof(Piece) / 8 : 0;
+  for (size_t from = 0; from < words; from += PARCEL) {
+    Parcel parcel{};
+    const int some = (int)std::min<size_t>(PARCEL, words - from);
+    memcpy(parcel.words, (const uint64_t*)pieces.data() + from, some * 8);
+    run(1, THREADS, pick, [&] { stage(parcel, (uint64_t*)many + from, some); });
   }
   run(std::min(tiles, grid), THREADS, pick, [&] { fill_many(few, many, (uint32_t)count, tiles); });
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmath>  // before fminf and fmaxf are macros
 #include <functional>
@@ -70,16 +71,24 @@ void run(unsigned grid, unsigned block, const std::function<size_t(size_t n)>& p
 
 // Waits until the block's threads, or those of this warp that are in the mask, all wait at the line.
 void meet(bool warp, uint32_t mask, int line);
-// The value that lane `from` of the warp gives.
-float shuffle(uint32_t mask, float value, unsigned from, int line);
+// The bits that lane `from` of the warp gives.
+uint64_t shuffle(uint32_t mask, uint64_t bits, unsigned from, int line);
 
-inline void __syncthreads(int line = __builtin_LINE()) { meet(false, ~0u, line); }
-inline float __shfl_down_sync(uint32_t mask, float value, unsigned by,
-                              int line = __builtin_LINE()) {
-  const unsigned lane = threadIdx.x % 32, from = lane + by;
-  return shuffle(mask, value, from < 32 ? from : lane, line);
+template <class T>
+T shuffle_as(uint32_t mask, T value, unsigned from, int line) {
+  uint64_t bits = 0;
+  memcpy(&bits, &value, sizeof value);
+  bits = shuffle(mask, bits, from, line);
+  memcpy(&value, &bits, sizeof value);
+  return value;
 }
-inline float __shfl_xor_sync(uint32_t mask, float value, unsigned with,
-                             int line = __builtin_LINE()) {
-  return shuffle(mask, value, threadIdx.x % 32 ^ with, line);
+inline void __syncthreads(int line = __builtin_LINE()) { meet(false, ~0u, line); }
+template <class T>
+T __shfl_down_sync(uint32_t mask, T value, unsigned by, int line = __builtin_LINE()) {
+  const unsigned lane = threadIdx.x % 32, from = lane + by;
+  return shuffle_as(mask, value, from < 32 ? from : lane, line);
+}
+template <class T>
+T __shfl_xor_sync(uint32_t mask, T value, unsigned with, int line = __builtin_LINE()) {
+  return shuffle_as(mask, value, threadIdx.x % 32 ^ with, line);
 }
