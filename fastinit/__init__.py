@@ -8,6 +8,7 @@ from fastinit.moments import Moments, moments, moments_many
 from fastinit.patching import patch, patched, unpatch
 from fastinit.plan import Plan
 from fastinit.product_moments import linear_moments
+from fastinit.watch import watch
 
 __version__ = version()
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "patched",
     "transfer_scale_",
     "unpatch",
+    "watch",
 ]

@@ -1,4 +1,4 @@
-"""Commands: ``python -m fastinit info`` and ``python -m fastinit init CONFIG``."""
+"""Commands: ``python -m fastinit info``, ``init CONFIG`` and ``inspect CONFIG``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from fastinit.parameters import allocate_, distinct_parameters
 from fastinit.plan import Plan
 from fastinit.plan import Progress as OnProgress
 from fastinit.recipes import transformers_default
+from fastinit.watch import watch
 
 app = typer.Typer(
     help="Initialises PyTorch models at memory speed.",
@@ -118,6 +119,41 @@ def init_command(
         typer.echo(
             f"\nfastinit is {theirs / ours:.1f} times as fast as torch.nn.init (warm memory)"
         )
+
+
+@app.command("inspect")
+def inspect_command(
+    config: Annotated[
+        str, typer.Argument(help="A config.json, a directory with one, or a shipped name.")
+    ],
+    seed: Annotated[int, typer.Option(help="In [0, 2^64); of weights and tokens.")] = 0,
+    dtype: Annotated[Dtype, typer.Option(help="Of the parameters.")] = Dtype.float32,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 128,
+    gradients: Annotated[bool, typer.Option(help="Also those of the training loss.")] = True,
+    plot: Annotated[Path | None, typer.Option(help="Draws the variances to this file.")] = None,
+) -> None:
+    """Initialises a model and shows how variance travels through it, on random tokens.
+
+    Example: python -m fastinit inspect gpt2-xl --dtype bfloat16 --plot depth.png
+    """
+    with _errors_in_one_line():
+        keys.check_seed(seed)
+        settings = models.load_config(config)
+        rule = transformers_default(settings)
+        model = models.skeleton(settings, getattr(torch, dtype.value))
+        _check_room(model)
+        Plan.from_model(model, rule, seed).apply_(model, device="cpu")
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        tokens = torch.randint(settings.vocab_size, (batch, length), generator=generator)
+        with watch(model, gradients=gradients) as watched, torch.set_grad_enabled(gradients):
+            out = model(input_ids=tokens, labels=tokens)
+            if gradients:
+                out.loss.backward()
+        typer.echo(f"{type(model).__name__}, {dtype.value}, {batch} x {length} random tokens\n")
+        typer.echo(watched.table())
+        if plot is not None:
+            watched.plot(plot)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from fastinit import init, layers, text
 from fastinit.layers import Layer, Which
 from fastinit.moments import Moments, moments
 from fastinit.product_moments import linear_moments
-from fastinit.reference import COUNT, M2, MAX, MEAN, MIN, NONFINITE, ZEROS
+from fastinit.reference import M2, MEAN
 from fastinit.schedules import Schedule
 from fastinit.unchanged import Kept, unchanged
 
@@ -389,42 +389,35 @@ class _Run:
 
 
 class AffineSums:
-    """What one read of a + b tells, where a is proportional to the weight and b is the bias.
+    """What is known of a + b, where a is proportional to the weight and b is the bias.
 
-    The variance of s a + b is s² aa + 2 s ab + bb; all three follow from each channel's mean and sum of
-    squares, since within a channel b is constant.
+    The variance of s a + b is s² aa + 2 s ab + bb. Within a channel b is constant, so ab and bb follow
+    from the channels' means, and aa from them and the variance of all values.
     """
 
     def __init__(self, name: str, whole: Moments) -> None:
         """Of values without a bias."""
         self.name, self.raw = name, whole.raw.cpu()
-        self._take(self.raw[None], torch.zeros(1, dtype=torch.float64))
+        self.count, self.a_mean, m2 = map(float, self.raw[: M2 + 1].tolist())
+        self.aa, self.ab, self.bb, self.b_mean = m2 / max(self.count, 1.0), 0.0, 0.0, 0.0
 
     @classmethod
     def of(cls, layer: Layer, out: Tensor) -> AffineSums:
         """Of a layer's output, with or without a bias."""
+        sums = cls(layer.name, moments(out))
         bias = layer.bias_like(out)
-        if bias is None:
-            return cls(layer.name, moments(out))
-        sums = cls.__new__(cls)
-        by_channel = moments(out, dim=layer.channel_dim(out)).raw.cpu()
-        low, high = by_channel[:, MIN].min(), by_channel[:, MAX].max()
-        count, zeros, nonfinite = by_channel[:, [COUNT, ZEROS, NONFINITE]].sum(0)
-        nothing = torch.zeros((), dtype=torch.float64)
-        sums.name = layer.name
-        sums.raw = torch.stack((count, nothing, nothing, low, high, zeros, nonfinite))
-        sums._take(by_channel, bias.flatten().to("cpu", torch.float64))
+        if bias is not None and sums.count > 0:
+            channel = layer.channel_dim(out) % out.dim()
+            others = [d for d in range(out.dim()) if d != channel]
+            wide = torch.promote_types(out.dtype, torch.float32)
+            b = bias.flatten().to("cpu", torch.float64)
+            a = (out.mean(others, dtype=wide) if others else out).to("cpu", torch.float64) - b
+            sums.b_mean = b.mean().item()
+            sums.a_mean -= sums.b_mean
+            sums.bb = b.var(correction=0).item()
+            sums.ab = ((a - a.mean()) @ (b - sums.b_mean)).item() / len(b)
+            sums.aa -= 2 * sums.ab + sums.bb
         return sums
-
-    def _take(self, channels: Tensor, bias: Tensor) -> None:
-        counts, within = channels[:, COUNT], channels[:, M2].sum().item()
-        self.count = counts.sum().item()
-        share = counts / max(self.count, 1)
-        a, b = channels[:, MEAN] - bias, bias
-        self.a_mean, self.b_mean = (share * a).sum().item(), (share * b).sum().item()
-        a, b = a - self.a_mean, b - self.b_mean
-        self.aa = within / max(self.count, 1) + (share * a * a).sum().item()
-        self.ab, self.bb = (share * a * b).sum().item(), (share * b * b).sum().item()
 
     def mean(self, scale: float) -> float:
         return scale * self.a_mean + self.b_mean
@@ -452,11 +445,11 @@ class AffineSums:
 
 def rescale(layer: Layer, out: Tensor, scale: float, shift: float) -> Tensor:
     """The output of an affine layer in place: as if its weight were multiplied and its bias shifted."""
+    bias = layer.bias_like(out) if scale != 1.0 else None
+    if bias is not None:
+        return torch.add(bias * (1.0 - scale) + shift, out, alpha=scale, out=out)
     if scale != 1.0:
         out.mul_(scale)
-        bias = layer.bias_like(out)
-        if bias is not None:
-            out.add_(bias, alpha=1.0 - scale)
     return out.add_(shift) if shift else out
 
 

@@ -196,11 +196,21 @@ def test_a_registered_backend_is_asked_in_its_turn(monkeypatch: pytest.MonkeyPat
         def serves(self, device: torch.device) -> str | None:
             return None if device.type == "mps" else "mps only"
 
+        def fill_many(self, writes: object) -> None:
+            raise AssertionError("nothing is filled here")
+
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(backends, "BACKENDS", list(backends.BACKENDS))
     backends.register(Odd(), before="reference")
     assert [b.name for b in backends.BACKENDS] == ["native", "triton", "odd", "reference"]
     assert backends.choose(torch.device("mps")).name == "odd"
+    with (
+        pytest.raises(
+            RuntimeError, match="'odd' cannot measure a tensor on mps: it has no moments"
+        ),
+        backend("odd"),
+    ):
+        backends.choose(torch.device("mps"), "moments_many")
     with pytest.raises(ValueError, match="new has a name that is taken: 'odd'"):
         backends.register(Odd(), before="native")
     with pytest.raises(ValueError, match=r"before must be one of native, .* but got 'cuda'"):

@@ -1,0 +1,86 @@
+"""A Lightning callback that logs how strong each layer's output and gradient are.
+
+Importing this module needs Lightning: ``pip install 'fastinit[lightning]'``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastinit.layers import Which
+from fastinit.watch import Watch, Watched, watch
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError:
+    try:
+        from pytorch_lightning import Callback, LightningModule, Trainer
+    except ImportError as error:
+        raise ImportError(
+            f"fastinit.lightning needs Lightning: {error} (pip install 'fastinit[lightning]')"
+        ) from error
+
+
+class VarianceMonitor(Callback):  # type: ignore[misc]  # Any, to mypy
+    """Logs ``forward_std/LAYER`` and ``gradient_std/LAYER`` of every n-th training batch.
+
+    Other batches run without hooks. Reading the numbers waits for the device once for each batch that
+    is watched. Under a loss scaler gradients are scaled.
+
+    Args:
+        every_n_batches: watches batches 0, n, 2n, ... of each epoch.
+        layers: as in :func:`fastinit.watch`.
+        gradients: also logs those of gradients.
+
+    Raises:
+        ValueError: every_n_batches is not a positive int.
+    """
+
+    def __init__(
+        self, every_n_batches: int = 100, *, layers: Which = None, gradients: bool = True
+    ) -> None:
+        if not isinstance(every_n_batches, int) or every_n_batches < 1:
+            raise ValueError(f"every_n_batches must be a positive int, but got {every_n_batches!r}")
+        self.every_n_batches, self.layers, self.gradients = every_n_batches, layers, gradients
+        self._watch: Watch | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._end()  # of a batch that was skipped half-way
+        if batch_idx % self.every_n_batches == 0:
+            started = watch(pl_module, layers=self.layers, gradients=self.gradients)
+            self._watch = started.__enter__()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if (ended := self._end()) is not None:
+            pl_module.log_dict(_stds(ended.layers))
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._end()
+
+    def _end(self) -> Watch | None:
+        ended, self._watch = self._watch, None
+        if ended is not None:
+            ended.__exit__(None, None, None)
+        return ended
+
+
+def _stds(layers: list[Watched]) -> dict[str, float]:
+    """What is logged, by key; what there is none of is left out."""
+    stds = {}
+    for layer in layers:
+        for key, moments in (("forward_std", layer.forward), ("gradient_std", layer.backward)):
+            if moments is not None and not math.isnan(float(moments.std)):
+                stds[f"{key}/{layer.name}"] = float(moments.std)
+    return stds
