@@ -164,15 +164,14 @@ def _readings(x: Tensor, dim: int | None, raw: Tensor) -> list[Reading]:
     if dim is None:
         return [Reading(x, *in_memory_order(x.shape, x.stride()), False, raw)]
     channels = x.shape[dim]  # an IndexError, if there is no such dimension
+    if channels == 0:
+        return []
+    rest = x.select(dim, 0)
+    shape, strides = in_memory_order(rest.shape, rest.stride())
     if x.stride(dim) == 1 and channels > 1:
-        rest = x.select(dim, 0)
-        shape, strides = in_memory_order(rest.shape, rest.stride())
         return [Reading(x, [*shape, channels], [*strides, 1], True, raw)]
-    parts = [x.select(dim, i) for i in range(channels)]
-    return [
-        Reading(part, *in_memory_order(part.shape, part.stride()), False, raw[i])
-        for i, part in enumerate(parts)
-    ]
+    parts = zip(x.unbind(dim), raw.unbind())
+    return [Reading(part, shape, strides, False, result) for part, result in parts]
 
 
 def _plain(field: Tensor) -> float | Tensor:

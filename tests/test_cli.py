@@ -140,3 +140,20 @@ def test_tables_shorten_names_to_fit() -> None:
     table = text.table([("name", "n"), ("x" * 100, "1")], "<>", width=40)
     assert [len(line) for line in table.splitlines()] == [40, 40, 40]
     assert "…" in table
+
+
+def test_inspect_shows_every_layer_and_draws(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.json"
+    fields = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 32, "n_embd": 32}
+    config.write_text(json.dumps({**fields, "n_layer": 2, "n_head": 2}))
+    plot = tmp_path / "depth.png"
+    arguments = ["inspect", str(config), "--length", "16", "--plot", str(plot)]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "GPT2LMHeadModel, float32, 1 x 16 random tokens" in shown
+    for name in ("transformer.wte", "t.h.1.mlp.c_proj", "lm_head"):
+        assert f"\n{name} " in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["inspect", "nobody"]) == 2
+    assert "neither a file nor one of" in capsys.readouterr().err
