@@ -5,6 +5,7 @@
 #   make bench   the table of timings      make crush   TestU01's SmallCrush on the stream
 #   make lint    formats and types         make gpu     GPU tests and timings, see below
 #   make sass    instructions of the CUDA kernel for each value, without a GPU
+#   make lsuv    LSUV beside the published procedure    make digits  does it train? (minutes each)
 #
 # PYTHON=python3.12  the interpreter that the environment is made from
 # TORCH="torch==2.13.0"  what pip is asked for. Without a GPU, or with FASTINIT_CUDA=OFF, pip may
@@ -24,13 +25,13 @@ TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.installed
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test slow bench crush lint gpu sass clean
+.PHONY: demo test slow bench crush lint gpu sass lsuv digits clean
 
 demo: $(STAMP)
 	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare
 
 test: $(STAMP)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 slow: $(STAMP)
 	$(RUN) -m pytest -m slow tests
@@ -40,6 +41,12 @@ bench: $(STAMP)
 
 crush: $(STAMP)
 	$(RUN) -m benchmarks.crush
+
+lsuv: $(STAMP)
+	$(RUN) -m benchmarks.lsuv --out $(OUT)/lsuv.json
+
+digits: $(STAMP)
+	$(RUN) examples/digits.py --plot docs/digits.png --json $(OUT)/digits.json
 
 sass: $(STAMP)
 	$(RUN) -m benchmarks.sass

@@ -280,7 +280,8 @@ class _Run:
         if own and scaling.first is None and not math.isnan(scaling.target):
             out = self._decide(scaling, measured, sums, out, again)
         if layer.affine and out is not None:
-            rescale(layer, out, scaling.scale, scaling.shift)
+            bias = sums.bias if sums else layer.bias_like(out)
+            rescale(out, bias, scaling.scale, scaling.shift)
         if counts:
             now = (
                 sums.moments(scaling.scale, scaling.shift)
@@ -330,7 +331,7 @@ class _Run:
         for iteration in range(1, options.max_iter + 1):
             measured.iterations += 1
             if original is None:
-                trial = rescale(layer, out.clone(), scaling.scale, scaling.shift)
+                trial = rescale(out.clone(), layer.bias_like(out), scaling.scale, scaling.shift)
             else:
                 layer.weight.copy_(original * scaling.scale)
                 trial = again()
@@ -397,7 +398,8 @@ class AffineSums:
 
     def __init__(self, name: str, whole: Moments) -> None:
         """Of values without a bias."""
-        self.name, self.raw = name, whole.raw.cpu()
+        self.name, self.whole, self.raw = name, whole, whole.raw.cpu()
+        self.bias: Tensor | None = None
         self.count, self.a_mean, m2 = map(float, self.raw[: M2 + 1].tolist())
         self.aa, self.ab, self.bb, self.b_mean = m2 / max(self.count, 1.0), 0.0, 0.0, 0.0
 
@@ -405,7 +407,7 @@ class AffineSums:
     def of(cls, layer: Layer, out: Tensor) -> AffineSums:
         """Of a layer's output, with or without a bias."""
         sums = cls(layer.name, moments(out))
-        bias = layer.bias_like(out)
+        sums.bias = bias = layer.bias_like(out)
         if bias is not None and sums.count > 0:
             channel = layer.channel_dim(out) % out.dim()
             others = [d for d in range(out.dim()) if d != channel]
@@ -424,6 +426,8 @@ class AffineSums:
 
     def moments(self, scale: float, shift: float) -> Moments:
         """Those of scale * a + b + shift. Extremes are only known of what was read."""
+        if scale == 1.0 and shift == 0.0:
+            return self.whole
         raw = self.raw.clone()
         raw[MEAN] = self.mean(scale) + shift
         raw[M2] = (scale * scale * self.aa + 2 * scale * self.ab + self.bb) * self.count
@@ -443,10 +447,9 @@ class AffineSums:
         return (root - self.ab) / self.aa
 
 
-def rescale(layer: Layer, out: Tensor, scale: float, shift: float) -> Tensor:
+def rescale(out: Tensor, bias: Tensor | None, scale: float, shift: float) -> Tensor:
     """The output of an affine layer in place: as if its weight were multiplied and its bias shifted."""
-    bias = layer.bias_like(out) if scale != 1.0 else None
-    if bias is not None:
+    if bias is not None and scale != 1.0:
         return torch.add(bias * (1.0 - scale) + shift, out, alpha=scale, out=out)
     if scale != 1.0:
         out.mul_(scale)
