@@ -72,8 +72,8 @@ def digits() -> list[str]:
         lines.append(f"| {record['net']} | {record['init']} | {mean:.1f} ± {spread:.1f} |")
     return [
         f"Does it train? Nets without normalisation on scikit-learn's digits, {steps} steps of SGD, "
-        f"mean ± standard deviation over {seeds} seeds; each net's learning rate is the one with the lowest "
-        "training loss averaged over all initialisations (`make digits`):",
+        f"mean ± standard deviation over {seeds} seeds; each net's learning rate is the one with the "
+        "lowest training loss averaged over all initialisations (`make digits`):",
         "",
         *lines,
         "",
