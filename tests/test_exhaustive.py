@@ -55,3 +55,16 @@ def test_every_word(tmp_path: Path) -> None:
     ran = subprocess.run([program, *arguments()], capture_output=True, text=True)
     print(ran.stdout)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(CXX[0]) is None, reason=f"needs a C++ compiler ({CXX[0]})")
+def test_the_cuda_lane_for_every_word(tmp_path: Path) -> None:
+    program = str(tmp_path / "cuda_lane")
+    options = ["-std=c++17", "-O3", "-march=native", "-w", "-pthread", *EXACT]
+    subprocess.run([*CXX, *options, str(CPP / "cuda_lane.cpp"), "-o", program], check=True)
+    law = laws.truncated_normal(0.0, 0.02, -2.0, 2.0)  # the whole tail
+    numbers = [number.hex() for number in laws.kernel_params(law, torch.float32)]
+    ran = subprocess.run([program, *numbers], capture_output=True, text=True)
+    print(ran.stdout)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
