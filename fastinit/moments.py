@@ -144,7 +144,8 @@ def moments_many(
         readings.setdefault(x.device, []).extend(_readings(x, dim, raws[-1]))
     with torch.no_grad():
         for device, some in readings.items():
-            backends.choose(device, "moments_many").moments_many(some)
+            if some:  # a tensor without channels has nothing to read
+                backends.choose(device, "moments_many").moments_many(some)
     return [Moments(raw, correction) for raw in raws]
 
 

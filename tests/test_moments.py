@@ -173,6 +173,13 @@ def test_many_at_once_are_each_alone() -> None:
         assert alone.raw.equal(together.raw)
 
 
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_no_channels_and_no_tensors(name: str) -> None:
+    with forced(name):
+        assert moments(torch.zeros(3, 0), dim=1).raw.shape == (0, 7)
+        assert moments_many([]) == []
+
+
 def test_correction_is_torch_s() -> None:
     x = torch.randn(1000, dtype=torch.float64)
     for correction in (0, 1, 1.5):
