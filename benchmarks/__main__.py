@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks import fills, moments, orthogonal
-from benchmarks.timing import machine
+from benchmarks.timing import machine, save
 from fastinit.text import table
 
 
@@ -91,10 +89,7 @@ def main() -> None:
     )
 
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"[^A-Za-z0-9]+", "-", about["cpu"]).strip("-").lower()
-        path = options.out / f"cpu-{name}.json"
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        path = save(results, options.out, "cpu", about["cpu"])
         print(f"\nsaved as {path}")
 
 

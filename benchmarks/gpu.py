@@ -6,11 +6,9 @@ Times are medians of CUDA events, contenders in turn; ``zero_`` stands for the w
 from __future__ import annotations
 
 import argparse
-import json
-import re
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +16,27 @@ import torch
 from torch import Tensor
 
 import fastinit
-from benchmarks.fills import NARROW, NORMAL, TRUNCATED, UNIFORM, Case
+from benchmarks import timing
+from benchmarks.fills import CASES, Case
 from benchmarks.moments import eager
-from benchmarks.timing import Timing, machine
 from fastinit import backends, init, laws
 from fastinit.keys import stream_id
 from fastinit.ops import Request, fill_many_
 from fastinit.text import table
 
-CASES = (
-    (UNIFORM, torch.float32),
-    (UNIFORM, torch.bfloat16),
-    (NORMAL, torch.float32),
-    (NORMAL, torch.bfloat16),
-    (NORMAL, torch.float16),
-    (NORMAL, torch.float64),
-    (TRUNCATED, torch.float32),
-    (NARROW, torch.float32),
-    (NARROW, torch.bfloat16),
-)
+
+def event_clock(run: Callable[[], object]) -> float:
+    """Seconds that a call keeps the GPU busy, by CUDA events."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
-def race(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Seconds of each contender by CUDA events, after a round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(rounds + 1):
-        for name, run in contenders.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            start.record()
-            run()
-            end.record()
-            end.synchronize()
-            if round_:
-                seconds[name].append(start.elapsed_time(end) / 1e3)
-    return {n: Timing(statistics.median(s), min(s), max(s)) for n, s in seconds.items()}
+race = partial(timing.race, clock=event_clock)
 
 
 def forced(name: str, run: Callable[[Tensor], object], tensor: Tensor) -> Callable[[], None]:
@@ -186,7 +170,11 @@ def main() -> None:
     print(f"{options.elements:,} elements, median of {options.rounds} rounds ± half their range;")
     print("ratios are the peer's time over fastinit's in the same rounds\n")
 
-    results: dict[str, Any] = {"gpu": gpu, "machine": machine(), "time": time.strftime("%F %T")}
+    results: dict[str, Any] = {
+        "gpu": gpu,
+        "machine": timing.machine(),
+        "time": time.strftime("%F %T"),
+    }
     results["fills"] = list(fills(options.elements, options.rounds))
     rows = [["fill", "dtype", "ms", "GB/s", "zero_", "torch", "triton"]]
     rows += [
@@ -234,10 +222,7 @@ def main() -> None:
     print(f"orthogonal_ 4096²: {r['ms']:.1f} ms ±{r['spread']:.0%}, torch {r['times torch']:.2f}")
 
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"[^A-Za-z0-9]+", "-", gpu).strip("-").lower()
-        path = options.out / f"gpu-{name}.json"
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        path = timing.save(results, options.out, "gpu", gpu)
         print(f"\nsaved as {path}")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -27,15 +29,25 @@ class Timing(NamedTuple):
         return (self.slowest - self.fastest) / 2 / self.median
 
 
-def race(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+def wall_clock(run: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def race(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[Callable[[], object]], float] = wall_clock,
+) -> dict[str, Timing]:
     """Times each contender once per round, after a round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_ in range(rounds + 1):
         for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
+            taken = clock(run)
             if round_:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
     return {
         name: Timing(statistics.median(all_), min(all_), max(all_))
         for name, all_ in seconds.items()
@@ -75,3 +87,12 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "fastinit": fastinit.info(),
     }
+
+
+def save(results: Mapping[str, Any], folder: Path, kind: str, hardware: str) -> Path:
+    """Writes results as JSON under the hardware's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", hardware).strip("-").lower()
+    path = folder / f"{kind}-{name}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    return path

@@ -101,7 +101,7 @@ static inline Tiling tiling(const Window& w) {  // w is canonical
 typedef void FillTile(const Window& w, const Tiling& t, int64_t tile);
 extern FillTile fill_tile_baseline, fill_tile_avx2, fill_tile_avx512;
 
-struct Sums;  // moments.h
+struct Sums;  // cpu/moments.h
 
 // Adds `steps` groups of neighbours, `pitch` elements apart, to sums. One function per instruction
 // set; all give the same bits.

@@ -115,9 +115,10 @@ class Native:
         # Nothing here waits for the device: what a launch cannot carry is staged in memory that
         # torch's allocator gives to nobody else on this stream before the launch is done with it.
         pieces = self.module.Pieces(requests)
-        staging = torch.empty(pieces.staged_bytes, dtype=torch.uint8, device=device)
+        size = pieces.staged_bytes
+        staging = torch.empty(size, dtype=torch.uint8, device=device) if size else None
         stream_ = torch.cuda.current_stream(device).cuda_stream
-        pieces.fill(device.index, stream_, staging.data_ptr())
+        pieces.fill(device.index, stream_, staging.data_ptr() if staging is not None else 0)
 
     def moments_many(self, readings: Sequence[Reading]) -> None:
         assert self.module is not None

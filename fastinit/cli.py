@@ -41,6 +41,13 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+Config = Annotated[
+    str, typer.Argument(help="A config.json, a directory with one, or a shipped name.")
+]
+Seed = Annotated[int, typer.Option(help="In [0, 2^64).")]
+OfParameters = Annotated[Dtype, typer.Option(help="Of the parameters.")]
+
+
 @app.command("info")
 def info_command() -> None:
     """What is installed, which backend is chosen and why."""
@@ -49,11 +56,9 @@ def info_command() -> None:
 
 @app.command("init")
 def init_command(
-    config: Annotated[
-        str, typer.Argument(help="A config.json, a directory with one, or a shipped name.")
-    ],
-    seed: Annotated[int, typer.Option(help="In [0, 2^64).")] = 0,
-    dtype: Annotated[Dtype, typer.Option(help="Of the parameters.")] = Dtype.float32,
+    config: Config,
+    seed: Seed = 0,
+    dtype: OfParameters = Dtype.float32,
     threads: Annotated[
         int | None, typer.Option(min=1, help="By default torch's number of threads.")
     ] = None,
@@ -123,11 +128,9 @@ def init_command(
 
 @app.command("inspect")
 def inspect_command(
-    config: Annotated[
-        str, typer.Argument(help="A config.json, a directory with one, or a shipped name.")
-    ],
-    seed: Annotated[int, typer.Option(help="In [0, 2^64); of weights and tokens.")] = 0,
-    dtype: Annotated[Dtype, typer.Option(help="Of the parameters.")] = Dtype.float32,
+    config: Config,
+    seed: Seed = 0,
+    dtype: OfParameters = Dtype.float32,
     batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
     length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 128,
     gradients: Annotated[bool, typer.Option(help="Also those of the training loss.")] = True,

@@ -77,6 +77,10 @@ void add_wide(double* lanes, __m512 v) {
   add_to(lanes + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
 }
 
+void sums_of(const double* x, int64_t steps, int64_t pitch, double pivot, Sums& sums) {
+  accumulate_as(x, steps, pitch, pivot, sums);
+}
+
 template <class T>  // Float16 or Bfloat16
 void sums_of(const T* x, int64_t steps, int64_t pitch, double pivot, Sums& sums) {
   if (pivot != 0) return accumulate_as(x, steps, pitch, pivot, sums);
@@ -108,10 +112,5 @@ void sums_of(const T* x, int64_t steps, int64_t pitch, double pivot, Sums& sums)
 
 void accumulate_avx512(const void* x, int dtype, int64_t steps, int64_t pitch, double pivot,
                        Sums& sums) {
-  switch (dtype) {
-    case FLOAT32: return sums_of((const float*)x, steps, pitch, pivot, sums);
-    case FLOAT16: return sums_of((const Float16*)x, steps, pitch, pivot, sums);
-    case BFLOAT16: return sums_of((const Bfloat16*)x, steps, pitch, pivot, sums);
-    default: return accumulate_as((const double*)x, steps, pitch, pivot, sums);
-  }
+  with_type(dtype, [&](auto type) { sums_of((decltype(type))x, steps, pitch, pivot, sums); });
 }

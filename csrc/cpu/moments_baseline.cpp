@@ -3,10 +3,5 @@
 
 void accumulate_baseline(const void* x, int dtype, int64_t steps, int64_t pitch, double pivot,
                          Sums& sums) {
-  switch (dtype) {
-    case FLOAT32: return accumulate_as((const float*)x, steps, pitch, pivot, sums);
-    case FLOAT16: return accumulate_as((const Float16*)x, steps, pitch, pivot, sums);
-    case BFLOAT16: return accumulate_as((const Bfloat16*)x, steps, pitch, pivot, sums);
-    default: return accumulate_as((const double*)x, steps, pitch, pivot, sums);
-  }
+  with_type(dtype, [&](auto type) { accumulate_as((decltype(type))x, steps, pitch, pivot, sums); });
 }

@@ -15,16 +15,6 @@ Sums no_sums() {
   return s;
 }
 
-template <class Use>
-auto with_type(int dtype, const Use& use) {
-  switch (dtype) {
-    case FLOAT32: return use((const float*)nullptr);
-    case FLOAT16: return use((const Float16*)nullptr);
-    case BFLOAT16: return use((const Bfloat16*)nullptr);
-    default: return use((const double*)nullptr);
-  }
-}
-
 int64_t item_size(int dtype) {
   return with_type(dtype, [](auto x) { return (int64_t)sizeof *x; });
 }
