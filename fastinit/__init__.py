@@ -2,30 +2,37 @@
 
 from fastinit import init
 from fastinit.backends import backend, info, version
+from fastinit.deferred import deferred
 from fastinit.fill import Fill
 from fastinit.lsuv import LSUVError, LSUVResult, lsuv_, transfer_scale_
+from fastinit.materialize import materialize_, recorded_plan
 from fastinit.moments import Moments, moments, moments_many
 from fastinit.patching import patch, patched, unpatch
 from fastinit.plan import Plan
 from fastinit.product_moments import linear_moments
+from fastinit.recorder import DeferredError
 from fastinit.watch import watch
 
 __version__ = version()
 __all__ = [
+    "DeferredError",
     "Fill",
     "LSUVError",
     "LSUVResult",
     "Moments",
     "Plan",
     "backend",
+    "deferred",
     "info",
     "init",
     "linear_moments",
     "lsuv_",
+    "materialize_",
     "moments",
     "moments_many",
     "patch",
     "patched",
+    "recorded_plan",
     "transfer_scale_",
     "unpatch",
     "watch",

@@ -20,9 +20,9 @@ from fastinit import backends, keys, memory, models, report
 from fastinit.fill import Fill
 from fastinit.parameters import allocate_, distinct_parameters
 from fastinit.plan import Plan
-from fastinit.plan import Progress as OnProgress
 from fastinit.recipes import transformers_default
 from fastinit.watch import watch
+from fastinit.writing import Progress as OnProgress
 
 app = typer.Typer(
     help="Initialises PyTorch models at memory speed.",

@@ -4,17 +4,68 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from torch import Tensor
 
 from fastinit import laws
 from fastinit.laws import Law
+from fastinit.regions import Region
 
-CONSTRUCTORS: dict[str, Callable[..., Law]] = {
+
+class Structure(NamedTuple):
+    """A distribution of whole tensors: one of fastinit.init's functions, with its arguments."""
+
+    name: str
+    parameters: dict[str, float]
+
+
+def orthogonal(gain: float = 1.0) -> Structure:
+    return Structure("orthogonal", {"gain": _finite("gain", gain)})
+
+
+def delta_orthogonal(gain: float = 1.0) -> Structure:
+    return Structure("delta_orthogonal", {"gain": _finite("gain", gain)})
+
+
+def sparse(sparsity: float, std: float = 0.01) -> Structure:
+    if not 0.0 <= sparsity <= 1.0:
+        raise ValueError(f"sparsity must be in [0, 1], but got {sparsity}")
+    return Structure("sparse", {"sparsity": float(sparsity), "std": laws.normal(0.0, std).p1})
+
+
+def eye() -> Structure:
+    return Structure("eye", {})
+
+
+def dirac(groups: float = 1) -> Structure:
+    if groups < 1 or groups != int(groups):
+        raise ValueError(f"groups must be a positive integer, but got {groups}")
+    return Structure("dirac", {"groups": float(groups)})
+
+
+LAWS: dict[str, Callable[..., Law]] = {
     "uniform": laws.uniform,
     "normal": laws.normal,
     "truncated_normal": laws.truncated_normal,
     "constant": laws.constant,
 }
+STRUCTURES: dict[str, Callable[..., Structure]] = {
+    "orthogonal": orthogonal,
+    "delta_orthogonal": delta_orthogonal,
+    "sparse": sparse,
+    "eye": eye,
+    "dirac": dirac,
+}
+CONSTRUCTORS: dict[str, Callable[..., Law | Structure]] = {**LAWS, **STRUCTURES}
+
+
+class Part(NamedTuple):
+    """Some elements of a parameter that are filled otherwise than the rest."""
+
+    region: Region
+    fill: Fill
 
 
 @dataclass(frozen=True)
@@ -22,10 +73,15 @@ class Fill:
     """A distribution with its parameters, and a scale that multiplies every value drawn from it.
 
     Args:
-        distribution: ``"uniform"``, ``"normal"``, ``"truncated_normal"`` or ``"constant"``.
+        distribution: of values, ``"uniform"``, ``"normal"``, ``"truncated_normal"`` or ``"constant"``;
+            or of whole tensors, ``"orthogonal"``, ``"delta_orthogonal"``, ``"sparse"``, ``"eye"`` or
+            ``"dirac"``, which need the dimensions that the functions of :mod:`fastinit.init` do.
         parameters: in the order of the constructor of that name: (a, b); (mean, std);
-            (mean, std, a, b); (value,).
+            (mean, std, a, b); (value,); (gain,); (gain,); (sparsity, std); (); (groups,).
         scale: positive and finite.
+        parts: what is written after the rest, each over some of the elements (:meth:`with_part`).
+        stream: the name whose numbers are drawn, by default the parameter's own. With another
+            parameter's name and distribution, the values are that parameter's.
 
     Raises:
         ValueError: unknown distribution, wrong number of parameters, or a scale that is not
@@ -39,6 +95,8 @@ class Fill:
     distribution: str
     parameters: tuple[float, ...]
     scale: float = 1.0
+    parts: tuple[Part, ...] = ()
+    stream: str | None = None
 
     def __post_init__(self) -> None:
         if self.distribution not in CONSTRUCTORS:
@@ -62,7 +120,11 @@ class Fill:
                 f"but got {self.parameters!r}"
             )
         object.__setattr__(self, "parameters", tuple(names.values()))
-        _ = self.law  # refuses what scaling takes out of range
+        if self.has_law:
+            _ = self.law  # refuses what scaling takes out of range
+        for _, part in self.parts:
+            if part.parts or not part.has_law:
+                raise ValueError(f"a part must be one law of values, but got {part!r}")
 
     @classmethod
     def uniform(cls, a: float = 0.0, b: float = 1.0) -> Fill:
@@ -86,29 +148,125 @@ class Fill:
         """One value everywhere."""
         return cls("constant", (value,))
 
+    @classmethod
+    def orthogonal(cls, gain: float = 1.0) -> Fill:
+        """gain times a random matrix of orthonormal rows or columns (``init.orthogonal_``)."""
+        return cls("orthogonal", (gain,))
+
+    @classmethod
+    def delta_orthogonal(cls, gain: float = 1.0) -> Fill:
+        """A convolution's centre orthogonal, the rest 0 (``init.delta_orthogonal_``)."""
+        return cls("delta_orthogonal", (gain,))
+
+    @classmethod
+    def sparse(cls, sparsity: float, std: float = 0.01) -> Fill:
+        """Normal with a fraction of zeros in each column (``init.sparse_``)."""
+        return cls("sparse", (sparsity, std))
+
+    @classmethod
+    def eye(cls) -> Fill:
+        """The identity matrix (``init.eye_``)."""
+        return cls("eye", ())
+
+    @classmethod
+    def dirac(cls, groups: int = 1) -> Fill:
+        """The identity convolution (``init.dirac_``)."""
+        return cls("dirac", (groups,))
+
     def scaled(self, factor: float) -> Fill:
         """This Fill with every value multiplied by ``factor``, positive and finite."""
-        return Fill(self.distribution, self.parameters, self.scale * factor)
+        return replace(
+            self,
+            scale=self.scale * factor,
+            parts=tuple(Part(region, fill.scaled(factor)) for region, fill in self.parts),
+        )
+
+    def affine(self, factor: float, shift: float = 0.0) -> Fill | None:
+        """The law of ``factor * value + shift``, for any finite numbers; None if it is no Fill.
+
+        A negative factor mirrors the law; the values are then not this Fill's mirrored.
+        """
+        if shift == 0.0 and factor > 0.0:
+            return self.scaled(factor)
+        if not self.has_law:
+            return None
+        parts = []
+        for region, fill in self.parts:
+            if (moved := fill.affine(factor, shift)) is None:
+                return None
+            parts.append(Part(region, moved))
+        law = self.law
+        if factor == 0.0 or law.kind == laws.CONSTANT:
+            made = Fill.constant(factor * law.p0 + shift if law.kind == laws.CONSTANT else shift)
+        elif law.kind == laws.NORMAL:
+            made = Fill.normal(factor * law.p0 + shift, abs(factor) * law.p1)
+        else:
+            bounds = (law.p0, law.p1) if law.kind == laws.UNIFORM else (law.p2, law.p3)
+            low, high = sorted(factor * bound + shift for bound in bounds)
+            if law.kind == laws.UNIFORM:
+                made = Fill.uniform(low, high)
+            else:
+                mean, std = factor * law.p0 + shift, abs(factor) * law.p1
+                made = Fill.truncated_normal(mean, std, low, high)
+        return replace(made, parts=tuple(parts), stream=self.stream)
+
+    def with_part(self, view: Tensor, fill: Fill) -> Fill:
+        """This Fill, with ``fill`` written over a part of the parameter.
+
+        Args:
+            view: of the contiguous parameter, which may be on meta: ``parameter[padding_idx]``.
+            fill: one law of values; it draws the numbers that the elements have in the parameter.
+        """
+        return replace(self, parts=(*self.parts, Part(Region.of(view), fill)))
+
+    @property
+    def has_law(self) -> bool:
+        """Whether every value is drawn from one law by itself (parts apart)."""
+        return self.distribution in LAWS
 
     @property
     def law(self) -> Law:
-        """The law with the scale multiplied in."""
-        return CONSTRUCTORS[self.distribution](*(self.scale * p for p in self.parameters))
+        """The law of a value, with the scale multiplied in.
+
+        Raises:
+            TypeError: a distribution of whole tensors.
+        """
+        if not self.has_law:
+            raise TypeError(f"{self.distribution} is not a law of single values")
+        return LAWS[self.distribution](*(self.scale * p for p in self.parameters))
+
+    @property
+    def structure(self) -> Structure:
+        """The function and arguments of a distribution of whole tensors, unscaled."""
+        return STRUCTURES[self.distribution](*self.parameters)
 
     @property
     def mean(self) -> float:
-        """The expectation of the values."""
-        return _moments(self.law)[0]
+        """The expectation of the values, parts apart; NaN where that depends on the shape."""
+        return _moments(self.law)[0] if self.has_law else math.nan
 
     @property
     def std(self) -> float:
-        """The standard deviation of the values (of a truncated normal: after truncation)."""
-        return _moments(self.law)[1]
+        """The standard deviation of the values (of a truncated normal: after truncation).
+
+        Parts apart; NaN where that depends on the shape.
+        """
+        return _moments(self.law)[1] if self.has_law else math.nan
 
     def __str__(self) -> str:
         if self.distribution == "constant":
-            return f"constant {self.law.p0:g}"
-        return self.distribution.replace("_", " ")
+            said = f"constant {self.law.p0:g}"
+        else:
+            said = self.distribution.replace("_", " ")
+        return (
+            f"{said}, {', '.join(sorted({str(f) for _, f in self.parts}))}" if self.parts else said
+        )
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, but got {value}")
+    return float(value)
 
 
 def _moments(law: Law) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fastinit import memory
@@ -71,9 +71,21 @@ def allocated(
     for _, _, parameter in distinct_parameters(model):
         if parameter.is_meta and not isinstance(parameter, UninitializedParameter):
             wanted = dtype if dtype and parameter.is_floating_point() else parameter.dtype
-            real[id(parameter)] = like(parameter, device, wanted)
-            if huge_pages:
-                memory.advise_huge_pages(real[id(parameter)])
+            real[id(parameter)] = allocate(parameter, device, wanted, huge_pages=huge_pages)
+    return real
+
+
+def allocate(
+    parameter: nn.Parameter,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    huge_pages: bool = True,
+) -> nn.Parameter:
+    """Memory for one parameter, as :func:`allocate_` gives it."""
+    real = like(parameter, device, dtype)
+    if huge_pages:
+        memory.advise_huge_pages(real)
     return real
 
 
@@ -85,10 +97,16 @@ def adopt_(model: nn.Module, real: dict[int, nn.Parameter]) -> None:
                 module._parameters[name] = real[id(owned)]
 
 
-def like(parameter: nn.Parameter, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
-    """An unwritten parameter of the same class, shape, strides and attributes."""
-    with torch.no_grad():
-        data = torch.empty_like(parameter, device=device, dtype=dtype).detach()
+def like(
+    parameter: nn.Parameter,
+    device: torch.device,
+    dtype: torch.dtype,
+    data: Tensor | None = None,
+) -> nn.Parameter:
+    """A parameter of the same class, shape, strides and attributes: of these values, or unwritten."""
+    if data is None:
+        with torch.no_grad():
+            data = torch.empty_like(parameter, device=device, dtype=dtype).detach()
     new = nn.Parameter(data, requires_grad=parameter.requires_grad)
     if type(parameter) is not nn.Parameter:
         new.__class__ = type(parameter)

@@ -8,8 +8,10 @@ one plan gives the same values wherever it is applied, in whatever order, and sa
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -17,9 +19,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from fastinit import ops, text
+from fastinit import text
+from fastinit.computed import Computed
 from fastinit.fill import Fill
-from fastinit.keys import STREAM_VERSION, check_seed, stream_id
+from fastinit.keys import STREAM_VERSION, check_seed
 from fastinit.parameters import adopt_, allocated, distinct_parameters
 from fastinit.plan_json import (
     fill_from_json,
@@ -28,24 +31,18 @@ from fastinit.plan_json import (
     unfold_layers,
     without_repeats,
 )
+from fastinit.writing import Entry, Progress, check_entries, write_entries
 
 Rule = Callable[[str, nn.Module, nn.Parameter], Fill | None]
 """(full name, module that owns the parameter, parameter) to its Fill; None if the rule has none."""
 
 M = TypeVar("M", bound=nn.Module)
 
-Progress = Callable[[int, int], None]
-"""(elements written, elements in all), after each batch."""
-
 FORMAT = "fastinit.plan"
 FORMAT_VERSION = 1
 
-# With a progress callback a model is written in batches of at least this many elements: enough for
-# the cost of starting one (microseconds) to vanish, few enough for a bar to move.
-BATCH = 1 << 26
 
-
-class Plan(Mapping[str, Fill]):
+class Plan(Mapping[str, Fill | Computed]):
     """An ordered map from parameter name to :class:`Fill`, with the seed of its numbers.
 
     Two plans are equal if they write the same bits: the same fills by name, seed, aliases and
@@ -65,7 +62,7 @@ class Plan(Mapping[str, Fill]):
 
     def __init__(
         self,
-        fills: Mapping[str, Fill],
+        fills: Mapping[str, Fill | Computed],
         *,
         seed: int = 0,
         aliases: Mapping[str, str] | None = None,
@@ -77,7 +74,7 @@ class Plan(Mapping[str, Fill]):
         if stream_version != STREAM_VERSION:
             raise ValueError(f"stream_version must be {STREAM_VERSION}, but got {stream_version!r}")
         for name, fill in self._fills.items():
-            if not isinstance(fill, Fill):
+            if not isinstance(fill, (Fill, Computed)):
                 raise TypeError(f"fills[{name!r}] must be a Fill, but got {fill!r}")
         for alias, name in self._aliases.items():
             if alias in self._fills or name not in self._fills:
@@ -96,7 +93,7 @@ class Plan(Mapping[str, Fill]):
             ValueError: the rule has no Fill for some parameters (all are listed).
             TypeError: the rule gives something else than a Fill or None.
         """
-        fills: dict[str, Fill] = {}
+        fills: dict[str, Fill | Computed] = {}
         aliases: dict[str, str] = {}
         uncovered = []
         for names, module, parameter in distinct_parameters(model):
@@ -125,7 +122,7 @@ class Plan(Mapping[str, Fill]):
         """Further names of tied parameters, each to the name under which it is filled."""
         return dict(self._aliases)
 
-    def __getitem__(self, name: str) -> Fill:
+    def __getitem__(self, name: str) -> Fill | Computed:
         return self._fills[self._aliases.get(name, name)]
 
     def __iter__(self) -> Iterator[str]:
@@ -180,21 +177,38 @@ class Plan(Mapping[str, Fill]):
         """
         planned = self._planned(model)
         real = self._memory(model, [name for name, p in planned if p.is_meta], device)
-        requests = []
-        for name, parameter in planned:
-            parameter = real.get(id(parameter), parameter)
-            ops.check_writable(parameter, name)
-            law, stream = self._fills[name].law, stream_id(name)
-            requests.append(ops.Request(parameter, law, self.seed, stream))
-        total = sum(request.tensor.numel() for request in requests)
-        written = 0
-        for batch in [requests] if progress is None else _batches(requests):
-            ops.fill_many_(batch)
-            written += sum(request.tensor.numel() for request in batch)
-            if progress is not None:
-                progress(written, total)
+        entries = [Entry(name, real.get(id(p), p), self._fills[name]) for name, p in planned]
+        check_entries(entries)
+        write_entries(entries, self.seed, progress)
         adopt_(model, real)
         return model
+
+    def diff(self, other: Plan) -> list[Difference]:
+        """The parameters that the other plan would initialise otherwise, or lacks, or has beyond this.
+
+        Seeds are not compared. An empty list means that both say the same of every parameter: a recipe
+        that was silently not applied shows here.
+
+        >>> plan = Plan({"weight": Fill.normal(std=0.02), "bias": Fill.constant(0.0)})
+        >>> for difference in plan.diff(Plan({"weight": Fill.normal(std=0.01), "bias": plan["bias"]})):
+        ...     print(difference)
+        weight: normal, std 0.02; other: normal, std 0.01
+        """
+        names = [*self, *(name for name in other if name not in self)]
+        pairs = [(name, self.get(name), other.get(name)) for name in names]
+        return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
+
+    def scaled(self, factors: Mapping[str, float]) -> Plan:
+        """This plan with the values of some parameters multiplied by positive numbers.
+
+        Raises:
+            KeyError: a name that the plan lacks.
+        """
+        fills = dict(self._fills)
+        for name, factor in factors.items():
+            own = self._aliases.get(name, name)
+            fills[own] = fills[own].scaled(factor)
+        return Plan(fills, seed=self.seed, aliases=self._aliases)
 
     def _planned(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """The model's parameters by the names under which they are planned, which have to fit."""
@@ -253,12 +267,16 @@ class Plan(Mapping[str, Fill]):
                 sizes.update(dict.fromkeys(names, parameter.numel()))
             if lacking := [name for name in self if name not in sizes]:
                 raise ValueError(f"the model has no {listing('parameter', lacking)}")
-        members: dict[tuple[str, Fill], list[str]] = {}
+        members: dict[tuple[str, str], list[str]] = {}
         for name, fill in self.items():
-            members.setdefault((pattern(name), fill), []).append(name)
+            # Where numbers are taken from does not make another line.
+            alike = replace(fill, stream=None) if isinstance(fill, Fill) else fill
+            members.setdefault((pattern(name), repr(alike)), []).append(name)
         return [
-            Group(shape, fill, tuple(names), sum(sizes[n] for n in names) if sizes else None)
-            for (shape, fill), names in members.items()
+            Group(
+                shape, self[names[0]], tuple(names), sum(sizes[n] for n in names) if sizes else None
+            )
+            for (shape, _), names in members.items()
         ]
 
     def table(self, model: nn.Module | None = None) -> str:
@@ -271,7 +289,7 @@ class Plan(Mapping[str, Fill]):
         rows = [("parameter", "count", "elements", "distribution", "std")]
         for group in groups:
             elements = "" if group.elements is None else text.count(group.elements)
-            std = f"{group.fill.std:.4g}"
+            std = "" if math.isnan(group.fill.std) else f"{group.fill.std:.4g}"
             rows.append((group.pattern, str(len(group.names)), elements, str(group.fill), std))
         if model is not None:
             elements = text.count(sum(group.elements or 0 for group in groups))
@@ -284,13 +302,20 @@ class Plan(Mapping[str, Fill]):
 
         Numbers are written with the digits that give the same double again (infinities and NaN as
         strings), and consecutive layers that are filled alike once.
+
+        Raises:
+            ValueError: parameters that a constructor computed or was given values for (all are listed).
         """
+        computed = [f"{n} ({f})" for n, f in self.items() if isinstance(f, Computed)]
+        fills = [(n, fill_to_json(f)) for n, f in self.items() if isinstance(f, Fill)]
+        if computed:
+            raise ValueError(f"JSON cannot hold the values of {listing('parameter', computed)}")
         document: dict[str, object] = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "stream_version": self.stream_version,
             "seed": self.seed,
-            "parameters": fold_layers([(n, fill_to_json(f)) for n, f in self.items()]),
+            "parameters": fold_layers(fills),
         }
         if self._aliases:
             document["aliases"] = self._aliases
@@ -336,11 +361,30 @@ class Plan(Mapping[str, Fill]):
             raise ValueError(f"{path}: {error}") from None
 
 
+class Difference(NamedTuple):
+    """A parameter that two plans initialise differently; None where one lacks it."""
+
+    name: str
+    ours: Fill | Computed | None
+    other: Fill | Computed | None
+
+    def __str__(self) -> str:
+        def said(fill: Fill | Computed | None) -> str:
+            if fill is None:
+                return "none"
+            return str(fill) if not fill.std > 0 else f"{fill}, std {fill.std:.4g}"
+
+        ours, other = said(self.ours), said(self.other)
+        if ours == other:  # what was said does not tell them apart
+            ours, other = repr(self.ours), repr(self.other)
+        return f"{self.name}: {ours}; other: {other}"
+
+
 class Group(NamedTuple):
     """Parameters of one pattern with the same Fill: a line of a table."""
 
     pattern: str
-    fill: Fill
+    fill: Fill | Computed
     names: tuple[str, ...]
     elements: int | None
 
@@ -361,16 +405,3 @@ def listing(noun: str, names: list[str]) -> str:
     'parameters a, b'
     """
     return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"
-
-
-def _batches(requests: Iterable[ops.Request]) -> Iterator[list[ops.Request]]:
-    batch: list[ops.Request] = []
-    elements = 0
-    for request in requests:
-        batch.append(request)
-        elements += request.tensor.numel()
-        if elements >= BATCH:
-            yield batch
-            batch, elements = [], 0
-    if batch:
-        yield batch

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from fastinit.fill import CONSTRUCTORS, Fill
+from fastinit.fill import CONSTRUCTORS, Fill, Part
+from fastinit.regions import Region
 
 _Named = list[tuple[str, dict[str, Any]]]
 
@@ -22,6 +23,10 @@ def fill_to_json(fill: Fill) -> dict[str, object]:
     out.update((name, v if math.isfinite(v) else str(v)) for name, v in names.items())
     if fill.scale != 1.0:
         out["scale"] = fill.scale
+    if fill.stream is not None:
+        out["stream"] = fill.stream
+    if fill.parts:
+        out["parts"] = [{**r._asdict(), **fill_to_json(part)} for r, part in fill.parts]
     return out
 
 
@@ -29,13 +34,27 @@ def fill_from_json(name: str, fields: dict[str, Any]) -> Fill:
     rest = dict(fields)
     try:
         distribution = rest.pop("distribution")
-        scale = rest.pop("scale", 1.0)
+        scale, stream = rest.pop("scale", 1.0), rest.pop("stream", None)
+        if stream is not None and not isinstance(stream, str):
+            raise TypeError(f"stream is no name: {stream!r}")
+        parts = tuple(_part_from_json(name, part) for part in rest.pop("parts", ()))
         law = CONSTRUCTORS[distribution](**{key: float(v) for key, v in rest.items()})
         if list(rest) != list(law.parameters):
             raise ValueError(f"expected {', '.join(law.parameters)}, but got {', '.join(rest)}")
-        return Fill(distribution, tuple(law.parameters.values()), scale)
+        return Fill(distribution, tuple(law.parameters.values()), scale, parts, stream)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"parameter {name}: no Fill ({error}): {fields}") from None
+
+
+def _part_from_json(name: str, fields: dict[str, Any]) -> Part:
+    rest = dict(fields)
+    offset, sizes, strides = (rest.pop(key) for key in Region._fields)
+    if len(sizes) != len(strides):
+        raise ValueError(f"{len(sizes)} sizes, {len(strides)} strides")
+    for number in (offset, *sizes, *strides):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ValueError(f"no element count: {number!r}")
+    return Part(Region(offset, tuple(sizes), tuple(strides)), fill_from_json(name, rest))
 
 
 def fold_layers(named: _Named) -> list[dict[str, object]]:

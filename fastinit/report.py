@@ -10,7 +10,8 @@ from torch import nn
 from fastinit import text
 from fastinit.moments import Moments, moments_many
 from fastinit.parameters import distinct_parameters
-from fastinit.plan import Group, Plan, Progress
+from fastinit.plan import Group, Plan
+from fastinit.writing import Progress
 
 
 class Timing(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from fastinit import plan as plan_module
+from fastinit import writing
 from fastinit.models import parameters_on_meta
 from fastinit.plan import Fill, Plan, pattern
 from fastinit.recipes import torch_default
@@ -116,7 +116,7 @@ def test_half_precision_is_rounded_float32(dtype: torch.dtype) -> None:
 
 
 def test_progress_reaches_the_total_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "BATCH", 3000)
+    monkeypatch.setattr(writing, "BATCH", 3000)
     model, calls = Net(), []
     plan = Plan.from_model(model, torch_default)
     whole = values(plan.apply_(model))

@@ -1,0 +1,248 @@
+"""What deferred() recorded of a model: as a plan, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from fastinit import parameters
+from fastinit.computed import Computed
+from fastinit.contents import Contents, Origin, View
+from fastinit.fill import Fill, Part
+from fastinit.parameters import distinct_parameters
+from fastinit.plan import Plan, listing
+from fastinit.recorder import META, Memory, memories
+from fastinit.regions import Region
+from fastinit.writing import Entry, Progress, check_entries, write_entries
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def recorded_plan(model: nn.Module) -> Plan:
+    """The plan of what :func:`deferred` recorded for a model's parameters that are not written yet.
+
+    It can be looked at (``table``), compared (``diff``), saved, changed and applied. Parameters that the
+    constructor was given values for, or computed in a way that is no Fill, are in it too, but keep it
+    from being saved.
+
+    Raises:
+        ValueError: parameters on meta that were not recorded, or recorded with different seeds; or that
+            the constructor left unwritten (all are listed).
+    """
+    return _Record(model).plan()
+
+
+def materialize_(
+    model: M,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    progress: Progress | None = None,
+) -> M:
+    """Writes a model that was built within :func:`deferred`, and returns it.
+
+    All its parameters are written in one launch or parallel region for each device; the model gets them
+    when all are written.
+
+    Args:
+        device: where; by default where the constructor would have put each parameter.
+        dtype: of floating-point parameters; by default the constructor's.
+        progress: as of :meth:`fastinit.Plan.apply_`.
+
+    Raises:
+        ValueError: as :func:`recorded_plan`; the model is then as it was.
+        NotImplementedError, RuntimeError: a parameter that cannot be written.
+    """
+    record = _Record(model)
+    plan = record.plan()
+    real = {
+        id(parameter): _real(parameter, memory, plan[name], device, dtype)
+        for name, parameter, memory in record.parameters
+    }
+    entries = [
+        Entry(name, real[id(parameter)], plan[name])
+        for name, parameter, _ in record.parameters
+        if not _is_given(plan[name], real[id(parameter)])
+    ]
+    check_entries(entries)
+    write_entries(entries, plan.seed, progress)
+    buffers = {
+        id(buffer): _real_buffer(computed, buffer, _place(memory, device), plan.seed)
+        for buffer, memory, computed in record.computed_buffers()
+    }
+    parameters.adopt_(model, real)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and id(buffer) in buffers:
+                module._buffers[name] = buffers[id(buffer)]
+    return model
+
+
+def _real(
+    parameter: nn.Parameter,
+    memory: Memory,
+    fill: Fill | Computed,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Parameter:
+    """What takes a parameter's place: memory to be written, or the values that it was given."""
+    if not parameter.is_meta:
+        return parameter
+    where = _place(memory, device)
+    wanted = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+    data = fill.data if isinstance(fill, Computed) else None
+    if data is not None and data.device == where and data.dtype == wanted:
+        return parameters.like(parameter, where, wanted, data)
+    return parameters.allocate(parameter, where, wanted)
+
+
+def _place(memory: Memory, device: torch.device | str | None) -> torch.device:
+    """Where a tensor shall be: as asked, or where the constructor would have put it."""
+    if device is not None:
+        return torch.device(device)
+    place = memory.contents.device
+    return torch.get_default_device() if place == META else place
+
+
+def _is_given(fill: Fill | Computed, real: nn.Parameter) -> bool:
+    data = fill.data if isinstance(fill, Computed) else None
+    return data is not None and data.data_ptr() == real.data_ptr()
+
+
+def _real_buffer(computed: Computed, buffer: Tensor, device: torch.device, seed: int) -> Tensor:
+    out = torch.empty_like(buffer, device=device)
+    computed.write_(out, seed)
+    return out
+
+
+class _Record:
+    """What was recorded of one model, with the names of its streams."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters: list[tuple[str, nn.Parameter, Memory]] = []
+        self.aliases: dict[str, str] = {}
+        self.buffers: list[tuple[str, Tensor, Memory]] = []
+        strange = []
+        for names, _, parameter in distinct_parameters(model):
+            if isinstance(parameter, UninitializedParameter):
+                continue
+            memory = memories.get(parameter)
+            if memory is not None:
+                self.parameters.append((names[0], parameter, memory))
+                self.aliases.update(dict.fromkeys(names[1:], names[0]))
+            elif parameter.is_meta:
+                strange.append(names[0])
+        for name, buffer in model.named_buffers():
+            if buffer.is_meta:
+                memory = memories.get(buffer)
+                if memory is None:
+                    strange.append(name)
+                else:
+                    self.buffers.append((name, buffer, memory))
+        if strange:
+            raise ValueError(f"not recorded by fastinit.deferred(): {listing('tensor', strange)}")
+        lost = [
+            f"{prefix}.{key}" if prefix else key
+            for prefix, module in model.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, Tensor) and value.is_meta
+        ]
+        if lost:
+            raise ValueError(
+                f"computed from parameters, but neither parameters nor buffers: "
+                f"{listing('attribute', lost)}"
+            )
+        seeds = {memory.seed for _, _, memory in (*self.parameters, *self.buffers)}
+        if len(seeds) > 1:
+            raise ValueError(f"the model's parts were recorded with seeds {sorted(seeds)}")
+        self.seed = seeds.pop() if seeds else 0
+        self.names = self._name_origins()
+
+    def _name_origins(self) -> dict[Origin, str]:
+        """The stream of each origin: of a parameter's own numbers its name, of others another."""
+        names: dict[Origin, str] = {}
+        all_memory = [*self.parameters, *self.buffers]
+        for name, _, memory in all_memory:
+            names[memory.origin] = name
+        used = {
+            name for name, _, memory in all_memory if memory.origin in memory.contents.origins()
+        }
+        for name, _, memory in all_memory:
+            count = 0
+            for origin in memory.contents.origins():
+                if origin not in names:
+                    if name not in used:
+                        names[origin] = name
+                        used.add(name)
+                    else:
+                        count += 1
+                        names[origin] = f"{name}#{count}"
+        return names
+
+    def plan(self) -> Plan:
+        fills: dict[str, Fill | Computed] = {}
+        unwritten = []
+        for name, parameter, memory in self.parameters:
+            fill = self._fill(name, parameter, memory.contents)
+            if fill is None:
+                unwritten.append(name)
+            else:
+                fills[name] = fill
+        if unwritten:
+            raise ValueError(
+                f"the constructor left unwritten, at least in part: {listing('parameter', unwritten)}"
+            )
+        return Plan(fills, seed=self.seed, aliases=self.aliases)
+
+    def _fill(self, name: str, tensor: Tensor, contents: Contents) -> Fill | Computed | None:
+        if contents.numel == 0:
+            return Fill.constant(0.0)
+        if contents.is_unwritten:
+            return None
+        computed = Computed(contents, View.of(tensor), self.names)
+        pieces = contents.pieces
+        if pieces is None:
+            return computed
+        whole = Region.make(0, (contents.numel,), (1,))
+        ordered = Region.of(tensor) == whole and tensor.is_contiguous()
+        alike = len(pieces) == 1 and pieces[0].region == whole and tensor.numel() == contents.numel
+        if not ordered and not alike:  # of larger memory, or of other order
+            return computed
+        fills = []
+        for piece in pieces:
+            if piece.shape not in (None, tuple(tensor.shape)):
+                return computed
+            stream = self.names[piece.origin]
+            said = Fill(
+                piece.fill.distribution,
+                piece.fill.parameters,
+                piece.fill.scale,
+                piece.fill.parts,
+                None if stream == name or piece.fill.distribution == "constant" else stream,
+            )
+            fills.append((piece.region, said))
+        if fills[0][0] != whole:
+            if not _covers([region for region, _ in fills], contents.numel):
+                return None
+            fills[0] = whole, fills[0][1]
+        (_, base), *parts = fills
+        added = tuple(Part(region, part) for region, part in parts)
+        return Fill(
+            base.distribution, base.parameters, base.scale, (*base.parts, *added), base.stream
+        )
+
+    def computed_buffers(self) -> Iterator[tuple[Tensor, Memory, Computed]]:
+        for _, buffer, memory in self.buffers:
+            yield buffer, memory, Computed(memory.contents, View.of(buffer), self.names)
+
+
+def _covers(regions: list[Region], numel: int) -> bool:
+    """Whether every element is in one of the regions."""
+    written = torch.zeros(numel, dtype=torch.bool)
+    for region in regions:
+        region.view(written).fill_(True)
+    return bool(written.all())

@@ -1,0 +1,115 @@
+"""Writing: what a plan says of each parameter, written into tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastinit import ops
+from fastinit.computed import Computed
+from fastinit.fill import Fill
+from fastinit.keys import stream_id
+from fastinit.structures import write_structure
+
+Progress = Callable[[int, int], None]
+"""(elements written, elements in all), after each batch."""
+
+# With a progress callback a model is written in batches of at least this many elements: enough for
+# the cost of starting one (microseconds) to vanish, few enough for a bar to move.
+BATCH = 1 << 26
+
+
+class Entry(NamedTuple):
+    """A tensor to be written, and what it shall be. The name is that of its stream."""
+
+    name: str
+    tensor: Tensor
+    fill: Fill | Computed
+
+
+def check_entries(entries: Sequence[Entry]) -> None:
+    """Raises, naming the parameter, unless all can be written.
+
+    Raises:
+        NotImplementedError, RuntimeError, ValueError: as ``fastinit.ops.check_writable``, and as the
+            function of a distribution of whole tensors; a part outside its parameter.
+    """
+    for name, tensor, fill in entries:
+        ops.check_writable(tensor, name)
+        if isinstance(fill, Computed):
+            if fill.view.sizes != tuple(tensor.shape):
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}, but was recorded as {fill.view.sizes}"
+                )
+            continue
+        if not fill.has_law:
+            try:
+                write_structure(torch.empty_like(tensor, device="meta"), fill, 0, name)
+            except (ValueError, RuntimeError, NotImplementedError) as error:
+                raise type(error)(f"{name}: {error}") from None
+        for region, _ in fill.parts:
+            if region.end > tensor.numel():
+                raise ValueError(f"{name} has {tensor.numel()} elements, but a part at {region}")
+
+
+def write_entries(entries: Sequence[Entry], seed: int, progress: Progress | None = None) -> None:
+    """Writes all, those with a law in one launch or parallel region for each device.
+
+    Args:
+        progress: called after each of several batches, in which they are then written.
+    """
+    total = sum(entry.tensor.numel() for entry in entries)
+    written = 0
+    for batch in [list(entries)] if progress is None else _batches(entries):
+        _write(batch, seed)
+        written += sum(entry.tensor.numel() for entry in batch)
+        if progress is not None:
+            progress(written, total)
+
+
+def _write(entries: Sequence[Entry], seed: int) -> None:
+    plain: list[ops.Request] = []
+    parts: list[list[ops.Request]] = []  # the first of each tensor, the second, ...: in this order
+    copies: list[tuple[Tensor, Tensor]] = []
+    for name, tensor, fill in entries:
+        if isinstance(fill, Computed):
+            fill.write_(tensor, seed)
+            continue
+        if fill.parts and not tensor.is_contiguous():
+            copies.append((tensor, torch.empty_like(tensor, memory_format=torch.contiguous_format)))
+            tensor = copies[-1][1]
+        stream = fill.stream or name
+        if fill.has_law:
+            plain.append(ops.Request(tensor, fill.law, seed, stream_id(stream)))
+        else:
+            write_structure(tensor, fill, seed, stream)
+        for place, part in enumerate(_parts(tensor.detach(), fill, seed, name)):
+            parts += [[]] if place == len(parts) else []
+            parts[place].append(part)
+    for requests in (plain, *parts):
+        ops.fill_many_(requests)
+    for tensor, copy in copies:
+        tensor.detach().copy_(copy)
+
+
+def _parts(tensor: Tensor, fill: Fill, seed: int, name: str) -> Iterator[ops.Request]:
+    for region, part in fill.parts:
+        window = ops.Window(region.strides, region.offset)
+        stream = stream_id(part.stream or name)
+        yield ops.Request(region.view(tensor), part.law, seed, stream, window)
+
+
+def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    batch: list[Entry] = []
+    elements = 0
+    for entry in entries:
+        batch.append(entry)
+        elements += entry.tensor.numel()
+        if elements >= BATCH:
+            yield batch
+            batch, elements = [], 0
+    if batch:
+        yield batch
