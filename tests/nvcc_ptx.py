@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda/fill.cuh to PTX, also with a mistake put in, and launches it in ptxrun."""
+"""Compiles csrc/cuda to PTX, also with a mistake put in, and launches the fill kernels in ptxrun."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import ptxrun
+from ptx_memory import Memory
+from ptx_text import Program
 
 from fastinit.backends import native
 
 CSRC = Path(__file__).parents[1] / "csrc"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-ARCHS = (80, 90, 100, 120)
+ARCHS: tuple[int, ...] = (80, 90, 100, 120)
 if NVCC:  # those that it knows, as in CMakeLists.txt
     _known = subprocess.run([NVCC, "--list-gpu-arch"], capture_output=True, text=True).stdout
     ARCHS = tuple(arch for arch in ARCHS if f"compute_{arch}\n" in _known)
-PARCEL = 3840 * 8  # bytes; pieces.h
+_found = re.search(r"constexpr int PARCEL = (\d+);", (CSRC / "cuda/pieces.h").read_text())
+assert _found
+PARCEL = 8 * int(_found[1])  # bytes
 STAGING = 0x6EEE_0000_0000
 
 
@@ -33,52 +37,58 @@ def flags() -> list[str]:
 
 def compile_(source: Path, arch: int, *more: str) -> str:
     """The PTX of a .cu file."""
-    command = [NVCC, "-std=c++17", *flags(), *more, "-ptx", f"-arch=compute_{arch}"]
-    ptx = source.with_suffix(".ptx")  # not standard output: with -t 0, nvcc would wait for ever
-    done = subprocess.run([*command, source, "-o", ptx], capture_output=True, text=True)
+    command = [str(NVCC), "-std=c++17", *flags(), *more, "-ptx", f"-arch=compute_{arch}"]
+    to = source.with_suffix(".ptx")  # not standard output: with -t 0, nvcc would wait for ever
+    done = subprocess.run([*command, source, "-o", to], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return ptx.read_text()
+    return to.read_text()
 
 
-def fill_ptx(folder: Path, arch: int, csrc: Path = CSRC, *more: str) -> str:
-    """The PTX of the fill kernels, compiled in an empty folder."""
-    source = folder / "fill.cu"
-    source.write_text(f'#include "{csrc}/cuda/fill.cuh"\n')
+def ptx(folder: Path, arch: int, header: str, csrc: Path = CSRC, *more: str) -> str:
+    """The PTX of the kernels in a header of csrc/cuda, compiled in an empty folder."""
+    source = folder / "kernels.cu"
+    source.write_text(f'#include "{csrc}/cuda/{header}"\n')
     return compile_(source, arch, *more)
 
 
-def mutant(
-    folder: Path, only: tuple[str, str], edits: Sequence[tuple[str, str, str]], *more: str
-) -> str:
-    """The PTX for compute_90 with texts (file, old, new) replaced.
-
-    The kernel is cut down to the one type and law of ``only``, so that it takes a second.
-    """
+def edited(folder: Path, edits: Sequence[tuple[str, str, str]]) -> Path:
+    """A copy of csrc in which texts (file, old, new) are replaced."""
     csrc = folder / "csrc"
     shutil.copytree(CSRC, csrc, ignore=shutil.ignore_patterns("*.cpp"))
     for name, old, new in edits:
         text = (csrc / name).read_text()
         assert old in text, f"{name} no longer says {old!r}"
         (csrc / name).write_text(text.replace(old, new))
-    kernel, (dtype, law) = csrc / "cuda/fill.cuh", only
-    text, switches = kernel.read_text(), 0
-    for what, one in (("law", f"fill_as<T, {law}>"), ("dtype", f"fill_of<{dtype}>")):
-        switch = rf"  switch \(piece\.{what}\) \{{.*?\n  \}}"
-        text, n = re.subn(switch, f"  return {one}(piece, tile);", text, flags=re.DOTALL)
-        switches += n
-    assert switches == 2
-    kernel.write_text(text)
-    return fill_ptx(folder, 90, csrc, *more)
+    return csrc
+
+
+def without_switch(file: Path, on: str, instead: str) -> None:
+    """Cuts a kernel down to one type or law, so that compiling it takes a second."""
+    switch = rf"  switch \({re.escape(on)}\) \{{.*?\n  \}}"
+    text, n = re.subn(switch, f"  return {instead};", file.read_text(), flags=re.DOTALL)
+    assert n == 1
+    file.write_text(text)
+
+
+def mutant(
+    folder: Path, only: tuple[str, str], edits: Sequence[tuple[str, str, str]], *more: str
+) -> str:
+    """The PTX for compute_90 with edits, and cut down to the one type and law of ``only``."""
+    csrc, (dtype, law) = edited(folder, edits), only
+    kernel = csrc / "cuda/fill.cuh"
+    without_switch(kernel, "piece.law", f"fill_as<T, {law}>(piece, tile)")
+    without_switch(kernel, "piece.dtype", f"fill_of<{dtype}>(piece, tile)")
+    return ptx(folder, 90, "fill.cuh", csrc, *more)
 
 
 class Kernels:
     """fill_many and stage of one PTX text."""
 
     def __init__(self, text: str) -> None:
-        self.fill, self.stage = (ptxrun.Program(text, e) for e in ("fill_many", "stage"))
+        self.fill, self.stage = (Program(text, e) for e in ("fill_many", "stage"))
 
     def fill_many(
-        self, memory: ptxrun.Memory, requests: Sequence[Any], grid: int, first: int | None = None
+        self, memory: Memory, requests: Sequence[Any], grid: int, first: int | None = None
     ) -> int:
         """What fill_many_cuda in launch.cu does; or only the thread blocks from ``first`` on.
 
@@ -101,7 +111,7 @@ class Kernels:
 
     def staged(self, pieces: bytes, threads: int) -> bytes:
         """The pieces as the stage kernel copies them to memory."""
-        memory = ptxrun.Memory()
+        memory = Memory()
         memory.add(STAGING, len(pieces))
         for at in range(0, len(pieces), PARCEL):
             parcel = pieces[at : at + PARCEL]

@@ -22,7 +22,9 @@ import ptxrun
 import pytest
 import torch
 from nvcc_ptx import ARCHS, Kernels
-from ptxrun import Fault, Memory, Program
+from ptx_memory import Memory
+from ptx_operations import Fault
+from ptx_text import Program
 from same_bits import TRITON, bits, sentinel
 from same_bits import reference as by_reference
 
@@ -182,7 +184,7 @@ def texts(
 ) -> dict[int, Future[str]]:
     """nvcc's PTX for each architecture."""
     folders = {arch: tmp_path_factory.mktemp(f"compute_{arch}") for arch in ARCHS}
-    return {a: pool.submit(nvcc_ptx.fill_ptx, folder, a) for a, folder in folders.items()}
+    return {a: pool.submit(nvcc_ptx.ptx, folder, a, "fill.cuh") for a, folder in folders.items()}
 
 
 @cache
@@ -522,70 +524,3 @@ def test_a_missing_barrier_is_seen(tmp_path: Path, missing: str) -> None:
     else:
         with pytest.raises(Fault, match=r"\.shared.*(no barrier between|before it is written)"):
             turned(tmp_path, source)
-
-
-# --- the interpreter -------------------------------------------------------------------------------
-
-ENTRY = """
-.visible .entry one(.param .u64 one_param_0) {{
-  .reg .b32 %r<5>; .reg .f32 %f<5>; .reg .b64 %rd<3>; .reg .pred %p<2>;
-  ld.param.u64 %rd1, [one_param_0];
-  mov.u32 %r1, %tid.x;
-  {code}
-  ret;
-}}
-"""
-
-
-def run_one(code: str, threads: int = 1) -> Any:
-    memory = Memory()
-    memory.add(0x1000, 64)
-    ptxrun.launch(Program(ENTRY.format(code=code), "one"), memory, (0x1000,), 1, threads)
-    return np.frombuffer(memory[0x1000], np.uint32)
-
-
-@pytest.mark.parametrize(
-    ("code", "fault"),
-    [
-        ("mad.lo.s32 %r2, %r1, %r9;", "line 6.*%r9"),
-        ("fma.rn.ftz.f32 %f1, %f2, %f2, %f2;", "unknown instruction"),
-        ("st.global.u32 [%rd1+62], %r1;", "line 6.*not aligned"),
-        ("st.global.u32 [%rd1+64], %r1;", "in no buffer"),
-        ("st.global.u32 [%rd1+-4], %r1;", "in no buffer"),
-        ("st.global.v4.u32 [%rd1+8], {%r1, %r1, %r1, %r1};", "not aligned"),
-        ("ld.global.u32 %r2, [%rd1];", "to be written only"),
-        ("st.global.u32 [%rd1], %r1; st.global.u16 [%rd1+2], 1;", "written twice"),
-        ("st.global.u32 [%rd1], %r2;", "%r2.* before it is written"),
-        (
-            "setp.eq.s32 %p1, %r1, 0; @%p1 bra $L; bar.sync 0; $L:",
-            "others of their block do not come",
-        ),
-        ("$L: bra.uni $L;", "does not end"),
-    ],
-)
-def test_what_a_kernel_must_not_do(code: str, fault: str) -> None:
-    with pytest.raises(Fault, match=fault):
-        run_one(code, threads=1 if "bar" not in code else 2)
-
-
-@pytest.mark.parametrize(
-    ("code", "word"),
-    [
-        ("fma.rn.f32 %f1, 0f3F800001, 0f3F800001, 0fBF800002;", 0x28800000),
-        ("min.f32 %f1, 0f00000000, 0f80000000;", 0x80000000),
-        ("max.f32 %f1, 0f80000000, 0f00000000;", 0x00000000),
-        ("max.f32 %f1, 0f7FC00000, 0fBF800000;", 0xBF800000),
-        ("mul.rn.f32 %f1, 0f00000003, 0f3F000000;", 0x00000002),
-        ("shl.b32 %r2, 1, 32; mov.b32 %f1, %r2;", 0),
-        ("lop3.b32 %r2, 12, 10, 6, 0xBE; mov.b32 %f1, %r2;", 6),
-        ("div.s32 %r2, -7, 2; mov.b32 %f1, %r2;", 2**32 - 3),
-        ("rem.s32 %r2, -7, 2; mov.b32 %f1, %r2;", 2**32 - 1),
-        ("mul.hi.u32 %r2, -1, -1; mov.b32 %f1, %r2;", 2**32 - 2),
-        ("bfe.s32 %r2, 48, 4, 2; mov.b32 %f1, %r2;", 2**32 - 1),
-        ("cvt.rn.f16x2.f32 %r2, 0f3F800000, 0f40000000; mov.b32 %f1, %r2;", 0x3C004000),
-        ("cvt.rn.bf16x2.f32 %r2, 0f3F808000, 0f3F818000; mov.b32 %f1, %r2;", 0x3F803F82),
-        ("{ .reg .b32 %r2; mov.b32 %r2, 7; mov.b32 %f1, %r2; } mov.b32 %r2, 8;", 7),
-    ],
-)
-def test_instructions(code: str, word: int) -> None:
-    assert run_one(code + " st.global.f32 [%rd1+4], %f1;")[1] == word

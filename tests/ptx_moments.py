@@ -1,0 +1,127 @@
+"""Launches the moments kernels of a PTX text in ptxrun, as moments_many_cuda in launch.cu does."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ptxrun
+from nvcc_ptx import CSRC, NVCC, edited, ptx, without_switch
+from ptx_memory import Memory
+from ptx_text import Program
+
+from fastinit.backends import Reading
+from fastinit.laws import DTYPES
+from fastinit.reference import FIELDS
+
+SCRATCH = 0x6EEE_0000_0000
+MOMENTS = FIELDS * 8  # bytes
+STEPS = 100_000  # one_by_one takes several for each value
+
+# Read in csrc/moments.h as C++ lays it out.
+READ = np.dtype(
+    [
+        ("data", "u8"),
+        ("dtype", "i4"),
+        ("by_column", "?"),
+        ("dims", "i4"),
+        *((name, "i8", 8) for name in ("size", "stride")),
+    ],
+    align=True,
+)
+
+# The host's side, which is C++: the readings' bytes, and how many tasks, results and parts there are.
+NUMBERED = """
+#include <algorithm>
+#include "{csrc}/cuda/readings.cpp"
+
+extern "C" int64_t few_readings() {{ return FEW_READINGS; }}
+extern "C" int64_t read_bytes() {{ return sizeof(Read); }}
+extern "C" int64_t reading_bytes() {{ return sizeof(Reading); }}
+extern "C" void numbered(const Read* reads, Moments* const* results, int64_t count, Reading* to,
+                         int64_t* totals) {{
+  const std::vector<Reading> all = number(reads, results, count);
+  std::copy(all.begin(), all.end(), to);
+  const Reading& last = all.back();
+  totals[0] = last.first_task + last.work.tasks;
+  totals[1] = last.first_result + last.work.columns;
+  totals[2] = last.first_part + last.work.parts;
+}}
+"""
+
+
+class Numbered(NamedTuple):
+    """Readings as the kernels get them."""
+
+    data: bytes
+    readings: int
+    few: int  # that travel as parameters
+    tasks: int
+    results: int
+    parts: int
+
+
+class Host:
+    """number() in readings.cpp, compiled in an empty folder."""
+
+    def __init__(self, folder: Path) -> None:
+        source, library = folder / "numbered.cpp", folder / "numbered.so"
+        source.write_text(NUMBERED.format(csrc=CSRC))
+        command = [str(NVCC), "-std=c++17", "-shared", "-cudart=none", "-Xcompiler=-fPIC"]
+        done = subprocess.run([*command, source, "-o", library], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        self.library: Any = ctypes.CDLL(str(library))
+        assert self.library.read_bytes() == READ.itemsize
+
+    def numbered(
+        self, readings: Sequence[Reading], data: Sequence[int], results: Sequence[int]
+    ) -> Numbered:
+        """Readings of tensors whose first elements, and of whose results the first, are there."""
+        count = len(readings)
+        reads, totals = np.zeros(count, READ), np.zeros(3, np.int64)
+        for read, reading, address in zip(reads, readings, data):
+            read["data"], read["dtype"] = address, DTYPES.index(reading.tensor.dtype)
+            read["by_column"], read["dims"] = reading.by_column, len(reading.shape)
+            for name, values in ("size", reading.shape), ("stride", reading.strides):
+                read[name][: len(values)] = values
+        to = np.zeros(count * self.library.reading_bytes(), np.uint8)
+        places = np.array(results, np.uint64)
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in (reads, places, to, totals)]
+        self.library.numbered(*pointers[:2], ctypes.c_int64(count), *pointers[2:])
+        few = self.library.few_readings()
+        return Numbered(to.tobytes(), count, few, *(int(total) for total in totals))
+
+
+class MomentKernels:
+    """measure and merge_parts of one PTX text."""
+
+    def __init__(self, text: str) -> None:
+        self.measure, self.merge = (Program(text, e) for e in ("measure", "merge_parts"))
+
+    def run(self, memory: Memory, told: Numbered, parts: bytes = b"") -> None:
+        """Measures and merges; or, where there are parts, only merges these."""
+        carried = told.readings <= told.few
+        staged = b"" if carried else told.data  # what the stage kernel does: test_ptx.py
+        if staged:
+            memory.add(SCRATCH, staged)
+        at = SCRATCH + len(staged)
+        memory.add_scratch(at, told.parts * MOMENTS, parts)
+        few = told.data if carried else b""
+        few = few.ljust(told.few * (len(told.data) // told.readings), b"\0")
+        arguments = few, SCRATCH if staged else 0, told.readings, at
+        for program, grid in (self.measure, told.tasks), (self.merge, told.results):
+            if grid and not (parts and program is self.measure):
+                threads = program.most_threads
+                ptxrun.launch(program, memory, arguments, grid, threads, steps=STEPS)
+
+
+def mutant(folder: Path, only: str, edits: Sequence[tuple[str, str, str]], *more: str) -> str:
+    """The PTX for compute_90 with edits, and cut down to one type."""
+    csrc = edited(folder, edits)
+    call = f"measure_task<{only}>(r, task, chunks, parts + r.first_part)"
+    without_switch(csrc / "cuda/moments.cuh", "r.read.dtype", call)
+    return ptx(folder, 90, "moments.cuh", csrc, *more)

@@ -1,0 +1,243 @@
+"""A PTX text, decoded into basic blocks of instructions that ptxrun.py runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from ptx_operations import TYPES, Fault, both, extended, halves, operation, typed, unsigned, words
+from ptx_threads import Threads, shuffled
+
+PARAMETERS = 0x6FFF_1234_5678_0000  # where a kernel's parameters lie
+
+
+class Instruction(NamedTuple):
+    line: int
+    text: str
+    outs: list[str | None]  # registers
+    ins: list[Any]  # registers, special registers, or words
+    run: Callable[..., Any]
+
+    def fault(self, error: Exception | str) -> Fault:
+        return Fault(f"line {self.line}, {self.text!r}: {error}")
+
+
+class Block(NamedTuple):
+    """Instructions that run from the first to the last, and where to go then."""
+
+    code: list[Instruction]
+    end: str  # "next", "bra", "bar" or "ret"
+    guard: Any = None  # of a branch: the predicate, and whether it is negated
+    target: str = ""
+
+    def unwritten(self) -> set[str]:
+        """Registers that it reads and did not write before."""
+        read: set[str] = set()
+        written: set[str | None] = set()
+        for one in self.code:
+            read |= {r for r in one.ins if isinstance(r, str) and r not in written}
+            written |= set(one.outs)
+        if self.guard and self.guard[0] not in written:
+            read.add(self.guard[0])
+        return read
+
+
+STATEMENT = re.compile(r"\s*(?:(\{)|(\})|([$\w]+)\s*:(?!:)|([^;{]*(?:\{[^}]*\}[^;{]*)*);)")
+OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
+MOVES = re.compile(r"(ld|st)(\.param|\.global|\.shared)?(?:\.v([24]))?\.([busf]\d+)$")
+
+
+class Program:
+    """One entry of a PTX text, decoded."""
+
+    def __init__(self, text: str, entry: str) -> None:
+        text = re.sub(r"//[^\n]*", "", text)
+        text = re.sub(r"(?m)^\s*\.loc\b.*$", "", text)
+        head = re.search(rf"\.entry\s+(\w*{entry}\w*)\s*\(([^)]*)\)([^{{]*)\{{", text)
+        if head is None:
+            raise Fault(f"there is no entry {entry}")
+        most = re.search(r"\.(?:max|req)ntid\s+(\d+)", head[3])
+        self.most_threads = int(most[1]) if most else 1024
+        self.symbols: dict[str, Any] = {}
+        self.parameters: list[tuple[int, str, int]] = []  # where, type, size
+        others = re.split(r"\.entry\b", text[head.end() :])[0], re.split(r"\.entry\b", text)[0]
+        self._lay_out(head[2], "".join(others))
+        self.registers: dict[str, Any] = {}
+        self.scopes: list[dict[str, str]] = [{}]
+        self.blocks: list[Block] = []
+        self.labels: dict[str, int] = {}
+        self._code: list[Instruction] = []
+        self._read(text, head.end())
+        kept = set().union(*(block.unwritten() for block in self.blocks))
+        # Of each block, what lives on behind it.
+        self.kept = [
+            sorted({r for one in block.code for r in one.outs if r in kept})
+            for block in self.blocks
+        ]
+
+    def _lay_out(self, parameters: str, text: str) -> None:
+        """Addresses of the parameters and of what is declared in shared memory."""
+        end = 0
+        declared = r"\.param(?:\s+\.align\s+(\d+))?\s+\.(\w+)[^,]*?(\w+)(?:\[(\d+)\])?\s*(?:,|$)"
+        for align, kind, name, count in re.findall(declared, parameters):
+            item = TYPES[kind].itemsize
+            size = item * int(count or 1)
+            end += -end % int(align or item)
+            self.symbols[name] = np.uint64(PARAMETERS + end)
+            self.parameters.append((end, kind, size))
+            end += size
+        self.parameter_bytes, self.shared = end, 0
+        declared = r"\.shared\s+\.align\s+(\d+)\s+\.b8\s+(\w+)\[(\d*)\]"
+        for align, name, count in re.findall(declared, text):
+            self.shared += -self.shared % int(align)
+            self.symbols[name] = np.uint64(self.shared)
+            self.shared += int(count or 0)  # without a size: what the launch says, at the end
+
+    def _read(self, text: str, at: int) -> None:
+        line, counted = 1, 0
+        while self.scopes:
+            found = STATEMENT.match(text, at)
+            if not found:
+                raise Fault(f"not understood: {text[at : at + 80]!r}")
+            opened, closed, label, statement = found.groups()
+            if opened:
+                self.scopes.append({})
+            elif closed:
+                self.scopes.pop()
+            elif label:
+                self._end("next")
+                self.labels[label] = len(self.blocks)
+            else:
+                start = found.start(4)
+                line, counted = line + text.count("\n", counted, start), start
+                self._statement(line, " ".join(statement.split()))
+            at = found.end()
+        self._end("ret")
+
+    def _end(self, end: str, guard: Any = None, target: str = "") -> None:
+        self.blocks.append(Block(self._code, end, guard, target))
+        self._code = []
+
+    def _statement(self, line: int, text: str) -> None:
+        if text.startswith(".reg"):
+            self._declare(text)
+            return
+        if text.startswith((".pragma", ".shared")):
+            return
+        guard, _, rest = text.partition(" ") if text[0] == "@" else ("", "", text)
+        opcode, _, operands = rest.partition(" ")
+        condition = None
+        if guard:
+            negated = guard[1] == "!"
+            condition = (self._register(guard[1 + negated :]), negated)
+        try:
+            if opcode in ("bra", "bra.uni"):
+                self._end("bra", condition, operands)
+                return
+            if condition:  # around it, as if it were written so
+                after = f"{line}:{len(self.blocks)}"
+                self._end("bra", (condition[0], not condition[1]), after)
+            if opcode == "ret" or (opcode, operands) == ("bar.sync", "0"):
+                self._end(opcode[:3])
+            else:
+                self._code.append(self._decode(line, text, opcode, OPERAND.findall(operands)))
+            if condition:
+                self._end("next")
+                self.labels[after] = len(self.blocks)
+        except (Fault, KeyError, ValueError) as error:
+            raise Fault(f"line {line}, {text!r}: {error}") from error
+
+    def _declare(self, text: str) -> None:
+        kind, names = re.match(r"\.reg\s+\.(\w+)\s+(.*)", text).groups()  # type: ignore[union-attr]
+        for name in re.split(r"[,\s]+", names):
+            name = re.sub(r"<\d+>$", "#", name)  # %r<9>: %r0 to %r8
+            self.scopes[-1][name] = unique = f"{name}@{len(self.registers)}"
+            self.registers[unique] = unsigned(TYPES[kind])
+
+    def _register(self, name: str) -> str:
+        for scope in reversed(self.scopes):
+            for declared in (name, re.sub(r"\d+$", "#", name)):
+                if declared in scope:
+                    unique = scope[declared].replace("#", name[len(declared) - 1 :])
+                    self.registers[unique] = self.registers[scope[declared]]
+                    return unique
+        raise Fault(f"no register {name}")
+
+    def _value(self, text: str, dtype: Any) -> Any:
+        if text in ("%tid.x", "%ctaid.x", "%ntid.x", "%nctaid.x"):
+            return text
+        if text in self.symbols:
+            return self.symbols[text].astype(unsigned(dtype))
+        if found := re.match(r"0[fd]([0-9a-fA-F]+)$", text):
+            return unsigned(dtype).type(int(found[1], 16))
+        if re.match(r"-?(\d|0x)", text):
+            return np.array(int(text, 0) & (1 << 8 * dtype.itemsize) - 1, unsigned(dtype))[()]
+        return self._register(text)
+
+    def _values(self, text: str, dtype: Any) -> list[Any]:
+        names = text.strip("{}").split(",")
+        return [self._value(n.strip(), dtype) if n.strip() != "_" else None for n in names]
+
+    def _decode(self, line: int, text: str, opcode: str, operands: list[str]) -> Instruction:
+        if move := MOVES.match(opcode):
+            return self._move(line, text, opcode, operands, *move.groups())
+        if opcode == "shfl.sync.bfly.b32":
+            return self._shuffle(line, text, operands)
+        if opcode.startswith("mov.b") and "{" in "".join(operands):
+            to, of = operands
+            whole = TYPES[opcode[4:]]
+            half = np.dtype(f"u{whole.itemsize // 2}")
+            ins = self._values(of, half if of[0] == "{" else whole)
+            split = both if of[0] == "{" else halves
+            return Instruction(line, text, self._values(to, whole), ins, split)
+        found = operation(opcode)
+        if found is None:
+            raise Fault("unknown instruction")
+        function, types = found
+        source = TYPES[opcode.rpartition(".")[2]]
+        types = [t or source for t in types]
+        types += types[-1:] * (len(operands) - 1 - len(types))
+        ins = [self._value(o, t) for o, t in zip(operands[1:], types)]
+        out = self._register(operands[0])
+        register = self.registers[out]
+
+        def run(*arguments: Any) -> Any:
+            result = function(*map(typed, arguments, types))
+            return extended(words(result), result.dtype, register)
+
+        return Instruction(line, text, [out], ins, run)
+
+    def _shuffle(self, line: int, text: str, operands: list[str]) -> Instruction:
+        outs: list[str | None] = [self._register(name) for name in operands[0].split("|")]
+        ins = [self._value(o, TYPES["b32"]) for o in operands[1:]]
+        one = shuffled if len(outs) == 2 else lambda *of: shuffled(*of)[0]
+        return Instruction(line, text, outs, ["threads", *ins], one)
+
+    def _move(
+        self, line: int, text: str, opcode: str, operands: list[str], *parts: str
+    ) -> Instruction:
+        what, space, _, kind = parts
+        dtype = TYPES[kind]
+        address, data = operands[::-1] if what == "ld" else operands
+        base, _, offset = address.strip("[]").replace(" ", "").partition("+")
+        start, more = self._value(base, np.dtype("u8")), np.uint64(int(offset or 0) % 2**64)
+        values = self._values(data, dtype)
+        if space == ".param":
+            space = ".global"
+
+        def load(threads: Threads, base: Any) -> Any:
+            memory = threads.memory[space or ".global"]
+            got = memory.load(threads, base.astype(np.uint64) + more, unsigned(dtype), len(values))
+            got = [extended(v, dtype, self.registers[r]) for v, r in zip(got, values)]
+            return tuple(got) if len(got) > 1 else got[0]
+
+        def store(threads: Threads, base: Any, *values: Any) -> Any:
+            memory = threads.memory[space or ".global"]
+            stored = [typed(v, unsigned(dtype)) for v in values]
+            memory.store(threads, base.astype(np.uint64) + more, stored)
+
+        if what == "ld":
+            return Instruction(line, text, values, ["threads", start], load)
+        return Instruction(line, text, [], ["threads", start, *values], store)
