@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fastinit import keys, parameters
 from fastinit.contents import Call, Contents, Made, Snapshot, View
 from fastinit.recorded_functions import functions_recorded
-from fastinit.recorder import META, Memory, Recorder, line, memories
+from fastinit.recorder import META, DeferredError, Memory, Recorder, line, memories
 
 _active = False
 
@@ -61,12 +63,46 @@ def deferred(seed: int = 0) -> Iterator[None]:
     _active = True
     nn.Module.register_parameter = register_parameter  # type: ignore[method-assign]
     try:
-        with functions_recorded(recorder), recorder:
+        with functions_recorded(recorder), _Access(seed), recorder:
             yield
     finally:
         nn.Module.register_parameter = original  # type: ignore[method-assign]
         _active = False
         memories.tidy()
+
+
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+
+
+class _Access(TorchFunctionMode):
+    """What goes past the dispatcher to a parameter: ``parameter.data = x``, ``tolist()`` and so on."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        tensor = args[0] if args else None
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            if func == _SET_DATA and not args[1].is_meta:
+                return self._set_data(tensor, args[1])
+            if func in (Tensor.tolist, Tensor.numpy, Tensor.data_ptr) and memories.get(tensor):
+                raise DeferredError(
+                    f"{func.__name__}() at {line()} reads the values of a parameter, which has none yet"
+                )
+        return func(*args, **(kwargs or {}))
+
+    def _set_data(self, tensor: Tensor, value: Tensor) -> None:
+        with _disable_current_modes():
+            contents = _registered(value, memories.get(value))
+            tensor.data = torch.empty_like(value, device=META)
+            memories.set(tensor, Memory(contents, self.seed))
 
 
 def _to_meta(param: nn.Parameter, seed: int) -> None:
@@ -92,7 +128,7 @@ def _to_meta(param: nn.Parameter, seed: int) -> None:
     memories.set(param, recorded)
 
 
-def _registered(param: nn.Parameter, memory: Memory | None) -> Contents:
+def _registered(param: Tensor, memory: Memory | None) -> Contents:
     """What a parameter holds, as contents of memory of its own."""
     numel = param.untyped_storage().nbytes() // param.element_size()
     dense = numel == param.numel() and param.storage_offset() == 0

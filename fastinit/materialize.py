@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -17,9 +16,15 @@ from fastinit.parameters import distinct_parameters
 from fastinit.plan import Plan, listing
 from fastinit.recorder import META, Memory, memories
 from fastinit.regions import Region
+from fastinit.shard import is_dtensor
 from fastinit.writing import Entry, Progress, check_entries, write_entries
 
 M = TypeVar("M", bound=nn.Module)
+
+_SHARDED_LATER = (
+    "; sharding makes other parameters, of which nothing is recorded: take plan = recorded_plan(model) "
+    "before fully_shard, parallelize_module or distribute_module, then plan.apply_(model, device=...)"
+)
 
 
 def recorded_plan(model: nn.Module) -> Plan:
@@ -57,6 +62,7 @@ def materialize_(
         ValueError: as :func:`recorded_plan`; the model is then as it was.
         NotImplementedError, RuntimeError: a parameter that cannot be written.
     """
+    parameters.check_place(device, dtype)
     record = _Record(model)
     plan = record.plan()
     real = {
@@ -70,16 +76,34 @@ def materialize_(
     ]
     check_entries(entries)
     write_entries(entries, plan.seed, progress)
-    buffers = {
-        id(buffer): _real_buffer(computed, buffer, _place(memory, device), plan.seed)
-        for buffer, memory, computed in record.computed_buffers()
-    }
+    made = []
+    for _, module, key, tensor, memory in record.computed:
+        value = torch.empty_like(tensor, device=_place(memory, device))
+        Computed(memory.contents, View.of(tensor), record.names).write_(value, plan.seed)
+        made.append((module, key, value))
     parameters.adopt_(model, real)
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and id(buffer) in buffers:
-                module._buffers[name] = buffers[id(buffer)]
+    for module, key, value in made:
+        owner = module._buffers if key in module._buffers else vars(module)
+        owner[key] = value
     return model
+
+
+def recorded_buffers(model: nn.Module) -> dict[str, Computed]:
+    """What was recorded of the buffers that are on meta: those made from parameters.
+
+    Raises:
+        ValueError: as :func:`recorded_plan`.
+    """
+    record = _Record(model)
+    computed = {
+        id(tensor): Computed(memory.contents, View.of(tensor), record.names)
+        for _, _, _, tensor, memory in record.computed
+    }
+    return {
+        name: computed[id(buffer)]
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+        if id(buffer) in computed
+    }
 
 
 def _real(
@@ -113,19 +137,14 @@ def _is_given(fill: Fill | Computed, real: nn.Parameter) -> bool:
     return data is not None and data.data_ptr() == real.data_ptr()
 
 
-def _real_buffer(computed: Computed, buffer: Tensor, device: torch.device, seed: int) -> Tensor:
-    out = torch.empty_like(buffer, device=device)
-    computed.write_(out, seed)
-    return out
-
-
 class _Record:
     """What was recorded of one model, with the names of its streams."""
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters: list[tuple[str, nn.Parameter, Memory]] = []
         self.aliases: dict[str, str] = {}
-        self.buffers: list[tuple[str, Tensor, Memory]] = []
+        # Buffers and plain attributes that were computed from parameters.
+        self.computed: list[tuple[str, nn.Module, str, Tensor, Memory]] = []
         strange = []
         for names, _, parameter in distinct_parameters(model):
             if isinstance(parameter, UninitializedParameter):
@@ -136,27 +155,25 @@ class _Record:
                 self.aliases.update(dict.fromkeys(names[1:], names[0]))
             elif parameter.is_meta:
                 strange.append(names[0])
-        for name, buffer in model.named_buffers():
-            if buffer.is_meta:
-                memory = memories.get(buffer)
+        for prefix, module in model.named_modules():
+            for key, tensor in (*module._buffers.items(), *vars(module).items()):
+                if not isinstance(tensor, Tensor) or not tensor.is_meta:
+                    continue
+                name = f"{prefix}.{key}" if prefix else key
+                memory = memories.get(tensor)
                 if memory is None:
                     strange.append(name)
                 else:
-                    self.buffers.append((name, buffer, memory))
+                    self.computed.append((name, module, key, tensor, memory))
         if strange:
-            raise ValueError(f"not recorded by fastinit.deferred(): {listing('tensor', strange)}")
-        lost = [
-            f"{prefix}.{key}" if prefix else key
-            for prefix, module in model.named_modules()
-            for key, value in vars(module).items()
-            if isinstance(value, Tensor) and value.is_meta
-        ]
-        if lost:
+            sharded = any(is_dtensor(parameter) for parameter in model.parameters())
             raise ValueError(
-                f"computed from parameters, but neither parameters nor buffers: "
-                f"{listing('attribute', lost)}"
+                f"not recorded by fastinit.deferred(): {listing('tensor', strange)}"
+                + (_SHARDED_LATER if sharded else "")
             )
-        seeds = {memory.seed for _, _, memory in (*self.parameters, *self.buffers)}
+        self.memories = [(name, memory) for name, _, memory in self.parameters]
+        self.memories += [(name, memory) for name, _, _, _, memory in self.computed]
+        seeds = {memory.seed for _, memory in self.memories}
         if len(seeds) > 1:
             raise ValueError(f"the model's parts were recorded with seeds {sorted(seeds)}")
         self.seed = seeds.pop() if seeds else 0
@@ -165,13 +182,12 @@ class _Record:
     def _name_origins(self) -> dict[Origin, str]:
         """The stream of each origin: of a parameter's own numbers its name, of others another."""
         names: dict[Origin, str] = {}
-        all_memory = [*self.parameters, *self.buffers]
-        for name, _, memory in all_memory:
-            names[memory.origin] = name
+        for name, memory in self.memories:
+            names.setdefault(memory.origin, name)
         used = {
-            name for name, _, memory in all_memory if memory.origin in memory.contents.origins()
+            name for name, memory in self.memories if memory.origin in memory.contents.origins()
         }
-        for name, _, memory in all_memory:
+        for name, memory in self.memories:
             count = 0
             for origin in memory.contents.origins():
                 if origin not in names:
@@ -234,10 +250,6 @@ class _Record:
         return Fill(
             base.distribution, base.parameters, base.scale, (*base.parts, *added), base.stream
         )
-
-    def computed_buffers(self) -> Iterator[tuple[Tensor, Memory, Computed]]:
-        for _, buffer, memory in self.buffers:
-            yield buffer, memory, Computed(memory.contents, View.of(buffer), self.names)
 
 
 def _covers(regions: list[Region], numel: int) -> bool:

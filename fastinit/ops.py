@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from fastinit import backends, keys, laws
+from fastinit import backends, keys, laws, shard
 from fastinit.backends import Write
 from fastinit.laws import Law
 
@@ -68,15 +68,18 @@ def fill_(
 
     Args:
         tensor: any shape and strides; float16, bfloat16, float32, float64, complex32, complex64 or
-            complex128. A meta tensor is left alone, and no seed is drawn for it.
+            complex128. A meta tensor is left alone, and no seed is drawn for it. Of a DTensor each rank
+            writes its shard, without communication.
         seed: in [0, 2^64); by default one draw from ``generator``.
         stream: the 64-bit stream id, 0 for an anonymous call.
         generator: where the seed is drawn; by default torch's CPU generator.
         window: which elements these are; by default 0, 1, 2, ... in row-major order.
 
     Raises:
-        ValueError: both a seed and a generator, a seed out of range, an uninitialised parameter.
-        NotImplementedError: an integer, bool, quantised, float8 or sparse tensor.
+        ValueError: both a seed and a generator, a seed out of range, an uninitialised parameter; random
+            numbers for a DTensor with neither a seed nor a generator, as ranks might differ in it.
+        NotImplementedError: an integer, bool, quantised, float8 or sparse tensor; a DTensor with a
+            window, or of which no rank knows the elements (``fastinit.shard.pieces``).
         RuntimeError: a tensor whose elements overlap, or an inference tensor outside inference mode.
     """
     # The short way, for a few elements as for billions: nothing here but what each call needs.
@@ -107,6 +110,8 @@ def fill_(
         _increment_version(tensor)
         return tensor
 
+    if not _traced() and shard.is_dtensor(tensor):
+        return _fill_shard(tensor, law, seed, stream, generator, window)
     check_writable(tensor)
     if seed is not None:
         if generator is not None:
@@ -114,8 +119,8 @@ def fill_(
         keys.check_seed(seed)
     if window is not None:
         _check_window(tensor, window)
-    if tensor.device.type == "meta" or tensor.numel() == 0:
-        return tensor
+    if tensor.numel() == 0 or (tensor.device.type == "meta" and not _dispatch_modes()):
+        return tensor  # a dispatch mode is shown what would be written on meta (fastinit.deferred)
     with torch.no_grad():
         torch.ops.fastinit.fill_(
             tensor,
@@ -139,20 +144,65 @@ def fill_many_(requests: Sequence[Request]) -> None:
         as :func:`fill_`, with the request's place in the list.
     """
     writes: dict[torch.device, list[Write]] = {}
+    sharded: list[Tensor] = []
     for i, request in enumerate(requests):
         tensor, law, seed, stream, window = request
-        check_writable(tensor, f"requests[{i}].tensor")
+        argument = f"requests[{i}].tensor"
         keys.check_seed(seed)
-        if window is not None:
-            _check_window(tensor, window)
-        if tensor.device.type != "meta" and tensor.numel():
-            writes.setdefault(tensor.device, []).extend(_writes(tensor, law, seed, stream, window))
+        if shard.is_dtensor(tensor):
+            here = list(_windows(tensor, window, argument))
+            sharded.append(tensor)
+        else:
+            here = [(tensor, window)]
+        for part, its_window in here:
+            check_writable(part, argument)
+            if its_window is not None:
+                _check_window(part, its_window)
+            if part.device.type != "meta" and part.numel():
+                some = writes.setdefault(part.device, [])
+                some.extend(_writes(part, law, seed, stream, its_window))
     chosen = {device: backends.choose(device) for device in writes}
     with torch.no_grad():
         for device, some in writes.items():
             chosen[device].fill_many(some)
             for write in some:
                 _increment_version(write.tensor)
+    for tensor in sharded:  # the local tensors have counters of their own
+        _increment_version(tensor)
+
+
+def _fill_shard(
+    tensor: Tensor,
+    law: Law,
+    seed: int | None,
+    stream: int,
+    generator: torch.Generator | None,
+    window: Window | None,
+) -> Tensor:
+    """:func:`fill_` of a DTensor."""
+    if seed is not None and generator is not None:
+        raise ValueError("seed and generator exclude each other, but got both")
+    if seed is None and law.kind != _CONSTANT and not tensor.is_meta:
+        if generator is None:
+            raise ValueError(
+                "a DTensor must be written with a seed, the same on every rank, as each writes its "
+                "shard by itself (or with a generator in the same state on every rank)"
+            )
+        seed = _draw_seed(generator)
+    fill_many_([Request(tensor, law, seed or 0, stream, window)])
+    return tensor
+
+
+def _windows(
+    tensor: Tensor, window: Window | None, argument: str
+) -> Iterator[tuple[Tensor, Window | None]]:
+    """This rank's shard of a DTensor, as views of memory and which elements they are."""
+    if window is not None:
+        raise NotImplementedError(f"{argument} is a DTensor, which has a window of its own already")
+    check_writable(shard.local(tensor), argument)  # also where this rank holds nothing
+    strides = shard.row_major(tensor.shape)
+    for piece in shard.pieces(tensor, argument):
+        yield piece.tensor, Window(strides, piece.offset(strides))
 
 
 def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
@@ -173,6 +223,10 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
         raise NotImplementedError(f"{argument} must be strided, but got layout {tensor.layout}")
     if _is_compiling():
         return  # what follows looks at the tensor's memory, which a traced tensor has none of
+    if shard.is_dtensor(tensor):
+        raise NotImplementedError(
+            f"{argument} is a DTensor, of which this rank holds a shard: Plan.apply_ can write it"
+        )
     if tensor.is_conj() or tensor.is_neg():
         raise NotImplementedError(
             f"{argument} is a lazily conjugated or negated view: fill the tensor it was taken from"
@@ -231,11 +285,7 @@ def _writes(
 ) -> Iterator[Write]:
     """What a request means: the default window filled in, complex as pairs of reals."""
     if window is None:
-        steps, step = [0] * tensor.dim(), 1
-        for dim in range(tensor.dim() - 1, -1, -1):
-            steps[dim] = step
-            step *= tensor.size(dim)
-        window = Window(tuple(steps))
+        window = Window(shard.row_major(tensor.shape))
     tensor = tensor.detach()
     if tensor.dtype not in laws.COMPLEX:
         yield Write(tensor, law, seed, stream, *window)

@@ -29,6 +29,9 @@ SMALL = 1 << 20
 """Elements: of smaller tensors that are read a copy is kept; larger ones must stay as they are."""
 
 
+_HINT = "do that after fastinit.materialize_(), or build the model without fastinit.deferred()"
+
+
 class DeferredError(RuntimeError):
     """A constructor that cannot be recorded, with the line that did what can't be."""
 
@@ -187,7 +190,7 @@ class Recorder(TorchDispatchMode):
         if any(isinstance(t, Tensor) and t.is_meta for t in flat):
             raise DeferredError(
                 f"{func} at {line()} reads a parameter that has no values yet, to write a tensor that "
-                f"is no parameter; build the model without fastinit.deferred()"
+                f"is no parameter: {_HINT}"
             )
         return func(*args, **kwargs)
 
@@ -229,8 +232,7 @@ class Recorder(TorchDispatchMode):
                 not str(r.type).startswith(("Tensor", "List[Tensor")) for r in func._schema.returns
             ):
                 raise DeferredError(
-                    f"{func} at {line()} reads the values of a parameter, which has none yet; build the "
-                    f"model without fastinit.deferred()"
+                    f"{func} at {line()} reads the values of a parameter, which has none yet: {_HINT}"
                 )
             meta = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
             out = func(*meta[0], **meta[1])
@@ -330,13 +332,16 @@ class Recorder(TorchDispatchMode):
         return Call(func, args, kwargs, line(), origin)
 
 
+_WRAPPERS = ("contextlib", "functools", "typing_extensions")
+
+
 def line() -> str:
     """Where in the user's code this is: the innermost file and line outside torch and fastinit."""
     frame = sys._getframe(1)
     inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
     while frame.f_back is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((*inside, "<")) and "contextlib" not in name:
+        if not name.startswith((*inside, "<")) and Path(name).stem not in _WRAPPERS:
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
