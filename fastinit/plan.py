@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from fastinit import text
 from fastinit.computed import Computed
@@ -31,10 +32,15 @@ from fastinit.plan_json import (
     unfold_layers,
     without_repeats,
 )
+from fastinit.shard import reshard_
 from fastinit.writing import Entry, Progress, check_entries, write_entries
 
-Rule = Callable[[str, nn.Module, nn.Parameter], Fill | None]
-"""(full name, module that owns the parameter, parameter) to its Fill; None if the rule has none."""
+Rule = Callable[[str, nn.Module, torch.Size, Any], Fill | None]
+"""(full name, module that owns the parameter, shape, configuration) to its Fill; None if it has none.
+
+A rule may have a method ``check(names)``, which is given the names of all parameters and raises a
+ValueError for a model that the rule is not made for.
+"""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -84,20 +90,31 @@ class Plan(Mapping[str, Fill | Computed]):
                 )
 
     @classmethod
-    def from_model(cls, model: nn.Module, rule: Rule, seed: int = 0) -> Plan:
+    def from_model(cls, model: nn.Module, rule: Rule, seed: int = 0, config: Any = None) -> Plan:
         """The plan that ``rule`` makes for every parameter of ``model``, which may be on meta.
 
         A tied parameter is planned once, under the first of its names; the others are aliases.
 
+        Args:
+            model: its parameters have shapes.
+            rule: one of :mod:`fastinit.recipes`, or one's own.
+            seed: in [0, 2^64).
+            config: given to the rule; by default ``model.config``, where there is one.
+
         Raises:
-            ValueError: the rule has no Fill for some parameters (all are listed).
+            ValueError: the rule has no Fill for some parameters (all are listed), or is not made for
+                this model (a pattern of names that fits none).
             TypeError: the rule gives something else than a Fill or None.
         """
+        if config is None:
+            config = getattr(model, "config", None)
         fills: dict[str, Fill | Computed] = {}
         aliases: dict[str, str] = {}
         uncovered = []
+        if (check := getattr(rule, "check", None)) is not None:
+            check([names[0] for names, _, _ in distinct_parameters(model)])
         for names, module, parameter in distinct_parameters(model):
-            fill = rule(names[0], module, parameter)
+            fill = rule(names[0], module, parameter.shape, config)
             if fill is None:
                 uncovered.append(f"{names[0]} ({type(module).__name__})")
             else:
@@ -161,6 +178,13 @@ class Plan(Mapping[str, Fill | Computed]):
         each tied one once, with the stream of the name under which the plan has it; shapes and dtypes
         are the model's. Nothing is written unless everything can be.
 
+        Of parameters that are DTensors (FSDP2's ``fully_shard``, tensor parallelism) each rank writes
+        its shard, with the values that the whole parameter has there, and nothing is communicated; on
+        meta they get memory for the shard only. What no element has by itself (distributions of whole
+        tensors, values that a constructor computed) takes the memory of one whole parameter at a time.
+        After ``fully_shard`` of a model that :func:`fastinit.deferred` recorded, prefer ``device`` to
+        ``model.to_empty``, which empties buffers too.
+
         Args:
             model: its parameters are exactly those of the plan, by name.
             device: where parameters on meta get memory; those that have some stay where they are.
@@ -175,6 +199,7 @@ class Plan(Mapping[str, Fill | Computed]):
             NotImplementedError, RuntimeError: a parameter that cannot be written
                 (``fastinit.ops.check_writable``).
         """
+        reshard_(model)
         planned = self._planned(model)
         real = self._memory(model, [name for name, p in planned if p.is_meta], device)
         entries = [Entry(name, real.get(id(p), p), self._fills[name]) for name, p in planned]
@@ -264,7 +289,8 @@ class Plan(Mapping[str, Fill | Computed]):
         sizes: dict[str, int] = {}
         if model is not None:
             for names, _, parameter in distinct_parameters(model):
-                sizes.update(dict.fromkeys(names, parameter.numel()))
+                if not isinstance(parameter, UninitializedParameter):
+                    sizes.update(dict.fromkeys(names, parameter.numel()))
             if lacking := [name for name in self if name not in sizes]:
                 raise ValueError(f"the model has no {listing('parameter', lacking)}")
         members: dict[tuple[str, str], list[str]] = {}

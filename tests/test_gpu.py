@@ -205,7 +205,7 @@ def test_a_model_on_several_devices_is_that_of_one() -> None:
     def model() -> nn.Sequential:
         return nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
 
-    def rule(name: str, module: nn.Module, parameter: nn.Parameter) -> Fill:
+    def rule(name: str, module: nn.Module, shape: torch.Size, config: object) -> Fill:
         return Fill.normal(std=0.02)
 
     plan = Plan.from_model(model(), rule, seed=5)

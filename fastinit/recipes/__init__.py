@@ -1,0 +1,94 @@
+"""Recipes: named rules from (name, module, shape, config) to a Fill, each with its source.
+
+A rule returns None for what it does not know, and ``Plan.from_model`` lists that as an error, as it
+does a pattern of names that matches nothing: a recipe is applied in full or not at all. One's own rule
+is any function of that form, or made of others by :func:`by_name` and :func:`first_of`.
+
+A rule has to be told some things, which it takes from ``config``, an object with attributes or a
+mapping (by default the model's own). What else there is to say are arguments of a function that makes
+the rule: :func:`deepnorm`, :func:`t_fixup`, :func:`fixup`, :func:`rezero`, :func:`skipinit`,
+:func:`orthogonal`, :func:`delta_orthogonal` and :func:`mup`, which needs the base model. :data:`NAMES`
+has all rules but muP's.
+"""
+
+from fastinit.plan import Rule
+from fastinit.recipes.mup import base_shapes, mup, mup_learning_rates
+from fastinit.recipes.orthogonal import delta_orthogonal, orthogonal
+from fastinit.recipes.residual import (
+    deepnorm,
+    deepnorm_constants,
+    fixup,
+    rezero,
+    skipinit,
+    t_fixup,
+)
+from fastinit.recipes.rules import by_name, first_of
+from fastinit.recipes.torch_default import torch_default, torch_transformer
+from fastinit.recipes.transformers import (
+    bert,
+    gemma,
+    gpt2,
+    llama,
+    neox,
+    t5,
+    transformers_default,
+    transformers_family,
+    transformers_vit,
+)
+from fastinit.recipes.vision import vit, vit_jax, vit_moco
+
+NAMES: dict[str, Rule] = {
+    "torch_default": torch_default,
+    "torch_transformer": torch_transformer,
+    "transformers_default": transformers_default,
+    "bert": bert,
+    "gemma": gemma,
+    "gpt2": gpt2,
+    "llama": llama,
+    "neox": neox,
+    "t5": t5,
+    "transformers_vit": transformers_vit,
+    "vit": vit,
+    "vit_jax": vit_jax,
+    "vit_moco": vit_moco,
+    "deepnorm": deepnorm(),
+    "delta_orthogonal": delta_orthogonal(),
+    "fixup": fixup(),
+    "orthogonal": orthogonal(),
+    "rezero": rezero(),
+    "skipinit": skipinit(),
+    "t_fixup": t_fixup(),
+}
+"""The rules by name, those that are made with the arguments that they have by default."""
+
+__all__ = [
+    "NAMES",
+    "Rule",
+    "base_shapes",
+    "bert",
+    "by_name",
+    "deepnorm",
+    "deepnorm_constants",
+    "delta_orthogonal",
+    "first_of",
+    "fixup",
+    "gemma",
+    "gpt2",
+    "llama",
+    "mup",
+    "mup_learning_rates",
+    "neox",
+    "orthogonal",
+    "rezero",
+    "skipinit",
+    "t5",
+    "t_fixup",
+    "torch_default",
+    "torch_transformer",
+    "transformers_default",
+    "transformers_family",
+    "transformers_vit",
+    "vit",
+    "vit_jax",
+    "vit_moco",
+]

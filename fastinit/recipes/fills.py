@@ -1,0 +1,55 @@
+"""Fills that several recipes share: of a std, of norms, of embeddings with a padding row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fastinit.fill import Fill
+
+Law = Callable[[float], Fill]
+"""The Fill of mean 0 and a given std."""
+
+ZERO = Fill.constant(0.0)
+ONE = Fill.constant(1.0)
+
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+TRANSPOSED = CONVOLUTIONS[3:]
+NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.modules.batchnorm._NormBase,  # of BatchNorm and InstanceNorm
+)
+
+
+def within(bound: float) -> Fill:
+    """Uniform on [-bound, bound)."""
+    return Fill.uniform(-bound, bound)
+
+
+def uniform(std: float) -> Fill:
+    """Uniform of this std."""
+    return within(math.sqrt(3.0) * std)
+
+
+def normal(std: float) -> Fill:
+    """Normal of this std."""
+    return Fill.normal(0.0, std)
+
+
+def embedding(module: nn.Embedding | nn.EmbeddingBag, shape: torch.Size, fill: Fill) -> Fill:
+    """The fill, but 0 in the padding row, which gets no gradient and stays so."""
+    if module.padding_idx is None:
+        return fill
+    return fill.with_part(torch.empty(shape, device="meta")[module.padding_idx], ZERO)

@@ -1,0 +1,136 @@
+"""What recipes are made of: rules by pattern of names, one after the other, and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import update_wrapper
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastinit.fill import Fill
+from fastinit.plan import Rule, listing
+
+Patterns = str | tuple[str, ...]
+"""Shell-style wildcards on a full name, of which one has to match; ``*`` matches dots too."""
+
+
+class Checked:
+    """A rule that refuses models that it is not made for.
+
+    Args:
+        rule: what it is otherwise.
+        check: given the names of all parameters, raises ValueError.
+    """
+
+    def __init__(self, rule: Rule, check: Callable[[Sequence[str]], None]) -> None:
+        self.rule, self.check = rule, check
+        update_wrapper(self, rule)
+
+    def __call__(self, name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+        return self.rule(name, module, shape, config)
+
+
+def by_name(fills: Mapping[Patterns, Fill | Rule]) -> Checked:
+    """The rule that gives a parameter what the first matching pattern stands for.
+
+    Args:
+        fills: pattern, or several in a tuple, to a Fill or to a rule that makes it.
+
+    ``Plan.from_model`` raises a ValueError for patterns that get no parameter, be it that none matches
+    or that earlier patterns match them all, and as for every rule for parameters that get no Fill. A
+    tied parameter has the first of its names.
+
+    >>> rule = by_name({"*bias": Fill.constant(0.0), "*.weight": Fill.normal(std=0.02)})
+    >>> print(rule("fc.bias", nn.Linear(2, 2), torch.Size([2]), None))
+    constant 0
+    """
+    entries = [(_tuple(patterns), made) for patterns, made in fills.items()]
+
+    def rule(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+        for patterns, made in entries:
+            if matches(name, patterns):
+                return made if isinstance(made, Fill) else made(name, module, shape, config)
+        return None
+
+    def check(names: Sequence[str]) -> None:
+        left = list(names)
+        idle = []
+        for patterns, made in entries:
+            own = [name for name in left if matches(name, patterns)]
+            left = [name for name in left if not matches(name, patterns)]
+            if not own:
+                taken = any(matches(name, patterns) for name in names)
+                idle.append(f"{' or '.join(patterns)}{' (after earlier patterns)' * taken}")
+            else:
+                check_rule(made, own)
+        if idle:
+            raise ValueError(f"no parameter matches {listing('pattern', idle)}")
+
+    return Checked(rule, check)
+
+
+def first_of(*rules: Rule) -> Checked:
+    """The rule that gives what the first of several rules has for a parameter."""
+
+    def rule(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+        for each in rules:
+            if (fill := each(name, module, shape, config)) is not None:
+                return fill
+        return None
+
+    def check(names: Sequence[str]) -> None:
+        for each in rules:
+            check_rule(each, names)
+
+    return Checked(rule, check)
+
+
+def needs(*patterns: str) -> Callable[[Rule], Checked]:
+    """Decorates a rule that would do nothing of its own to a model where none of the patterns match."""
+
+    def check(names: Sequence[str]) -> None:
+        if not any(matches(name, patterns) for name in names):
+            raise ValueError(f"no parameter matches {' or '.join(patterns)}")
+
+    return lambda rule: Checked(rule, check)
+
+
+def check_rule(rule: Fill | Rule, names: Sequence[str]) -> None:
+    """Raises ValueError if the rule is not made for a model with parameters of these names."""
+    if (check := getattr(rule, "check", None)) is not None:
+        check(names)
+
+
+def matches(name: str, patterns: Patterns) -> bool:
+    """Whether one of the patterns matches the name."""
+    return any(fnmatchcase(name, pattern) for pattern in _tuple(patterns))
+
+
+def setting(config: Any, *names: str, default: Any = None) -> Any:
+    """The first of some attributes of a configuration, or items of a mapping, that is not None.
+
+    Raises:
+        ValueError: there is none, and no default.
+    """
+    for name in names:
+        is_mapping = isinstance(config, Mapping)
+        value = config.get(name) if is_mapping else getattr(config, name, None)
+        if value is not None:
+            return value
+    if default is None:
+        raise ValueError(
+            f"the recipe needs a config with {' or '.join(names)}, but got {type(config).__name__}"
+        )
+    return default
+
+
+def own_name(name: str) -> str:
+    """The last part of a parameter's name: what its module calls it."""
+    return name.rpartition(".")[2]
+
+
+def _tuple(patterns: Patterns) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else patterns

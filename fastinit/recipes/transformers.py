@@ -1,0 +1,262 @@
+"""What transformers gives its models, and the schemes of GPT-2 and GPT-NeoX for others too.
+
+Nothing here imports transformers: modules are known by torch's classes and by the names of others.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastinit import fans
+from fastinit.fill import Fill
+from fastinit.plan import Rule
+from fastinit.recipes.fills import (
+    CONVOLUTIONS,
+    ONE,
+    ZERO,
+    embedding,
+    normal,
+    uniform,
+)
+from fastinit.recipes.rules import needs, own_name, setting
+from fastinit.recipes.torch_default import torch_default
+
+
+def llama(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+    """Llama, and every model of transformers that leaves ``_init_weights`` as it is.
+
+    Weights of Linear, convolutions and Embedding: normal(0, ``initializer_range``), a padding row 0;
+    biases 0; norms weight 1, bias 0; LSTM: Xavier uniform; MultiheadAttention: torch's.
+
+    Source: transformers 5, ``PreTrainedModel._init_weights`` (modeling_utils.py).
+
+    Args:
+        config: ``initializer_range``, by default 0.02, also if it is 0; other names that transformers
+            looks for are ``init_std`` and ``initializer_factor``.
+    """
+    return _plain(name, module, shape, _std(config))
+
+
+def gemma(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+    """Gemma: as :func:`llama`, but norms 0, since they multiply by 1 + weight.
+
+    Source: transformers 5, ``GemmaPreTrainedModel._init_weights``; Gemma 2 and 3 are alike.
+
+    Args:
+        config: as of :func:`llama`.
+    """
+    if "RMSNorm" in type(module).__name__:
+        return ZERO
+    return _plain(name, module, shape, _std(config))
+
+
+@needs("*c_proj.weight")
+def gpt2(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+    """GPT-2: weights that end a residual branch, ``c_proj``, have a std less by sqrt(2 layers).
+
+    The others are normal(0, ``initializer_range``), biases 0, norms weight 1, bias 0. The paper says
+    1 / sqrt(N) for N residual layers; there are two in each block (Radford et al. 2019, section 2.3).
+
+    Source: transformers 5, ``GPT2PreTrainedModel._init_weights``; nanoGPT's model.py does the same.
+
+    Args:
+        config: ``n_layer`` (or ``num_hidden_layers``) and ``initializer_range``, by default 0.02.
+    """
+    std = setting(config, "initializer_range", default=0.02)
+    if name.endswith("c_proj.weight"):
+        return normal(std / math.sqrt(2 * setting(config, "n_layer", "num_hidden_layers")))
+    if type(module).__name__ == "Conv1D":  # transformers' Linear with the weight transposed
+        return ZERO if own_name(name) == "bias" else normal(std)
+    return _plain(name, module, shape, _std(config))
+
+
+@needs("*dense_4h_to_h.weight")
+def neox(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+    """GPT-NeoX-20B as it was trained: depth-scaled residuals ("wang_init"), else "small_init".
+
+    Weights that end a branch (``attention.dense``, ``mlp.dense_4h_to_h``): std 2 / (layers sqrt(d));
+    all others sqrt(2 / (5 d)), of Nguyen & Salazar 2019; biases 0, norms weight 1, bias 0.
+    transformers gives a new GPTNeoX model something else, its default: see
+    :func:`transformers_default`.
+
+    Source: Black et al. 2022, arXiv 2204.06745, section 2.1 (initialization); gpt-neox,
+    ``megatron/model/init_functions.py``.
+
+    Args:
+        config: ``num_hidden_layers`` (or ``num_layers``) and ``hidden_size``.
+    """
+    size = setting(config, "hidden_size")
+    if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
+        layers = setting(config, "num_hidden_layers", "num_layers")
+        return normal(2 / layers / math.sqrt(size))
+    return _plain(name, module, shape, math.sqrt(2 / (5 * size)))
+
+
+def bert(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+    """BERT: as :func:`llama`, and the bias of its prediction head 0.
+
+    Google's own code cuts the normals at two standard deviations (``create_initializer``).
+
+    Source: transformers 5, ``BertPreTrainedModel._init_weights``; RoBERTa's is alike.
+
+    Args:
+        config: as of :func:`llama`.
+    """
+    kind = type(module).__name__
+    if own_name(name) == "bias" and kind.endswith(("LMPredictionHead", "LMHead")):
+        return ZERO
+    return _plain(name, module, shape, _std(config))
+
+
+def t5(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+    """T5: normal with a std from each matrix's inputs, since its attention does not divide by sqrt(d).
+
+    q: (d_model d_kv)^-1/2; k, v, wi and the relative attention bias: d_model^-1/2; o: (heads d_kv)^-1/2;
+    wo: d_ff^-1/2; embeddings and an untied lm_head: 1; norms 1; all times ``initializer_factor``.
+
+    Source: transformers 5, ``T5PreTrainedModel._init_weights`` (after Mesh TensorFlow); mT5's is alike.
+
+    Args:
+        config: ``d_model``, ``d_kv``, ``d_ff``, ``num_heads`` and ``initializer_factor``, by default 1.
+    """
+    factor = setting(config, "initializer_factor", default=1.0)
+    if type(module).__name__.endswith("LayerNorm"):
+        return Fill.constant(factor)
+    if not isinstance(module, (nn.Linear, nn.Embedding)):
+        return None
+    if own_name(name) == "bias":
+        return ZERO
+    layer = name.split(".")[-2] if "." in name else ""
+    if layer in ("shared", "embed_tokens", "lm_head", "classifier"):
+        return normal(factor)
+    if layer == "q":
+        size = setting(config, "d_model") * setting(config, "d_kv")
+    elif layer == "o":
+        size = setting(config, "num_heads") * setting(config, "d_kv")
+    elif layer == "wo":
+        size = setting(config, "d_ff")
+    elif layer in _T5_FROM_MODEL:
+        size = setting(config, "d_model")
+    else:
+        return None
+    return normal(factor * size**-0.5)
+
+
+_T5_FROM_MODEL = frozenset(
+    {"k", "v", "wi", "wi_0", "wi_1", "relative_attention_bias", "qa_outputs", "dense", "out_proj"}
+)
+
+
+def transformers_vit(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+    """transformers' ViT: as :func:`llama`, class token and positions cut off at 2; the mask token 0.
+
+    (timm's is another: :func:`fastinit.recipes.vit`.)
+
+    Source: transformers 5, ``ViTPreTrainedModel._init_weights``.
+
+    Args:
+        config: ``initializer_range``.
+    """
+    own = own_name(name)
+    if own in ("position_embeddings", "cls_token"):
+        return Fill.truncated_normal(0.0, setting(config, "initializer_range"), -2.0, 2.0)
+    if own == "mask_token":
+        return ZERO
+    return _plain(name, module, shape, _std(config))
+
+
+_LIKE_LLAMA = (
+    "arcee",
+    "cohere",
+    "ernie4_5",
+    "exaone4",
+    "glm",
+    "glm4",
+    "gpt_neox",
+    "granite",
+    "helium",
+    "llama",
+    "ministral",
+    "mistral",
+    "olmo",
+    "olmo2",
+    "persimmon",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+)
+
+FAMILIES: dict[str, Rule] = {
+    **dict.fromkeys(_LIKE_LLAMA, llama),
+    "bert": bert,
+    "gemma": gemma,
+    "gemma2": gemma,
+    "gemma3_text": gemma,
+    "gpt2": gpt2,
+    "mt5": t5,
+    "roberta": bert,
+    "t5": t5,
+    "vit": transformers_vit,
+}
+"""The rule of each ``model_type`` of transformers that has one."""
+
+
+def transformers_default(
+    name: str, module: nn.Module, shape: torch.Size, config: Any
+) -> Fill | None:
+    """What transformers gives a new model: the rule of its ``config.model_type`` (:data:`FAMILIES`).
+
+    Raises:
+        ValueError: a family that has no rule.
+    """
+    return transformers_family(config)(name, module, shape, config)
+
+
+def transformers_family(config: Any) -> Rule:
+    """The rule of a configuration's ``model_type``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    family = setting(config, "model_type")
+    if family not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise ValueError(f"model_type {family!r} has no recipe yet; there is one for {known}")
+    return FAMILIES[family]
+
+
+_NORMS = (nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def _std(config: Any) -> float:
+    """The std of PreTrainedModel._init_weights, which reads a range of 0 as none."""
+    if hasattr(config, "initializer_range"):
+        return float(config.initializer_range or 0.02)
+    names = ("initializer_range", "init_std", "initializer_factor")
+    return float(setting(config, *names, default=0.02))
+
+
+def _plain(name: str, module: nn.Module, shape: torch.Size, std: float) -> Fill | None:
+    """PreTrainedModel._init_weights."""
+    own, kind = own_name(name), type(module).__name__
+    if isinstance(module, (nn.Linear, *CONVOLUTIONS)) and kind != "ConvTranspose3d":
+        return ZERO if own == "bias" else normal(std)
+    if isinstance(module, nn.LSTM):
+        return ZERO if "bias" in own else uniform(fans.xavier_std(fans.fans_of(shape)))
+    if isinstance(module, nn.Embedding):
+        return embedding(module, shape, normal(std))
+    if isinstance(module, nn.MultiheadAttention):
+        return torch_default(name, module, shape, None)
+    named = "LayerNorm" in kind or "RMSNorm" in kind
+    if named or isinstance(module, _NORMS):
+        return {"weight": ONE, "bias": ZERO}.get(own)
+    return None
