@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from fastinit import memory
+from fastinit import memory, shard
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,7 +36,7 @@ def allocate_(
     *,
     huge_pages: bool = True,
 ) -> M:
-    """Gives every meta parameter memory, unwritten, and returns the model.
+    """Gives every meta parameter memory, unwritten, and returns the model; of DTensors this rank's part.
 
     Parameters that are not on meta and all buffers are left alone; ties, strides and
     ``requires_grad`` are kept.
@@ -63,16 +63,21 @@ def allocated(
 ) -> dict[int, nn.Parameter]:
     """What :func:`allocate_` puts in place of each meta parameter, by the ``id`` of that."""
     device = torch.device(device)
-    if device.type == "meta":
-        raise ValueError(f"device must be one that holds values, but got {device}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point dtype, but got {dtype}")
+    check_place(device, dtype)
     real: dict[int, nn.Parameter] = {}
     for _, _, parameter in distinct_parameters(model):
         if parameter.is_meta and not isinstance(parameter, UninitializedParameter):
             wanted = dtype if dtype and parameter.is_floating_point() else parameter.dtype
             real[id(parameter)] = allocate(parameter, device, wanted, huge_pages=huge_pages)
     return real
+
+
+def check_place(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """Raises ValueError for a device or a dtype that parameters cannot be given."""
+    if device is not None and torch.device(device).type == "meta":
+        raise ValueError(f"device must be one that holds values, but got {device}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point dtype, but got {dtype}")
 
 
 def allocate(
@@ -85,7 +90,7 @@ def allocate(
     """Memory for one parameter, as :func:`allocate_` gives it."""
     real = like(parameter, device, dtype)
     if huge_pages:
-        memory.advise_huge_pages(real)
+        memory.advise_huge_pages(shard.local(real))
     return real
 
 

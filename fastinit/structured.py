@@ -90,6 +90,7 @@ def sparse_(
         raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(tensor)}")
     if not 0.0 <= sparsity <= 1.0:
         raise ValueError(f"sparsity must be in [0, 1], but got {sparsity}")
+    ops.check_writable(tensor)
     rows, columns = tensor.shape
     zeros = math.ceil(sparsity * rows)
     draw_(tensor, laws.normal(0.0, std), generator, seed, name)

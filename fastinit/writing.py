@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastinit import ops
+from fastinit import ops, shard
 from fastinit.computed import Computed
 from fastinit.fill import Fill
 from fastinit.keys import stream_id
+from fastinit.regions import Region
 from fastinit.structures import write_structure
 
 Progress = Callable[[int, int], None]
@@ -23,7 +24,10 @@ BATCH = 1 << 26
 
 
 class Entry(NamedTuple):
-    """A tensor to be written, and what it shall be. The name is that of its stream."""
+    """A tensor to be written, and what it shall be. The name is that of its stream.
+
+    Of a DTensor this rank's shard is written, with the values that the full tensor has there.
+    """
 
     name: str
     tensor: Tensor
@@ -35,10 +39,13 @@ def check_entries(entries: Sequence[Entry]) -> None:
 
     Raises:
         NotImplementedError, RuntimeError, ValueError: as ``fastinit.ops.check_writable``, and as the
-            function of a distribution of whole tensors; a part outside its parameter.
+            function of a distribution of whole tensors; a part outside its parameter; a DTensor of
+            which no rank knows the elements (``fastinit.shard.pieces``).
     """
     for name, tensor, fill in entries:
-        ops.check_writable(tensor, name)
+        ops.check_writable(shard.local(tensor), name)
+        if shard.is_dtensor(tensor):
+            shard.pieces(tensor, name)
         if isinstance(fill, Computed):
             if fill.view.sizes != tuple(tensor.shape):
                 raise ValueError(
@@ -47,7 +54,8 @@ def check_entries(entries: Sequence[Entry]) -> None:
             continue
         if not fill.has_law:
             try:
-                write_structure(torch.empty_like(tensor, device="meta"), fill, 0, name)
+                whole = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                write_structure(whole, fill, 0, name)
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 raise type(error)(f"{name}: {error}") from None
         for region, _ in fill.parts:
@@ -59,13 +67,14 @@ def write_entries(entries: Sequence[Entry], seed: int, progress: Progress | None
     """Writes all, those with a law in one launch or parallel region for each device.
 
     Args:
-        progress: called after each of several batches, in which they are then written.
+        progress: called after each of several batches, in which they are then written. Of DTensors it
+            is told of the elements of this rank.
     """
-    total = sum(entry.tensor.numel() for entry in entries)
+    total = sum(shard.local(entry.tensor).numel() for entry in entries)
     written = 0
     for batch in [list(entries)] if progress is None else _batches(entries):
         _write(batch, seed)
-        written += sum(entry.tensor.numel() for entry in batch)
+        written += sum(shard.local(entry.tensor).numel() for entry in batch)
         if progress is not None:
             progress(written, total)
 
@@ -75,10 +84,13 @@ def _write(entries: Sequence[Entry], seed: int) -> None:
     parts: list[list[ops.Request]] = []  # the first of each tensor, the second, ...: in this order
     copies: list[tuple[Tensor, Tensor]] = []
     for name, tensor, fill in entries:
+        if shard.is_dtensor(tensor) and not _is_by_blocks(fill, tensor):
+            _write_shard(name, tensor, fill, seed)
+            continue
         if isinstance(fill, Computed):
             fill.write_(tensor, seed)
             continue
-        if fill.parts and not tensor.is_contiguous():
+        if fill.parts and not shard.is_dtensor(tensor) and not tensor.is_contiguous():
             copies.append((tensor, torch.empty_like(tensor, memory_format=torch.contiguous_format)))
             tensor = copies[-1][1]
         stream = fill.stream or name
@@ -86,20 +98,49 @@ def _write(entries: Sequence[Entry], seed: int) -> None:
             plain.append(ops.Request(tensor, fill.law, seed, stream_id(stream)))
         else:
             write_structure(tensor, fill, seed, stream)
-        for place, part in enumerate(_parts(tensor.detach(), fill, seed, name)):
+        for place, (region, part) in enumerate(fill.parts):
             parts += [[]] if place == len(parts) else []
-            parts[place].append(part)
+            parts[place] += _part(tensor, region, part, seed, name)
     for requests in (plain, *parts):
         ops.fill_many_(requests)
     for tensor, copy in copies:
         tensor.detach().copy_(copy)
 
 
-def _parts(tensor: Tensor, fill: Fill, seed: int, name: str) -> Iterator[ops.Request]:
-    for region, part in fill.parts:
+def _part(
+    tensor: Tensor, region: Region, part: Fill, seed: int, name: str
+) -> Iterator[ops.Request]:
+    """A part of a tensor; of a DTensor what is in this rank's shard."""
+    stream = stream_id(part.stream or name)
+    block = shard.block_of(region, tensor.shape) if shard.is_dtensor(tensor) else None
+    if block is None:
         window = ops.Window(region.strides, region.offset)
-        stream = stream_id(part.stream or name)
-        yield ops.Request(region.view(tensor), part.law, seed, stream, window)
+        yield ops.Request(region.view(tensor.detach()), part.law, seed, stream, window)
+        return
+    strides = shard.row_major(tensor.shape)
+    for piece in shard.pieces(tensor, name):
+        if (common := piece.common(block)) is not None:
+            window = ops.Window(strides, common.offset(strides))
+            yield ops.Request(common.tensor, part.law, seed, stream, window)
+
+
+def _is_by_blocks(fill: Fill | Computed, tensor: Tensor) -> bool:
+    """Whether a shard can be written by itself: laws over the tensor, or over blocks of it."""
+    return (
+        isinstance(fill, Fill)
+        and fill.has_law
+        and all(shard.block_of(region, tensor.shape) is not None for region, _ in fill.parts)
+    )
+
+
+def _write_shard(name: str, tensor: Tensor, fill: Fill | Computed, seed: int) -> None:
+    """What needs the full tensor: that is made, written, and its elements of this rank copied."""
+    here = shard.local(tensor)
+    if not here.numel() or here.is_meta:
+        return
+    full = torch.empty(tensor.shape, dtype=tensor.dtype, device=here.device)
+    _write([Entry(name, full, fill)], seed)
+    shard.copy_(tensor, full)
 
 
 def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
@@ -107,7 +148,7 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     elements = 0
     for entry in entries:
         batch.append(entry)
-        elements += entry.tensor.numel()
+        elements += shard.local(entry.tensor).numel()
         if elements >= BATCH:
             yield batch
             batch, elements = [], 0
