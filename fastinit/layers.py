@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,19 +16,67 @@ _CONVOLUTIONS = {
     nn.ConvTranspose3d: 3,
 }
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_ATTEND = nn.MultiheadAttention.forward
+
 Which = type | tuple[type, ...] | Iterable[str] | Callable[[str, nn.Module], bool] | None
 """Which layers: types, names, a predicate of (name, module), or None for all known kinds."""
 
 
 class Layer(NamedTuple):
-    """A module with the weight that its output is proportional to, apart from the bias."""
+    """A module with the weight that its output is proportional to, apart from the bias.
+
+    MultiheadAttention is four of them: the projections of query, key and value, which run inside it and
+    whose weights may be rows of one parameter, and that of its output.
+    """
 
     name: str
     module: nn.Module
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight_in: nn.Parameter
+    """What ``weight`` is, or is rows of."""
+    bias_in: nn.Parameter | None
     affine: bool = True
     """Whether output - bias is proportional to weight; else only the module itself can tell."""
+    projection: int | None = None
+    """Which of query, key and value MultiheadAttention projects here; None: the module's own output."""
+
+    @property
+    def weight(self) -> Tensor:
+        """A view, without a gradient."""
+        return self._own(self.weight_in)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """A view, without a gradient."""
+        return None if self.bias_in is None else self._own(self.bias_in)
+
+    @property
+    def key(self) -> tuple[int, int | None]:
+        """Equal for layers whose weights are tied."""
+        if self.projection is None or self._rows(self.weight_in) is None:
+            return id(self.weight_in), None
+        return id(self.weight_in), self.projection
+
+    def has_bias_of(self, other: Layer) -> bool:
+        return self.bias_in is other.bias_in and self.projection == other.projection
+
+    def _own(self, parameter: nn.Parameter) -> Tensor:
+        rows = self._rows(parameter)
+        return parameter.detach() if rows is None else parameter.detach()[rows]
+
+    def _rows(self, parameter: nn.Parameter) -> slice | None:
+        """Those of a parameter that are this layer's; None for all."""
+        if self.projection is None or len(parameter) == self.module.embed_dim:
+            return None
+        size = len(parameter) // len(PROJECTIONS)
+        return slice(self.projection * size, (self.projection + 1) * size)
+
+    def projected(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """What MultiheadAttention computes inside, from its arguments; None if there is no argument."""
+        assert self.projection is not None
+        name = ("query", "key", "value")[self.projection]
+        x = args[self.projection] if self.projection < len(args) else kwargs.get(name)
+        return nn.functional.linear(x, self.weight, self.bias) if isinstance(x, Tensor) else None
 
     def channel_dim(self, output: Tensor) -> int:
         """The dimension of the output along which the bias lies."""
@@ -37,18 +85,20 @@ class Layer(NamedTuple):
 
     def bias_like(self, output: Tensor) -> Tensor | None:
         """The bias in a shape that adds to the output; None if there is none or it is all zeros."""
-        if self.bias is None or not bool(self.bias.detach().any()):
+        bias = self.bias
+        if bias is None or not bool(bias.any()):
             return None
         shape = [1] * output.dim()
         shape[self.channel_dim(output)] = -1
-        return self.bias.detach().view(shape)
+        return bias.view(shape)
 
 
 def find(model: nn.Module, which: Which = None) -> tuple[list[Layer], dict[str, str]]:
     """The layers of a model in the order of registration, and why others that were named are none.
 
     A module that is registered twice counts once. Known kinds are Linear, the convolutions, Embedding
-    and EmbeddingBag, Bilinear, MultiheadAttention's output projection, and transformers' Conv1D.
+    and EmbeddingBag, Bilinear, MultiheadAttention and transformers' Conv1D. MultiheadAttention is
+    ``<name>.q_proj``, ``.k_proj``, ``.v_proj`` and ``.out_proj``: its own name chooses all four.
 
     Raises:
         TypeError: ``which`` is none of what it may be.
@@ -56,25 +106,51 @@ def find(model: nn.Module, which: Which = None) -> tuple[list[Layer], dict[str, 
     """
     wanted = _wanted(model, which)
     layers, passed = [], {}
-    for name, module in model.named_modules():
-        if not wanted(name, module):
-            continue
-        owner, prefix = module, name
-        if isinstance(module, nn.MultiheadAttention):
-            owner, prefix = module.out_proj, f"{name}.out_proj"
-            passed[f"{name}.in_proj"] = (
-                "inside MultiheadAttention, whose inputs it is not applied to alone"
-            )
-        elif isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+    for prefix, module in model.named_modules():
+        if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
             continue  # MultiheadAttention's, which is not called as a module
-        weight = getattr(owner, "weight", None)
-        if not isinstance(weight, nn.Parameter):
-            passed[name] = "has no weight" if weight is None else "its weight is computed"
-            continue
-        bias = getattr(owner, "bias", None)
-        bias = bias if isinstance(bias, nn.Parameter) else None
-        layers.append(Layer(prefix, module, weight, bias, _known(module)))
+        for name, weight, bias, projection in _parts(prefix, module):
+            if not wanted(name, module):
+                continue
+            own = prefix if projection is None else name  # as long as its output can be seen
+            if not isinstance(weight, nn.Parameter):
+                passed[own] = "has no weight" if weight is None else "its weight is computed"
+            elif projection is not None and type(module).forward is not _ATTEND:
+                passed[own] = "inside a forward that is not MultiheadAttention's own"
+            else:
+                bias = bias if isinstance(bias, nn.Parameter) else None
+                layers.append(Layer(name, module, weight, bias, _known(module), projection))
     return layers, passed
+
+
+def projections(found: Iterable[Layer]) -> dict[nn.Module, list[Layer]]:
+    """The input projections among the layers, by their MultiheadAttention."""
+    by_module: dict[nn.Module, list[Layer]] = {}
+    for layer in found:
+        if layer.projection is not None:
+            by_module.setdefault(layer.module, []).append(layer)
+    return by_module
+
+
+def _parts(name: str, module: nn.Module) -> Iterator[tuple[str, Any, Any, int | None]]:
+    """The layers that a module may be: name, weight, bias and, of MultiheadAttention's, which."""
+    if not isinstance(module, nn.MultiheadAttention):
+        yield name, getattr(module, "weight", None), getattr(module, "bias", None), None
+        return
+    for i, own in enumerate(_names(name)):
+        if i == len(PROJECTIONS):
+            yield own, module.out_proj.weight, module.out_proj.bias, None
+        elif module.in_proj_weight is not None:
+            yield own, module.in_proj_weight, module.in_proj_bias, i
+        else:
+            weight = getattr(module, f"{PROJECTIONS[i]}_weight")
+            yield own, weight, module.in_proj_bias, i
+
+
+def _names(attention: str) -> list[str]:
+    """Of MultiheadAttention's layers, in the order in which they run."""
+    prefix = f"{attention}." if attention else ""
+    return [prefix + part for part in (*PROJECTIONS, "out_proj")]
 
 
 def _known(module: nn.Module) -> bool:
@@ -101,7 +177,12 @@ def _wanted(model: nn.Module, which: Which) -> Callable[[str, nn.Module], bool]:
         return lambda name, module: isinstance(module, which)
     if isinstance(which, Iterable):
         names = [which] if isinstance(which, str) else list(which)
-        known = {name for name, _ in model.named_modules()}
+        known = set()
+        for name, module in model.named_modules():
+            known.add(name)
+            if isinstance(module, nn.MultiheadAttention):
+                known.update(_names(name))
+                names += _names(name) if name in names else []
         if strange := [name for name in names if name not in known]:
             raise ValueError(
                 f"layers names modules that the model has not: {', '.join(map(str, strange))}"
@@ -110,3 +191,17 @@ def _wanted(model: nn.Module, which: Which) -> Callable[[str, nn.Module], bool]:
     if callable(which):
         return which
     raise TypeError(f"layers must be types, names or a predicate, but got {which!r}")
+
+
+def abbreviated(name: str, room: int) -> str:
+    """A dotted name with its first words cut to a letter, as many as it takes to fit.
+
+    >>> abbreviated("transformer.h.11.attn.c_proj", 20)
+    't.h.11.attn.c_proj'
+    """
+    words = name.split(".")
+    for i, word in enumerate(words[:-1]):
+        if len(".".join(words)) <= room:
+            break
+        words[i] = word if word.isdigit() else word[:1]
+    return ".".join(words)

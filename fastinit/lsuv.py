@@ -12,24 +12,24 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fastinit import init, layers, text
+from fastinit.affine import AffineSums, rescale
+from fastinit.affine import LSUVError as LSUVError  # it is this module's to the world
 from fastinit.layers import Layer, Which
 from fastinit.moments import Moments, moments
 from fastinit.product_moments import linear_moments
-from fastinit.reference import M2, MEAN
 from fastinit.schedules import Schedule
 from fastinit.unchanged import Kept, unchanged
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 PASSES = 3  # over several batches, at most
-
-
-class LSUVError(RuntimeError):
-    """A layer's output cannot be given the variance asked for. The model is as it was."""
 
 
 class _Ended(BaseException):
@@ -82,6 +82,12 @@ class LSUVResult:
             rows.append((m.name, before, f"{m.scale:.4g}", f"{m.std:.4g}", target, m.note))
         rows += [(name, "", "", "", "", why) for name, why in self.passed.items()]
         return text.table(rows, "<>>>><")
+
+    def plot(self, path: Any = None, ax: Axes | None = None, label: str = "") -> Axes:
+        """:func:`fastinit.plots.std_before_and_after`: a picture of the std, layer by layer."""
+        from fastinit.plots import std_before_and_after
+
+        return std_before_and_after(self.layers, path, ax, label)
 
 
 class _Secant:
@@ -144,14 +150,17 @@ def lsuv_(
     Runs ``model(*inputs, **kwargs)`` once, without gradients, in the mode that the model is in. Only
     weights (and, with ``center``, biases) change, and they only if all went well; generators, buffers
     and modes are as before. Weights that need no gradient are measured and left alone, tied ones are
-    scaled once.
+    scaled once. Beyond the pass itself it needs a few numbers for each layer, and for one
+    MultiheadAttention at a time a copy of its input projections.
 
     Args:
         batches: in place of inputs, batches that are tensors, tuples of arguments or dicts of keyword
             arguments. Moments are those of all of them together; that takes up to 3 passes, so it has to
             be a list or another thing that can be iterated again.
         layers: types, names or a predicate of (name, module); by default Linear, convolutions,
-            embeddings, Bilinear, MultiheadAttention's output projection and transformers' Conv1D.
+            embeddings, Bilinear, transformers' Conv1D and MultiheadAttention's projections: of its
+            inputs ``q_proj``, ``k_proj`` and ``v_proj``, also where they are rows of one parameter,
+            and ``out_proj``.
         target_std: a number; numbers by layer name (1 for the others); or a schedule of factors
             (:mod:`fastinit.schedules`).
         tol: how far the variance of a repeated layer may be from the target, relative to it.
@@ -216,7 +225,7 @@ class _Run:
     def __init__(self, found: list[Layer], options: _Options, kept: Kept) -> None:
         self.found, self.options, self.kept = found, options, kept
         self.measured: dict[str, Measured] = {}  # by layer, in the order of execution
-        self.scalings: dict[int, _Scaling] = {}  # by the weight's id
+        self.scalings: dict[Any, _Scaling] = {}  # by the weight's key
         self.calls: dict[str, int] = {}  # of each layer, with this batch
         self.product = 1.0
 
@@ -226,6 +235,8 @@ class _Run:
         self.calls.clear()
         with ExitStack() as stack:
             for layer in self.found:
+                if layer.projection is not None:
+                    continue
                 if layer.name == self.options.unbuilt:
                     handle = layer.module.register_forward_pre_hook(
                         self._end_at(layer), with_kwargs=True
@@ -233,6 +244,14 @@ class _Run:
                 else:
                     handle = layer.module.register_forward_hook(self._hook(layer), with_kwargs=True)
                 stack.callback(handle.remove)
+            for module, some in layers.projections(self.found).items():
+                before, after = self._project(some), self._release
+                handles = (
+                    module.register_forward_pre_hook(before, with_kwargs=True),
+                    module.register_forward_hook(after, always_call=True),
+                )
+                for handle in handles:
+                    stack.callback(handle.remove)
             yield
 
     def _end_at(self, layer: Layer) -> Callable[..., None]:
@@ -244,13 +263,37 @@ class _Run:
 
         return hook
 
+    def _project(self, projections: list[Layer]) -> Callable[..., None]:
+        """MultiheadAttention projects its inputs inside, so its output is that of scaled weights only if
+        it runs with them. They are scaled while it does, and as the others' when all has gone well.
+
+        What it projects is computed once more, one projection at a time: it builds all three itself.
+        """
+
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            for layer in projections:
+                out = layer.projected(args, kwargs)
+                if out is None:
+                    return  # forward will say what it misses
+                self._visit(layer, _measurable(layer, out), lambda: None)
+            scaled = {layer.key: layer for layer in projections}  # each weight once
+            for layer in scaled.values():
+                if (scale := self.scalings[layer.key].scale) != 1.0:
+                    self.kept.hold(module, layer.weight)
+                    layer.weight.mul_(scale)
+            for layer in projections:
+                if layer.bias is not None and (shift := self._shift(layer)):
+                    self.kept.hold(module, layer.bias)
+                    layer.bias.add_(shift)
+
+        return hook
+
+    def _release(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.kept.release(module)
+
     def _hook(self, layer: Layer) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            out = _first(output)
-            if not isinstance(out, Tensor) or not out.is_floating_point():
-                raise LSUVError(
-                    f"{layer.name} gives no floating-point tensor: {type(out).__name__}"
-                )
+            out = _measurable(layer, _first(output))
             out = self._visit(layer, out, lambda: _first(module.forward(*args, **kwargs)))
             return (out, *output[1:]) if isinstance(output, tuple) else out
 
@@ -271,23 +314,20 @@ class _Run:
             self.measured[layer.name] = Measured(layer.name, kind, before)
         measured = self.measured[layer.name]
         measured.calls += 1
-        scaling = self.scalings.get(id(layer.weight))
+        scaling = self.scalings.get(layer.key)
         if scaling is None:
-            scaling = self.scalings[id(layer.weight)] = self._scaling(layer, measured)
+            scaling = self.scalings[layer.key] = self._scaling(layer, measured)
         elif new:
             measured.note = f"tied to {scaling.layer.name}"
         own = layer.name == scaling.layer.name
         if own and scaling.first is None and not math.isnan(scaling.target):
             out = self._decide(scaling, measured, sums, out, again)
+        shift = self._shift(layer)
         if layer.affine and out is not None:
             bias = sums.bias if sums else layer.bias_like(out)
-            rescale(out, bias, scaling.scale, scaling.shift)
+            rescale(out, bias, scaling.scale, shift)
         if counts:
-            now = (
-                sums.moments(scaling.scale, scaling.shift)
-                if sums
-                else moments(self._activated(out))
-            )
+            now = sums.moments(scaling.scale, shift) if sums else moments(self._activated(out))
             measured.std = float(now.std)
             if own:
                 scaling.first = scaling.first or now
@@ -295,8 +335,13 @@ class _Run:
                 scaling.pooled = now if scaling.pooled is None else scaling.pooled.merge(now)
         return out
 
+    def _shift(self, layer: Layer) -> float:
+        """That of the layer's bias: layers with tied weights may have biases of their own."""
+        scaling = self.scalings[layer.key]
+        return scaling.shift if layer.has_bias_of(scaling.layer) else 0.0
+
     def _scaling(self, layer: Layer, measured: Measured) -> _Scaling:
-        if not layer.weight.requires_grad:
+        if not layer.weight_in.requires_grad:
             measured.note = "frozen"
             return _Scaling(layer, math.nan)
         wanted = self.options.target_std
@@ -327,7 +372,7 @@ class _Run:
             if centers:
                 scaling.shift = -sums.mean(scaling.scale)
             return out
-        original = None if layer.affine else self.kept.keep(layer.weight)
+        original = None if layer.affine else self.kept.keep(layer.weight_in)
         for iteration in range(1, options.max_iter + 1):
             measured.iterations += 1
             if original is None:
@@ -357,11 +402,11 @@ class _Run:
         for scaling in self.scalings.values():
             if scaling.first is None or scaling.pooled is None or math.isnan(scaling.target):
                 continue
+            if scaling.pooled is scaling.first:
+                continue
             measured = self.measured[scaling.layer.name]
             _check_moments(scaling.layer, scaling.pooled)
             measured.std = float(scaling.pooled.std)
-            if scaling.pooled is scaling.first:
-                continue
             if abs((measured.std / scaling.target) ** 2 - 1) > self.options.tol:
                 off.append(measured)
             scaling.aim = scaling.steps.next(scaling.aim, measured.std, scaling.target)
@@ -389,80 +434,24 @@ class _Run:
             torch._foreach_mul_(weights, scales)
 
 
-class AffineSums:
-    """What is known of a + b, where a is proportional to the weight and b is the bias.
-
-    The variance of s a + b is s² aa + 2 s ab + bb. Within a channel b is constant, so ab and bb follow
-    from the channels' means, and aa from them and the variance of all values.
-    """
-
-    def __init__(self, name: str, whole: Moments) -> None:
-        """Of values without a bias."""
-        self.name, self.whole, self.raw = name, whole, whole.raw.cpu()
-        self.bias: Tensor | None = None
-        self.count, self.a_mean, m2 = map(float, self.raw[: M2 + 1].tolist())
-        self.aa, self.ab, self.bb, self.b_mean = m2 / max(self.count, 1.0), 0.0, 0.0, 0.0
-
-    @classmethod
-    def of(cls, layer: Layer, out: Tensor) -> AffineSums:
-        """Of a layer's output, with or without a bias."""
-        sums = cls(layer.name, moments(out))
-        sums.bias = bias = layer.bias_like(out)
-        if bias is not None and sums.count > 0:
-            channel = layer.channel_dim(out) % out.dim()
-            others = [d for d in range(out.dim()) if d != channel]
-            wide = torch.promote_types(out.dtype, torch.float32)
-            b = bias.flatten().to("cpu", torch.float64)
-            a = (out.mean(others, dtype=wide) if others else out).to("cpu", torch.float64) - b
-            sums.b_mean = b.mean().item()
-            sums.a_mean -= sums.b_mean
-            sums.bb = b.var(correction=0).item()
-            sums.ab = ((a - a.mean()) @ (b - sums.b_mean)).item() / len(b)
-            sums.aa -= 2 * sums.ab + sums.bb
-        return sums
-
-    def mean(self, scale: float) -> float:
-        return scale * self.a_mean + self.b_mean
-
-    def moments(self, scale: float, shift: float) -> Moments:
-        """Those of scale * a + b + shift. Extremes are only known of what was read."""
-        if scale == 1.0 and shift == 0.0:
-            return self.whole
-        raw = self.raw.clone()
-        raw[MEAN] = self.mean(scale) + shift
-        raw[M2] = (scale * scale * self.aa + 2 * scale * self.ab + self.bb) * self.count
-        return Moments(raw)
-
-    def scale_for(self, std: float) -> float:
-        """The positive scale with which the values' standard deviation (n - 1) is ``std``."""
-        wanted = std * std * (self.count - 1) / self.count
-        if self.bb >= wanted:
-            raise LSUVError(
-                f"{self.name}: the variance of its bias alone, {self.bb:.6g}, is not below the "
-                f"{wanted:.6g} asked for: {self.moments(1.0, 0.0)!r}"
-            )
-        if not self.aa > 0:
-            raise LSUVError(f"{self.name} is dead but for its bias: {self.moments(1.0, 0.0)!r}")
-        root = math.sqrt(self.ab * self.ab - self.aa * (self.bb - wanted))
-        return (root - self.ab) / self.aa
-
-
-def rescale(out: Tensor, bias: Tensor | None, scale: float, shift: float) -> Tensor:
-    """The output of an affine layer in place: as if its weight were multiplied and its bias shifted."""
-    if bias is not None and scale != 1.0:
-        return torch.add(bias * (1.0 - scale) + shift, out, alpha=scale, out=out)
-    if scale != 1.0:
-        out.mul_(scale)
-    return out.add_(shift) if shift else out
-
-
-def _bias_of(layer: Layer) -> nn.Parameter | None:
+def _bias_of(layer: Layer) -> Tensor | None:
     """The bias, if it may be shifted."""
-    return layer.bias if layer.bias is not None and layer.bias.requires_grad else None
+    return layer.bias if layer.bias_in is not None and layer.bias_in.requires_grad else None
 
 
 def _first(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output
+
+
+def _measurable(layer: Layer, out: Any) -> Tensor:
+    if not isinstance(out, Tensor) or not out.is_floating_point():
+        raise LSUVError(f"{layer.name} gives no floating-point tensor: {type(out).__name__}")
+    if out.is_nested:
+        raise LSUVError(
+            f"{layer.name} gives a nested tensor, which is not measured (a TransformerEncoder gives "
+            "none with enable_nested_tensor=False)"
+        )
+    return out
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -474,8 +463,8 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _draw_orthonormal(found: list[Layer], kept: Kept) -> None:
     for layer in found:
         embeds = isinstance(layer.module, (nn.Embedding, nn.EmbeddingBag))
-        if layer.weight.dim() > 1 and layer.weight.requires_grad and not embeds:
-            kept.keep(layer.weight)
+        if layer.weight.dim() > 1 and layer.weight_in.requires_grad and not embeds:
+            kept.keep(layer.weight_in)
             init.orthogonal_(layer.weight)
 
 

@@ -17,6 +17,7 @@ class Kept:
 
     def __init__(self, model: nn.Module) -> None:
         self.weights: dict[int, tuple[Tensor, Tensor]] = {}
+        self.held: list[tuple[nn.Module, Tensor, Tensor]] = []
         self.buffers: list[tuple[str, nn.Module, str, Tensor, int, Tensor | None]] = []
         for prefix, module in model.named_modules():
             for key, buffer in module._buffers.items():
@@ -30,6 +31,16 @@ class Kept:
         if id(weight) not in self.weights:
             self.weights[id(weight)] = (weight, weight.detach().clone())
         return self.weights[id(weight)][1]
+
+    def hold(self, module: nn.Module, weight: Tensor) -> None:
+        """Copies a weight that is to be another while ``module`` runs, until its :meth:`release`."""
+        self.held.append((module, weight, weight.clone()))
+
+    def release(self, module: nn.Module | None = None) -> None:
+        """Puts back what is held for a module, or for all, and lets go of the copies."""
+        while self.held and module in (None, self.held[-1][0]):
+            _, weight, copy = self.held.pop()
+            weight.copy_(copy)
 
     def changed_for_good(self) -> list[str]:
         """Buffers that have changed and of which there is no copy."""
@@ -46,6 +57,7 @@ class Kept:
                 buffer.copy_(copy)
 
     def restore_weights(self) -> None:
+        self.release()
         for weight, copy in self.weights.values():
             weight.copy_(copy)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fastinit import laws, text
 from fastinit import layers as finding
 from fastinit.fans import Fans, fans_of
-from fastinit.layers import Layer, Which
+from fastinit.layers import Layer, Which, abbreviated
 from fastinit.moments import Moments, moments, moments_many
 from fastinit.reference import ZEROS, merged
 
@@ -98,8 +98,7 @@ class Watch:
         self._run, self._layers = _Run(self.gradients), None
         with ExitStack() as stack:
             for target in self._targets:
-                handle = target.module.register_forward_hook(self._run.hook(target))
-                stack.callback(handle.remove)
+                stack.callback(self._run.hooked(target).remove)
             self._stack = stack.pop_all()
         return self
 
@@ -163,7 +162,7 @@ class Watch:
         others = sum(max(len(row[i]) for row in rows) for i in range(1, columns))
         room = text.WIDTH - others - 2 * (columns - 1)
         for row in rows:
-            row[0] = _abbreviated(row[0], room)
+            row[0] = abbreviated(row[0], room)
         lines = [text.table(rows, "<" + ">" * (columns - 1))]
         reasons: dict[str, list[str]] = {}
         for layer in layers:
@@ -206,9 +205,11 @@ def watch(model: nn.Module, *, layers: Which = None, gradients: bool = False) ->
         model: in any mode, on any device. Gradients are as backward gives them: under a loss scaler,
             scaled.
         layers: types, names or a predicate of (name, module); by default Linear, convolutions,
-            embeddings, Bilinear, MultiheadAttention's output projection and transformers' Conv1D.
+            embeddings, Bilinear, transformers' Conv1D and MultiheadAttention's projections: of its
+            inputs ``q_proj``, ``k_proj`` and ``v_proj``, also where they are rows of one parameter,
+            and ``out_proj``. Those of the inputs are computed once more, in order to be seen.
         gradients: also measures the gradient with respect to each output, in the backward passes inside
-            the block.
+            the block; not of input projections, which only MultiheadAttention has.
 
     Raises:
         TypeError: the model is no module, or has ScriptModules or compiled modules in it.
@@ -231,6 +232,11 @@ class _Target:
     module: nn.Module
     layer: Layer | None
     why: str = ""
+
+    @property
+    def inside(self) -> bool:
+        """Whether it is a projection inside MultiheadAttention, and computed once more to be seen."""
+        return self.layer is not None and self.layer.projection is not None
 
 
 @dataclass
@@ -316,31 +322,44 @@ class _Run:
         self.records: dict[str, _Record] = {}
         self.unseen: dict[str, str] = {}
         self.leaves: list[torch.utils.hooks.RemovableHandle] = []
-        self.weights: dict[int, Moments] = {}
+        self.weights: dict[Any, Moments] = {}  # by the layer's key
 
-    def hook(self, target: _Target) -> Callable[..., None]:
-        def forward(module: nn.Module, args: Any, output: Any) -> None:
-            x = _tensor_in(output)
-            if why := _immeasurable(x):
-                self.unseen[target.name] = why
-                return
-            assert x is not None
-            again = _backward_pass() != -1
-            if again and target.name not in self.records:
-                return
-            record = self.records.setdefault(target.name, _Record(target))
-            if not again:
-                record.calls += 1
-                record.see(x.detach(), record.forward, record.outputs, zero=False)
-            if not self.gradients:
-                return
-            if x.requires_grad:
-                self._await_gradient(x, record)
-            elif not again:
-                graded = torch.is_grad_enabled()
-                record.why = "its output needs none" if graded else "it ran under no_grad"
+    def hooked(self, target: _Target) -> torch.utils.hooks.RemovableHandle:
+        """Sees a target's output from now on."""
+        layer = target.layer
+        if layer is None or not target.inside:
+            return target.module.register_forward_hook(
+                lambda module, args, output: self._see(target, _tensor_in(output))
+            )
 
-        return forward
+        def project(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if _backward_pass() == -1:
+                with torch.no_grad():
+                    self._see(target, layer.projected(args, kwargs))
+
+        return target.module.register_forward_pre_hook(project, with_kwargs=True)
+
+    def _see(self, target: _Target, x: Tensor | None) -> None:
+        if why := _immeasurable(x):
+            self.unseen[target.name] = why
+            return
+        assert x is not None
+        again = _backward_pass() != -1
+        if again and target.name not in self.records:
+            return
+        record = self.records.setdefault(target.name, _Record(target))
+        if not again:
+            record.calls += 1
+            record.see(x.detach(), record.forward, record.outputs, zero=False)
+        if not self.gradients:
+            return
+        if x.requires_grad:
+            self._await_gradient(x, record)
+        elif target.inside:
+            record.why = "computed inside MultiheadAttention"
+        elif not again:
+            graded = torch.is_grad_enabled()
+            record.why = "its output needs none" if graded else "it ran under no_grad"
 
     def _await_gradient(self, x: Tensor, record: _Record) -> None:
         def backward(grad: Tensor) -> None:
@@ -363,8 +382,8 @@ class _Run:
         weights = {}
         for record in self.records.values():
             layer = record.target.layer
-            if layer is not None and _immeasurable(layer.weight) is None:
-                weights[id(layer.weight)] = layer.weight
+            if layer is not None and _immeasurable(layer.weight_in) is None:
+                weights[layer.key] = layer.weight
         self.weights = dict(zip(weights, moments_many(list(weights.values()))))
 
     def read(self) -> list[Watched]:
@@ -381,15 +400,15 @@ class _Run:
         weights = {key: Moments(next(got)) for key in self.weights}
         dead = [0 if mask is None else int(next(got).item()) for mask in deads]
         layers: list[Watched] = []
-        product, first = 1.0, dict[int, str]()
+        product, first = 1.0, dict[Any, str]()
         for i, record in enumerate(records):
             target, layer = record.target, record.target.layer
-            weight = None if layer is None else weights.get(id(layer.weight))
+            weight = None if layer is None else weights.get(layer.key)
             fan_in, fan_out = (math.nan, math.nan) if layer is None else _fans(layer)
             factor = fan_in * _var(weight) / 2
             notes = [target.why] if target.why else []
             if layer is not None and not math.isnan(factor):
-                tied = first.setdefault(id(layer.weight), target.name)
+                tied = first.setdefault(layer.key, target.name)
                 if tied == target.name:
                     product *= factor
                 else:
@@ -431,12 +450,9 @@ def _check(model: nn.Module) -> None:
 
 def _targets(model: nn.Module, which: Which) -> tuple[list[_Target], dict[str, str]]:
     found, passed = finding.find(model, which)
-    layers = {layer.module: layer for layer in found}
-    targets = []
+    targets = [_Target(layer.name, layer.module, layer) for layer in found]
     for name, module in model.named_modules():
-        if layer := layers.get(module):
-            targets.append(_Target(layer.name, module, layer))
-        elif name in passed:  # an activation, or a normed weight: its output can still be seen
+        if name in passed:  # an activation, or a normed weight: its output can still be seen
             targets.append(_Target(name, module, None, passed.pop(name)))
     if not targets:
         raise ValueError(
@@ -481,6 +497,8 @@ def _immeasurable(x: Tensor | None) -> str | None:
         return "gives no floating-point tensor"
     if x.dtype not in laws.DTYPES:
         return f"gives {x.dtype}"
+    if x.is_nested:
+        return "gives a nested tensor"
     if x.layout is not torch.strided:
         return f"gives a tensor of layout {x.layout}"
     return "is on meta" if x.is_meta else None
@@ -555,20 +573,6 @@ def _std(m: Moments | None) -> float:
 
 def _digits(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3g}"
-
-
-def _abbreviated(name: str, room: int) -> str:
-    """A dotted name with its first words cut to a letter, as many as it takes to fit.
-
-    >>> _abbreviated("transformer.h.11.attn.c_proj", 20)
-    't.h.11.attn.c_proj'
-    """
-    words = name.split(".")
-    for i, word in enumerate(words[:-1]):
-        if len(".".join(words)) <= room:
-            break
-        words[i] = word if word.isdigit() else word[:1]
-    return ".".join(words)
 
 
 def _plain(value: Any) -> Any:
