@@ -145,7 +145,7 @@ class Native:
 
 
 class Triton:
-    """The kernels in triton_kernels.py: GPUs, and any tensor under ``TRITON_INTERPRET=1``."""
+    """The kernels in triton_*.py: GPUs, and any tensor under ``TRITON_INTERPRET=1``."""
 
     name = "triton"
     devices = ("cuda", "xpu")
@@ -178,6 +178,19 @@ class Triton:
             dtype, params = laws.DTYPES.index(tensor.dtype), laws.kernel_params(law, tensor.dtype)
             with _current(tensor.device):
                 self.kernels.fill(tensor, law.kind, dtype, params, seed, stream, strides, offset)
+
+    def moments_many(self, readings: Sequence[Reading]) -> None:
+        from fastinit import triton_moments  # which imports triton
+
+        with _current(readings[0].tensor.device):
+            triton_moments.moments_many(readings)
+
+    def product_moments(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Raw moments of ``x @ weight.T + bias`` (fastinit/product_moments.py); not of float64."""
+        from fastinit import triton_product
+
+        with _current(x.device):
+            return triton_product.linear_moments(x, weight, bias)
 
 
 class Reference:

@@ -1,8 +1,9 @@
 """One-pass statistics of tensors: count, mean, variance, extremes, zeros and non-finite values.
 
 One read of the data, no temporary of its size, and no wait for the device until a number is looked at.
-The order of all sums is fixed, so the same tensor gives the same bits on every run and for every number
-of threads.
+The order of all sums is fixed, so the same tensor gives the same bits on every run, for every number of
+threads, and on the native and triton backends alike. The reference sums in another order: it agrees to
+float64's rounding, not in bits.
 """
 
 from __future__ import annotations
@@ -134,7 +135,10 @@ def moments(x: Tensor, correction: float = 1, *, dim: int | None = None) -> Mome
 def moments_many(
     xs: Sequence[Tensor], correction: float = 1, *, dim: int | None = None
 ) -> list[Moments]:
-    """:func:`moments` of many tensors, in one launch or parallel region for each device."""
+    """:func:`moments` of many tensors, in one launch or parallel region for each device.
+
+    The triton backend launches two kernels for each tensor.
+    """
     xs = [_checked(x, i) for i, x in enumerate(xs)]
     raws: list[Tensor] = []
     readings: dict[torch.device, list[Reading]] = {}

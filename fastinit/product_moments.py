@@ -1,10 +1,18 @@
-"""The moments of a linear layer's output that is never built: blocks of it are measured and dropped."""
+"""The moments of a linear layer's output that is never built.
+
+On GPUs a Triton kernel measures each tile of the product where it is computed, in registers
+(fastinit/triton_product.py). Everywhere else, and for float64, blocks of the product are built, measured
+and dropped.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
+from fastinit import backends
 from fastinit.moments import Moments, moments
 
 BLOCK = 1 << 23
@@ -17,8 +25,12 @@ def linear_moments(
 ) -> Moments:
     """The moments of ``torch.nn.functional.linear(x, weight, bias)``.
 
-    At most one block of outputs (32 MiB in float32) is in memory at a time. Each output is computed as
-    linear does, in the tensors' own dtype and to its rounding.
+    On a GPU with triton (and where ``fastinit.backend("triton")`` forces it) no output of 16-bit and
+    float32 tensors is written to memory: products are summed in float32 (of float32 values without
+    TF32) and rounded to the tensors' dtype, and there are 56 bytes of moments for each tile of outputs,
+    at most a few MiB. Else at most one block of outputs (32 MiB in float32) is in memory at a time, and
+    each is computed as linear does, in the tensors' own dtype and to its rounding. The order of sums
+    differs: the same bits on every run, but not on every device.
 
     Args:
         x: [..., in]; float16, bfloat16, float32 or float64.
@@ -29,10 +41,15 @@ def linear_moments(
     Raises:
         TypeError: dtypes or devices that differ.
         ValueError: shapes that do not fit.
+        RuntimeError: the triton backend is forced and cannot serve the device.
     """
     _check(x, weight, bias)
     with torch.no_grad():
-        rows = x.detach().reshape(-1, x.shape[-1])  # a view, unless the strides forbid one
+        rows = _rows(x.detach())
+        if _by_triton(rows):
+            plain = None if bias is None else bias.detach()
+            raw = backends.triton.product_moments(rows, weight.detach(), plain)
+            return Moments(raw, correction)
         tall = max(1, min(len(rows), BLOCK // LEAST_COLUMNS))
         wide = max(1, min(len(weight), BLOCK // tall))
         buffer = rows.new_empty(tall * wide)
@@ -48,6 +65,21 @@ def linear_moments(
                     torch.addmm(bias[left : left + wide], some, part.t(), out=out)
                 total = total.merge(moments(out))
         return Moments(total.raw, correction)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[rows, in]: a view, unless the strides forbid one."""
+    count = math.prod(x.shape[:-1])  # which -1 would not tell of a tensor without elements
+    return x.reshape(count, x.shape[-1])
+
+
+def _by_triton(x: Tensor) -> bool:
+    """Whether the kernel serves: on GPUs before the native build, which has none."""
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return False
+    if backends.forced() is not None:
+        return backends.choose(x.device, "moments_many") is backends.triton
+    return x.device.type in backends.triton.devices and backends.triton.serves(x.device) is None
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
