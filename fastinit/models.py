@@ -1,8 +1,12 @@
-"""Models: from a transformers configuration to a model that is allocated and known to be written."""
+"""Models: by a configuration's or a function's name, to one that is recorded and known to be written."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -14,8 +18,10 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fastinit.deferred import deferred
 from fastinit.parameters import distinct_parameters, like
 from fastinit.plan import Plan
+from fastinit.recorder import DeferredError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -45,7 +51,9 @@ def load_config(source: str | PathLike[str]) -> Any:
         shipped = _CONFIGS / f"{str(source).lower()}.json"
         if str(source).lower() not in shipped_configs():
             names = ", ".join(shipped_configs())
-            raise ValueError(f"config {str(source)!r} is neither a file nor one of {names}")
+            raise ValueError(
+                f"config {str(source)!r} is neither a file nor one of {names}, nor module:function"
+            )
         path = shipped
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -64,14 +72,30 @@ def load_config(source: str | PathLike[str]) -> Any:
         raise ValueError(f"{path} is not a valid {family} config: {reason}") from error
 
 
-def skeleton(config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The model of a transformers configuration, with parameters on meta and real buffers.
-
-    The class is the first of ``config.architectures``, else the causal language model of its family.
-    No weight is written: transformers' own initialisation runs, but on meta does nothing.
+def build(source: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """A model by the name that the commands take, as :func:`fastinit.deferred` builds it.
 
     Args:
+        source: as of :func:`load_config`; or ``module:function``, imported with the current directory on
+            the path and called without arguments.
         dtype: of the parameters; buffers are what the constructor makes them.
+        seed: in [0, 2^64).
+
+    Raises:
+        ValueError: no such source, or one that makes no model; a seed out of range.
+        DeferredError: a constructor that cannot be recorded.
+        ModuleNotFoundError: transformers is needed and not installed.
+    """
+    if _is_function(source):
+        return from_function(source, dtype, seed)
+    return from_config(load_config(source), dtype, seed)
+
+
+def from_config(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """The model of a transformers configuration, as :func:`fastinit.deferred` builds it.
+
+    The class is the first of ``config.architectures``, else the language model of its family, causal if
+    it has one.
 
     Raises:
         ValueError: transformers has no such class, or it refuses the configuration.
@@ -82,14 +106,51 @@ def skeleton(config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
     if names and getattr(transformers, names[0], None) is None:
         raise ValueError(f"transformers knows no architecture {names[0]!r}")
     try:
-        with parameters_on_meta():
+        with deferred(seed):
             if names:
                 model = getattr(transformers, names[0])._from_config(config, dtype=dtype)
             else:
-                model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+                model = _auto_class(config).from_config(config, dtype=dtype)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"transformers cannot build this {config.model_type}: {error}") from error
     assert isinstance(model, nn.Module)
+    return model
+
+
+def from_function(source: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """The model that ``module:function`` returns, as :func:`fastinit.deferred` builds it.
+
+    Args:
+        dtype: torch's default while it runs.
+
+    Raises:
+        ValueError: no such module or function, or it fails or returns no module.
+        DeferredError: what it does cannot be recorded.
+    """
+    module, _, function = source.partition(":")
+    before, path = torch.get_default_dtype(), list(sys.path)
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, "")  # as python -m does
+    try:
+        made: Any = importlib.import_module(module)
+        for name in function.split("."):
+            made = getattr(made, name)
+        torch.set_default_dtype(dtype)
+        with deferred(seed):
+            model = made()
+    except DeferredError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"{source}: there is no module {error.name!r}") from None
+    except Exception as error:  # of code that is not ours
+        raise ValueError(f"{source}: {type(error).__name__}: {error}") from error
+    finally:
+        torch.set_default_dtype(before)
+        sys.path[:] = path
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{source} must return a torch.nn.Module, but got {type(model).__name__}")
     return model
 
 
@@ -134,6 +195,20 @@ def check_written(model: nn.Module, plan: Plan) -> None:
     """Raises ValueError with their names if the plan leaves parameters or buffers unwritten."""
     if names := unwritten(model, plan):
         raise ValueError("left unwritten: " + ", ".join(names))
+
+
+def _is_function(source: str) -> bool:
+    return bool(re.fullmatch(r"[\w.]+:[\w.]+", source)) and not Path(source).exists()
+
+
+def _auto_class(config: Any) -> Any:
+    """The auto class for the family's language model, or for its plain model if it has none."""
+    transformers = _transformers()
+    for name in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM"):
+        auto = getattr(transformers, name)
+        if type(config) in auto._model_mapping:
+            return auto
+    return transformers.AutoModel
 
 
 def _transformers() -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
@@ -12,6 +13,10 @@ from fastinit.moments import Moments, moments_many
 from fastinit.parameters import distinct_parameters
 from fastinit.plan import Group, Plan
 from fastinit.writing import Progress
+
+if TYPE_CHECKING:  # it needs a POSIX system
+    from fastinit.checkpoint import Rates, Written
+    from fastinit.checkpoint_files import Shard
 
 
 class Timing(NamedTuple):
@@ -59,9 +64,8 @@ def init_table(measured: Sequence[tuple[Group, Moments]]) -> str:
         heading = layers if star else ""
         name = "  " + rest if star else group.pattern
         numbers = (str(len(group.names)), text.count(group.elements or 0))
-        rows.append(
-            (name, *numbers, str(group.fill), _std(group.fill.std), _std(float(moments.std)))
-        )
+        stds = (_std(group.fill.std), _std(float(moments.std)))
+        rows.append((name, *numbers, text.shorten(str(group.fill), 20), *stds))
     parameters = sum(len(group.names) for group, _ in measured)
     elements = sum(group.elements or 0 for group, _ in measured)
     rows.append(("total", str(parameters), text.count(elements), "", "", ""))
@@ -83,5 +87,55 @@ def info(values: dict[str, object]) -> str:
     return text.pairs(values)
 
 
+def shard_table(shards: Sequence[Shard]) -> str:
+    """The files of a checkpoint with the number of their tensors and elements, and their bytes."""
+    rows = [("file", "tensors", "elements", "bytes")]
+    for shard in shards:
+        elements = sum(tensor.numel for tensor in shard.tensors)
+        rows.append((shard.file, str(len(shard.tensors)), text.count(elements), f"{shard.size:,}"))
+    totals = [
+        sum(len(shard.tensors) for shard in shards),
+        sum(tensor.numel for shard in shards for tensor in shard.tensors),
+        sum(shard.size for shard in shards),
+    ]
+    rows.append(("total", str(totals[0]), text.count(totals[1]), f"{totals[2]:,}"))
+    return text.table(rows, "<>>>", total=True)
+
+
+def rates(measured: Rates, size: int) -> str:
+    """How long a number of bytes will take, by rates that were measured on a sample."""
+    making, disk = size / measured.made, size / measured.disk
+    return (
+        f"making the values: {_duration(making)} at {measured.made / 1e9:.2f} GB/s\n"
+        f"writing to disk:   {_duration(disk)} at {measured.disk / 1e9:.2f} GB/s\n"
+        f"both at once:      about {_duration(measured.seconds(size))} (measured on a sample)"
+    )
+
+
+def written(done: Written, directory: str) -> str:
+    """What a checkpoint's writing did, in a few lines."""
+    shards = len(done.layout.shards)
+    lines = [f"{directory}: {shards} shard{'s' * (shards > 1)}, {done.layout.size:,} bytes"]
+    if done.kept:
+        were = "was" if done.kept == 1 else "were"
+        lines.append(f"{done.kept} of them {were} whole before and kept")
+    if done.bytes:
+        rate = done.bytes / done.seconds / 1e9
+        lines.append(
+            f"{done.bytes / 1e9:.2f} GB written in {_duration(done.seconds)}: {rate:.2f} GB/s; "
+            f"{done.disk_share:.0%} of it writing to disk"
+        )
+    return "\n".join(lines)
+
+
 def _std(value: float) -> str:
+    if math.isnan(value):
+        return ""
     return f"{value:#.4g}" if value else "0"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"

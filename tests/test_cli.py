@@ -48,7 +48,7 @@ def _threads():
 def test_init_reports_what_was_asked_and_measured(config: str, dtype: cli.Dtype, tmp_path) -> None:
     saved = tmp_path / "plan.json"
     arguments = ["init", config, "--seed", "3", "--dtype", dtype.value, "--threads", "1"]
-    result = CliRunner().invoke(cli.app, [*arguments, "--compare", "--plan", str(saved)])
+    result = CliRunner().invoke(cli.app, [*arguments, "--compare", "--out", str(saved)])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
@@ -74,13 +74,26 @@ def test_init_reports_what_was_asked_and_measured(config: str, dtype: cli.Dtype,
         (["init", "CONFIG", "--seed", "x"], "--seed"),
         (["init", "CONFIG", "--dtype", "int8"], "--dtype"),
         (["init", "CONFIG", "--threads", "0"], "--threads"),
-        (["init", "CONFIG", "--plan", "/no/such/folder/plan.json"], "/no/such/folder/plan.json"),
-        (["init"], "config"),
+        (["init", "CONFIG", "--out", "/no/such/folder/plan.json"], "/no/such/folder/plan.json"),
+        (["init", "CONFIG", "--plan", "/no/such/plan.json"], "/no/such/plan.json"),
+        (["init", "no_module:f"], "there is no module 'no_module'"),
+        (["inspect", "torch.nn:Identity"], "takes no tokens: say what it takes, as --shape"),
+        (["inspect", "torch.nn:Identity", "--shape", "8x0"], "--shape must be as in 8x3x224x224"),
+        (["write", "CONFIG"], "--out"),
+        (["write", "no-such-model", "--out", "OUT"], "is neither a file nor one of gpt2-xl"),
+        (
+            ["write", "CONFIG", "--out", "OUT", "--shard-size", "5PB"],
+            "shard size must be as in 5GB",
+        ),
+        (["write", "CONFIG", "--out", "OUT", "--seed", "-1"], "seed must be in [0, 2**64)"),
+        (["write", "CONFIG", "--out", "/dev/null"], "/dev/null"),
+        (["init"], "MODEL"),
         (["nope"], "nope"),
     ],
 )
 def test_errors_are_one_line(config: str, arguments: list[str], message: str, capsys) -> None:
-    given = [config if argument == "CONFIG" else argument for argument in arguments]
+    here = {"CONFIG": config, "OUT": f"{config}/out"}
+    given = [here.get(argument, argument) for argument in arguments]
     assert cli.main(given) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -96,6 +109,74 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_allocated(
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     assert cli.main(["init", config]) == 2
     assert "of memory are free" in capsys.readouterr().err
+
+
+def test_write_says_what_it_did_and_goes_on(config: str, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    arguments = ["write", config, "--out", str(out), "--dtype", "bfloat16", "--shard-size", "200KB"]
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert not out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
+    assert planned.startswith("LlamaForCausalLM, bfloat16, seed 0\n")
+    for line in ("model-00001-of-00002.safetensors", "total", "both at once:", "GB are free"):
+        assert line in planned
+    assert max(map(len, planned.splitlines())) <= 80
+
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    sizes = {path.name: path.stat().st_size for path in out.glob("*.safetensors")}
+    assert all(f"{size:,}" in planned for size in sizes.values())
+    assert f"2 shards, {sum(sizes.values()):,} bytes" in said
+    assert "written in" in said
+    (out / "model-00002-of-00002.safetensors").unlink()
+    assert cli.main(arguments) == 0
+    assert "1 of them was whole before and kept" in capsys.readouterr().out
+    assert cli.main([*arguments, "--seed", "4"]) == 2
+    assert "was written with seed 0, not 4" in capsys.readouterr().err
+    assert cli.main([*arguments, "--seed", "4", "--overwrite"]) == 0
+
+
+def test_a_saved_plan_goes_to_every_command(config: str, tmp_path, capsys) -> None:
+    import safetensors.torch
+
+    plan, out = tmp_path / "plan.json", tmp_path / "out"
+    assert cli.main(["init", config, "--seed", "6", "--out", str(plan)]) == 0
+    scaled = Plan.load(plan).scaled({"model.norm.weight": 3.0})
+    scaled.save(plan)
+    assert cli.main(["write", config, "--out", str(out), "--plan", str(plan)]) == 0
+    stored = safetensors.torch.load_file(out / "model.safetensors")
+    assert stored["model.norm.weight"].eq(3.0).all()
+    for command in ("init", "inspect"):
+        assert cli.main([command, config, "--plan", str(plan)]) == 0
+    assert "seed 6" in capsys.readouterr().out
+    assert cli.main(["write", "torch.nn:Identity", "--out", str(out), "--plan", str(plan)]) == 2
+    assert "the plan does not fit" in capsys.readouterr().err
+
+
+def test_help_has_examples(capsys) -> None:
+    for command in ("init", "inspect", "write"):
+        assert cli.main([command, "--help"]) == 0
+        said = capsys.readouterr().out
+        assert said.count(f"Example: python -m fastinit {command}") == 2
+        assert all(word in said for word in ("MODEL", "--seed", "--dtype", "--plan", "--out"))
+
+
+def test_families_and_functions_without_a_recipe(tmp_path, monkeypatch, capsys) -> None:
+    fields = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 90}
+    config = {"model_type": "mamba", "state_size": 4, **fields}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert cli.main(["init", str(tmp_path), "--compare"]) == 0
+    said = capsys.readouterr().out
+    assert "torch.nn.init has no function for 2 parameters" in said
+    assert max(map(len, said.splitlines())) <= 80
+    (tmp_path / "tiny_net.py").write_text("from torch import nn\ndef f(): return nn.Linear(8, 4)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert cli.main(["inspect", "tiny_net:f", "--shape", "16x8"]) == 0
+    assert "Linear, float32, normal input, 16 x 8" in capsys.readouterr().out
+    assert cli.main(["write", "tiny_net:f", "--out", "out"]) == 0
+    assert sorted(os.listdir("out")) == ["model.safetensors"]
 
 
 def test_info_says_what_the_backends_say() -> None:

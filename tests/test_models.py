@@ -1,4 +1,4 @@
-"""Models: skeletons on meta, allocation, and recipes that agree with transformers' own."""
+"""Models: by name, on meta, allocation, and recipes that agree with transformers' own."""
 
 import json
 import math
@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+import fastinit
 from fastinit import memory, models
 from fastinit.parameters import allocate_
 from fastinit.plan import Fill, Plan
-from fastinit.recipes import transformers_default
+from fastinit.recipes import transformers_default, transformers_family
 
 transformers = pytest.importorskip("transformers")
 
@@ -43,6 +44,7 @@ GPT2 = {
     "n_head": 4,
     "add_cross_attention": True,
 }
+SMALL_T5 = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 1, "num_heads": 4}
 QWEN2 = {**LLAMA, "model_type": "qwen2", "initializer_range": 0.05, "tie_word_embeddings": False}
 MISTRAL = {**LLAMA, "model_type": "mistral", "rope_scaling": None}
 
@@ -54,8 +56,8 @@ def config(request, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_skeleton_is_the_eager_model_without_weights(config, dtype: torch.dtype) -> None:
-    model = models.skeleton(config, dtype)
+def test_a_recorded_model_is_the_eager_model_without_weights(config, dtype: torch.dtype) -> None:
+    model = models.from_config(config, dtype)
     eager = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     assert type(model) is type(eager)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -76,7 +78,7 @@ def test_the_recipe_agrees_with_transformers(config) -> None:
     level 2e-9 for each of some 30 parameters."""
     torch.manual_seed(0)
     eager = transformers.AutoModelForCausalLM.from_config(config)
-    plan = Plan.from_model(eager, transformers_default(config))
+    plan = Plan.from_model(eager, transformers_default)
     for name, parameter in eager.named_parameters():
         fill, value = plan[name], parameter.detach()
         if fill.distribution == "constant":
@@ -87,8 +89,8 @@ def test_the_recipe_agrees_with_transformers(config) -> None:
 
 
 def test_from_config_to_a_written_model(config) -> None:
-    model = models.skeleton(config)
-    plan = Plan.from_model(model, transformers_default(config), seed=1)
+    model = models.from_config(config)
+    plan = Plan.from_model(model, transformers_default, seed=1)
     assert set(models.unwritten(model, plan)) == set(plan)
     with pytest.raises(ValueError, match="left unwritten"):
         models.check_written(model, plan)
@@ -109,13 +111,19 @@ def test_from_config_to_a_written_model(config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("Llama-3.2-1B", 1_235_814_400), ("gpt2-xl", 1_557_611_200)]
+    ("name", "count"),
+    [
+        ("Llama-3.2-1B", 1_235_814_400),
+        ("gpt2-xl", 1_557_611_200),
+        ("Llama-2-7B", 6_738_415_616),
+        ("Llama-3.1-70B", 70_553_706_496),
+    ],
 )
 def test_shipped_configs_have_the_published_sizes(name: str, count: int) -> None:
     config = models.load_config(name)
-    model = models.skeleton(config)
+    model = models.from_config(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
-    plan = Plan.from_model(model, transformers_default(config))
+    plan = Plan.from_model(model, transformers_default)
     assert len(plan.to_json()) < 4000
     assert max(map(len, plan.table(model).splitlines())) <= 80
 
@@ -136,16 +144,51 @@ def test_bad_configs_are_refused(tmp_path, content: str, message: str) -> None:
         models.load_config(path)
 
 
-def test_a_family_without_a_recipe_and_a_padding_row_are_refused(tmp_path) -> None:
-    config = models.load_config("gpt2-xl")
-    with pytest.raises(ValueError, match="model_type 'bert' has no recipe"):
-        transformers_default(transformers.BertConfig())
-    config = transformers.LlamaConfig(**{**LLAMA, "pad_token_id": 5})
-    with pytest.raises(NotImplementedError, match="padding_idx=5"):
-        Plan.from_model(models.skeleton(config), transformers_default(config))
+def test_families_and_architectures_that_are_not_known_are_refused() -> None:
+    with pytest.raises(ValueError, match="model_type 'opt' has no recipe"):
+        transformers_family(transformers.OPTConfig())
+    config = transformers.LlamaConfig(**LLAMA)
     config.architectures = ["NoSuchModel"]
     with pytest.raises(ValueError, match="no architecture 'NoSuchModel'"):
-        models.skeleton(config)
+        models.from_config(config)
+
+
+def test_the_causal_model_of_a_family_or_what_it_has() -> None:
+    for config, kind in (
+        (transformers.LlamaConfig(**LLAMA), transformers.LlamaForCausalLM),
+        (transformers.T5Config(**SMALL_T5), transformers.T5ForConditionalGeneration),
+        (transformers.ViTConfig(hidden_size=32, num_hidden_layers=1), transformers.ViTModel),
+    ):
+        assert type(models.from_config(config)) is kind
+
+
+def test_a_function_by_name(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_net.py").write_text(
+        "from torch import nn\n"
+        "class Nets:\n    small = staticmethod(lambda: nn.Linear(3, 2))\n"
+        "def text(): return 'net'\n"
+        "def fails(): raise OSError('no\\nluck')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    monkeypatch.setattr(sys, "path", [p for p in path if p not in ("", str(tmp_path))])
+    before = list(sys.path)
+    model = models.build("some_net:Nets.small", torch.float16, 5)
+    assert sys.path == before
+    assert model.weight.is_meta
+    assert model.weight.dtype == torch.float16
+    assert torch.get_default_dtype() == torch.float32
+    assert fastinit.recorded_plan(model).seed == 5
+    for source, message in (
+        ("no_net:f", "there is no module 'no_net'"),
+        ("some_net.sub:f", "some_net.sub"),
+        ("some_net:nothing", "has no attribute 'nothing'"),
+        ("some_net:text", "must return a torch.nn.Module, but got str"),
+        ("some_net:fails", "OSError: no\nluck"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.build(source)
+    del sys.modules["some_net"]
 
 
 def test_register_parameter_is_restored_after_an_exception() -> None:

@@ -1,0 +1,353 @@
+"""Checkpoint: a model written to disk as it is initialised, without ever being in memory.
+
+The files are those of ``save_pretrained``: safetensors shards, their index, and where the model has
+them ``config.json`` and ``generation_config.json``. Each has another name until it is whole, and the
+index is the last, so what a killed run leaves cannot be taken for a model; run again, it goes on after
+the shards that are whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastinit.checkpoint_files import INDEX, IS_SHARD, Shard, index, shards
+from fastinit.fill import Fill
+from fastinit.keys import STREAM_VERSION
+from fastinit.memory import free_disk_bytes, nearest_directory
+from fastinit.pieces import Piece, Pieces
+from fastinit.plan import Plan
+from fastinit.stored import Stored, stored_tensors
+from fastinit.stream_file import CHUNK, StreamWriter, partial_path, sync_directory, write_text
+from fastinit.writing import Progress
+
+SHARD_SIZE = "5GB"
+
+# What a shard says of how it was made.
+_SEED, _DTYPES, _STREAM = "fastinit.seed", "fastinit.dtypes", "fastinit.stream_version"
+_PLAN = "fastinit.plan"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a checkpoint will be: its files, to the byte.
+
+    Args:
+        shards: in order.
+        seed: of the numbers.
+    """
+
+    shards: tuple[Shard, ...]
+    seed: int
+
+    @property
+    def elements(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.numel for shard in self.shards for tensor in shard.tensors)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def index(self) -> str | None:
+        """The index, if there are several shards."""
+        return index(self.shards) if len(self.shards) > 1 else None
+
+
+class Written(NamedTuple):
+    """What a call of :func:`write` did."""
+
+    layout: Layout
+    bytes: int
+    """Written by this call."""
+    seconds: float
+    kept: int
+    """Shards that were whole before."""
+    disk_share: float
+    """Of the seconds, in which the disk was at work; near 1, nothing else held it up."""
+
+
+class Rates(NamedTuple):
+    """Bytes per second, measured on a sample: of making values, and of the disk."""
+
+    made: float
+    disk: float
+
+    def seconds(self, size: int) -> float:
+        """For a number of bytes: they are made and written at once."""
+        return size / min(self.made, self.disk)
+
+
+def layout(
+    model: nn.Module,
+    plan: Plan | None = None,
+    *,
+    shard_size: int | str = SHARD_SIZE,
+    dtype: torch.dtype | None = None,
+) -> Layout:
+    """The files that :func:`write` would write, which see for arguments and exceptions."""
+    tensors, seed = stored_tensors(model, plan, dtype)
+    metadata = {
+        "format": "pt",
+        _STREAM: str(STREAM_VERSION),
+        _SEED: str(seed),
+        _DTYPES: " ".join(sorted({str(t.source.dtype).removeprefix("torch.") for t in tensors})),
+        _PLAN: _fingerprint(tensors, seed),
+    }
+    return Layout(tuple(shards(tensors, shard_size, metadata)), seed)
+
+
+def write(
+    model: nn.Module,
+    directory: str | PathLike[str],
+    plan: Plan | None = None,
+    *,
+    shard_size: int | str = SHARD_SIZE,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Written:
+    """Writes a model's checkpoint with the values that :func:`fastinit.materialize_` would give it.
+
+    The model stays as it is, on meta if it was built within :func:`fastinit.deferred`; what has values
+    already is stored with them. Memory is taken for a few chunks of 32 MiB, and for a parameter that
+    can only be made whole (orthogonal, computed by the constructor) of up to 256 MiB in float32.
+
+    Args:
+        directory: made if there is none. Shards in it that are whole and of this model are kept.
+        plan: what the parameters shall be, and the seed; by default what was recorded.
+        shard_size: the most bytes of tensors in a file, as a number or as in ``"5GB"``, ``"500MB"``.
+        dtype: of floating-point parameters; by default the model's.
+        progress: called with (bytes done, bytes in all).
+        overwrite: removes another model's shards first, instead of refusing.
+
+    Raises:
+        ValueError: a plan that does not fit the model, a tensor that cannot be stored, or another
+            model's (seed's, dtype's, plan's) shards in the directory.
+        OSError: too little room on the disk, seen before anything is written; or what the system says.
+        NotImplementedError, RuntimeError: a parameter that cannot be written.
+    """
+    begun = time.perf_counter()
+    planned = layout(model, plan, shard_size=shard_size, dtype=dtype)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        kept, others = _existing(folder, planned)
+        if others and not overwrite:
+            raise ValueError(f"{others[0][1]}; --overwrite (overwrite=True) replaces it")
+        todo = [shard for shard in planned.shards if shard.file not in kept]
+        needed = sum(shard.size for shard in todo)
+        freed = sum(path.stat().st_size for path, _ in others)
+        _remove_partial(folder)
+        _check_room(folder, needed, freed)
+        if others or todo:  # nothing looks whole from here on
+            (folder / INDEX).unlink(missing_ok=True)
+            for path, _ in others:
+                path.unlink(missing_ok=True)
+            sync_directory(folder)
+        _save_config(model, folder, dtype)
+        busy = _write_shards(folder, planned, todo, progress)
+        text = planned.index
+        if text is not None:
+            write_text(folder / INDEX, text)
+    seconds = time.perf_counter() - begun
+    return Written(planned, needed, seconds, len(kept), busy / seconds)
+
+
+def measure_rates(planned: Layout, directory: str | PathLike[str], size: int = 1 << 28) -> Rates:
+    """Makes some of a checkpoint's bytes, and writes as many to the directory's disk, for their rates.
+
+    Args:
+        directory: it need not exist, and is not made.
+        size: bytes, of which nothing is left.
+    """
+    pieces = Pieces(planned.seed)
+    shard = max(planned.shards, key=lambda shard: shard.size)
+    size = min(size, -(-shard.size // CHUNK) * CHUNK)
+    buffer = torch.empty(min(CHUNK, shard.size), dtype=torch.uint8)
+    chunks = [(at, min(at + CHUNK, shard.size)) for at in range(0, size, CHUNK)]
+    _make(shard, *chunks[0], buffer[: chunks[0][1]], pieces)  # in memory that is new
+    begun = time.perf_counter()
+    for start, stop in chunks:
+        _make(shard, start, stop, buffer[: stop - start], pieces)
+    rate = chunks[-1][1] / (time.perf_counter() - begun)
+
+    near = nearest_directory(directory)
+    with tempfile.TemporaryDirectory(prefix=".fastinit-", dir=near) as place:
+        begun = time.perf_counter()
+        with StreamWriter() as writer:
+            writer.write(Path(place) / "sample", size, lambda start, stop, out: None)
+        disk = size / (time.perf_counter() - begun)
+    return Rates(rate, disk)
+
+
+def _write_shards(
+    folder: Path, planned: Layout, todo: Sequence[Shard], progress: Progress | None
+) -> float:
+    """Returns the seconds in which the disk was at work."""
+    pieces = Pieces(planned.seed)
+    total = sum(shard.size for shard in todo)
+    done = 0
+
+    def make(shard: Shard, start: int, stop: int, out: Tensor) -> None:
+        nonlocal done
+        _make(shard, start, stop, out, pieces)
+        done += stop - start
+        if progress is not None:
+            progress(done, total)
+
+    with StreamWriter() as writer:
+        for shard in todo:
+            writer.write(
+                folder / shard.file,
+                shard.size,
+                partial(make, shard),
+            )
+    return writer.busy
+
+
+def _make(shard: Shard, start: int, stop: int, out: Tensor, pieces: Pieces) -> None:
+    """Writes bytes ``start`` to ``stop`` of a shard."""
+    if start < len(shard.header):
+        header = bytearray(shard.header[start:stop])
+        out[: len(header)] = torch.frombuffer(header, dtype=torch.uint8)
+    pieces.write(
+        [
+            Piece(tensor, first, out[at - start :][: (last - first) * each].view(dtype))
+            for tensor, first, last, at in shard.within(start, stop)
+            for dtype in (tensor.source.dtype,)
+            for each in (dtype.itemsize,)
+        ]
+    )
+
+
+def _fingerprint(tensors: Sequence[Stored], seed: int) -> str:
+    """A hash of all that the values follow from; of those that were computed or given, the values."""
+    pieces = Pieces(seed)
+    digest = blake2b(f"{STREAM_VERSION} {seed}".encode(), digest_size=16)
+    buffer = bytearray()
+    for tensor in tensors:
+        name, source, *place = tensor
+        digest.update(repr((name, source.name, source.shape, str(source.dtype), place)).encode())
+        if isinstance(source.content, Fill):
+            digest.update(repr(source.content).encode())
+            continue
+        each = source.dtype.itemsize
+        buffer = buffer or bytearray(CHUNK)
+        for start in range(0, tensor.numel, CHUNK // each):
+            stop = min(start + CHUNK // each, tensor.numel)
+            out = torch.frombuffer(buffer, dtype=source.dtype, count=stop - start)
+            pieces.write([Piece(tensor, start, out)])
+            digest.update(memoryview(buffer)[: (stop - start) * each])
+    return digest.hexdigest()
+
+
+def _existing(folder: Path, planned: Layout) -> tuple[set[str], list[tuple[Path, str]]]:
+    """(names of shards that are whole, other shards and what is wrong with them)."""
+    expected = {shard.file: shard for shard in planned.shards}
+    kept: set[str] = set()
+    others: list[tuple[Path, str]] = []
+    for path in sorted(folder.iterdir()):
+        if not IS_SHARD.fullmatch(path.name):
+            continue
+        shard = expected.get(path.name)
+        if shard is not None and _is_whole(path, shard):
+            kept.add(path.name)
+        else:
+            others.append((path, f"{path} {_difference(path, planned)}"))
+    return kept, others
+
+
+def _is_whole(path: Path, shard: Shard) -> bool:
+    with open(path, "rb") as file:
+        return path.stat().st_size == shard.size and file.read(len(shard.header)) == shard.header
+
+
+def _difference(path: Path, planned: Layout) -> str:
+    """What another shard was written with."""
+    found = _metadata(path)
+    wanted = json.loads(planned.shards[0].header[8:])["__metadata__"]
+    if _SEED not in found:
+        return "was not written by fastinit"
+    for key in (_SEED, _DTYPES, _STREAM):
+        if found.get(key) != wanted[key]:
+            what = key.removeprefix("fastinit.").replace("_", " ")
+            return f"was written with {what} {found.get(key)}, not {wanted[key]}"
+    if found.get(_PLAN) != wanted[_PLAN]:
+        return "was written with another plan or of another model"
+    return "was written with another shard size, or is damaged"
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length < 100_000_000:  # the format's own limit
+            return dict(json.loads(file.read(length))["__metadata__"])
+    return {}
+
+
+def _check_room(folder: Path, needed: int, freed: int) -> None:
+    free = free_disk_bytes(folder) + freed
+    if needed > free:
+        raise OSError(
+            f"{folder} has {free / 1e9:.2f} GB free, but the checkpoint takes {needed / 1e9:.2f} GB"
+        )
+
+
+def _remove_partial(folder: Path) -> None:
+    """Removes what a killed run left."""
+    for path in folder.glob(partial_path(folder / "model*").name):
+        path.unlink()
+    for path in folder.glob(".fastinit-*"):
+        shutil.rmtree(path)
+
+
+def _save_config(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
+    """The files beside the weights, as save_pretrained writes them; they come before the weights."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "save_pretrained"):
+        return
+    config = copy.deepcopy(config)
+    name = str(dtype or next(p.dtype for p in model.parameters() if p.is_floating_point()))
+    # transformers 5 calls it dtype; before, it was torch_dtype.
+    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", name.split(".")[1])
+    config.architectures = [type(model).__name__]
+    with tempfile.TemporaryDirectory(prefix=".fastinit-", dir=folder) as place:
+        config.save_pretrained(place)
+        generation = getattr(model, "generation_config", None)
+        if generation is not None:
+            generation.save_pretrained(place)
+        for path in sorted(Path(place).iterdir()):
+            write_text(folder / path.name, path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """While in force, no other run writes to the directory."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{folder} is being written to by another run") from None
+        yield
+    finally:
+        os.close(descriptor)
