@@ -6,6 +6,7 @@
 #   make lint    formats and types         make gpu     GPU tests and timings, see below
 #   make sass    instructions of the CUDA kernel for each value, without a GPU
 #   make lsuv    LSUV beside the published procedure    make digits  does it train? (minutes each)
+#   make docs    the API reference, in site/
 #
 # PYTHON=python3.12  the interpreter that the environment is made from
 # TORCH="torch==2.13.0"  what pip is asked for. Without a GPU, or with FASTINIT_CUDA=OFF, pip may
@@ -25,7 +26,7 @@ TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.installed
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test slow bench crush lint gpu sass lsuv digits clean
+.PHONY: demo test slow bench crush lint gpu sass lsuv digits docs clean
 
 demo: $(STAMP)
 	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare
@@ -51,6 +52,9 @@ digits: $(STAMP)
 sass: $(STAMP)
 	$(RUN) -m benchmarks.sass
 
+docs: $(STAMP)
+	$(RUN) docs/reference.py site
+
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -65,7 +69,7 @@ gpu:
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f fastinit/_native*.so fastinit/_native_missing.txt
 
 $(VENV)/bin/python:

@@ -1,24 +1,80 @@
-"""``python -m benchmarks.readme``: writes the README's tables of results from the saved ones."""
+"""``python -m benchmarks.readme``: writes the results in the README and docs/ from the saved ones."""
 
 from __future__ import annotations
 
 import json
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+TABLES = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SHOWN = ("uniform", "normal", "trunc ±2σ", "trunc std=.02")
 
 
+def headline() -> list[str]:
+    """The Llama that fastinit makes the most times as fast, or else the fill that is."""
+    results = _materialize()
+    if results is None:
+        measured = _fills()
+        plain = [
+            r for r in measured["fills"] if r["law"] in ("uniform", "normal") and not r["note"]
+        ]
+        record = max((r for r in plain if r["dtype"] == "float32"), key=lambda r: r["times torch"])
+        many = record["threads"] > 1
+        threads = f"{record['threads']} threads, where torch uses one" if many else "1 thread"
+        return [
+            f"**{record['elements'] / 1e6:.0f} million {record['law']} numbers in "
+            f"{record['ns per element'] * record['elements'] / 1e9:.3f} s, {record['times torch']:.1f} "
+            f"times as fast as torch.nn.init** (float32, {threads}; {_where(measured['machine'])}; "
+            "`make bench`).",
+        ]
+    llamas = [name for name in results["timings"] if name.startswith("Llama 1.1B")]
+    name = max(llamas, key=lambda llama: _times(results["timings"][llama]))
+    theirs, ours, touch = _medians(results["timings"][name])
+    return [
+        f"**A Llama of 1.1 billion parameters, from constructor to ready: {ours:.1f} s instead of "
+        f"{theirs:.1f} s** ({name.split()[-1]}; {_where(results['machine'])}; "
+        "`python -m benchmarks.materialize`). One byte written on each page of the same memory takes "
+        f"{touch:.1f} s.",
+    ]
+
+
+def materialize() -> list[str]:
+    results = _materialize()
+    if results is None:
+        return [
+            "`python -m benchmarks.materialize --out benchmarks/results/materialize.json` measures it."
+        ]
+    lines = [
+        "| model | constructor, s | fastinit, s | times as fast | × touching pages |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, found in results["timings"].items():
+        theirs, ours, touch = _medians(found)
+        lines.append(
+            f"| {name} | {theirs:.3f} | {ours:.3f} | {theirs / ours:.1f} | {ours / touch:.2f} |"
+        )
+    peaks = ", ".join(
+        f"{memory['peak'] / memory['weights']:.2f} ({name})"
+        for name, memory in results["peaks"].items()
+    )
+    return [
+        *lines,
+        "",
+        f"`python -m benchmarks.materialize` on {_where(results['machine'])}: median of "
+        f"{results['rounds']} rounds, each in fresh memory. fastinit is `deferred()` and "
+        "`materialize_`; touching pages is one byte written on each page of the same memory. The "
+        f"Llama's peak memory is {peaks} times its weights.",
+    ]
+
+
 def fills() -> list[str]:
-    """The first results file by name."""
-    path = min(RESULTS.glob("cpu-*.json"))
-    results: dict[str, Any] = json.loads(path.read_text())
-    machine = results["machine"]
+    results = _fills()
     lines = [
         "| law | dtype | threads | ns/element | GB/s | × torch.nn.init | × torch.zero_ |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -35,7 +91,7 @@ def fills() -> list[str]:
     return [
         *lines,
         "",
-        f"`make bench` on {machine['cpu']}, {machine['cores']} cores, {machine['date']}: "
+        f"`make bench` on {_where(results['machine'])}: "
         f"{elements:,} elements, median of {results['rounds']} rounds; × is the peer's time over "
         "fastinit's in the same rounds, and `torch.zero_` stands for the machine's write limit.",
     ]
@@ -43,7 +99,6 @@ def fills() -> list[str]:
 
 def lsuv() -> list[str]:
     results: dict[str, Any] = json.loads((RESULTS / "lsuv.json").read_text())
-    machine = results["machine"]
     lines = [
         "| net | plain forward | `lsuv_` | published procedure | largest distance of a std from 1 |",
         "|---|---:|---:|---:|---:|",
@@ -58,7 +113,7 @@ def lsuv() -> list[str]:
     return [
         *lines,
         "",
-        f'`make lsuv` on {machine["cpu"]}, {machine["cores"]} cores, {machine["date"]}. "about": the '
+        f'`make lsuv` on {_where(results["machine"])}. "about": the '
         "published procedure ran for some of the layers, the rest is in proportion.",
     ]
 
@@ -77,25 +132,57 @@ def digits() -> list[str]:
         "",
         *lines,
         "",
-        "![Accuracies of all seeds](docs/digits.png)",
+        "![Accuracies of all seeds](digits.png)",
     ]
 
 
-BLOCKS = {"results": fills, "lsuv": lsuv, "digits": digits}
+def _fills() -> dict[str, Any]:
+    """The first results file by name."""
+    found: dict[str, Any] = json.loads(min(RESULTS.glob("cpu-*.json")).read_text())
+    return found
+
+
+def _materialize() -> dict[str, Any] | None:
+    """The first results file by name, if there is one."""
+    path = min(RESULTS.glob("materialize*.json"), default=None)
+    return None if path is None else json.loads(path.read_text())
+
+
+def _where(machine: dict[str, Any]) -> str:
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}"
+
+
+def _medians(found: dict[str, dict[str, float]]) -> tuple[float, float, float]:
+    """Seconds of the constructor, of fastinit and of touching pages."""
+    return found["constructor"]["median"], found["fastinit"]["median"], found["touch"]["median"]
+
+
+def _times(found: dict[str, dict[str, float]]) -> float:
+    theirs, ours, _ = _medians(found)
+    return theirs / ours
+
+
+BLOCKS: dict[str, tuple[Path, Callable[[], list[str]]]] = {
+    "headline": (README, headline),
+    "materialize": (TABLES, materialize),
+    "results": (TABLES, fills),
+    "lsuv": (TABLES, lsuv),
+    "digits": (TABLES, digits),
+}
+"""By name the page that a block is on, and what makes its lines."""
 
 
 def rendered(name: str) -> str:
-    """A block of the README between its marks."""
-    return "\n".join([f"<!-- {name} -->", *BLOCKS[name](), f"<!-- end of {name} -->"])
+    """A block of a page between its marks."""
+    return "\n".join([f"<!-- {name} -->", *BLOCKS[name][1](), f"<!-- end of {name} -->"])
 
 
 def main() -> None:
-    text = README.read_text()
-    for name in BLOCKS:
+    for name, (page, _) in BLOCKS.items():
         marked = re.compile(rf"<!-- {name} -->.*?<!-- end of {name} -->", re.DOTALL)
-        text, found = marked.subn(lambda _, name=name: rendered(name), text)
+        text, found = marked.subn(lambda _, name=name: rendered(name), page.read_text())
         assert found == 1, name
-    README.write_text(text)
+        page.write_text(text)
 
 
 if __name__ == "__main__":
