@@ -68,14 +68,14 @@ def peak(dtype: str, layers: int) -> dict[str, float]:
 
 def _peak(dtype: str, layers: int) -> None:
     ready(llama(DTYPES[dtype], 1))  # what is imported and allocated once
-    before = _kibibytes("VmRSS") * 1024
+    before = kibibytes("VmRSS") * 1024
     model = ready(llama(DTYPES[dtype], layers))
-    after = _kibibytes("VmHWM") * 1024
+    after = kibibytes("VmHWM") * 1024
     weights = sum(parameter.nbytes for parameter in model.parameters())
     print(json.dumps({"weights": weights, "peak": after - before, "before": before}))
 
 
-def _kibibytes(field: str) -> int:
+def kibibytes(field: str) -> int:
     """Of this process: VmRSS is what it holds, VmHWM the most that it held."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))

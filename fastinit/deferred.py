@@ -51,7 +51,6 @@ def deferred(seed: int = 0) -> Iterator[None]:
         raise ValueError("the default device must not be meta within deferred(), but it is")
     if _active:
         raise RuntimeError("deferred() is already in force")
-    recorder = Recorder(seed)
     original = nn.Module.register_parameter
 
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -63,12 +62,20 @@ def deferred(seed: int = 0) -> Iterator[None]:
     _active = True
     nn.Module.register_parameter = register_parameter  # type: ignore[method-assign]
     try:
-        with functions_recorded(recorder), _Access(seed), recorder:
+        with recording(seed):
             yield
     finally:
         nn.Module.register_parameter = original  # type: ignore[method-assign]
         _active = False
         memories.tidy()
+
+
+@contextmanager
+def recording(seed: int) -> Iterator[None]:
+    """Within the block writes to recorded parameters are recorded, as within :func:`deferred`."""
+    recorder = Recorder(seed)
+    with functions_recorded(recorder), _Access(seed), recorder:
+        yield
 
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]

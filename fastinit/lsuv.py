@@ -22,8 +22,10 @@ from fastinit.affine import AffineSums, rescale
 from fastinit.affine import LSUVError as LSUVError  # it is this module's to the world
 from fastinit.layers import Layer, Which
 from fastinit.moments import Moments, moments
+from fastinit.plan import Plan
 from fastinit.product_moments import linear_moments
 from fastinit.schedules import Schedule
+from fastinit.streaming import weights_of
 from fastinit.unchanged import Kept, unchanged
 
 if TYPE_CHECKING:
@@ -61,12 +63,14 @@ class LSUVResult:
         passed: modules that were not measured, with the reason.
         passes: forward passes over all batches.
         product: of a schedule, the product of its factors over all layers (He et al. ask for 1).
+        plan: of a model built within :func:`fastinit.deferred`: what its parameters shall be now.
     """
 
     layers: list[Measured]
     passed: dict[str, str] = field(default_factory=dict)
     passes: int = 1
     product: float = 1.0
+    plan: Plan | None = None
 
     @property
     def scales(self) -> dict[str, float]:
@@ -150,8 +154,10 @@ def lsuv_(
     Runs ``model(*inputs, **kwargs)`` once, without gradients, in the mode that the model is in. Only
     weights (and, with ``center``, biases) change, and they only if all went well; generators, buffers
     and modes are as before. Weights that need no gradient are measured and left alone, tied ones are
-    scaled once. Beyond the pass itself it needs a few numbers for each layer, and for one
-    MultiheadAttention at a time a copy of its input projections.
+    scaled once. A model that was built within :func:`fastinit.deferred` stays on meta: each parameter is
+    written as it is used and dropped after that module, so that the model may be larger than memory, and
+    the scales become part of its record. Beyond the pass itself it needs a few numbers for each layer,
+    and for one MultiheadAttention at a time a copy of its input projections.
 
     Args:
         batches: in place of inputs, batches that are tensors, tuples of arguments or dicts of keyword
@@ -195,14 +201,16 @@ def lsuv_(
             raise ValueError(f"target_std names layers that are not: {', '.join(sorted(strange))}")
     _check_unbuilt(found, unbuilt)
     options = _Options(target_std, tol, max_iter, center, activation, reuse == "pool", unbuilt)
-    with unchanged(model) as kept:
+    weights = weights_of(model)
+    with weights.unchanged_on_failure(), unchanged(model) as kept:
         if pre == "orthonormal":
-            _draw_orthonormal(found, kept)
+            with weights.writable():
+                _draw_orthonormal(found, kept)
         run = _Run(found, options, kept)
         for passes in range(1, PASSES + 1):
             count = 0
             for args, named in [(inputs, kwargs)] if batches is None else map(_arguments, batches):
-                with run.hooked(), suppress(_Ended):
+                with run.hooked(), weights.present(run.repeated), suppress(_Ended):
                     model(*args, **named)
                 count += 1
             if not count:
@@ -211,9 +219,10 @@ def lsuv_(
                 break
         if lost := kept.changed_for_good():
             raise LSUVError(f"forward changes buffers too large to be kept: {', '.join(lost)}")
-        run.apply()
+        with weights.writable():
+            run.apply()
     passed |= {layer.name: "not called" for layer in found if layer.name not in run.measured}
-    return LSUVResult(list(run.measured.values()), passed, passes, run.product)
+    return LSUVResult(list(run.measured.values()), passed, passes, run.product, weights.plan())
 
 
 find = layers.find  # lsuv_ has an argument of the module's name
@@ -417,20 +426,29 @@ class _Run:
                 scaling.first = scaling.pooled = None
         return not off
 
+    @property
+    def repeated(self) -> dict[int, float]:
+        """By the weight's id, the scales of layers that are not affine, whose weights hold them."""
+        scalings = (s for s in self.scalings.values() if not s.layer.affine)
+        return {id(s.layer.weight_in): s.scale for s in scalings}
+
     def apply(self) -> None:
-        """Scales the weights of affine layers (those of the others are scaled already)."""
+        """Scales the weights, but in memory not those of layers that are not affine: they are scaled."""
         weights: list[Tensor] = []
         scales = []
         for scaling in self.scalings.values():
             layer, measured = scaling.layer, self.measured[scaling.layer.name]
             measured.scale, measured.shift = scaling.scale, scaling.shift
-            if layer.affine and scaling.scale != 1.0:
+            if scaling.scale != 1.0 and (layer.affine or layer.weight_in.is_meta):
                 weights.append(layer.weight)
                 scales.append(scaling.scale)
             bias = _bias_of(layer)
             if bias is not None and scaling.shift:
                 bias.add_(scaling.shift)
-        if weights:
+        if any(weight.is_meta for weight in weights):  # recorded, one by one
+            for weight, scale in zip(weights, scales):
+                weight.mul_(scale)
+        elif weights:
             torch._foreach_mul_(weights, scales)
 
 
@@ -464,7 +482,8 @@ def _draw_orthonormal(found: list[Layer], kept: Kept) -> None:
     for layer in found:
         embeds = isinstance(layer.module, (nn.Embedding, nn.EmbeddingBag))
         if layer.weight.dim() > 1 and layer.weight_in.requires_grad and not embeds:
-            kept.keep(layer.weight_in)
+            if not layer.weight_in.is_meta:
+                kept.keep(layer.weight_in)
             init.orthogonal_(layer.weight)
 
 

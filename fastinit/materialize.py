@@ -78,7 +78,7 @@ def materialize_(
     write_entries(entries, plan.seed, progress)
     made = []
     for _, module, key, tensor, memory in record.computed:
-        value = torch.empty_like(tensor, device=_place(memory, device))
+        value = torch.empty_like(tensor, device=place_of(memory, device))
         Computed(memory.contents, View.of(tensor), record.names).write_(value, plan.seed)
         made.append((module, key, value))
     parameters.adopt_(model, real)
@@ -116,7 +116,7 @@ def _real(
     """What takes a parameter's place: memory to be written, or the values that it was given."""
     if not parameter.is_meta:
         return parameter
-    where = _place(memory, device)
+    where = place_of(memory, device)
     wanted = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
     data = fill.data if isinstance(fill, Computed) else None
     if data is not None and data.device == where and data.dtype == wanted:
@@ -124,7 +124,7 @@ def _real(
     return parameters.allocate(parameter, where, wanted)
 
 
-def _place(memory: Memory, device: torch.device | str | None) -> torch.device:
+def place_of(memory: Memory, device: torch.device | str | None = None) -> torch.device:
     """Where a tensor shall be: as asked, or where the constructor would have put it."""
     if device is not None:
         return torch.device(device)

@@ -1,11 +1,16 @@
-"""Memory: how much there is, and huge pages for what is about to be written. Linux; else no-ops."""
+"""Memory: how much there is, and on disk; huge pages for what is about to be written.
+
+What is for Linux alone does nothing elsewhere.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import shutil
 import sys
 from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +57,19 @@ def available_bytes() -> int | None:
         return min(free, int(limit) - int(used))
     except (OSError, ValueError):  # no such file, or a limit of "max"
         return free
+
+
+def free_disk_bytes(directory: str | PathLike[str]) -> int:
+    """Bytes that can still be written where a directory is, or would be if it were made."""
+    return shutil.disk_usage(nearest_directory(directory)).free
+
+
+def nearest_directory(path: str | PathLike[str]) -> Path:
+    """A directory itself, or the innermost that there is of those it would be made in."""
+    place = Path(path).absolute()
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    return place
 
 
 @lru_cache(maxsize=1)
