@@ -1,6 +1,6 @@
 """fastinit: weight initialisation at memory speed, the same bits everywhere."""
 
-from fastinit import init
+from fastinit import init, recipes, schedules
 from fastinit.backends import backend, info, version
 from fastinit.deferred import deferred
 from fastinit.fill import Fill
@@ -32,7 +32,9 @@ __all__ = [
     "moments_many",
     "patch",
     "patched",
+    "recipes",
     "recorded_plan",
+    "schedules",
     "transfer_scale_",
     "unpatch",
     "watch",

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from fastinit import backends, keys, memory, models, report
+from fastinit import backends, keys, memory, models, recipes, report
 from fastinit.fill import Fill
 from fastinit.laws import Law
 from fastinit.materialize import recorded_plan
@@ -61,8 +61,12 @@ Seed = Annotated[
 ]
 OfParameters = Annotated[Dtype, typer.Option(help="Of the parameters.")]
 SavedPlan = Annotated[
-    Path | None,
-    typer.Option("--plan", help="A saved plan, instead of what the constructors do."),
+    str | None,
+    typer.Option(
+        "--plan",
+        help="A saved plan, or a recipe (gpt2, llama, vit, torch_default, ...), instead of what the "
+        "constructors do.",
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="By default torch's number of threads.")]
 
@@ -285,13 +289,16 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _planned(
-    name: str, dtype: Dtype, seed: int | None, saved: Path | None
+    name: str, dtype: Dtype, seed: int | None, saved: str | None
 ) -> tuple[nn.Module, Plan]:
-    """A model on meta and what its parameters shall be: a saved plan, or what its constructors do."""
+    """A model on meta and what its parameters shall be: as planned, or as its constructors do."""
     if seed is not None:
         keys.check_seed(seed)
-    plan = None if saved is None else Plan.load(saved)
+    recipe = recipes.NAMES.get(saved or "")
+    plan = None if saved is None or recipe is not None else Plan.load(saved)
     model = models.build(name, getattr(torch, dtype.value), seed or 0)
+    if recipe is not None:
+        return model, Plan.from_model(model, recipe, seed or 0)
     if plan is None:
         return model, recorded_plan(model)
     return model, plan if seed is None else Plan(plan, seed=seed, aliases=plan.aliases)

@@ -152,8 +152,7 @@ def normal_(
     """Fills with the normal law.
 
     Args:
-        tensor: any shape and strides; float16, bfloat16, float32, float64 or complex. A complex
-        value
+        tensor: any shape and strides; float16, bfloat16, float32, float64 or complex, which
             has the variance asked for: each part has half.
         mean, std: finite, std >= 0.
         generator: the seed is drawn from it; by default from torch's CPU generator.

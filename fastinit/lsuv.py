@@ -195,6 +195,9 @@ def lsuv_(
     if batches is not None and (inputs or kwargs):
         raise ValueError("batches and inputs exclude each other, but both were given")
     found, passed = find(model, layers)
+    if not found:
+        reasons = "".join(f"; {name} {why}" for name, why in passed.items())
+        raise ValueError(f"layers must name at least one layer with a weight, but none is{reasons}")
     if isinstance(target_std, Mapping):
         strange = target_std.keys() - {layer.name for layer in found}
         if strange:

@@ -146,6 +146,7 @@ class _Record:
         # Buffers and plain attributes that were computed from parameters.
         self.computed: list[tuple[str, nn.Module, str, Tensor, Memory]] = []
         strange = []
+        self.has_parameters = any(True for _ in model.parameters())
         for names, _, parameter in distinct_parameters(model):
             if isinstance(parameter, UninitializedParameter):
                 continue
@@ -200,6 +201,10 @@ class _Record:
         return names
 
     def plan(self) -> Plan:
+        if not self.parameters and self.has_parameters:
+            raise ValueError(
+                "model was not built within fastinit.deferred(), or is written already"
+            )
         fills: dict[str, Fill | Computed] = {}
         unwritten = []
         for name, parameter, memory in self.parameters:

@@ -104,8 +104,12 @@ class Plan(Mapping[str, Fill | Computed]):
         Raises:
             ValueError: the rule has no Fill for some parameters (all are listed), or is not made for
                 this model (a pattern of names that fits none).
-            TypeError: the rule gives something else than a Fill or None.
+            TypeError: a rule that cannot be called, or that gives something else than a Fill or None.
         """
+        if not callable(rule):
+            raise TypeError(
+                f"rule must be a function such as recipes.torch_default, but got {rule!r}"
+            )
         if config is None:
             config = getattr(model, "config", None)
         fills: dict[str, Fill | Computed] = {}

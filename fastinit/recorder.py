@@ -273,7 +273,8 @@ class Recorder(TorchDispatchMode):
         source = memories.get(args[0])
         if source is None or args[0].shape != out.shape or args[0].stride() != out.stride():
             return None
-        is_copy = func in (aten.clone.default, aten._to_copy.default)
+        # Of these, padding is a copy where it adds nothing.
+        is_copy = func in (aten.clone.default, aten._to_copy.default, aten.constant_pad_nd.default)
         factors = (1.0, 0.0) if is_copy else operations.affine_of(func, args, kwargs, _is_known)
         if factors is None:
             return None

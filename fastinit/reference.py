@@ -282,16 +282,15 @@ def moments(view: Tensor, by_column: bool) -> Tensor:
     count = finite.sum(0).to(torch.float64)
     inside = torch.where(finite, x, 0.0)
     mean = inside.sum(0) / count.clamp(min=1)
-    mean = mean + torch.where(finite, x - mean, 0.0).sum(0) / count.clamp(
-        min=1
-    )  # of a constant: it
+    # Once more, so that the mean of a constant is that constant.
+    mean = mean + torch.where(finite, x - mean, 0.0).sum(0) / count.clamp(min=1)
     raw = torch.stack(
         (
             count,
             mean,
             torch.where(finite, x - mean, 0.0).square().sum(0),
-            torch.where(finite, x, torch.inf).amin(0),
-            torch.where(finite, x, -torch.inf).amax(0),
+            torch.where(finite, x, torch.inf).amin(0) if len(x) else mean + torch.inf,
+            torch.where(finite, x, -torch.inf).amax(0) if len(x) else mean - torch.inf,
             (finite & (x == 0)).sum(0).to(torch.float64),
             (~finite).sum(0).to(torch.float64),
         ),

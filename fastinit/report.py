@@ -56,12 +56,12 @@ def init_table(measured: Sequence[tuple[Group, Moments]]) -> str:
     Layers are a heading above their parameters, so that the names fit.
     """
     rows = [("parameter", "count", "elements", "distribution", "std asked", "measured")]
-    heading = ""
+    heading = None
     for group, moments in measured:
         layers, star, rest = group.pattern.rpartition("*.")
         if star and heading != layers:
             rows.append((layers + "*", "", "", "", "", ""))
-        heading = layers if star else ""
+        heading = layers if star else None
         name = "  " + rest if star else group.pattern
         numbers = (str(len(group.names)), text.count(group.elements or 0))
         stds = (_std(group.fill.std), _std(float(moments.std)))

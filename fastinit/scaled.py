@@ -34,7 +34,7 @@ def xavier_uniform_(
     Raises:
         ValueError: fewer than 2 dimensions and no ``fan``; and as :func:`fastinit.init.normal_`.
         RuntimeError: a gain that is negative, NaN or infinite; and as
-        :func:`fastinit.init.normal_`.
+            :func:`fastinit.init.normal_`.
     """
     std = fans.xavier_std(_fans(tensor, fan), gain)
     return draw_(tensor, fans.uniform_of_std(std), generator, seed, name)
@@ -74,8 +74,8 @@ def kaiming_uniform_(
         tensor: at least 2-D, unless ``fan`` is given: [out, in, ...], trailing sizes count for both
             fans.
         a: the negative slope, for leaky_relu.
-        mode: "fan_in" keeps the variance of activations, "fan_out" of gradients; case does not
-        matter.
+        mode: "fan_in" keeps the variance of activations, "fan_out" of gradients; case does
+            not matter.
         nonlinearity: see :func:`fastinit.fans.calculate_gain`.
         generator, seed, name: as for :func:`fastinit.init.normal_`.
         fan: (fan_in, fan_out), by default from the shape.

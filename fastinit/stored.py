@@ -96,7 +96,9 @@ def stored_tensors(
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point dtype, but got {dtype}")
     recorded = plan is None
-    plan = recorded_plan(model) if plan is None else plan
+    if plan is None:
+        on_meta = any(parameter.is_meta for parameter in model.parameters())
+        plan = recorded_plan(model) if on_meta else Plan({})
     by_id = _parameters(model, plan, dtype, recorded)
     buffers = recorded_buffers(model)
     sources: dict[str, Source] = {}

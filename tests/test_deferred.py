@@ -421,6 +421,14 @@ def test_what_was_not_recorded_is_an_error() -> None:
         materialize_(both)
 
 
+def test_a_model_that_is_written_or_was_never_recorded_is_an_error() -> None:
+    for model in (nn.Linear(2, 2), written(lambda: nn.Linear(2, 2))):
+        for function in (recorded_plan, materialize_):
+            with pytest.raises(ValueError, match=r"not built within fastinit\.deferred\(\)"):
+                function(model)
+    assert len(recorded_plan(recorded(nn.ReLU))) == 0
+
+
 def test_a_model_that_cannot_be_written_stays_on_meta() -> None:
     model = recorded(lambda: nn.Sequential(nn.Linear(2, 2), Holder(lambda w: None, 3)))
     with pytest.raises(ValueError, match=r"1\.w"):

@@ -17,7 +17,6 @@ from same_bits import ISAS, forced
 from torch import Tensor
 
 from fastinit import laws
-from fastinit.backends import backend
 from fastinit.moments import Moments, moments, moments_many
 
 NIST = sorted((Path(__file__).parent / "vectors" / "nist").glob("*.txt"))
@@ -227,8 +226,3 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_bad_input(call: Callable[[], Moments], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
-
-
-def test_a_backend_without_moments_says_so() -> None:
-    with backend("triton"), pytest.raises(RuntimeError, match="'triton' cannot measure a tensor"):
-        moments(torch.zeros(3))
