@@ -16,6 +16,7 @@ from fastinit import recipes
 from fastinit.computed import Computed
 from fastinit.models import parameters_on_meta
 from fastinit.plan import Fill, Plan
+from fastinit.recipes.rules import needs
 from fastinit.recipes.transformers import FAMILIES
 
 ZERO, ONE = Fill.constant(0.0), Fill.constant(1.0)
@@ -191,6 +192,13 @@ def test_a_head_of_transformers_is_what_its_constructor_does(
     )
 
 
+@pytest.mark.parametrize("of", [dict, lambda **fields: Config(**fields)])
+def test_an_initializer_range_of_0_is_none_in_every_kind_of_config(of: Callable[..., Any]) -> None:
+    """As PreTrainedModel._init_weights reads it."""
+    plan = Plan.from_model(nn.Linear(2, 2), recipes.llama, config=of(initializer_range=0.0))
+    assert plan["weight"] == Fill.normal(0.0, 0.02)
+
+
 def test_a_family_without_a_recipe_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"model_type 'nope' has no recipe yet; .* bert"):
         Plan.from_model(
@@ -203,6 +211,7 @@ class Config:
     """As of a model that is not transformers'."""
 
     n_layer: int = 8
+    initializer_range: float = 0.02
 
 
 class Block(nn.Module):
@@ -358,6 +367,16 @@ def test_first_of_falls_back_and_checks_every_rule() -> None:
         Plan.from_model(model, recipes.first_of(recipes.torch_default, rule, nowhere))
 
 
+def test_needs_checks_beside_the_rule_that_it_decorates() -> None:
+    rule = needs("*.gain")(recipes.by_name({"*weight": ONE, "*bias": ZERO}))
+    for model, missing in (
+        (nn.Linear(2, 2), r"\*\.gain"),
+        (nn.Linear(2, 2, bias=False), r"\*bias"),
+    ):
+        with pytest.raises(ValueError, match=missing):
+            Plan.from_model(model, rule)
+
+
 def test_a_deep_orthogonal_net_keeps_norms() -> None:
     """100 layers, each an isometry up to float32's rounding."""
     net = nn.Sequential(*(nn.Linear(32, 32) for _ in range(100)))
@@ -432,9 +451,21 @@ def test_fixup_scales_branches_and_ends_them_with_zero(layers: int) -> None:
     assert Plan.from_model(net, recipes.fixup(None, layers), config={"branches": 16}) == plan
 
 
+def test_fixup_leaves_downsampling_unscaled() -> None:
+    """FixupResNet of hongyi-zhang/Fixup: ``downsample`` sqrt(2 / fan_out), ``conv1`` times L^-1/2."""
+    block = {"conv1": nn.Conv2d(8, 16, 3), "conv2": nn.Conv2d(16, 16, 3)}
+    block["downsample"] = nn.Conv2d(8, 16, 1)
+    net = nn.ModuleDict({"layer1": nn.ModuleDict(block), "fc": nn.Linear(16, 4)})
+    plan = Plan.from_model(net, recipes.fixup(25))
+    assert plan["layer1.downsample.weight"].std == pytest.approx(math.sqrt(2 / 16))
+    assert plan["layer1.conv1.weight"].std == pytest.approx(math.sqrt(2 / (16 * 9)) / 5)
+
+
 def test_fixup_refuses_what_it_is_not_made_for() -> None:
     with pytest.raises(ValueError, match="at least 2, but got 1"):
         recipes.fixup(16, 1)
+    with pytest.raises(ValueError, match=r"is 2, but parameters match \*layer\*\.conv3\.weight"):
+        Plan.from_model(FixupNet(2, 3), recipes.fixup(2))
     with pytest.raises(ValueError, match=r"pattern \*layer\*\.conv3\.weight"):
         Plan.from_model(FixupNet(2, 2), recipes.fixup(2, 3))
     net = FixupNet(2, 2)
@@ -513,6 +544,15 @@ def test_t_fixup_has_the_papers_factors() -> None:
         assert joint.parts[0].fill.std == pytest.approx(factor * square)
     assert plan["decoder.multihead_attn.out_proj.weight"].std == pytest.approx(decoder * square)
     assert plan["embed.weight"] == Fill.normal(0.0, decoder * 16**-0.5)
+
+
+def test_t_fixup_scales_an_embedding_by_its_own_side() -> None:
+    """models/transformer.py of layer6ai-labs/T-Fixup; it scales a shared one by the encoder's layers."""
+    sides = {side: nn.ModuleDict({"embed": nn.Embedding(9, 16)}) for side in ("encoder", "decoder")}
+    model = nn.ModuleDict({"shared": nn.Embedding(9, 16), "fc1": nn.Linear(16, 16), **sides})
+    plan = Plan.from_model(model, recipes.t_fixup(4, 6))
+    for name, layers in (("shared", 4), ("encoder.embed", 4), ("decoder.embed", 6)):
+        assert plan[f"{name}.weight"].std == pytest.approx((9 * layers) ** -0.25 * 16**-0.5)
 
 
 class Residual(nn.Module):
@@ -612,6 +652,28 @@ def test_mup_of_orthogonal_weights_keeps_their_norm() -> None:
     assert plan["4.weight"] == Fill.orthogonal(1.0).scaled(1 / 2)
 
 
+@pytest.mark.parametrize("table", [3, 8])
+def test_mup_of_orthogonal_weights_has_the_papers_tables(table: int) -> None:
+    """In their root mean square, of values as written: input weights that are orthogonal are smaller
+    at a larger width, unlike others, and so are output weights."""
+    base, wide = mlp(64), mlp(256)
+    rule = recipes.mup(base, recipes.orthogonal(), table=table)
+    for model in (base, wide):
+        Plan.from_model(model, rule).apply_(model)
+    ratios = [
+        (wide[i].weight.square().mean() / base[i].weight.square().mean()).sqrt().item()
+        for i in (0, 2, 4)
+    ]
+    assert ratios == pytest.approx([1, 1 / 2, 1 / 4 if table == 3 else 1], rel=1e-4)
+
+
+def test_mup_of_delta_orthogonal_convolutions_has_the_papers_table() -> None:
+    base, wide = (nn.Sequential(nn.Conv2d(3, n, 3), nn.Conv2d(n, n, 3)) for n in (8, 32))
+    plan = Plan.from_model(wide, recipes.mup(base, recipes.delta_orthogonal()))
+    assert plan["0.weight"] == Fill.delta_orthogonal(1.0).scaled(2)
+    assert plan["1.weight"] == Fill.delta_orthogonal(1.0)
+
+
 def test_mup_puts_a_padding_row_where_it_is_at_each_width() -> None:
     base, wide = (nn.ModuleList([nn.Embedding(9, width, padding_idx=3)]) for width in (4, 16))
     Plan.from_model(wide, recipes.mup(base, recipes.torch_default)).apply_(wide)
@@ -660,7 +722,7 @@ def changes(width: int, *, mup: bool) -> list[float]:
 
 
 def test_mup_moves_activations_alike_at_every_width() -> None:
-    """Desideratum J.1 of the paper: changes of order 1. Over 16-fold width muP's stay within a
+    """Desiderata J.1 of the paper: changes of order 1. Over 16-fold width muP's stay within a
     factor 1.5 (measured 0.82 to 0.98), the standard parametrisation's grow over 4-fold (15 and 86)."""
     narrow, wide = changes(128, mup=True), changes(2048, mup=True)
     for a, b in zip(narrow, wide, strict=True):
@@ -687,5 +749,5 @@ def test_mup_starts_hidden_layers_alike_at_every_width() -> None:
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_every_recipe_has_a_name_and_a_source(name: str) -> None:
     made = getattr(recipes, name)
-    assert "Source:" in made.__doc__ or name == "transformers_default"
+    assert "Source:" in made.__doc__
     assert callable(recipes.NAMES[name])

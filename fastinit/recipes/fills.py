@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from fastinit.fill import Fill
-
-Law = Callable[[float], Fill]
-"""The Fill of mean 0 and a given std."""
 
 ZERO = Fill.constant(0.0)
 ONE = Fill.constant(1.0)

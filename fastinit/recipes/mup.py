@@ -3,7 +3,7 @@
 Yang et al. 2022, "Tensor Programs V", arXiv 2203.03466. Its tables say how three things depend on
 width: the variance of initial weights (:func:`mup`), learning rates, which belong to the optimizer
 (:func:`mup_learning_rates`), and multipliers in the forward pass, which belong to the model, as does
-attention's 1/d in place of 1/sqrt(d) (definition 4.1).
+attention's 1/d in place of 1/sqrt(d) (README of microsoft/mup).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Shapes = Mapping[str, Sequence[int]]
 OPTIMIZERS = ("adam", "sgd")
 TABLES = (3, 8)
 
-_AS_WIDE = frozenset({"orthogonal", "delta_orthogonal", "eye", "dirac"})
-"""Matrices of norm 1 at every width: their values are of the order 1 / sqrt(fan_in) already."""
+_OF_NORM_1 = frozenset({"orthogonal", "delta_orthogonal", "eye", "dirac"})
+"""Matrices whose values get smaller by themselves with their larger size: rms 1 / sqrt(size)."""
 
 
 class Growth(NamedTuple):
@@ -54,10 +54,11 @@ def mup(base: nn.Module, rule: Rule, *, base_config: Any = None, table: int = 3)
 
     Of a matrix whose fan_in is r times the base's, the std is r^-1/2 times the base's if its fan_out
     grows too (hidden weights), and r^-1 if not (output weights). What reads a fixed size (input
-    weights, embeddings) and vectors (biases, norms) are as in the base. Orthogonal matrices keep their
-    norm where others' stays the same.
+    weights, embeddings) and vectors (biases, norms) are as in the base. Of orthogonal matrices and the
+    like it is the root mean square that is so: hidden ones keep their norm where all widths grow alike.
 
-    Source: Yang et al. 2022, arXiv 2203.03466, tables 3 and 8 ("Init. Var."), appendix B.1 for the base.
+    Source: Yang et al. 2022, arXiv 2203.03466, tables 3 and 8 ("Init. Var."); for the base, and for
+    sizes that do not grow with the width, microsoft/mup (``init.py``, ``infshape.py``).
 
     Args:
         base: the same model with other widths, with the same parameter names; it may be on meta.
@@ -86,13 +87,14 @@ def mup(base: nn.Module, rule: Rule, *, base_config: Any = None, table: int = 3)
             fill = replace(fill, parts=tuple(parts))
         grown = growth(name, module, shape, shapes[name])
         ratio = grown.fan_in
+        factor = 1.0
         if grown.is_hidden:
             factor = ratio**-0.5
         elif grown.is_output and table == 3:
             factor = 1 / ratio
-        else:
-            return fill
-        return fill.scaled(factor * math.sqrt(ratio) if fill.distribution in _AS_WIDE else factor)
+        if fill.distribution in _OF_NORM_1:
+            factor *= _rms(fill, shapes[name]) / _rms(fill, shape)
+        return fill if factor == 1 else fill.scaled(factor)
 
     def check(names: Sequence[str]) -> None:
         strange = [name for name in names if name not in shapes]
@@ -115,8 +117,9 @@ def mup_learning_rates(
     output weights 1 / r (table 3) or r (table 8), hidden weights the growth of fan_out / r, which is 1
     where all widths grow alike.
 
-    Source: Yang et al. 2022, arXiv 2203.03466, tables 3 and 8 ("SGD LR", "Adam LR"); mup's optim.py,
-    which also divides the weight decay by these, since optimizers multiply it by the rate.
+    Source: Yang et al. 2022, arXiv 2203.03466, tables 3 and 8 ("SGD LR", "Adam LR"); microsoft/mup's
+    ``optim.py`` (table 8), which also divides the weight decay by these, since optimizers multiply it
+    by the rate.
 
     Args:
         model: its names and shapes; it may be on meta.
@@ -174,6 +177,12 @@ def growth(name: str, module: nn.Module, shape: Sequence[int], base: Sequence[in
         flipped = isinstance(module, (nn.Embedding, *TRANSPOSED)) or kind == "Conv1D"
         return Growth(*(ratios[:2] if flipped else ratios[1::-1]))
     return Growth(1.0, math.prod(ratios))
+
+
+def _rms(fill: Fill, shape: Sequence[int]) -> float:
+    """The root mean square of a matrix of norm 1, up to what kernels of one size have in common."""
+    flat = fill.distribution in ("orthogonal", "eye")
+    return 1 / math.sqrt(max(shape[0], math.prod(shape[1:] if flat else shape[1:2])))
 
 
 def _check(what: str, value: object, known: Sequence[object]) -> None:

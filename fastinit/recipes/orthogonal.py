@@ -20,9 +20,10 @@ def orthogonal(
 ) -> Rule:
     """Weights of Linear, convolutions and plain RNNs orthogonal times a gain, their biases 0.
 
-    Source: Saxe et al. 2014, arXiv 1312.6120, section 3: with gain 1 the product of linear layers is
-    orthogonal at every depth. A convolution is taken as the matrix [out, in x kernel], as torch's
-    ``orthogonal_`` does; :func:`delta_orthogonal` is the one that keeps norms.
+    Source: Saxe et al. 2014, arXiv 1312.6120 ("random orthogonal initial conditions"): with gain 1 the
+    product of linear layers is orthogonal at every depth. A convolution is taken as the matrix
+    [out, in x kernel], as torch's ``orthogonal_`` does; :func:`delta_orthogonal` is the one that keeps
+    norms.
 
     Args:
         nonlinearity: of which ``fastinit.init.calculate_gain`` gives the gain.
@@ -45,16 +46,17 @@ def delta_orthogonal(
 ) -> Rule:
     """Convolutions delta-orthogonal, Linear weights orthogonal, biases 0.
 
-    Source: Xiao et al. 2018, arXiv 1806.05393, section 3 and algorithm 1: the kernel's centre is
-    orthogonal and the rest 0, so that each position's norm is kept; 10,000 layers train.
+    Source: Xiao et al. 2018, arXiv 1806.05393, algorithm 2 (TensorFlow's ``ConvolutionDeltaOrthogonal``
+    and JAX's ``delta_orthogonal`` too): the kernel's centre is orthogonal and the rest 0, so that each
+    position's norm is kept; 10,000 layers train.
 
     A convolution with more inputs than outputs, with groups or transposed cannot keep norms and gets no
     Fill, which ``Plan.from_model`` raises as an error, unless another rule has one (``first_of``).
 
     Args:
-        nonlinearity: of which ``fastinit.init.calculate_gain`` gives the gain. (The paper's tanh nets
-            take the variance at the edge of chaos instead: 1.05 or so, as ``gain``.)
-        gain: instead of that one.
+        nonlinearity: of which ``fastinit.init.calculate_gain`` gives the gain.
+        gain: instead of that one. (The paper's tanh nets are at the edge of chaos, with a gain little
+            above 1, the square root of its variance of weights, rather than tanh's 5/3.)
         rest: for parameters of other modules.
     """
     factor = fans.calculate_gain(nonlinearity) if gain is None else gain

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +15,20 @@ from fastinit.recipes.fills import (
     CONVOLUTIONS,
     ONE,
     ZERO,
-    Law,
     embedding,
     normal,
     uniform,
 )
-from fastinit.recipes.rules import Patterns, by_name, first_of, matches, needs, own_name, setting
+from fastinit.recipes.rules import (
+    Checked,
+    Patterns,
+    by_name,
+    first_of,
+    matches,
+    needs,
+    own_name,
+    setting,
+)
 from fastinit.recipes.torch_default import torch_default
 
 BRANCH = (
@@ -53,7 +61,9 @@ def deepnorm_constants(
 ) -> DeepNormConstants:
     """DeepNorm's constants for one side of a transformer.
 
-    Source: Wang et al. 2022, arXiv 2203.00555, figure 2 (with N = encoder and M = decoder layers).
+    Source: Wang et al. 2022, arXiv 2203.00555, figure 2 (with N = encoder and M = decoder layers);
+    xformers' ``get_deepnorm_coefficients``. (torchscale 0.3 has 1.15 for the 0.87 of an encoder with a
+    decoder, that is 1 / 0.87.)
 
     >>> round(deepnorm_constants(18, 0, decoder=False).beta, 4)
     0.2887
@@ -79,8 +89,8 @@ def deepnorm(
     0, norms weight 1, bias 0. The model itself multiplies its residual stream by alpha
     (:func:`deepnorm_constants`). Of ``nn.MultiheadAttention``'s joint matrix the last third is v's.
 
-    Source: Wang et al. 2022, arXiv 2203.00555, figure 2. (torchscale divides by 1 / beta what its
-    layers have by default, Xavier uniform.)
+    Source: Wang et al. 2022, arXiv 2203.00555, figure 2. (torchscale multiplies by beta what its layers
+    have by default: Xavier uniform in attention, torch's own in the feed-forward part.)
 
     Args:
         encoder_layers, decoder_layers: the depth; by default the ``encoder_layers`` and
@@ -104,12 +114,14 @@ def t_fixup(
 ) -> Rule:
     """T-Fixup: Xavier uniform, value, output and feed-forward weights scaled, to train without norms.
 
-    By 0.67 N^-1/4 in an encoder and (9 N)^-1/4 in a decoder of N layers; embeddings are
-    normal(0, d^-1/2) times (9 N)^-1/4; biases 0; norms, which it makes needless, weight 1, bias 0.
+    By 0.67 N^-1/4 in an encoder and (9 N)^-1/4 in a decoder of N layers; embeddings are of std d^-1/2
+    times (9 N)^-1/4, with the encoder's N where both sides share one; biases 0; norms, which it makes
+    needless, weight 1, bias 0.
 
-    Source: Huang et al. 2020 (ICML, "Improving Transformer Optimization Through Better
-    Initialization"), section 3.2; layer6ai-labs/T-Fixup, ``transformer_layer.py``, which multiplies v
-    by sqrt(2) to undo fairseq's smaller start.
+    Source: Huang et al. 2020, "Improving Transformer Optimization Through Better Initialization" (ICML,
+    PMLR 119); layer6ai-labs/T-Fixup, ``fixup_initialization`` in ``modules/transformer_layer.py`` and
+    the constructors of ``models/transformer.py``. (There v is multiplied by sqrt(2) too, to undo
+    fairseq's smaller start, which q and k keep.)
 
     Args:
         encoder_layers, decoder_layers, branch: as of :func:`deepnorm`.
@@ -145,18 +157,20 @@ def fixup(
     (fan_out), those inside a branch times L^(-1 / (2 m - 2)). 3. Scalar multipliers (``*scale``) are 1
     and scalar biases (``*bias*``) 0. A norm gets no Fill, which is an error: there should be none.
 
-    Source: Zhang, Dauphin & Ma 2019, arXiv 1901.09321, section 3; hongyi-zhang/Fixup, whose names
-    the patterns are for.
+    Source: Zhang, Dauphin & Ma 2019, arXiv 1901.09321, the three rules of "Fixup initialization", of
+    which 2 says "a standard method (e.g., He)"; hongyi-zhang/Fixup, ``FixupResNet``, whose names the
+    patterns are for and which has fan_out. (It leaves the stem, ``conv1``, as torch makes it.)
 
     Args:
         branches: L, the number of residual branches; by default the config's ``branches``.
-        layers_per_branch: m, at least 2.
+        layers_per_branch: m, at least 2: 2 in the authors' basic block, 3 in their bottleneck.
         branch: patterns of the weights inside branches.
         last: patterns of the last of them, by default ``*layer*.conv{m}.weight``.
         classifier: patterns of the classifier's parameters.
 
     Raises:
-        ValueError: a branch of fewer than 2 layers, which the scale is not defined for.
+        ValueError: a branch of fewer than 2 layers, which the scale is not defined for; from
+            ``Plan.from_model``, where ``last`` is the default, branches of more layers than m.
     """
     if layers_per_branch < 2:
         raise ValueError(f"layers_per_branch must be at least 2, but got {layers_per_branch}")
@@ -174,7 +188,16 @@ def fixup(
         return fill and fill.scaled(count ** (-1 / (2 * layers_per_branch - 2)))
 
     ends = f"*layer*.conv{layers_per_branch}.weight" if last is None else last
-    return first_of(by_name({ends: ZERO, branch: scaled, classifier: ZERO}), he)
+    rule = first_of(by_name({ends: ZERO, branch: scaled, classifier: ZERO}), he)
+
+    def check(names: Sequence[str]) -> None:
+        longer = f"*layer*.conv{layers_per_branch + 1}.weight"
+        if last is None and any(matches(name, longer) for name in names):
+            raise ValueError(
+                f"layers_per_branch is {layers_per_branch}, but parameters match {longer}"
+            )
+
+    return Checked(rule, check)
 
 
 def rezero(rest: Rule = torch_default, *, alphas: Patterns = "*resweight") -> Rule:
@@ -193,14 +216,15 @@ def rezero(rest: Rule = torch_default, *, alphas: Patterns = "*resweight") -> Ru
 def skipinit(
     rest: Rule = torch_default, *, alphas: Patterns = "*skipinit_gain", value: float = 0.0
 ) -> Rule:
-    """SkipInit: a scalar at the end of each residual branch that starts at 0, or 1 / sqrt(branches).
+    """SkipInit: a scalar at the end of each residual branch that starts at 0, or little above.
 
-    Source: De & Smith 2020, arXiv 2002.10444, section 4; timm's name for the scalars is the default.
+    Source: De & Smith 2020, arXiv 2002.10444; deepmind-research, ``nfnets/skipinit_resnet.py``. timm's
+    name for the scalars is the default.
 
     Args:
         rest: for all other parameters.
         alphas: patterns of the scalars.
-        value: of the scalars.
+        value: of the scalars, at most 1 / sqrt(branches).
     """
     return first_of(by_name({alphas: Fill.constant(value)}), rest)
 
@@ -208,8 +232,11 @@ def skipinit(
 Gain = Callable[[str, Any], float]
 """(name, config) to a factor."""
 
+FillOfStd = Callable[[float], Fill]
+"""The Fill of mean 0 and a given std, such as :func:`normal`."""
 
-def _transformer(branch: Patterns, law: Law, gain: Gain, embedding_gain: Gain) -> Rule:
+
+def _transformer(branch: Patterns, law: FillOfStd, gain: Gain, embedding_gain: Gain) -> Rule:
     """Xavier matrices, with a gain in branches; embeddings; biases 0; norms weight 1, bias 0."""
 
     def rule(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:

@@ -21,13 +21,17 @@ class Checked:
     """A rule that refuses models that it is not made for.
 
     Args:
-        rule: what it is otherwise.
+        rule: what it is otherwise; if it is a Checked one, its check comes first.
         check: given the names of all parameters, raises ValueError.
     """
 
     def __init__(self, rule: Rule, check: Callable[[Sequence[str]], None]) -> None:
-        self.rule, self.check = rule, check
         update_wrapper(self, rule)
+        self.rule, self.own_check = rule, check
+
+    def check(self, names: Sequence[str]) -> None:
+        check_rule(self.rule, names)
+        self.own_check(names)
 
     def __call__(self, name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
         return self.rule(name, module, shape, config)
@@ -39,9 +43,11 @@ def by_name(fills: Mapping[Patterns, Fill | Rule]) -> Checked:
     Args:
         fills: pattern, or several in a tuple, to a Fill or to a rule that makes it.
 
-    ``Plan.from_model`` raises a ValueError for patterns that get no parameter, be it that none matches
-    or that earlier patterns match them all, and as for every rule for parameters that get no Fill. A
-    tied parameter has the first of its names.
+    A tied parameter has the first of its names.
+
+    Raises:
+        ValueError: from ``Plan.from_model``, for patterns that get no parameter, be it that none matches
+            or that earlier patterns match them all, and as with every rule for parameters without Fill.
 
     >>> rule = by_name({"*bias": Fill.constant(0.0), "*.weight": Fill.normal(std=0.02)})
     >>> print(rule("fc.bias", nn.Linear(2, 2), torch.Size([2]), None))

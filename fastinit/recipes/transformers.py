@@ -83,8 +83,8 @@ def neox(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill |
     transformers gives a new GPTNeoX model something else, its default: see
     :func:`transformers_default`.
 
-    Source: Black et al. 2022, arXiv 2204.06745, section 2.1 (initialization); gpt-neox,
-    ``megatron/model/init_functions.py``.
+    Source: EleutherAI/gpt-neox, ``configs/20B.yml`` and ``megatron/model/init_functions.py``; Black et
+    al. 2022, arXiv 2204.06745, "Initialization", which names the feed-forward part's output alone.
 
     Args:
         config: ``num_hidden_layers`` (or ``num_layers``) and ``hidden_size``.
@@ -215,6 +215,11 @@ def transformers_default(
 ) -> Fill | None:
     """What transformers gives a new model: the rule of its ``config.model_type`` (:data:`FAMILIES`).
 
+    Source: that of the family's rule.
+
+    Args:
+        config: ``model_type``, and what the family's rule reads.
+
     Raises:
         ValueError: a family that has no rule.
     """
@@ -234,15 +239,14 @@ def transformers_family(config: Any) -> Rule:
     return FAMILIES[family]
 
 
-_NORMS = (nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# Those that _init_weights knows by class: not InstanceNorm, which fills.NORMS has.
+_OTHER_NORMS = (nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def _std(config: Any) -> float:
     """The std of PreTrainedModel._init_weights, which reads a range of 0 as none."""
-    if hasattr(config, "initializer_range"):
-        return float(config.initializer_range or 0.02)
     names = ("initializer_range", "init_std", "initializer_factor")
-    return float(setting(config, *names, default=0.02))
+    return float(setting(config, *names, default=0.02) or 0.02)
 
 
 def _plain(name: str, module: nn.Module, shape: torch.Size, std: float) -> Fill | None:
@@ -257,6 +261,6 @@ def _plain(name: str, module: nn.Module, shape: torch.Size, std: float) -> Fill 
     if isinstance(module, nn.MultiheadAttention):
         return torch_default(name, module, shape, None)
     named = "LayerNorm" in kind or "RMSNorm" in kind
-    if named or isinstance(module, _NORMS):
+    if named or isinstance(module, _OTHER_NORMS):
         return {"weight": ONE, "bias": ZERO}.get(own)
     return None
