@@ -182,8 +182,9 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Runs an operation: on meta, with all its tensors there, if what it writes is."""
         if any(t.is_meta for t in written):
-            if func is aten.copy_.default:
-                return args[0]
+            fills = operations.fill_of(func, args, kwargs, _is_known) is not None
+            if fills or func is aten.copy_.default:  # nothing to learn from running it
+                return args[0] if func._schema.returns else None
             args, kwargs = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
             return func(*args, **kwargs)
         flat = tree_flatten((args, kwargs))[0]

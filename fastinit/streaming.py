@@ -137,7 +137,7 @@ class _Stream(TorchFunctionMode):
         if frame.unseen is not None:
             frame.unseen.__exit__(None, None, None)
         for parameter, meta in frame.written:
-            torch.utils.swap_tensors(parameter, meta)
+            _exchange(parameter, meta)
 
     def leave_all(self) -> None:
         while self.running:
@@ -152,7 +152,7 @@ class _Stream(TorchFunctionMode):
         if factor != 1.0:
             with torch.no_grad():
                 real.mul_(factor)
-        torch.utils.swap_tensors(parameter, real)
+        _exchange(parameter, real)
         self.running[-1].written.append((parameter, real))
 
 
@@ -162,6 +162,15 @@ class _Frame:
     def __init__(self) -> None:
         self.written: list[tuple[nn.Parameter, nn.Parameter]] = []
         self.unseen: Any = None  # the context in which the mode is not in force
+
+
+def _exchange(one: nn.Parameter, other: nn.Parameter) -> None:
+    """Swaps what two parameters are, which are alike in class and attributes.
+
+    ``torch.utils.swap_tensors`` refuses parameters with weak references, as LSTM's have: those of the
+    object, which stays.
+    """
+    torch._C._swap_tensor_impl(one, other)
 
 
 _VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))

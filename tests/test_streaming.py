@@ -52,6 +52,18 @@ def attention() -> nn.Module:
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
+class Recurrent(nn.Module):
+    """LSTM holds its weights by weak references too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.lstm, self.after = nn.Linear(64, 64), nn.LSTM(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.after(self.lstm(self.before(x))[0])
+        return out
+
+
 def recorded(build: Callable[[], nn.Module]) -> nn.Module:
     with deferred(seed=0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -70,6 +82,7 @@ CASES = [
         squashed, (X,), {"layers": (nn.Linear, Squashed), "target_std": 0.5}, id="repeated"
     ),
     pytest.param(attention, (SEQUENCE,), {}, id="attention"),
+    pytest.param(Recurrent, (SEQUENCE,), {}, id="LSTM"),
     pytest.param(CONSTRUCTORS["nn.Transformer"], (SEQUENCE, SEQUENCE), {}, id="nn.Transformer"),
 ]
 
