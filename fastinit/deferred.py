@@ -40,6 +40,7 @@ def deferred(seed: int = 0) -> Iterator[None]:
 
     Not safe for threads that build modules meanwhile: ``nn.Module`` and ``torch.nn.init`` are changed.
 
+    >>> from fastinit import materialize_
     >>> with deferred(seed=0):
     ...     model = nn.Linear(4, 4)
     >>> model.weight.is_meta, materialize_(model).weight.is_meta
