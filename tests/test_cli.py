@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
-from fastinit import backends, memory, report, text
+from fastinit import backends, memory, recipes, report, text
 from fastinit.plan import Fill, Plan
 
 pytest.importorskip("typer")
@@ -64,6 +65,18 @@ def test_init_reports_what_was_asked_and_measured(config: str, dtype: cli.Dtype,
         assert any(line.startswith(timing) for line in lines)
     assert "times as fast as torch.nn.init" in lines[-1]
     assert Plan.load(saved).seed == 3
+
+
+def test_a_recipe_is_named_in_place_of_a_plan(tmp_path) -> None:
+    saved = tmp_path / "plan.json"
+    named = ["init", "torch.nn:MultiheadAttention", "--plan", "torch_default", "--out", str(saved)]
+    assert cli.main(named) == 2  # MultiheadAttention() needs sizes
+    named[1] = "torch.nn:Transformer"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert cli.main(named) == 0
+        model = torch.nn.Transformer()
+    assert Plan.load(saved) == Plan.from_model(model, recipes.torch_default)
 
 
 @pytest.mark.parametrize(
