@@ -213,7 +213,7 @@ def lsuv_(
         for passes in range(1, PASSES + 1):
             count = 0
             for args, named in [(inputs, kwargs)] if batches is None else map(_arguments, batches):
-                with run.hooked(), weights.present(run.repeated), suppress(_Ended):
+                with run.hooked(), weights.present(run.scale_held), suppress(_Ended):
                     model(*args, **named)
                 count += 1
             if not count:
@@ -429,11 +429,10 @@ class _Run:
                 scaling.first = scaling.pooled = None
         return not off
 
-    @property
-    def repeated(self) -> dict[int, float]:
-        """By the weight's id, the scales of layers that are not affine, whose weights hold them."""
-        scalings = (s for s in self.scalings.values() if not s.layer.affine)
-        return {id(s.layer.weight_in): s.scale for s in scalings}
+    def scale_held(self, weight: nn.Parameter) -> float:
+        """The scale that a weight holds during the passes: that of a layer that is not affine."""
+        scaling = self.scalings.get((id(weight), None))
+        return 1.0 if scaling is None or scaling.layer.affine else scaling.scale
 
     def apply(self) -> None:
         """Scales the weights, but in memory not those of layers that are not affine: they are scaled."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -17,6 +17,8 @@ from fastinit.materialize import place_of, recorded_plan
 from fastinit.plan import Plan
 from fastinit.recorder import memories
 from fastinit.writing import Entry, write_entries
+
+ScaleOf = Callable[[nn.Parameter], float]
 
 
 def weights_of(model: nn.Module) -> InMemory | Recorded:
@@ -36,7 +38,7 @@ class InMemory:
         """Within the block what is written to parameters reaches them, or their record."""
         return nullcontext()
 
-    def present(self, scales: Mapping[int, float]) -> AbstractContextManager[None]:
+    def present(self, scale_of: ScaleOf) -> AbstractContextManager[None]:
         """Within the block the model can run."""
         return nullcontext()
 
@@ -71,14 +73,14 @@ class Recorded(InMemory):
         return recording(self.seed)
 
     @contextmanager
-    def present(self, scales: Mapping[int, float]) -> Iterator[None]:
+    def present(self, scale_of: ScaleOf) -> Iterator[None]:
         """Within the block a parameter is written when it is used, and on meta again after the module
         that used it.
 
         Args:
-            scales: by the ``id`` of a parameter, what its values are multiplied with.
+            scale_of: what a parameter's values are multiplied with; asked at each writing.
         """
-        stream = _Stream(recorded_plan(self.model), self.model, scales)
+        stream = _Stream(recorded_plan(self.model), self.model, scale_of)
         with ExitStack() as stack:
             stack.callback(stream.leave_all)
             for module in self.model.modules():
@@ -97,9 +99,9 @@ class Recorded(InMemory):
 class _Stream(TorchFunctionMode):
     """The parameters that are written at the moment, by the module that was running when used."""
 
-    def __init__(self, plan: Plan, model: nn.Module, scales: Mapping[int, float]) -> None:
+    def __init__(self, plan: Plan, model: nn.Module, scale_of: ScaleOf) -> None:
         super().__init__()
-        self.plan, self.scales = plan, scales
+        self.plan, self.scale_of = plan, scale_of
         self.names = {
             id(parameter): names[0]
             for names, _, parameter in parameters.distinct_parameters(model)
@@ -148,7 +150,7 @@ class _Stream(TorchFunctionMode):
         assert memory is not None
         real = parameters.allocate(parameter, place_of(memory), parameter.dtype)
         write_entries([Entry(name, real, self.plan[name])], self.plan.seed)
-        factor = self.scales.get(id(parameter), 1.0)
+        factor = self.scale_of(parameter)
         if factor != 1.0:
             with torch.no_grad():
                 real.mul_(factor)

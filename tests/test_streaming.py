@@ -47,6 +47,11 @@ def squashed() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 64), Squashed(), nn.Linear(64, 64))
 
 
+def squashed_twice() -> nn.Module:
+    shared = Squashed()
+    return nn.Sequential(nn.Linear(64, 64), shared, shared, nn.Linear(64, 64))
+
+
 def attention() -> nn.Module:
     layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0)
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -80,6 +85,12 @@ CASES = [
     pytest.param(reused, (X,), {"unbuilt": "4"}, id="unbuilt"),
     pytest.param(
         squashed, (X,), {"layers": (nn.Linear, Squashed), "target_std": 0.5}, id="repeated"
+    ),
+    pytest.param(
+        squashed_twice,
+        (X,),
+        {"layers": (nn.Linear, Squashed), "target_std": 0.5},
+        id="repeated twice",
     ),
     pytest.param(attention, (SEQUENCE,), {}, id="attention"),
     pytest.param(Recurrent, (SEQUENCE,), {}, id="LSTM"),
