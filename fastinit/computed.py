@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from fastinit import ops
 from fastinit.contents import Call, Contents, Made, Origin, Own, Piece, Snapshot, View, leaves
+from fastinit.fill import Fill
 from fastinit.keys import stream_id, substream
 from fastinit.structures import write_structure
 
@@ -92,6 +93,11 @@ class Computed:
             return item
 
         return of(self.contents), self.view, self.scale
+
+
+def known_values(fill: Fill | Computed) -> Tensor | None:
+    """The values of a parameter that a constructor was given them for."""
+    return fill.data if isinstance(fill, Computed) else None
 
 
 class _Replay:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fastinit import parameters
-from fastinit.computed import Computed
+from fastinit.computed import Computed, known_values
 from fastinit.contents import Contents, Origin, View
 from fastinit.fill import Fill, Part
 from fastinit.parameters import distinct_parameters
@@ -118,7 +119,7 @@ def _real(
         return parameter
     where = place_of(memory, device)
     wanted = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
-    data = fill.data if isinstance(fill, Computed) else None
+    data = known_values(fill)
     if data is not None and data.device == where and data.dtype == wanted:
         return parameters.like(parameter, where, wanted, data)
     return parameters.allocate(parameter, where, wanted)
@@ -133,7 +134,7 @@ def place_of(memory: Memory, device: torch.device | str | None = None) -> torch.
 
 
 def _is_given(fill: Fill | Computed, real: nn.Parameter) -> bool:
-    data = fill.data if isinstance(fill, Computed) else None
+    data = known_values(fill)
     return data is not None and data.data_ptr() == real.data_ptr()
 
 
@@ -238,23 +239,15 @@ class _Record:
             if piece.shape not in (None, tuple(tensor.shape)):
                 return computed
             stream = self.names[piece.origin]
-            said = Fill(
-                piece.fill.distribution,
-                piece.fill.parameters,
-                piece.fill.scale,
-                piece.fill.parts,
-                None if stream == name or piece.fill.distribution == "constant" else stream,
-            )
-            fills.append((piece.region, said))
+            own = stream == name or piece.fill.distribution == "constant"
+            fills.append((piece.region, replace(piece.fill, stream=None if own else stream)))
         if fills[0][0] != whole:
             if not _covers([region for region, _ in fills], contents.numel):
                 return None
             fills[0] = whole, fills[0][1]
         (_, base), *parts = fills
         added = tuple(Part(region, part) for region, part in parts)
-        return Fill(
-            base.distribution, base.parameters, base.scale, (*base.parts, *added), base.stream
-        )
+        return replace(base, parts=(*base.parts, *added))
 
 
 def _covers(regions: list[Region], numel: int) -> bool:

@@ -7,19 +7,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
-from torch.utils.weak import WeakIdKeyDictionary
 
 from fastinit.deferred import deferred
-from fastinit.parameters import distinct_parameters, like
+from fastinit.parameters import distinct_parameters
 from fastinit.plan import Plan
 from fastinit.recorder import DeferredError
 
@@ -152,33 +148,6 @@ def from_function(source: str, dtype: torch.dtype = torch.float32, seed: int = 0
     if not isinstance(model, nn.Module):
         raise ValueError(f"{source} must return a torch.nn.Module, but got {type(model).__name__}")
     return model
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """While in force, every parameter becomes meta as a module registers it; buffers stay real.
-
-    Memory that a constructor asks for is never touched, so it costs address space only. Tied
-    parameters stay tied, and those without a shape yet (lazy modules) stay as they are. Not safe for
-    threads that build modules meanwhile: ``nn.Module`` itself is changed.
-    """
-    original = nn.Module.register_parameter
-    replaced = WeakIdKeyDictionary()
-
-    def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if isinstance(param, nn.Parameter) and not (
-            param.is_meta or isinstance(param, UninitializedParameter)
-        ):
-            if param not in replaced:
-                replaced[param] = like(param, torch.device("meta"), param.dtype)
-            param = replaced[param]
-        original(self, name, param)
-
-    nn.Module.register_parameter = register_parameter  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]
 
 
 def unwritten(model: nn.Module, plan: Plan) -> list[str]:

@@ -271,7 +271,7 @@ class Plan(Mapping[str, Fill | Computed]):
             if buffers:
                 raise ValueError(
                     f"a plan cannot write {listing('buffer', buffers)} on meta; build the model with "
-                    f"fastinit.models.parameters_on_meta(), which leaves buffers real"
+                    f"fastinit.deferred(), which leaves buffers real"
                 )
             return allocated(model, device)
         if meta:

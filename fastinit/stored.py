@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastinit.computed import Computed
+from fastinit.computed import Computed, known_values
 from fastinit.fill import Fill
 from fastinit.materialize import recorded_buffers, recorded_plan
 from fastinit.parameters import distinct_parameters
@@ -135,7 +135,7 @@ def _parameters(
         if here:
             fill = plan[here[0]]
             entries.append(Entry(here[0], torch.empty(shape, dtype=wanted, device="meta"), fill))
-            data = fill.data if isinstance(fill, Computed) else None
+            data = known_values(fill)
             content = fill if data is None else data
             by_id[id(parameter)] = Source(here[0], shape, wanted, content)
         elif recorded and not parameter.is_meta:

@@ -195,7 +195,7 @@ def test_register_parameter_is_restored_after_an_exception() -> None:
     original = nn.Module.register_parameter
 
     def fail_inside() -> None:
-        with models.parameters_on_meta():
+        with fastinit.deferred():
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -206,7 +206,7 @@ def test_register_parameter_is_restored_after_an_exception() -> None:
 
 def test_parameters_on_meta_keeps_ties_flags_and_buffers() -> None:
     shared = nn.Parameter(torch.ones(3))
-    with models.parameters_on_meta():
+    with fastinit.deferred():
         a, b = nn.Module(), nn.Module()
         a.w, b.w = shared, shared
         a.frozen = nn.Parameter(torch.ones(2), requires_grad=False)

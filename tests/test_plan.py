@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from fastinit import writing
-from fastinit.models import parameters_on_meta
+from fastinit.deferred import deferred
 from fastinit.plan import Fill, Plan, pattern
 from fastinit.recipes import torch_default
 
@@ -223,7 +223,7 @@ def test_a_meta_or_unwritable_parameter_stops_everything() -> None:
 
 def test_parameters_on_meta_get_memory_where_asked() -> None:
     plan = Plan.from_model(Net(), torch_default, seed=3)
-    with parameters_on_meta():
+    with deferred():
         model = Net()
     steps = []
     assert plan.apply_(model, device="cpu", progress=lambda *step: steps.append(step)) is model
@@ -235,7 +235,7 @@ def test_parameters_on_meta_get_memory_where_asked() -> None:
 def test_a_model_on_meta_stays_there_if_it_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with parameters_on_meta():
+    with deferred():
         model = Net()
     plan = Plan.from_model(model, torch_default)
     with pytest.raises(ValueError, match="device must be one that holds values"):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import fastinit
 from fastinit import recipes
 from fastinit.computed import Computed
-from fastinit.models import parameters_on_meta
+from fastinit.deferred import deferred
 from fastinit.plan import Fill, Plan
 from fastinit.recipes.rules import needs
 from fastinit.recipes.transformers import FAMILIES
@@ -37,7 +37,7 @@ def assert_is_what_the_constructor_does(
     assert plan.aliases == recorded.aliases
     differences = [d for d in plan.diff(recorded) if not isinstance(d.other, Computed)]
     assert not differences, "\n".join(map(str, differences))
-    with parameters_on_meta():
+    with deferred():
         planned = plan.apply_(build(), device="cpu")
     fastinit.materialize_(model)
     for (name, ours), theirs in zip(planned.named_parameters(), model.parameters(), strict=True):
