@@ -27,5 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return cli.main(given)
 
 
+def run() -> int:
+    """The program: as :func:`main`, and what was printed is written."""
+    from fastinit.faults import finish
+
+    return finish(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ _DTYPES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 class Shard(NamedTuple):
@@ -107,13 +108,16 @@ def index(files: Sequence[Shard]) -> str:
 
 
 def parse_size(size: int | str) -> int:
-    """A number of bytes, as in ``"5GB"`` (10^9 bytes), ``"500MB"`` or ``"2GiB"``.
+    """A number of bytes: an int, or a text with its unit: ``"5GB"`` (10^9), ``"500MB"``, ``"2GiB"``.
 
     >>> parse_size("1.5GB")
     1500000000
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B)?\s*", str(size).upper())
-    bytes_ = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+    if isinstance(size, int) and not isinstance(size, bool):
+        bytes_ = size
+    else:
+        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]I?B)\s*", str(size).upper())
+        bytes_ = int(Fraction(found[1]) * _UNITS[found[2]]) if found else 0
     if bytes_ < 1:
         raise ValueError(f"shard size must be as in 5GB, 500MB or 2GiB, but got {size!r}")
     return bytes_

@@ -6,32 +6,49 @@ where ``--out`` says.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor, nn
+from torch import nn
+from typer.core import TyperGroup
 
-from fastinit import backends, keys, memory, models, recipes, report
+from fastinit import backends, faults, memory, models, options, report, trial
 from fastinit.fill import Fill
 from fastinit.laws import Law
 from fastinit.materialize import recorded_plan
 from fastinit.parameters import allocate_, distinct_parameters
 from fastinit.plan import Plan
-from fastinit.recorder import DeferredError
 from fastinit.watch import watch
 from fastinit.writing import Progress as OnProgress
 
+
+class _Commands(TyperGroup):
+    """The commands: what one raises becomes a line and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if _is_usage(error) or faults.shows_tracebacks():
+                raise
+            said, status = faults.line(error)
+            typer.echo(said, err=True)
+            raise typer.Exit(status) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Initialises PyTorch models at memory speed.",
     add_completion=False,
     rich_markup_mode=None,
@@ -68,7 +85,9 @@ SavedPlan = Annotated[
         "constructors do.",
     ),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="By default torch's number of threads.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="By default torch's number of threads.")
+]
 
 
 @app.command("info")
@@ -95,19 +114,18 @@ def init_command(
 
     Example: python -m fastinit init my_package.model:build --out plan.json
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with _errors_in_one_line():
-        started = time.perf_counter()
-        model, recipe = _planned(model_name, dtype, seed, saved)
-        made = time.perf_counter()
-        _check_room(model)
-        if out is not None:
-            recipe.save(out)
-        planned = time.perf_counter()
-        allocate_(model)
-        allocated = time.perf_counter()
-        models.check_written(model, recipe)
+    options.file("--out", out)
+    asked = _Asked(seed, saved, threads)
+    started = time.perf_counter()
+    model, recipe = asked.planned(model_name, dtype)
+    made = time.perf_counter()
+    _check_room(model)
+    if out is not None:
+        recipe.save(out)
+    planned = time.perf_counter()
+    allocate_(model)
+    allocated = time.perf_counter()
+    models.check_written(model, recipe)
 
     parameters = [parameter for _, _, parameter in distinct_parameters(model)]
     elements = sum(parameter.numel() for parameter in parameters)
@@ -156,8 +174,12 @@ def inspect_command(
     dtype: OfParameters = Dtype.float32,
     saved: SavedPlan = None,
     threads: Threads = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
-    length: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 128,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help=f"Sequences of tokens; by default {trial.BATCH}.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help=f"Tokens of each; by default {trial.LENGTH}.")
+    ] = None,
     shape: Annotated[
         str | None,
         typer.Option(help="Of normal input instead of tokens, as in 8x3x224x224."),
@@ -175,29 +197,21 @@ def inspect_command(
 
     Example: python -m fastinit inspect torchvision.models:resnet18 --shape 8x3x224x224
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with _errors_in_one_line():
-        sizes = None if shape is None else _sizes(shape)
-        model, plan = _planned(model_name, dtype, seed, saved)
-        if sizes is None and not hasattr(getattr(model, "config", None), "vocab_size"):
-            raise ValueError(f"{model_name} takes no tokens: say what it takes, as --shape 8x64")
-        _check_room(model)
-        plan.apply_(model, device="cpu")
-        generator = torch.Generator().manual_seed(plan.seed % 2**63)
-        with watch(model, gradients=gradients) as watched, torch.set_grad_enabled(gradients):
-            if sizes is None:
-                said = f"{batch} x {length} random tokens"
-                loss = _loss_of_tokens(model, (batch, length), generator)
-            else:
-                said = f"normal input, {' x '.join(map(str, sizes))}"
-                loss = _loss_of_normals(model, sizes, generator, getattr(torch, dtype.value))
-            if gradients:
-                loss.backward()
-        typer.echo(f"{type(model).__name__}, {dtype.value}, {said}\n")
-        typer.echo(watched.table())
-        if out is not None:
-            watched.plot(out)
+    options.picture("--out", out)
+    run = options.trial(shape, batch, length)
+    asked = _Asked(seed, saved, threads)
+    model, plan = asked.planned(model_name, dtype)
+    run.check(model, model_name)
+    watch(model, gradients=gradients)  # raises if there is nothing to watch
+    _check_room(model, copies=1 + gradients)
+    plan.apply_(model, device="cpu")
+    with watch(model, gradients=gradients) as watched:
+        wanted = getattr(torch, dtype.value)
+        run.run(model, model_name, plan.seed, torch.device("cpu"), wanted, gradients)
+    typer.echo(f"{type(model).__name__}, {dtype.value}, {run}\n")
+    typer.echo(watched.table())
+    if out is not None:
+        watched.plot(out)
 
 
 @app.command("write")
@@ -226,38 +240,38 @@ def write_command(
 
     Example: python -m fastinit write llama-3.1-70b --out llama --dtype bfloat16 --dry-run
     """
-    from fastinit import checkpoint
+    from fastinit import checkpoint, checkpoint_files
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with _errors_in_one_line():
-        started = time.perf_counter()
-        model, recipe = _planned(model_name, dtype, seed, saved)
-        plan = None if saved is None else recipe  # else also what has values already is stored
-        planned = checkpoint.layout(model, plan, shard_size=shard_size)
-        heading = (
-            f"{type(model).__name__}, {dtype.value}, seed {planned.seed}\n"
-            f"{planned.elements:,} elements, {planned.size / 1e9:.2f} GB\n"
-        )
-        if dry_run:
-            typer.echo(heading)
-            typer.echo(report.shard_table(planned.shards))
-            typer.echo(f"\nplanned in {time.perf_counter() - started:.1f} s; nothing was written")
-            typer.echo(report.rates(checkpoint.measure_rates(planned, out), planned.size))
-            free = memory.free_disk_bytes(out)
-            typer.echo(f"{free / 1e9:.2f} GB are free{', too few' * (free < planned.size)}")
-            return
-        with _shown("writing", planned.size) as on_progress:
-            written = checkpoint.write(
-                model,
-                out,
-                plan,
-                shard_size=shard_size,
-                progress=on_progress,
-                overwrite=overwrite,
-            )
+    options.directory("--out", out)
+    limit = checkpoint_files.parse_size(shard_size)
+    asked = _Asked(seed, saved, threads)
+    started = time.perf_counter()
+    model, recipe = asked.planned(model_name, dtype)
+    plan = None if saved is None else recipe  # else also what has values already is stored
+    planned = checkpoint.layout(model, plan, shard_size=limit)
+    heading = (
+        f"{type(model).__name__}, {dtype.value}, seed {planned.seed}\n"
+        f"{planned.elements:,} elements, {planned.size / 1e9:.2f} GB\n"
+    )
+    if dry_run:
         typer.echo(heading)
-        typer.echo(report.written(written, str(out)))
+        typer.echo(report.shard_table(planned.shards))
+        typer.echo(f"\nplanned in {time.perf_counter() - started:.1f} s; nothing was written")
+        typer.echo(report.rates(checkpoint.measure_rates(planned, out), planned.size))
+        free = memory.free_disk_bytes(out)
+        typer.echo(f"{free / 1e9:.2f} GB are free{', too few' * (free < planned.size)}")
+        return
+    with _shown("writing", planned.size) as on_progress:
+        written = checkpoint.write(
+            model,
+            out,
+            plan,
+            shard_size=limit,
+            progress=on_progress,
+            overwrite=overwrite,
+        )
+    typer.echo(heading)
+    typer.echo(report.written(written, str(out)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -268,71 +282,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Abort:
         return 130
     except Exception as error:
-        # Usage errors, which typer would spread over four lines. Their class is click's in some
-        # versions of typer and its own in others; this method is what they share.
-        if not hasattr(error, "format_message"):
+        if not _is_usage(error):
             raise
         no_arguments = type(error).__name__ == "NoArgsIsHelpError"
-        message = error.format_message()
-        print(message if no_arguments else f"fastinit: {message}", file=sys.stderr)
-        return 2
+        message = error.format_message()  # type: ignore[attr-defined]
+        if not no_arguments:  # typer would spread it over four lines
+            message = f"fastinit: {' '.join(message.split())}"
+        print(message, file=sys.stderr)
+        return faults.USER
     return status if isinstance(status, int) else 0
 
 
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, NotImplementedError, OSError, ImportError, DeferredError) as error:
-        typer.echo(f"fastinit: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
+def _is_usage(error: Exception) -> bool:
+    """Whether typer raised it for a command line that it cannot read.
+
+    The class is click's in some versions of typer and its own in others; this method is what they share.
+    """
+    return hasattr(error, "format_message")
 
 
-def _planned(
-    name: str, dtype: Dtype, seed: int | None, saved: str | None
-) -> tuple[nn.Module, Plan]:
-    """A model on meta and what its parameters shall be: as planned, or as its constructors do."""
-    if seed is not None:
-        keys.check_seed(seed)
-    recipe = recipes.NAMES.get(saved or "")
-    plan = None if saved is None or recipe is not None else Plan.load(saved)
-    model = models.build(name, getattr(torch, dtype.value), seed or 0)
-    if recipe is not None:
-        return model, Plan.from_model(model, recipe, seed or 0)
-    if plan is None:
-        return model, recorded_plan(model)
-    return model, plan if seed is None else Plan(plan, seed=seed, aliases=plan.aliases)
+class _Asked:
+    """What all commands that take a model are asked, checked."""
+
+    def __init__(self, seed: int | None, saved: str | None, threads: int | None) -> None:
+        self.seed, self.saved = options.seed(seed), options.plan(saved)
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def planned(self, name: str, dtype: Dtype) -> tuple[nn.Module, Plan]:
+        """A model on meta and what its parameters shall be: as planned, or as its constructors do."""
+        seed, saved = self.seed or 0, self.saved
+        model = models.build(name, getattr(torch, dtype.value), seed)
+        if saved is None:
+            return model, recorded_plan(model)
+        if not isinstance(saved, Plan):
+            return model, Plan.from_model(model, saved, seed)
+        return model, saved if self.seed is None else Plan(saved, seed=seed, aliases=saved.aliases)
 
 
-def _sizes(shape: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
-        raise ValueError(f"--shape must be as in 8x3x224x224, but got {shape!r}")
-    return tuple(map(int, shape.split("x")))
-
-
-def _loss_of_tokens(model: nn.Module, sizes: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """The training loss on random tokens, which are their own labels."""
-    tokens = torch.randint(int(model.config.vocab_size), sizes, generator=generator)  # type: ignore[union-attr, arg-type]
-    loss = getattr(model(input_ids=tokens, labels=tokens), "loss", None)
-    if not isinstance(loss, Tensor):
-        raise ValueError(f"{type(model).__name__} gives no loss")
-    return loss
-
-
-def _loss_of_normals(
-    model: nn.Module, sizes: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype
-) -> Tensor:
-    """The mean square of the output, on normal input."""
-    out = model(torch.randn(sizes, generator=generator).to(dtype))
-    if not isinstance(out, Tensor):
-        raise ValueError(
-            f"{type(model).__name__} must return a tensor, but got {type(out).__name__}"
-        )
-    return out.square().mean()
-
-
-def _check_room(model: nn.Module) -> None:
-    needed = sum(parameter.nbytes for _, _, parameter in distinct_parameters(model))
+def _check_room(model: nn.Module, copies: int = 1) -> None:
+    needed = copies * sum(parameter.nbytes for _, _, parameter in distinct_parameters(model))
     free = memory.available_bytes()
     if free is not None and needed > free:
         raise ValueError(
@@ -344,7 +333,8 @@ def _check_room(model: nn.Module) -> None:
 def _shown(name: str, elements: int) -> Iterator[OnProgress | None]:
     """A progress bar on stderr; None, so that work goes in one piece, if that is no terminal."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    # rich takes FORCE_COLOR for a terminal, and would leave what moves a cursor in a file.
+    if not sys.stderr.isatty() or not console.is_terminal or console.is_dumb_terminal:
         yield None
         return
     columns = (TextColumn("{task.description:26}"), BarColumn(), TimeElapsedColumn())

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fastinit import faults
 from fastinit.deferred import deferred
 from fastinit.parameters import distinct_parameters
 from fastinit.plan import Plan
@@ -40,26 +41,16 @@ def load_config(source: str | PathLike[str]) -> Any:
         ValueError: no such file or name, not JSON, or not a configuration of a known family.
         ModuleNotFoundError: transformers is not installed.
     """
-    path = Path(source)
-    if path.is_dir():
-        path /= "config.json"
-    if not path.is_file():
-        shipped = _CONFIGS / f"{str(source).lower()}.json"
-        if str(source).lower() not in shipped_configs():
-            names = ", ".join(shipped_configs())
-            raise ValueError(
-                f"config {str(source)!r} is neither a file nor one of {names}, nor module:function"
-            )
-        path = shipped
+    path = _config_path(source)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(fields, dict) or "model_type" not in fields:
         raise ValueError(f'{path} is not a transformers config: it has no "model_type"')
     families = _transformers().CONFIG_MAPPING
     family = fields["model_type"]
-    if family not in families:
+    if not isinstance(family, str) or family not in families:
         raise ValueError(f"{path}: transformers knows no model_type {family!r}")
     try:
         return families[family].from_dict(fields)
@@ -101,14 +92,14 @@ def from_config(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) 
     names = getattr(config, "architectures", None)
     if names and getattr(transformers, names[0], None) is None:
         raise ValueError(f"transformers knows no architecture {names[0]!r}")
-    try:
-        with deferred(seed):
-            if names:
-                model = getattr(transformers, names[0])._from_config(config, dtype=dtype)
-            else:
-                model = _auto_class(config).from_config(config, dtype=dtype)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"transformers cannot build this {config.model_type}: {error}") from error
+    with (
+        faults.of_others(f"transformers cannot build this {config.model_type}", DeferredError),
+        deferred(seed),
+    ):
+        if names:
+            model = getattr(transformers, names[0])._from_config(config, dtype=dtype)
+        else:
+            model = _auto_class(config).from_config(config, dtype=dtype)
     assert isinstance(model, nn.Module)
     return model
 
@@ -120,34 +111,39 @@ def from_function(source: str, dtype: torch.dtype = torch.float32, seed: int = 0
         dtype: torch's default while it runs.
 
     Raises:
-        ValueError: no such module or function, or it fails or returns no module.
+        ValueError: no such module or function, or it fails (with the lines where it did) or returns no
+            module.
         DeferredError: what it does cannot be recorded.
     """
-    module, _, function = source.partition(":")
     before, path = torch.get_default_dtype(), list(sys.path)
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, "")  # as python -m does
     try:
-        made: Any = importlib.import_module(module)
-        for name in function.split("."):
-            made = getattr(made, name)
-        torch.set_default_dtype(dtype)
-        with deferred(seed):
-            model = made()
-    except DeferredError:
-        raise
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise ValueError(f"{source}: there is no module {error.name!r}") from None
-    except Exception as error:  # of code that is not ours
-        raise ValueError(f"{source}: {type(error).__name__}: {error}") from error
+        with faults.of_others(source, DeferredError):
+            made = _imported(source)
+            torch.set_default_dtype(dtype)
+            with deferred(seed):
+                model = made()
     finally:
         torch.set_default_dtype(before)
         sys.path[:] = path
     if not isinstance(model, nn.Module):
         raise ValueError(f"{source} must return a torch.nn.Module, but got {type(model).__name__}")
     return model
+
+
+def _imported(source: str) -> Any:
+    """What ``module:function`` names."""
+    name, _, function = source.partition(":")
+    try:
+        made: Any = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # of a module that this one imports
+        raise ModuleNotFoundError(f"there is no module {error.name!r} here") from None
+    for part in function.split("."):
+        made = getattr(made, part)
+    return made
 
 
 def unwritten(model: nn.Module, plan: Plan) -> list[str]:
@@ -166,8 +162,33 @@ def check_written(model: nn.Module, plan: Plan) -> None:
         raise ValueError("left unwritten: " + ", ".join(names))
 
 
+def _config_path(source: str | PathLike[str]) -> Path:
+    """The file that a configuration is in."""
+    path, name = Path(source), str(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"the directory {name!r} has no config.json")
+        return path / "config.json"
+    if path.exists():
+        return path
+    if name.lower() in shipped_configs():
+        return _CONFIGS / f"{name.lower()}.json"
+    names = ", ".join(shipped_configs())
+    hint = ""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        hint = (
+            f"; a model's name on the Hugging Face Hub is not looked up: download its config.json "
+            f"(hf download {name} config.json --local-dir DIRECTORY) and name the directory"
+        )
+    elif re.fullmatch(r".*\.py(:\w*)?", name):
+        module = ".".join(Path(name.partition(".py")[0]).parts)
+        hint = f"; of a Python file name the module and its function, as in {module}:build"
+    raise ValueError(f"model {name!r} is no file, none of {names}, and not module:function{hint}")
+
+
 def _is_function(source: str) -> bool:
-    return bool(re.fullmatch(r"[\w.]+:[\w.]+", source)) and not Path(source).exists()
+    named = re.fullmatch(r"[\w.]+:[\w.]+", source) and ".py:" not in source
+    return bool(named) and not Path(source).exists()
 
 
 def _auto_class(config: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastinit.layers import abbreviated
@@ -49,9 +50,9 @@ def variance_through_depth(
 
     Raises:
         ImportError: matplotlib is not there.
-        ValueError: no layer ran.
+        ValueError: no layer ran, or a name that ends in no format.
     """
-    ax = _axes(ax, len(layers))
+    ax = _axes(ax, len(layers), path)
     if not any(line.get_gid() == _TARGET for line in ax.lines):
         ax.axhline(1.0, label="target", gid=_TARGET, **_DOTTED)
     prefix = f"{label}: " if label else ""
@@ -91,9 +92,9 @@ def std_before_and_after(
 
     Raises:
         ImportError: matplotlib is not there.
-        ValueError: no layer ran.
+        ValueError: no layer ran, or a name that ends in no format.
     """
-    ax = _axes(ax, len(layers))
+    ax = _axes(ax, len(layers), path)
     targets = [layer.target for layer in layers]
     if not any(line.get_gid() == _TARGET for line in ax.lines):
         aims = {target for target in targets if not math.isnan(target)}
@@ -111,16 +112,40 @@ def std_before_and_after(
     return _finished(ax, "standard deviation", [layer.name for layer in layers], path)
 
 
-def _axes(ax: Axes | None, layers: int) -> Axes:
+def check_format(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError unless a picture's name ends in a format that matplotlib writes.
+
+    Raises:
+        ImportError: matplotlib is not there.
+        ValueError: as said.
+    """
+    backend_bases = _matplotlib("backend_bases")
+    formats = sorted(backend_bases.FigureCanvasBase.get_supported_filetypes())
+    ending = os.path.splitext(path)[1].removeprefix(".").lower()
+    if ending not in formats:
+        raise ValueError(f"{os.fspath(path)} must end in one of .{', .'.join(formats)}")
+
+
+def _matplotlib(name: str) -> Any:
+    """A module of matplotlib's."""
     try:
-        from matplotlib.figure import Figure
+        return import_module(f"matplotlib.{name}")
     except ImportError as error:
         raise ImportError(
             f"plots need matplotlib: {error} (pip install 'fastinit[plot]')"
         ) from error
+
+
+def _axes(ax: Axes | None, layers: int, path: Any) -> Axes:
+    figure = _matplotlib("figure")
+    if path is not None:
+        check_format(path)
     if not layers:
         raise ValueError("layers must have at least one layer to draw, but got none")
-    return ax or Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained").subplots()
+    if ax is not None:
+        return ax
+    made: Axes = figure.Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained").subplots()
+    return made
 
 
 def _depth(layers: Sequence[Any]) -> range:

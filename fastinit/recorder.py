@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from fastinit import operations
 from fastinit.contents import Call, Contents, Made, Origin, Own, Snapshot, View
 from fastinit.fill import Fill
+from fastinit.frames import is_inside
 from fastinit.regions import Region
 
 aten = torch.ops.aten
@@ -334,17 +334,10 @@ class Recorder(TorchDispatchMode):
         return Call(func, args, kwargs, line(), origin)
 
 
-_WRAPPERS = ("contextlib", "functools", "typing_extensions")
-
-
 def line() -> str:
     """Where in the user's code this is: the innermost file and line outside torch and fastinit."""
     frame = sys._getframe(1)
-    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    while frame.f_back is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((*inside, "<")) and Path(name).stem not in _WRAPPERS:
-            break
+    while frame.f_back is not None and is_inside(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
