@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -135,16 +136,24 @@ def projections(found: Iterable[Layer]) -> dict[nn.Module, list[Layer]]:
 def _parts(name: str, module: nn.Module) -> Iterator[tuple[str, Any, Any, int | None]]:
     """The layers that a module may be: name, weight, bias and, of MultiheadAttention's, which."""
     if not isinstance(module, nn.MultiheadAttention):
-        yield name, getattr(module, "weight", None), getattr(module, "bias", None), None
+        yield name, _registered(module, "weight"), _registered(module, "bias"), None
         return
+    out, q_k_v = module.out_proj, _registered(module, "in_proj_weight")
+    bias = _registered(module, "in_proj_bias")
     for i, own in enumerate(_names(name)):
         if i == len(PROJECTIONS):
-            yield own, module.out_proj.weight, module.out_proj.bias, None
-        elif module.in_proj_weight is not None:
-            yield own, module.in_proj_weight, module.in_proj_bias, i
+            yield own, _registered(out, "weight"), _registered(out, "bias"), None
+        elif q_k_v is not None:
+            yield own, q_k_v, bias, i
         else:
-            weight = getattr(module, f"{PROJECTIONS[i]}_weight")
-            yield own, weight, module.in_proj_bias, i
+            yield own, _registered(module, f"{PROJECTIONS[i]}_weight"), bias, i
+
+
+def _registered(module: nn.Module, name: str) -> Any:
+    """A parameter, or what stands in its place, which is not computed: that may change the module."""
+    if name in module._parameters:
+        return module._parameters[name]
+    return inspect.getattr_static(module, name, None)
 
 
 def _names(attention: str) -> list[str]:

@@ -25,8 +25,8 @@ from fastinit.moments import Moments, moments
 from fastinit.plan import Plan
 from fastinit.product_moments import linear_moments
 from fastinit.schedules import Schedule
-from fastinit.streaming import weights_of
-from fastinit.unchanged import Kept, unchanged
+from fastinit.streaming import InMemory, weights_of
+from fastinit.unchanged import Kept, same_random_numbers, unchanged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,12 +152,13 @@ def lsuv_(
     """Scales the weights of ``model`` so that every layer's output has the std ``target_std``.
 
     Runs ``model(*inputs, **kwargs)`` once, without gradients, in the mode that the model is in. Only
-    weights (and, with ``center``, biases) change, and they only if all went well; generators, buffers
-    and modes are as before. Weights that need no gradient are measured and left alone, tied ones are
-    scaled once. A model that was built within :func:`fastinit.deferred` stays on meta: each parameter is
-    written as it is used and dropped after that module, so that the model may be larger than memory, and
-    the scales become part of its record. Beyond the pass itself it needs a few numbers for each layer,
-    and for one MultiheadAttention at a time a copy of its input projections.
+    weights (and, with ``center``, biases) change, and they only if all went well; whatever else the
+    model writes is put back (:func:`fastinit.unchanged.unchanged`). Weights that need no gradient are
+    measured and left alone, tied ones are scaled once. A model that was built within
+    :func:`fastinit.deferred` stays on meta: each parameter is written as it is used and dropped after
+    that module, so that the model may be larger than memory, and the scales become part of its record.
+    Beyond the pass itself it needs a few numbers for each layer, for one MultiheadAttention at a time a
+    copy of its input projections, and copies of what the model writes.
 
     Args:
         batches: in place of inputs, batches that are tensors, tuples of arguments or dicts of keyword
@@ -205,23 +206,22 @@ def lsuv_(
     _check_unbuilt(found, unbuilt)
     options = _Options(target_std, tol, max_iter, center, activation, reuse == "pool", unbuilt)
     weights = weights_of(model)
-    with weights.unchanged_on_failure(), unchanged(model) as kept:
-        if pre == "orthonormal":
-            with weights.writable():
-                _draw_orthonormal(found, kept)
-        run = _Run(found, options, kept)
-        for passes in range(1, PASSES + 1):
-            count = 0
-            for args, named in [(inputs, kwargs)] if batches is None else map(_arguments, batches):
-                with run.hooked(), weights.present(run.scale_held), suppress(_Ended):
-                    model(*args, **named)
-                count += 1
-            if not count:
-                raise ValueError(f"batches must not be empty, but was in pass {passes}")
-            if run.settled(last=passes == PASSES):
-                break
-        if lost := kept.changed_for_good():
-            raise LSUVError(f"forward changes buffers too large to be kept: {', '.join(lost)}")
+    drawn = found if pre == "orthonormal" else []
+    with weights.unchanged_on_failure(), same_random_numbers(model), _orthonormal(drawn, weights):
+        with unchanged(model) as kept:
+            run = _Run(found, options, kept)
+            for passes in range(1, PASSES + 1):
+                count = 0
+                for args, named in (
+                    [(inputs, kwargs)] if batches is None else map(_arguments, batches)
+                ):
+                    with run.hooked(), weights.present(run.scale_held), suppress(_Ended):
+                        model(*args, **named)
+                    count += 1
+                if not count:
+                    raise ValueError(f"batches must not be empty, but was in pass {passes}")
+                if run.settled(last=passes == PASSES):
+                    break
         with weights.writable():
             run.apply()
     passed |= {layer.name: "not called" for layer in found if layer.name not in run.measured}
@@ -256,6 +256,9 @@ class _Run:
                 else:
                     handle = layer.module.register_forward_hook(self._hook(layer), with_kwargs=True)
                 stack.callback(handle.remove)
+                if not layer.affine:  # before it runs: renormalised embeddings write their weight
+                    handle = layer.module.register_forward_pre_hook(self._keep(layer))
+                    stack.callback(handle.remove)
             for module, some in layers.projections(self.found).items():
                 before, after = self._project(some), self._release
                 handles = (
@@ -266,11 +269,19 @@ class _Run:
                     stack.callback(handle.remove)
             yield
 
+    def _keep(self, layer: Layer) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            if layer.weight_in.requires_grad:
+                self.kept.keep(layer.weight_in)
+
+        return hook
+
     def _end_at(self, layer: Layer) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             x = args[0] if args else kwargs["input"]
-            sums = AffineSums(layer.name, linear_moments(x, layer.weight))
-            self._visit(layer, None, lambda: None, sums)
+            with self.kept.undo.paused():
+                sums = AffineSums(layer.name, linear_moments(x, layer.weight))
+                self._visit(layer, None, lambda: None, sums)
             raise _Ended
 
         return hook
@@ -283,30 +294,36 @@ class _Run:
         """
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            for layer in projections:
-                out = layer.projected(args, kwargs)
-                if out is None:
-                    return  # forward will say what it misses
-                self._visit(layer, _measurable(layer, out), lambda: None)
-            scaled = {layer.key: layer for layer in projections}  # each weight once
-            for layer in scaled.values():
-                if (scale := self.scalings[layer.key].scale) != 1.0:
-                    self.kept.hold(module, layer.weight)
-                    layer.weight.mul_(scale)
-            for layer in projections:
-                if layer.bias is not None and (shift := self._shift(layer)):
-                    self.kept.hold(module, layer.bias)
-                    layer.bias.add_(shift)
+            with self.kept.undo.paused():
+                for layer in projections:
+                    out = layer.projected(args, kwargs)
+                    if out is None:
+                        return  # forward will say what it misses
+                    self._visit(layer, _measurable(layer, out), lambda: None)
+                scaled = {layer.key: layer for layer in projections}  # each weight once
+                for layer in scaled.values():
+                    if (scale := self.scalings[layer.key].scale) != 1.0:
+                        self.kept.hold(module, layer.weight)
+                        layer.weight.mul_(scale)
+                for layer in projections:
+                    if layer.bias is not None and (shift := self._shift(layer)):
+                        self.kept.hold(module, layer.bias)
+                        layer.bias.add_(shift)
 
         return hook
 
     def _release(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.kept.release(module)
+        with self.kept.undo.paused():
+            self.kept.release(module)
 
     def _hook(self, layer: Layer) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            out = _measurable(layer, _first(output))
-            out = self._visit(layer, out, lambda: _first(module.forward(*args, **kwargs)))
+            def again() -> Any:
+                with self.kept.undo:
+                    return _first(module.forward(*args, **kwargs))
+
+            with self.kept.undo.paused():
+                out = self._visit(layer, _measurable(layer, _first(output)), again)
             return (out, *output[1:]) if isinstance(output, tuple) else out
 
         return hook
@@ -435,13 +452,13 @@ class _Run:
         return 1.0 if scaling is None or scaling.layer.affine else scaling.scale
 
     def apply(self) -> None:
-        """Scales the weights, but in memory not those of layers that are not affine: they are scaled."""
+        """Scales the weights and shifts the biases."""
         weights: list[Tensor] = []
         scales = []
         for scaling in self.scalings.values():
             layer, measured = scaling.layer, self.measured[scaling.layer.name]
             measured.scale, measured.shift = scaling.scale, scaling.shift
-            if scaling.scale != 1.0 and (layer.affine or layer.weight_in.is_meta):
+            if scaling.scale != 1.0:
                 weights.append(layer.weight)
                 scales.append(scaling.scale)
             bias = _bias_of(layer)
@@ -480,13 +497,26 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
 
 
-def _draw_orthonormal(found: list[Layer], kept: Kept) -> None:
-    for layer in found:
-        embeds = isinstance(layer.module, (nn.Embedding, nn.EmbeddingBag))
-        if layer.weight.dim() > 1 and layer.weight_in.requires_grad and not embeds:
-            if not layer.weight_in.is_meta:
-                kept.keep(layer.weight_in)
-            init.orthogonal_(layer.weight)
+@contextmanager
+def _orthonormal(found: list[Layer], weights: InMemory) -> Iterator[None]:
+    """Draws the layers' weights, and undoes it if the block fails."""
+    drawn = [
+        layer
+        for layer in found
+        if layer.weight.dim() > 1
+        and layer.weight_in.requires_grad
+        and not isinstance(layer.module, (nn.Embedding, nn.EmbeddingBag))
+    ]
+    before = [(w, w.clone()) for w in (layer.weight for layer in drawn) if not w.is_meta]
+    try:
+        with weights.writable():
+            for layer in drawn:
+                init.orthogonal_(layer.weight)
+        yield
+    except BaseException:
+        for weight, copy in reversed(before):
+            weight.copy_(copy)
+        raise
 
 
 def _check_moments(layer: Layer, m: Moments) -> None:
