@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from hashlib import blake2b
 from os import PathLike
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastinit import text
 from fastinit.checkpoint_files import INDEX, IS_SHARD, Shard, index, shards
 from fastinit.fill import Fill
 from fastinit.keys import STREAM_VERSION
@@ -55,6 +56,12 @@ class Layout:
 
     shards: tuple[Shard, ...]
     seed: int
+
+    def __repr__(self) -> str:
+        return (
+            f"Layout({text.counted('shard', len(self.shards))}, {self.elements:,} elements, "
+            f"{self.size:,} bytes, seed={self.seed})"
+        )
 
     @property
     def elements(self) -> int:
@@ -165,9 +172,8 @@ def write(
             sync_directory(folder)
         _save_config(model, folder, dtype)
         busy = _write_shards(folder, planned, todo, progress)
-        text = planned.index
-        if text is not None:
-            write_text(folder / INDEX, text)
+        if planned.index is not None:
+            write_text(folder / INDEX, planned.index)
     seconds = time.perf_counter() - begun
     return Written(planned, needed, seconds, len(kept), busy / seconds)
 
@@ -248,7 +254,7 @@ def _fingerprint(tensors: Sequence[Stored], seed: int) -> str:
         name, source, *place = tensor
         digest.update(repr((name, source.name, source.shape, str(source.dtype), place)).encode())
         if isinstance(source.content, Fill):
-            digest.update(repr(source.content).encode())
+            digest.update(repr(astuple(source.content)).encode())
             continue
         each = source.dtype.itemsize
         buffer = buffer or bytearray(CHUNK)

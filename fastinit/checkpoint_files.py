@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastinit import text
 from fastinit.plan import listing
 from fastinit.stored import Stored
 
@@ -45,6 +46,10 @@ class Shard(NamedTuple):
     file: str
     header: bytes
     tensors: tuple[Stored, ...]
+
+    def __repr__(self) -> str:
+        tensors = text.counted("tensor", len(self.tensors))
+        return f"Shard({self.file!r}, {tensors}, {self.size:,} bytes)"
 
     @property
     def size(self) -> int:
@@ -135,6 +140,6 @@ def _shard(file: str, tensors: Sequence[Stored], metadata: Mapping[str, str]) ->
             "data_offsets": (begin, begin + tensor.nbytes),
         }
         begin += tensor.nbytes
-    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return Shard(file, len(text).to_bytes(8, "little") + text, tuple(ordered))
+    header = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return Shard(file, len(header).to_bytes(8, "little") + header, tuple(ordered))

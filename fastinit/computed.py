@@ -73,6 +73,10 @@ class Computed:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        scale = "" if self.scale == 1.0 else f", scale={self.scale!r}"
+        return f"Computed({self.line or 'values'}, shape={self.view.sizes}{scale})"
+
     def __str__(self) -> str:
         return f"computed at {Path(self.line).name}" if self.line else "values"
 

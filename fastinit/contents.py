@@ -81,7 +81,7 @@ class Made(NamedTuple):
     """Which of its results."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Contents:
     """What memory of ``numel`` elements of ``dtype`` holds.
 

@@ -253,6 +253,18 @@ class Fill:
         """
         return _moments(self.law)[1] if self.has_law else math.nan
 
+    def __repr__(self) -> str:
+        """With all numbers, but of more than two parts only how many there are."""
+        said = [repr(self.distribution), repr(self.parameters)]
+        if self.scale != 1.0:
+            said.append(f"scale={self.scale!r}")
+        if self.parts:
+            some = repr(self.parts) if len(self.parts) <= 2 else f"<{len(self.parts)} of them>"
+            said.append(f"parts={some}")
+        if self.stream is not None:
+            said.append(f"stream={self.stream!r}")
+        return f"Fill({', '.join(said)})"
+
     def __str__(self) -> str:
         if self.distribution == "constant":
             said = f"constant {self.law.p0:g}"

@@ -72,6 +72,12 @@ class LSUVResult:
     product: float = 1.0
     plan: Plan | None = None
 
+    def __repr__(self) -> str:
+        said = [text.counted("layer", len(self.layers)), f"passes={self.passes}"]
+        if self.passed:
+            said.append(f"{len(self.passed)} not measured")
+        return f"LSUVResult({', '.join(said)}, product={self.product:.6g}, plan={self.plan!r})"
+
     @property
     def scales(self) -> dict[str, float]:
         """By layer, the factor of its weight."""

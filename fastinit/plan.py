@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from fastinit import text
+from fastinit import groups, text
 from fastinit.computed import Computed
 from fastinit.fill import Fill
 from fastinit.keys import STREAM_VERSION, check_seed
@@ -281,8 +279,8 @@ class Plan(Mapping[str, Fill | Computed]):
             )
         return {}
 
-    def groups(self, model: nn.Module | None = None) -> list[Group]:
-        """The parameters by pattern and Fill, in the order in which each first appears.
+    def groups(self, model: nn.Module | None = None) -> list[groups.Group]:
+        """The parameters that are called and filled alike, in the order in which each first appears.
 
         Args:
             model: where the numbers of elements are taken from; it may be on meta.
@@ -297,17 +295,7 @@ class Plan(Mapping[str, Fill | Computed]):
                     sizes.update(dict.fromkeys(names, parameter.numel()))
             if lacking := [name for name in self if name not in sizes]:
                 raise ValueError(f"the model has no {listing('parameter', lacking)}")
-        members: dict[tuple[str, str], list[str]] = {}
-        for name, fill in self.items():
-            # Where numbers are taken from does not make another line.
-            alike = replace(fill, stream=None) if isinstance(fill, Fill) else fill
-            members.setdefault((pattern(name), repr(alike)), []).append(name)
-        return [
-            Group(
-                shape, self[names[0]], tuple(names), sum(sizes[n] for n in names) if sizes else None
-            )
-            for (shape, _), names in members.items()
-        ]
+        return groups.groups(self._fills, sizes)
 
     def table(self, model: nn.Module | None = None) -> str:
         """The plan as a text table of 80 columns: one line for each pattern of names and Fill.
@@ -315,17 +303,18 @@ class Plan(Mapping[str, Fill | Computed]):
         Args:
             model: gives the numbers of elements, which a plan does not know; it may be on meta.
         """
-        groups = self.groups(model)
-        rows = [("parameter", "count", "elements", "distribution", "std")]
-        for group in groups:
+        made = self.groups(model)
+        cells = [["count", "elements", "distribution", "std"]]
+        for group in made:
             elements = "" if group.elements is None else text.count(group.elements)
             std = "" if math.isnan(group.fill.std) else f"{group.fill.std:.4g}"
-            rows.append((group.pattern, str(len(group.names)), elements, str(group.fill), std))
-        if model is not None:
-            elements = text.count(sum(group.elements or 0 for group in groups))
-            rows.append(("total", str(len(self)), elements, "", ""))
-            return text.table(rows, "<>><>", total=True)
-        return text.table([(*row[:2], *row[3:]) for row in rows], "<><>")
+            cells.append([str(len(group.names)), elements, str(group.fill), std])
+        if model is None:
+            return groups.table(made, [[row[0], *row[2:]] for row in cells], "<><>")
+        cells.append(
+            [str(len(self)), text.count(sum(group.elements or 0 for group in made)), "", ""]
+        )
+        return groups.table(made, cells, "<>><>", total=True)
 
     def to_json(self) -> str:
         """The plan as JSON, from which :meth:`from_json` makes an equal one.
@@ -407,25 +396,9 @@ class Difference(NamedTuple):
         ours, other = said(self.ours), said(self.other)
         if ours == other:  # what was said does not tell them apart
             ours, other = repr(self.ours), repr(self.other)
+            if ours == other:
+                other += ", with other parts or values"
         return f"{self.name}: {ours}; other: {other}"
-
-
-class Group(NamedTuple):
-    """Parameters of one pattern with the same Fill: a line of a table."""
-
-    pattern: str
-    fill: Fill | Computed
-    names: tuple[str, ...]
-    elements: int | None
-
-
-def pattern(name: str) -> str:
-    """A parameter's name with its layer indices collapsed.
-
-    >>> pattern("model.layers.11.mlp.up_proj.weight")
-    'model.layers.*.mlp.up_proj.weight'
-    """
-    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
 
 
 def listing(noun: str, names: list[str]) -> str:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from fastinit import text
+from fastinit import groups, text
+from fastinit.groups import Group
 from fastinit.moments import Moments, moments_many
 from fastinit.parameters import distinct_parameters
-from fastinit.plan import Group, Plan
+from fastinit.plan import Plan
 from fastinit.writing import Progress
 
 if TYPE_CHECKING:  # it needs a POSIX system
@@ -36,12 +37,12 @@ def measure(
     Raises:
         ValueError: the model lacks parameters of the plan.
     """
-    groups = plan.groups(model)
+    made = plan.groups(model)
     tensors = {n: p.detach() for names, _, p in distinct_parameters(model) for n in names}
-    total = sum(group.elements or 0 for group in groups)
+    total = sum(group.elements or 0 for group in made)
     read = 0
     measured = []
-    for group in groups:
+    for group in made:
         first, *others = moments_many([tensors[name] for name in group.names], correction=0)
         measured.append((group, first.merge(*others)))
         if progress is not None:
@@ -51,25 +52,17 @@ def measure(
 
 
 def init_table(measured: Sequence[tuple[Group, Moments]]) -> str:
-    """The std asked for beside the std measured, by group, in 80 columns.
-
-    Layers are a heading above their parameters, so that the names fit.
-    """
-    rows = [("parameter", "count", "elements", "distribution", "std asked", "measured")]
-    heading = None
+    """The std asked for beside the std measured, by group, in 80 columns."""
+    made = [group for group, _ in measured]
+    cells = [["count", "elements", "distribution", "std asked", "measured"]]
     for group, moments in measured:
-        layers, star, rest = group.pattern.rpartition("*.")
-        if star and heading != layers:
-            rows.append((layers + "*", "", "", "", "", ""))
-        heading = layers if star else None
-        name = "  " + rest if star else group.pattern
         numbers = (str(len(group.names)), text.count(group.elements or 0))
         stds = (_std(group.fill.std), _std(float(moments.std)))
-        rows.append((name, *numbers, text.shorten(str(group.fill), 20), *stds))
-    parameters = sum(len(group.names) for group, _ in measured)
-    elements = sum(group.elements or 0 for group, _ in measured)
-    rows.append(("total", str(parameters), text.count(elements), "", "", ""))
-    return text.table(rows, "<>><>>", total=True)
+        cells.append([*numbers, text.shorten(str(group.fill), 20), *stds])
+    parameters = sum(len(group.names) for group in made)
+    elements = sum(group.elements or 0 for group in made)
+    cells.append([str(parameters), text.count(elements), "", "", ""])
+    return groups.table(made, cells, "<>><>>", total=True)
 
 
 def time_table(timings: Sequence[Timing]) -> str:

@@ -44,6 +44,10 @@ class Source:
     dtype: torch.dtype
     content: Fill | Computed | Tensor
 
+    def __repr__(self) -> str:
+        what = "values" if isinstance(self.content, Tensor) else self.content
+        return f"Source({self.name!r}, {self.shape}, {self.dtype}, {what})"
+
 
 class Stored(NamedTuple):
     """A tensor of a checkpoint: a view of a source, whose elements count in row-major order."""

@@ -18,21 +18,29 @@ def table(
         rows: cells; all rows have ``len(align)`` of them.
         align: "<" or ">" for each column.
         total: draws a second rule above the last row.
-        width: columns of the terminal; the first column is shortened in its middle to fit.
+        width: columns of the terminal; what does not fit into the first column has lines of its own.
     """
     widths = [max(len(row[column]) for row in rows) for column in range(len(align))]
-    gaps = 2 * (len(align) - 1)
-    widths[0] = max(8, min(widths[0], width - gaps - sum(widths[1:])))
+    widths[0] = max(8, min(widths[0], room([row[1:] for row in rows], width)))
+    rule = "-" * (sum(widths) + 2 * (len(align) - 1))
     lines = []
-    for row in rows:
-        cells = [shorten(row[0], widths[0]), *row[1:]]
-        padded = [f"{cell:{side}{size}}" for cell, side, size in zip(cells, align, widths)]
-        lines.append("  ".join(padded).rstrip())
-    rule = "-" * (sum(widths) + gaps)
-    lines.insert(1, rule)
-    if total:
-        lines.insert(-1, rule)
+    for place, row in enumerate(rows):
+        if place == 1 or (total and place == len(rows) - 1):
+            lines.append(rule)
+        first = row[0]
+        if len(first) > widths[0]:
+            lines += [first[start : start + width] for start in range(0, len(first), width)]
+            first = ""
+        padded = [f"{c:{side}{size}}" for c, side, size in zip((first, *row[1:]), align, widths)]
+        if line := "  ".join(padded).rstrip():
+            lines.append(line)
     return "\n".join(lines)
+
+
+def room(rows: Sequence[Sequence[str]], width: int = WIDTH) -> int:
+    """The columns that are left of a table's first, if these are the cells of the others."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return width - sum(widths) - 2 * len(widths)
 
 
 def pairs(values: Mapping[str, object], indent: int = 0) -> str:
@@ -71,6 +79,15 @@ def count(number: int) -> str:
         if number >= 10 * unit or number >= unit > 1000:
             return f"{number / unit:.4g}{letter}"
     return str(number)
+
+
+def counted(noun: str, number: int) -> str:
+    """How many there are.
+
+    >>> counted("shard", 1), counted("shard", 2000)
+    ('1 shard', '2,000 shards')
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _nested(value: object) -> bool:

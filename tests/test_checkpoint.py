@@ -399,13 +399,18 @@ def test_clipped_regions_are_the_elements_within(region: Region) -> None:
             assert sorted(found) == sorted(i for i in all_ if start <= i < stop)
 
 
-@pytest.mark.parametrize("size", ["", "0", "5", "5PB", "-1GB", "GB", 0])
+@pytest.mark.parametrize(
+    "size", ["", "0", "5", "5PB", "-1GB", "GB", "0.0001KB", "nanGB", "٥GB", 0, -5, 5.0, True]
+)
 def test_sizes_that_are_none(size) -> None:
-    if size == "5":
-        assert checkpoint_files.parse_size(size) == 5
-        return
     with pytest.raises(ValueError, match="shard size must be as in 5GB"):
         checkpoint_files.parse_size(size)
+
+
+def test_a_size_is_an_int_or_has_a_unit() -> None:
+    sizes = [5, "1.5KB", "2GiB", " 3mb ", f"{'9' * 400}KB"]
+    expected = [5, 1500, 2**31, 3 * 10**6, int("9" * 400) * 1000]
+    assert list(map(checkpoint_files.parse_size, sizes)) == expected
 
 
 def test_tensors_that_cannot_be_stored_are_named(tmp_path) -> None:

@@ -193,10 +193,11 @@ def test_measured_moments_are_those_of_all_elements(dtype: torch.dtype) -> None:
     assert moments.std == pytest.approx(values.std(correction=0).item(), rel=1e-6)
 
 
-def test_tables_shorten_names_to_fit() -> None:
-    table = text.table([("name", "n"), ("x" * 100, "1")], "<>", width=40)
-    assert [len(line) for line in table.splitlines()] == [40, 40, 40]
-    assert "…" in table
+def test_names_that_do_not_fit_have_lines_of_their_own() -> None:
+    table = text.table([("name", "n"), ("x" * 70, "1"), ("y", "2")], "<>", width=40)
+    head, rule, *lines = table.splitlines()
+    assert (len(head), rule) == (40, "-" * 40)
+    assert lines == ["x" * 40, "x" * 30, f"{'1':>40}", f"y{'2':>39}"]
 
 
 def test_inspect_shows_every_layer_and_draws(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.init import dirac_, eye_, orthogonal_, sparse_, trunc_normal_
 from torch.nn.utils import parametrizations
 
-import fastinit
 from benchmarks.constructors import constructors
 from fastinit import DeferredError, Fill, Plan, deferred, init, materialize_, recorded_plan
+from fastinit.groups import pattern
 
 pytest.importorskip("transformers")
 CONSTRUCTORS = constructors(small=True)
@@ -78,7 +78,7 @@ def test_a_constructor_gives_the_same_model_with_the_same_distributions(name: st
             *(theirs.shape, theirs.dtype, theirs.requires_grad, theirs.device, theirs.stride()),
         ), key
         assert not ours.is_meta, key
-        group = groups.setdefault(fastinit.plan.pattern(key), ([], []))
+        group = groups.setdefault(pattern(key), ([], []))
         group[0].append(ours.detach().flatten())
         group[1].append(theirs.detach().flatten())
     for key, (ours_, theirs_) in groups.items():

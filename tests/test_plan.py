@@ -10,7 +10,8 @@ from torch import nn
 
 from fastinit import writing
 from fastinit.deferred import deferred
-from fastinit.plan import Fill, Plan, pattern
+from fastinit.groups import pattern
+from fastinit.plan import Fill, Plan
 from fastinit.recipes import torch_default
 
 
