@@ -22,6 +22,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
@@ -74,6 +75,22 @@ def tool(name: str) -> str:
 NATIVE, CUDA, CUDA_ARCHS = choice("FASTINIT_NATIVE"), choice("FASTINIT_CUDA"), cuda_archs()
 
 
+def why_pure() -> str:
+    """Why no native module will be built; empty if one will be."""
+    if NATIVE == "OFF":
+        return "FASTINIT_NATIVE=OFF when fastinit was installed"  # begins as slow.UNWANTED does
+    if compiler() is None:
+        return "no C++ compiler (c++, g++ or clang++) when fastinit was installed"
+    return ""
+
+
+def local_version() -> str:
+    """What the version of a built package ends in. pip shows nothing else of a build that succeeds."""
+    if "sdist" in sys.argv or not why_pure():
+        return ""
+    return "+pure.python" if NATIVE == "OFF" else "+slow.no.compiler"
+
+
 class CMakeExtension(Extension):
     """An extension whose sources CMakeLists.txt lists."""
 
@@ -87,10 +104,7 @@ class BuildExt(build_ext):
     missing = ""
 
     def build_extension(self, ext: Extension) -> None:
-        if NATIVE == "OFF":
-            self.missing = "FASTINIT_NATIVE=OFF when fastinit was installed"
-        elif compiler() is None:
-            self.missing = "no C++ compiler (c++, g++ or clang++) when fastinit was installed"
+        self.missing = why_pure()
         if self.missing and NATIVE == "ON":
             raise CompileError(f"FASTINIT_NATIVE=ON cannot be served: {self.missing}")
         ext.optional = bool(self.missing)  # nothing else may skip it
@@ -158,4 +172,18 @@ class BuildExt(build_ext):
         return folder
 
 
-setup(ext_modules=[CMakeExtension("fastinit._native")], cmdclass={"build_ext": BuildExt})
+class BuildPy(build_py):
+    """Copies the modules there are, to where there are no others."""
+
+    def run(self) -> None:
+        if not self.editable_mode:  # a past build may have left modules that were deleted since
+            for package in self.packages:
+                shutil.rmtree(Path(self.build_lib, *package.split(".")), ignore_errors=True)
+        super().run()
+
+
+setup(
+    ext_modules=[CMakeExtension("fastinit._native")],
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+    options={"egg_info": {"tag_build": local_version()}},
+)

@@ -1,5 +1,10 @@
 """fastinit: weight initialisation at memory speed, the same bits everywhere."""
 
+__distribution__ = "torch-fastinit"  # installed.py looks for it: another's __init__ has none
+
+from fastinit import installed as installed  # first: it looks whether what follows is ours
+
+# isort: split
 from fastinit import init, recipes, schedules
 from fastinit.backends import backend, info, version
 from fastinit.deferred import deferred
@@ -11,6 +16,7 @@ from fastinit.patching import patch, patched, unpatch
 from fastinit.plan import Plan
 from fastinit.product_moments import linear_moments
 from fastinit.recorder import DeferredError
+from fastinit.slow import SlowBackendWarning
 from fastinit.watch import watch
 
 __version__ = version()
@@ -21,6 +27,7 @@ __all__ = [
     "LSUVResult",
     "Moments",
     "Plan",
+    "SlowBackendWarning",
     "backend",
     "deferred",
     "info",

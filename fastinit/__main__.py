@@ -10,6 +10,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        from fastinit import installed as installed
+    except ImportError as error:  # another project is in our folder
+        print(f"fastinit: {error}", file=sys.stderr)
+        return 2
+    try:
         from fastinit import cli
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
@@ -20,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report.info(backends.info()))
             return 0
         print(
-            f"fastinit: only `info` works without {error.name}: pip install fastinit[cli]",
+            f"fastinit: only `info` works without {error.name}: pip install typer rich",
             file=sys.stderr,
         )
         return 2
@@ -29,9 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> int:
     """The program: as :func:`main`, and what was printed is written."""
+    status = main()
     from fastinit.faults import finish
 
-    return finish(main())
+    return finish(status)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastinit import laws, reference
+from fastinit import installed, laws, reference, slow
 from fastinit.keys import STREAM_VERSION
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ class Native:
         try:
             from fastinit import _native
 
+            # The finder of an editable install offers its own where this folder has none.
+            if not os.path.samefile(Path(_native.__file__).parent, Path(__file__).parent):
+                raise ImportError(
+                    f"it was not built here, and {_native.__file__} is another copy's"
+                )
             self.module = _native
         except ImportError as error:
             note = Path(__file__).with_name("_native_missing.txt")
@@ -73,6 +78,7 @@ class Native:
             self.missing = f"the native module is not there: {why}"
             if os.environ.get("FASTINIT_ISA"):
                 raise ImportError(f"FASTINIT_ISA is set, but {self.missing}") from error
+            slow.at_import(self.missing)
             return
         if isa := os.environ.get("FASTINIT_ISA"):
             try:
@@ -156,7 +162,7 @@ class Triton:
         try:
             from fastinit import triton_kernels
         except ImportError as error:
-            return f"triton is not there: {error} (pip install 'fastinit[triton]')"
+            return f"triton is not there: {error} (pip install triton)"
         self.kernels = triton_kernels
         return None
 
@@ -194,7 +200,7 @@ class Triton:
 
 
 class Reference:
-    """Plain torch: everything, slowly."""
+    """Plain torch: everything, slowly; said once where nobody asked for it (fastinit/slow.py)."""
 
     name = "reference"
 
@@ -202,11 +208,13 @@ class Reference:
         return None
 
     def fill_many(self, writes: Sequence[Write]) -> None:
+        _count_slow([write.tensor for write in writes])
         for tensor, law, seed, stream, strides, offset in writes:
             params = laws.kernel_params(law, tensor.dtype)
             reference.fill(tensor, law.kind, params, seed, stream, strides, offset)
 
     def moments_many(self, readings: Sequence[Reading]) -> None:
+        _count_slow([reading.tensor for reading in readings])
         for tensor, shape, strides, by_column, raw in readings:
             view = tensor.as_strided(shape, strides)
             raw.copy_(reference.moments(view, by_column))
@@ -288,10 +296,8 @@ def backend(name: str) -> Iterator[None]:
 
 def version() -> str:
     """fastinit's version: the installed package's, or the native module's where none is installed."""
-    try:
-        return metadata.version("fastinit")
-    except metadata.PackageNotFoundError:
-        return str(native.module.__version__) if native.module else "unknown"
+    built = str(native.module.__version__) if native.module else "unknown"
+    return installed.version() or built
 
 
 def info() -> dict[str, Any]:
@@ -301,7 +307,8 @@ def info() -> dict[str, Any]:
         devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     module = native.module
     return {
-        "fastinit": version(),
+        "fastinit": f"{version()} ({installed.DISTRIBUTION})",
+        **({"in the same folder": others} if (others := installed.others()) else {}),
         "stream version": STREAM_VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -340,9 +347,15 @@ def _triton_version() -> str:
     try:
         version = metadata.version("triton")
     except metadata.PackageNotFoundError:
-        return "not installed (pip install 'fastinit[triton]')"
+        return "not installed (pip install triton)"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return version + (" (TRITON_INTERPRET)" if interpreted else "")
+
+
+def _count_slow(tensors: Sequence[Tensor]) -> None:
+    if forced() is None:
+        device = tensors[0].device
+        slow.count(device.type, sum(t.numel() for t in tensors), lambda: _explain(device))
 
 
 def _explain(device: torch.device) -> str:

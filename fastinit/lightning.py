@@ -1,6 +1,6 @@
 """A Lightning callback that logs how strong each layer's output and gradient are.
 
-Importing this module needs Lightning: ``pip install 'fastinit[lightning]'``.
+Importing this module needs Lightning: ``pip install lightning``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ except ImportError:
         from pytorch_lightning import Callback, LightningModule, Trainer
     except ImportError as error:
         raise ImportError(
-            f"fastinit.lightning needs Lightning: {error} (pip install 'fastinit[lightning]')"
+            f"fastinit.lightning needs Lightning: {error} (pip install lightning)"
         ) from error
 
 

@@ -30,14 +30,20 @@ def advise_huge_pages(tensor: Tensor) -> bool:
         Whether the advice was taken: False elsewhere than on Linux, for other devices, and for tensors
         of less than two huge pages, which may hold no aligned one.
     """
-    size = tensor.untyped_storage().nbytes()
-    madvise = _madvise()
-    if madvise is None or tensor.device.type != "cpu" or size < 2 * HUGE_PAGE:
-        return False
-    start = tensor.untyped_storage().data_ptr()
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
-    return bool(madvise(first, end - first, mmap.MADV_HUGEPAGE) == 0)
+    large = tensor.untyped_storage().nbytes() >= 2 * HUGE_PAGE
+    return large and _advise(tensor, "MADV_HUGEPAGE")
+
+
+def drop_pages(tensor: Tensor) -> bool:
+    """Makes a CPU tensor's memory fresh again: its values are lost (``MADV_DONTNEED``).
+
+    Of the whole pages inside it, the next write has to fault each in, as the first one had to; huge
+    pages stay asked for.
+
+    Returns:
+        Whether that could be done: False elsewhere than on Linux and for other devices.
+    """
+    return _advise(tensor, "MADV_DONTNEED")
 
 
 def available_bytes() -> int | None:
@@ -70,6 +76,17 @@ def nearest_directory(path: str | PathLike[str]) -> Path:
     while not place.is_dir() and place != place.parent:
         place = place.parent
     return place
+
+
+def _advise(tensor: Tensor, advice: str) -> bool:
+    """Whether the kernel took an advice about the whole pages inside a tensor's storage."""
+    madvise = _madvise()
+    if madvise is None or tensor.device.type != "cpu":
+        return False
+    start = tensor.untyped_storage().data_ptr()
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (start + tensor.untyped_storage().nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
+    return end <= first or madvise(first, end - first, getattr(mmap, advice)) == 0
 
 
 @lru_cache(maxsize=1)

@@ -208,7 +208,7 @@ def _transformers() -> Any:
         if error.name != "transformers":
             raise
         raise ModuleNotFoundError(
-            "transformers is needed to build models: pip install fastinit[models]",
+            "transformers is needed to build models: pip install transformers safetensors",
             name="transformers",
         ) from None
     return transformers

@@ -131,9 +131,7 @@ def _matplotlib(name: str) -> Any:
     try:
         return import_module(f"matplotlib.{name}")
     except ImportError as error:
-        raise ImportError(
-            f"plots need matplotlib: {error} (pip install 'fastinit[plot]')"
-        ) from error
+        raise ImportError(f"plots need matplotlib: {error} (pip install matplotlib)") from error
 
 
 def _axes(ax: Axes | None, layers: int, path: Any) -> Axes:

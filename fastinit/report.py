@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
@@ -73,6 +73,13 @@ def time_table(timings: Sequence[Timing]) -> str:
         each = f"{seconds / elements * 1e9:.3f}" if elements else ""
         rows.append((name, f"{seconds:.3f}", rate, each))
     return text.table(rows, "<>>>")
+
+
+def comparison(ratios: Mapping[str, float]) -> str:
+    """How many times as fast as torch.nn.init fastinit is, by what the memory was: fresh or warm."""
+    (memory, ratio), *others = ratios.items()
+    said = f"fastinit is {ratio:.1f} times as fast as torch.nn.init in {memory} memory"
+    return said + "".join(f", {ratio:.1f} in {memory}" for memory, ratio in others)
 
 
 def info(values: dict[str, object]) -> str:

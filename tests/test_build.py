@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -30,15 +31,25 @@ def symbols(*options: str) -> list[str]:
     return [line.split()[0] for line in listing.splitlines()]
 
 
-def setup(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def setup(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("setuptools", minversion="77")
     return subprocess.run(
         [sys.executable, "setup.py", *arguments],
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
     )
+
+
+def unpacked(tmp_path: Path) -> Path:
+    """The source distribution of this checkout, unpacked."""
+    outputs = ("--dist-dir", str(tmp_path / "dist"))
+    result = setup("egg_info", "--egg-base", str(tmp_path), "sdist", *outputs)
+    assert result.returncode == 0, result.stderr
+    [archive] = (tmp_path / "dist").glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path / "sdist", filter="data")
+    return tmp_path / "sdist" / archive.name.removesuffix(".tar.gz")
 
 
 def pyproject() -> dict:
@@ -59,6 +70,32 @@ def test_needs_nothing_of_torch():
     assert not [name for name in needed if name.startswith(("aoti_torch", "THP"))]
 
 
+def test_the_cpu_builds_in_use_are_those_that_the_system_names():
+    """CPUID and XCR0, as csrc/cpu/isa.cpp reads them, against the kernel's own reading."""
+    native = pytest.importorskip("fastinit._native")
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("no /proc/cpuinfo of x86-64")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = set(next(line for line in lines if line.startswith("flags")).split())
+    avx2 = {"avx", "avx2", "fma", "f16c"} <= flags
+    avx512 = avx2 and {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags
+    assert native.isas() == {"avx512": avx512, "avx2": avx2, "baseline": True}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "compiler", ["g++-10", "g++-11", "g++-12", *(f"clang++-{n}" for n in range(13, 20))]
+)
+def test_older_compilers_build_the_kernels(compiler, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not there")
+    build = ("build_ext", "--build-lib", str(tmp_path), "--build-temp", str(tmp_path / "t"))
+    source = unpacked(tmp_path)  # whose build folder is its own
+    result = setup(*build, cwd=source, CXX=compiler, FASTINIT_CUDA="OFF")
+    assert result.returncode == 0, result.stderr
+    assert "warning:" not in result.stdout + result.stderr
+
+
 def test_building_needs_no_torch():
     names = {
         re.split(r"[^\w-]", requirement)[0]
@@ -69,8 +106,12 @@ def test_building_needs_no_torch():
 
 def test_one_version():
     version = pyproject()["project"]["version"]
-    assert metadata.version("fastinit") == version
-    assert fastinit.__version__ == version
+    try:
+        there = metadata.version(pyproject()["project"]["name"])
+    except metadata.PackageNotFoundError:
+        there = fastinit.__version__  # a source folder that was built, but not installed
+    assert fastinit.__version__ == there
+    assert there.partition("+")[0] in (version, "unknown")
     if importlib.util.find_spec("fastinit._native") is not None:
         from fastinit import _native
 
@@ -107,3 +148,45 @@ def test_a_named_compiler_has_to_be_there(tmp_path):
     result = setup("build_ext", "--build-lib", str(tmp_path), CXX="no-such-compiler")
     assert result.returncode != 0
     assert "CXX='no-such-compiler' was not found" in result.stderr
+
+
+def version_of(tmp_path: Path, *commands: str, **variables: str) -> str:
+    """The version of what a command makes, as pip shows it."""
+    result = setup("egg_info", "--egg-base", str(tmp_path), *commands, **variables)
+    assert result.returncode == 0, result.stderr
+    [about] = tmp_path.glob("*.egg-info/PKG-INFO")
+    return re.search(r"^Version: (.*)$", about.read_text(), re.MULTILINE)[1]
+
+
+def test_the_version_says_that_nothing_was_built(tmp_path):
+    """pip shows no more than the version of a build that succeeds."""
+    version = pyproject()["project"]["version"]
+    nowhere = {"PATH": str(tmp_path), "CXX": ""}
+    assert version_of(tmp_path, **nowhere) == f"{version}+slow.no.compiler"
+    assert version_of(tmp_path, FASTINIT_NATIVE="OFF") == f"{version}+pure.python"
+    assert version_of(tmp_path, CXX=sys.executable) == version  # a program that is there
+    outputs = ("sdist", "--dist-dir", str(tmp_path / "dist"))
+    assert version_of(tmp_path, *outputs, **nowhere) == version  # sources are for any machine
+
+
+def test_the_source_distribution_holds_every_file(tmp_path):
+    git = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    source = unpacked(tmp_path)
+    files = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    assert {name for name in files if not (source / name).exists()} == {".gitignore"}
+
+
+def test_a_deleted_module_does_not_stay_in_later_builds(tmp_path):
+    """pip builds in the source folder, whose build/lib is that of the last build."""
+    left = [tmp_path / "lib" / "fastinit" / name for name in ("deleted.py", "_native_old.so")]
+    left[0].parent.mkdir(parents=True)
+    for path in left:
+        path.touch()
+    outputs = ("--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp"))
+    result = setup("build", *outputs, FASTINIT_NATIVE="OFF")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "lib" / "fastinit" / "init.py").exists()
+    assert not any(path.exists() for path in left)

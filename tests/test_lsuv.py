@@ -700,7 +700,7 @@ def test_plot_of_nothing_and_without_matplotlib(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match="layers must have at least one layer to draw"):
         LSUVResult([]).plot()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'fastinit\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib"):
         lsuv_(mlp(1), torch.randn(9, 64)).plot()
 
 

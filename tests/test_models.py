@@ -237,3 +237,17 @@ def test_huge_pages_are_advice_for_large_cpu_tensors_only() -> None:
     assert tensor.fill_(1).sum() == tensor.numel()
     free = memory.available_bytes()
     assert free is None or free > 0
+
+
+def test_dropped_pages_are_fresh_and_only_those_inside_the_tensor() -> None:
+    assert not memory.drop_pages(torch.empty(8, device="meta"))
+    whole = torch.ones(1 << 20)
+    if not memory.drop_pages(whole):
+        pytest.skip("no madvise here")
+    dropped = whole.eq(0)  # the kernel gives pages of zeros; the ends of the storage stay
+    page = memory.mmap.PAGESIZE // whole.element_size()
+    assert dropped.sum() > whole.numel() - 2 * page
+    assert dropped[page:-page].all()
+    small = torch.ones(8)  # no whole page lies inside: its neighbours keep theirs
+    assert memory.drop_pages(small)
+    assert small.eq(1).all()

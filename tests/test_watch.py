@@ -694,7 +694,7 @@ def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     with watch(model) as w:
         model(torch.randn(8, 32))
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install 'fastinit\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib"):
         w.plot()
 
 

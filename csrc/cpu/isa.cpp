@@ -1,26 +1,48 @@
 // Which instruction sets this build has and which of them this machine runs.
 #include "../kernels.h"
 
+#if defined(FASTINIT_X86)
+#include <cpuid.h>
+#endif
+
 namespace {
 
 #if defined(FASTINIT_X86)
-bool has_avx2() {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
-}
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-}
+// Asked of the processor itself: __builtin_cpu_supports knows "f16c" from GCC 11 and clang 17 on.
+struct Cpu {
+  unsigned leaf1_ecx = 0, leaf7_ebx = 0, states = 0;
+
+  Cpu() {
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return;
+    leaf1_ecx = ecx;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) leaf7_ebx = ebx;
+    // Which registers the operating system saves (XCR0). Its intrinsic would need -mxsave.
+    if (leaf1_ecx & bit_OSXSAVE) __asm__("xgetbv" : "=a"(states), "=d"(edx) : "c"(0));
+  }
+
+  bool avx2() const {
+    const unsigned first = bit_FMA | bit_AVX | bit_F16C, xmm_ymm = 0x6;
+    return has(leaf1_ecx, first) && has(leaf7_ebx, bit_AVX2) && has(states, xmm_ymm);
+  }
+  bool avx512() const {
+    const unsigned wanted = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
+    const unsigned opmask_zmm = 0xe0;
+    return avx2() && has(leaf7_ebx, wanted) && has(states, opmask_zmm);
+  }
+
+ private:
+  static bool has(unsigned word, unsigned bits) { return (word & bits) == bits; }
+};
+const Cpu cpu;
 #endif
 
 }  // namespace
 
 const Isa ISAS[] = {
 #if defined(FASTINIT_X86)
-    {"avx512", fill_tile_avx512, accumulate_avx512, has_avx512()},
-    {"avx2", fill_tile_avx2, accumulate_avx2, has_avx2()},
+    {"avx512", fill_tile_avx512, accumulate_avx512, cpu.avx512()},
+    {"avx2", fill_tile_avx2, accumulate_avx2, cpu.avx2()},
 #endif
     {"baseline", fill_tile_baseline, accumulate_baseline, true},
 };
