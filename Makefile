@@ -20,15 +20,25 @@ OUT ?= benchmarks/results
 GPU := $(if $(filter OFF,$(FASTINIT_CUDA)),,$(shell nvidia-smi -L 2>/dev/null))
 TORCH ?= $(if $(GPU),torch===2.13.0,torch==2.13.0)
 
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+# Shows what is going on, and for how long: pip and the compilers work for minutes.
+PHASE := $(PYTHON) tools/phase.py
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --verbose
 RUN := $(VENV)/bin/python
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.installed
+
+# The demo installs what it needs and no more, unless all is there already; it builds CUDA kernels for the
+# GPUs that are here, as far as nvcc knows them, and without a GPU none.
+HERE := $(if $(GPU),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | tr -d .))
+HERE := $(filter $(addprefix sm_,$(HERE)),$(if $(HERE),$(shell nvcc --list-gpu-code 2>/dev/null)))
+DEMO_STAMP := $(or $(wildcard $(STAMP)),$(VENV)/.demo)
+DEMO_BUILD := FASTINIT_CUDA=$(or $(FASTINIT_CUDA),$(if $(GPU),AUTO,OFF)) \
+  FASTINIT_CUDA_ARCHS='$(or $(FASTINIT_CUDA_ARCHS),$(subst sm_,,$(HERE)))'
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: demo test slow bench crush lint gpu sass lsuv digits docs clean
 
-demo: $(STAMP)
+demo: $(DEMO_STAMP)
 	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare
 
 test: $(STAMP)
@@ -73,15 +83,17 @@ clean:
 	rm -f fastinit/_native*.so fastinit/_native_missing.txt
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PHASE) "making $(VENV)" -- $(PYTHON) -m venv $(VENV)
 
 $(TORCH_STAMP): | $(VENV)/bin/python
-	@echo "installing $(TORCH)"
-	$(PIP) install '$(TORCH)'
+	@$(PHASE) "installing $(TORCH)" -- $(PIP) install '$(TORCH)'
 	@rm -f $(VENV)/.torch-*
 	@touch $@
 
 $(STAMP): $(TORCH_STAMP) $(BUILD_INPUTS)
-	@echo "building and installing fastinit"
-	$(PIP) install -e '.[test,lint]'
+	@$(PHASE) "building fastinit, installing what its tests need" -- $(PIP) install -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/.demo: $(TORCH_STAMP) $(BUILD_INPUTS)
+	@$(DEMO_BUILD) $(PHASE) "building fastinit, installing what the demo needs" -- $(PIP) install -e '.[models]'
 	@touch $@

@@ -125,7 +125,7 @@ def fill_(
         torch.ops.fastinit.fill_(
             tensor,
             law.kind,
-            list(law[1:]),
+            [law.p0, law.p1, law.p2, law.p3],  # torch 2.6 traces no slice of a named tuple
             keys.signed(seed) if seed is not None else None,
             keys.signed(stream),
             generator,
