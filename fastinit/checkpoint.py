@@ -3,7 +3,8 @@
 The files are those of ``save_pretrained``: safetensors shards, their index, and where the model has
 them ``config.json`` and ``generation_config.json``. Each has another name until it is whole, and the
 index is the last, so what a killed run leaves cannot be taken for a model; run again, it goes on after
-the shards that are whole.
+the shards that are whole, and removes what the killed one left. What is there can be verified: each of
+its bytes is computed again.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import copy
 import fcntl
 import json
 import os
-import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
@@ -28,14 +29,16 @@ import torch
 from torch import Tensor, nn
 
 from fastinit import text
+from fastinit.checkpoint_bytes import Done, first_wrong, make
 from fastinit.checkpoint_files import INDEX, IS_SHARD, Shard, index, shards
+from fastinit.files import remove_left, sync_directory, write_text
 from fastinit.fill import Fill
 from fastinit.keys import STREAM_VERSION
 from fastinit.memory import free_disk_bytes, nearest_directory
 from fastinit.pieces import Piece, Pieces
 from fastinit.plan import Plan
 from fastinit.stored import Stored, stored_tensors
-from fastinit.stream_file import CHUNK, StreamWriter, partial_path, sync_directory, write_text
+from fastinit.stream_file import CHUNK, StreamWriter
 from fastinit.writing import Progress
 
 SHARD_SIZE = "5GB"
@@ -88,6 +91,8 @@ class Written(NamedTuple):
     seconds: float
     kept: int
     """Shards that were whole before."""
+    verified: int
+    """Bytes of these that were computed again, and are the same."""
     disk_share: float
     """Of the seconds, in which the disk was at work; near 1, nothing else held it up."""
 
@@ -131,6 +136,7 @@ def write(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
+    verify: bool = False,
 ) -> Written:
     """Writes a model's checkpoint with the values that :func:`fastinit.materialize_` would give it.
 
@@ -143,12 +149,15 @@ def write(
         plan: what the parameters shall be, and the seed; by default what was recorded.
         shard_size: the most bytes of tensors in a file, as a number or as in ``"5GB"``, ``"500MB"``.
         dtype: of floating-point parameters; by default the model's.
-        progress: called with (bytes done, bytes in all).
-        overwrite: removes another model's shards first, instead of refusing.
+        progress: called with (bytes done, bytes in all), of what is written and verified.
+        overwrite: removes another model's shards first, and those that are damaged, instead of refusing.
+        verify: computes every byte of the shards that are there again; by default their size and header
+            say whether they are whole.
 
     Raises:
         ValueError: a plan that does not fit the model, a tensor that cannot be stored, or another
-            model's (seed's, dtype's, plan's) shards in the directory.
+            model's (seed's, dtype's, plan's) shards in the directory, or damaged ones; with ``verify``
+            it names the tensor in which the first wrong byte is.
         OSError: too little room on the disk, seen before anything is written; or what the system says.
         NotImplementedError, RuntimeError: a parameter that cannot be written.
     """
@@ -158,12 +167,24 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         kept, others = _existing(folder, planned)
+        there = sum(shard.size for shard in planned.shards if shard.file in kept)
+        done = Done(planned.size if verify else planned.size - there, progress)
+        if verify and not (others and not overwrite):
+            damaged = _damaged(folder, planned, kept, done)
+            others += damaged
+            kept -= {path.name for path, _ in damaged}
         if others and not overwrite:
             raise ValueError(f"{others[0][1]}; --overwrite (overwrite=True) replaces it")
         todo = [shard for shard in planned.shards if shard.file not in kept]
         needed = sum(shard.size for shard in todo)
         freed = sum(path.stat().st_size for path, _ in others)
-        _remove_partial(folder)
+        if left := remove_left(folder):
+            names = ", ".join(path.name for path in left)
+            warnings.warn(
+                f"{folder} has files of a run on another machine, or from before this one was last "
+                f"started, which are left: {names}",
+                stacklevel=2,
+            )
         _check_room(folder, needed, freed)
         if others or todo:  # nothing looks whole from here on
             (folder / INDEX).unlink(missing_ok=True)
@@ -171,11 +192,13 @@ def write(
                 path.unlink(missing_ok=True)
             sync_directory(folder)
         _save_config(model, folder, dtype)
-        busy = _write_shards(folder, planned, todo, progress)
+        done.total = done.so_far + needed
+        busy = _write_shards(folder, planned, todo, done)
         if planned.index is not None:
             write_text(folder / INDEX, planned.index)
     seconds = time.perf_counter() - begun
-    return Written(planned, needed, seconds, len(kept), busy / seconds)
+    verified = planned.size - needed if verify else 0
+    return Written(planned, needed, seconds, len(kept), verified, busy / seconds)
 
 
 def measure_rates(planned: Layout, directory: str | PathLike[str], size: int = 1 << 28) -> Rates:
@@ -190,10 +213,10 @@ def measure_rates(planned: Layout, directory: str | PathLike[str], size: int = 1
     size = min(size, -(-shard.size // CHUNK) * CHUNK)
     buffer = torch.empty(min(CHUNK, shard.size), dtype=torch.uint8)
     chunks = [(at, min(at + CHUNK, shard.size)) for at in range(0, size, CHUNK)]
-    _make(shard, *chunks[0], buffer[: chunks[0][1]], pieces)  # in memory that is new
+    make(shard, *chunks[0], buffer[: chunks[0][1]], pieces)  # in memory that is new
     begun = time.perf_counter()
     for start, stop in chunks:
-        _make(shard, start, stop, buffer[: stop - start], pieces)
+        make(shard, start, stop, buffer[: stop - start], pieces)
     rate = chunks[-1][1] / (time.perf_counter() - begun)
 
     near = nearest_directory(directory)
@@ -205,44 +228,22 @@ def measure_rates(planned: Layout, directory: str | PathLike[str], size: int = 1
     return Rates(rate, disk)
 
 
-def _write_shards(
-    folder: Path, planned: Layout, todo: Sequence[Shard], progress: Progress | None
-) -> float:
+def _write_shards(folder: Path, planned: Layout, todo: Sequence[Shard], done: Done) -> float:
     """Returns the seconds in which the disk was at work."""
     pieces = Pieces(planned.seed)
-    total = sum(shard.size for shard in todo)
-    done = 0
 
-    def make(shard: Shard, start: int, stop: int, out: Tensor) -> None:
-        nonlocal done
-        _make(shard, start, stop, out, pieces)
-        done += stop - start
-        if progress is not None:
-            progress(done, total)
+    def made(shard: Shard, start: int, stop: int, out: Tensor) -> None:
+        make(shard, start, stop, out, pieces)
+        done.add(stop - start)
 
     with StreamWriter() as writer:
         for shard in todo:
             writer.write(
                 folder / shard.file,
                 shard.size,
-                partial(make, shard),
+                partial(made, shard),
             )
     return writer.busy
-
-
-def _make(shard: Shard, start: int, stop: int, out: Tensor, pieces: Pieces) -> None:
-    """Writes bytes ``start`` to ``stop`` of a shard."""
-    if start < len(shard.header):
-        header = bytearray(shard.header[start:stop])
-        out[: len(header)] = torch.frombuffer(header, dtype=torch.uint8)
-    pieces.write(
-        [
-            Piece(tensor, first, out[at - start :][: (last - first) * each].view(dtype))
-            for tensor, first, last, at in shard.within(start, stop)
-            for dtype in (tensor.source.dtype,)
-            for each in (dtype.itemsize,)
-        ]
-    )
 
 
 def _fingerprint(tensors: Sequence[Stored], seed: int) -> str:
@@ -282,6 +283,20 @@ def _existing(folder: Path, planned: Layout) -> tuple[set[str], list[tuple[Path,
     return kept, others
 
 
+def _damaged(folder: Path, planned: Layout, kept: set[str], done: Done) -> list[tuple[Path, str]]:
+    """Shards that are not what would be written, with the tensor of the first byte that is wrong."""
+    pieces = Pieces(planned.seed)
+    found = []
+    for shard in planned.shards:
+        if shard.file in kept:
+            path = folder / shard.file
+            wrong = first_wrong(path, shard, pieces, done)
+            if wrong is not None:
+                within = next((t.name for t, *_ in shard.within(wrong, wrong + 1)), "its header")
+                found.append((path, f"{path} is damaged in {within}, at byte {wrong:,}"))
+    return found
+
+
 def _is_whole(path: Path, shard: Shard) -> bool:
     with open(path, "rb") as file:
         return path.stat().st_size == shard.size and file.read(len(shard.header)) == shard.header
@@ -318,14 +333,6 @@ def _check_room(folder: Path, needed: int, freed: int) -> None:
         )
 
 
-def _remove_partial(folder: Path) -> None:
-    """Removes what a killed run left."""
-    for path in folder.glob(partial_path(folder / "model*").name):
-        path.unlink()
-    for path in folder.glob(".fastinit-*"):
-        shutil.rmtree(path)
-
-
 def _save_config(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
     """The files beside the weights, as save_pretrained writes them; they come before the weights."""
     config: Any = getattr(model, "config", None)
@@ -336,7 +343,7 @@ def _save_config(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> N
     # transformers 5 calls it dtype; before, it was torch_dtype.
     setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", name.split(".")[1])
     config.architectures = [type(model).__name__]
-    with tempfile.TemporaryDirectory(prefix=".fastinit-", dir=folder) as place:
+    with tempfile.TemporaryDirectory() as place:
         config.save_pretrained(place)
         generation = getattr(model, "generation_config", None)
         if generation is not None:
@@ -347,13 +354,19 @@ def _save_config(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> N
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """While in force, no other run writes to the directory."""
+    """While in force, no other run of this machine writes to the directory.
+
+    Another machine may not see it, or a file system have no such lock: then two runs write the same
+    files under names of their own, and each puts whole ones in place.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(f"{folder} is being written to by another run") from None
+        except OSError:
+            pass
         yield
     finally:
         os.close(descriptor)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from fastinit import text
 from fastinit.plan import listing
 from fastinit.stored import Stored
+from fastinit.text import parse_size as parse_size
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -37,7 +37,6 @@ _DTYPES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 class Shard(NamedTuple):
@@ -110,22 +109,6 @@ def index(files: Sequence[Shard]) -> str:
         "weight_map": {tensor.name: file for tensor, file in tensors},
     }
     return json.dumps(document, indent=2, sort_keys=True) + "\n"
-
-
-def parse_size(size: int | str) -> int:
-    """A number of bytes: an int, or a text with its unit: ``"5GB"`` (10^9), ``"500MB"``, ``"2GiB"``.
-
-    >>> parse_size("1.5GB")
-    1500000000
-    """
-    if isinstance(size, int) and not isinstance(size, bool):
-        bytes_ = size
-    else:
-        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]I?B)\s*", str(size).upper())
-        bytes_ = int(Fraction(found[1]) * _UNITS[found[2]]) if found else 0
-    if bytes_ < 1:
-        raise ValueError(f"shard size must be as in 5GB, 500MB or 2GiB, but got {size!r}")
-    return bytes_
 
 
 def _shard(file: str, tensors: Sequence[Stored], metadata: Mapping[str, str]) -> Shard:

@@ -234,10 +234,13 @@ def write_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replaces another model's shards in the directory.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Computes every byte of what is there again.")
+    ] = False,
 ) -> None:
     """Writes an initialised model to disk as safetensors, for from_pretrained, without holding it.
 
-    Run again after it was killed, it keeps the shards that are whole.
+    Run again after it was killed, it keeps the shards that are whole; with --verify, to the last byte.
 
     Example: python -m fastinit write llama-2-7b --out llama --dtype bfloat16 --shard-size 5GB
 
@@ -264,7 +267,7 @@ def write_command(
         free = memory.free_disk_bytes(out)
         typer.echo(f"{free / 1e9:.2f} GB are free{', too few' * (free < planned.size)}")
         return
-    with _shown("writing", planned.size) as on_progress:
+    with _shown("verifying, writing" if verify else "writing", planned.size) as on_progress:
         written = checkpoint.write(
             model,
             out,
@@ -272,6 +275,7 @@ def write_command(
             shard_size=limit,
             progress=on_progress,
             overwrite=overwrite,
+            verify=verify,
         )
     typer.echo(heading)
     typer.echo(report.written(written, str(out)))
@@ -324,12 +328,8 @@ class _Asked:
 
 
 def _check_room(model: nn.Module, copies: int = 1) -> None:
-    needed = copies * sum(parameter.nbytes for _, _, parameter in distinct_parameters(model))
-    free = memory.available_bytes()
-    if free is not None and needed > free:
-        raise ValueError(
-            f"the parameters take {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB of memory are free"
-        )
+    size = sum(parameter.nbytes for _, _, parameter in distinct_parameters(model))
+    memory.check_room(copies * size, "the parameters" + " and their gradients" * (copies > 1))
 
 
 @contextmanager

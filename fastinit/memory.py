@@ -6,15 +6,23 @@ What is for Linux alone does nothing elsewhere.
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
+import os
 import shutil
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from fastinit import text
+
+OVERRIDE = "FASTINIT_FREE_MEMORY"
+"""The environment variable that says how much memory is free."""
 
 HUGE_PAGE = 2 << 20
 """Bytes of a huge page on x86-64, and on arm64 with 4 KiB base pages."""
@@ -49,20 +57,64 @@ def drop_pages(tensor: Tensor) -> bool:
 def available_bytes() -> int | None:
     """Memory that can still be used without swapping, or None where the system does not say.
 
-    The least of the system's ``MemAvailable`` and what is left of this container's limit (cgroup 2).
+    The least of the system's ``MemAvailable`` and what is left of the limits of the control groups that
+    this process is in, whose page cache counts as free, since it is given up when memory is asked for.
+    ``FASTINIT_FREE_MEMORY``, such as 64GB, is taken instead.
+
+    Raises:
+        ValueError: that variable is no size.
     """
+    if value := os.environ.get(OVERRIDE):
+        return text.parse_size(value, OVERRIDE)
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
-    free = int(kilobytes) * 1024
-    group = Path("/sys/fs/cgroup")
+    return min([int(kilobytes) * 1024, *_left_in_groups()])
+
+
+def check_room(needed: int, what: str) -> None:
+    """Raises ValueError if memory for so many bytes of ``what`` isn't free, which says how to go on."""
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{what} take {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB of memory are free; "
+            f"with {OVERRIDE}={math.ceil(needed / 1e8) / 10}GB in the environment it is tried"
+        )
+
+
+def _left_in_groups(system: Path = Path("/")) -> Iterator[int]:
+    """What is left of each limit that control groups set (version 1 or 2): one's own and those above."""
     try:
-        limit, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()
-        return min(free, int(limit) - int(used))
+        lines = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    top = system / "sys/fs/cgroup"
+    for _, kinds, place in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if kinds == "":
+            mounts, names = {top, top / "unified"}, ("memory.max", "memory.current", "")
+        elif "memory" in kinds.split(","):
+            mounts = {top / "memory", top / kinds}
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        else:
+            continue
+        for mount in mounts:
+            own = mount / place.lstrip("/")  # within a container there may be only the mount
+            for group in (own, *own.parents):
+                if group.is_relative_to(mount):
+                    yield from _left_in_group(group, *names)
+
+
+def _left_in_group(group: Path, limit: str, used: str, prefix: str) -> Iterator[int]:
+    try:
+        most, now = int((group / limit).read_text()), int((group / used).read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
     except (OSError, ValueError):  # no such file, or a limit of "max"
-        return free
+        return
+    stat = dict(line.split()[:2] for line in lines)
+    free = ("inactive_file", "active_file", "slab_reclaimable")
+    yield most - now + sum(int(stat.get(prefix + name, 0)) for name in free)
 
 
 def free_disk_bytes(directory: str | PathLike[str]) -> int:

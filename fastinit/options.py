@@ -50,7 +50,10 @@ def trial(shape: str | None, batch: int | None, length: int | None) -> Trial:
         given, sizes = "--shape", tuple(map(int, shape.split("x")))
     free = memory.available_bytes() or MOST
     if math.prod(sizes) > free // 4:  # bytes of a value
-        raise ValueError(f"{given} has more values than {free / 1e9:.1f} GB of free memory hold")
+        raise ValueError(
+            f"{given} has more values than {free / 1e9:.1f} GB of free memory hold, unless "
+            f"{memory.OVERRIDE} in the environment says that there is more"
+        )
     return Trial(sizes, tokens=shape is None)
 
 

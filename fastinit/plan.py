@@ -20,6 +20,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from fastinit import groups, text
 from fastinit.computed import Computed
+from fastinit.files import write_text
 from fastinit.fill import Fill
 from fastinit.keys import STREAM_VERSION, check_seed
 from fastinit.parameters import adopt_, allocated, distinct_parameters
@@ -368,8 +369,12 @@ class Plan(Mapping[str, Fill | Computed]):
             raise ValueError(f"not a plan: {error}") from None
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes :meth:`to_json` to a file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Writes :meth:`to_json` to a file. One that is there is replaced when all is on disk.
+
+        Raises:
+            OSError: what the system says, such as a full disk; the file is then as it was.
+        """
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Plan:

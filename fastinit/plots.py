@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastinit.files import replacing
 from fastinit.layers import abbreviated
 
 if TYPE_CHECKING:
@@ -121,9 +122,12 @@ def check_format(path: str | os.PathLike[str]) -> None:
     """
     backend_bases = _matplotlib("backend_bases")
     formats = sorted(backend_bases.FigureCanvasBase.get_supported_filetypes())
-    ending = os.path.splitext(path)[1].removeprefix(".").lower()
-    if ending not in formats:
+    if _ending(path) not in formats:
         raise ValueError(f"{os.fspath(path)} must end in one of .{', .'.join(formats)}")
+
+
+def _ending(path: str | os.PathLike[str]) -> str:
+    return os.path.splitext(path)[1].removeprefix(".").lower()
 
 
 def _matplotlib(name: str) -> Any:
@@ -194,7 +198,8 @@ def _finished(ax: Axes, what: str, names: list[str], path: Any) -> Axes:
     ax.legend(frameon=False, fontsize="small")
     if path is not None:
         figure: Any = ax.figure
-        figure.savefig(path)
+        with replacing(path) as file:
+            figure.savefig(file, format=_ending(path))
     return ax
 
 

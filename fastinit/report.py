@@ -118,7 +118,8 @@ def written(done: Written, directory: str) -> str:
     lines = [f"{directory}: {shards} shard{'s' * (shards > 1)}, {done.layout.size:,} bytes"]
     if done.kept:
         were = "was" if done.kept == 1 else "were"
-        lines.append(f"{done.kept} of them {were} whole before and kept")
+        how = ", every byte verified" if done.verified else ""
+        lines.append(f"{done.kept} of them {were} whole before and kept{how}")
     if done.bytes:
         rate = done.bytes / done.seconds / 1e9
         lines.append(

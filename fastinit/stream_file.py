@@ -20,6 +20,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from fastinit.files import lock, partial_path, sync_directory
 from fastinit.memory import advise_huge_pages
 
 CHUNK = 32 << 20
@@ -27,11 +28,6 @@ CHUNK = 32 << 20
 
 _BUFFERS = 3  # one that is made, one that is written, and one between them
 _BLOCK = 4096  # what a write past the page cache has to be a multiple of
-
-
-def partial_path(path: Path) -> Path:
-    """The name of a file that is not whole."""
-    return path.with_name(f".{path.name}.partial")
 
 
 class StreamWriter:
@@ -60,7 +56,8 @@ class StreamWriter:
         Args:
             make: called with (start, stop, memory for these bytes of the file).
         """
-        descriptor = self._begin(partial_path(path))
+        partial = partial_path(path)
+        descriptor = self._begin(partial)
         for start in range(0, size, CHUNK):
             stop = min(start + CHUNK, size)
             which = self._buffer()
@@ -68,7 +65,7 @@ class StreamWriter:
             self._pending.append(
                 (which, self._thread.submit(self._put, descriptor, which, start, stop - start))
             )
-        self._finished.append(self._thread.submit(self._finish, path, descriptor, size))
+        self._finished.append(self._thread.submit(self._finish, partial, path, descriptor, size))
 
     def __enter__(self) -> StreamWriter:
         return self
@@ -90,12 +87,13 @@ class StreamWriter:
                 path.unlink(missing_ok=True)
 
     def _begin(self, path: Path) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
+        flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
         try:
             descriptor = os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o666)
         except OSError:  # a file system that has no way past the cache; another reason shows again
             descriptor = os.open(path, flags, 0o666)
         self._open[path] = descriptor
+        lock(descriptor)
         return descriptor
 
     def _buffer(self) -> int:
@@ -132,35 +130,16 @@ class StreamWriter:
                         raise
                     _through_the_cache(descriptor)
 
-    def _finish(self, path: Path, descriptor: int, size: int) -> None:
+    def _finish(self, partial: Path, path: Path, descriptor: int, size: int) -> None:
         if self._failed:  # which the write that failed says
             return
         begun = time.perf_counter()
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
         self.busy += time.perf_counter() - begun
-        os.replace(partial_path(path), path)
-        os.close(self._open.pop(partial_path(path)))
+        os.replace(partial, path)
+        os.close(self._open.pop(partial))
         sync_directory(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file that is whole or not there."""
-    with open(partial_path(path), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial_path(path), path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Has the names of a directory's files on disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_direct(descriptor: int) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 WIDTH = 80
 
+_BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
@@ -100,3 +103,19 @@ def _word(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def parse_size(size: int | str, what: str = "shard size") -> int:
+    """A number of bytes: an int, or a text with its unit: ``"5GB"`` (10^9), ``"500MB"``, ``"2GiB"``.
+
+    >>> parse_size("1.5GB")
+    1500000000
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        bytes_ = size
+    else:
+        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]I?B)\s*", str(size).upper())
+        bytes_ = int(Fraction(found[1]) * _BYTES[found[2]]) if found else 0
+    if bytes_ < 1:
+        raise ValueError(f"{what} must be as in 5GB, 500MB or 2GiB, but got {size!r}")
+    return bytes_

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from fastinit import (
     checkpoint,
     checkpoint_files,
     deferred,
+    files,
     materialize_,
     pieces,
     stream_file,
@@ -422,3 +424,107 @@ def test_tensors_that_cannot_be_stored_are_named(tmp_path) -> None:
         checkpoint.write(nn.Linear(2, 2, device="meta"), tmp_path)
     with pytest.raises(ValueError, match="floating-point"):
         checkpoint.write(nn.Linear(2, 2), tmp_path, dtype=torch.int8)
+
+
+def test_what_the_user_has_in_the_directory_stays(tmp_path) -> None:
+    (tmp_path / ".fastinit-mine").mkdir()
+    (tmp_path / ".fastinit-mine" / "notes").write_text("mine")
+    for name in (".fastinit-file", ".model.safetensors.partial", ".model-2.partial", "model.txt"):
+        (tmp_path / name).write_text("mine")
+    before = {path.name for path in tmp_path.iterdir()}
+    left = files.partial_path(tmp_path / "model.safetensors")
+    left.write_text("of a killed run")
+    other = left.with_name(left.name.replace(files._machine(), "f" * 16))
+    other.write_text("of another machine")
+    with pytest.warns(UserWarning, match=re.escape(other.name)):
+        checkpoint.write(recorded(), tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == before | {other.name, checkpoint_files.SINGLE}
+    assert (tmp_path / ".fastinit-mine" / "notes").read_text() == "mine"
+
+
+def test_two_writers_that_do_not_see_each_other(tmp_path, monkeypatch) -> None:
+    """As of two machines: the second begins, and is killed, while the first writes."""
+    checkpoint.write(recorded(), tmp_path / "whole")
+    folder = tmp_path / "both"
+    make, second = pieces.Pieces.write, []
+    monkeypatch.setattr(checkpoint.fcntl, "flock", lambda *args: None)
+
+    def meanwhile(self, some) -> None:
+        if not second:
+            second.append(True)
+            code = """
+                import os, signal, sys
+                from tests import test_checkpoint as tests
+                tests.checkpoint.fcntl.flock = lambda *args: None
+                write = os.pwrite
+                def killed(descriptor, data, at):
+                    write(descriptor, data[:512], at)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                os.pwrite = killed
+                tests.checkpoint.write(tests.recorded(), sys.argv[1])
+            """
+            command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(folder)]
+            assert subprocess.run(command, check=False).returncode == -9
+        make(self, some)
+
+    monkeypatch.setattr(pieces.Pieces, "write", meanwhile)
+    checkpoint.write(recorded(), folder)
+    name = checkpoint_files.SINGLE
+    assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_verifying_computes_every_byte_again(tmp_path) -> None:
+    said: list[tuple[int, int]] = []
+
+    def write(**options) -> checkpoint.Written:
+        said.clear()
+        return checkpoint.write(
+            recorded(),
+            tmp_path,
+            shard_size="9KB",
+            progress=lambda done, total: said.append((done, total)),
+            **options,
+        )
+
+    planned = write().layout
+    whole = contents(tmp_path)
+    done = write(verify=True)
+    assert (done.verified, done.bytes, done.kept) == (planned.size, 0, len(planned.shards))
+    assert said[-1] == (planned.size, planned.size)
+    assert said == sorted(said)
+    assert len(said) > len(planned.shards)  # as it goes on
+    for shard in planned.shards:
+        path = tmp_path / shard.file
+        for tensor, at in places(shard):
+            size = tensor.nbytes
+            damaged = bytearray(whole[shard.file])
+            before = bytes(damaged[at : at + size])
+            damaged[at : at + size] = bytes(size) if any(before) else b"\1" * size
+            first = next((i for i in range(size) if damaged[at + i] != before[i]), None)
+            if first is None:
+                continue
+            path.write_bytes(damaged)
+            assert write().bytes == 0  # by its size and header it is whole
+            with pytest.raises(
+                ValueError, match=rf"{shard.file} is damaged in {tensor.name}, at byte"
+            ):
+                write(verify=True)
+            assert path.read_bytes() == damaged
+        damaged = bytearray(whole[shard.file])
+        damaged[-1] ^= 1
+        path.write_bytes(damaged)
+        assert write(verify=True, overwrite=True).bytes == shard.size
+        assert said[-1][0] == said[-1][1] >= planned.size  # of the damaged one what was read, too
+        assert contents(tmp_path) == whole
+    (tmp_path / planned.shards[1].file).unlink()
+    done = write(verify=True)
+    assert done.verified + done.bytes == planned.size
+    assert said[-1] == (planned.size, planned.size)
+    assert contents(tmp_path) == whole
+
+
+def places(shard: checkpoint_files.Shard) -> list[tuple[checkpoint_files.Stored, int]]:
+    """(tensor, where it begins) of those that have bytes."""
+    return [(tensor, at) for tensor, _, _, at in shard.within(0, shard.size) if tensor.nbytes]
