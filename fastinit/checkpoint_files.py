@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 
 from fastinit import text
-from fastinit.plan import listing
 from fastinit.stored import Stored
+from fastinit.text import listing
 from fastinit.text import parse_size as parse_size
 
 SINGLE = "model.safetensors"

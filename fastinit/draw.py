@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from fastinit import ops
+from fastinit import ops, shard
 from fastinit.keys import ANONYMOUS, stream_id
 from fastinit.laws import Law
 
@@ -33,6 +33,23 @@ def draw_(
         stream=ANONYMOUS if name is None else stream_id(name),
         generator=generator,
     )
+
+
+def full_shape(tensor: Tensor) -> torch.Size:
+    """The shape of the parameter that a tensor is.
+
+    Raises:
+        NotImplementedError: it is a part, whose shape says nothing (``fastinit.shard.check_held``).
+    """
+    if not torch.compiler.is_compiling():
+        shard.check_held(tensor)
+    return tensor.shape
+
+
+def check_reaches(tensor: Tensor) -> None:
+    """Raises NotImplementedError for what a number cannot be written to so that its parameter has it."""
+    if not torch.compiler.is_compiling() and isinstance(tensor, Tensor):
+        shard.check_held(tensor, constant=True)
 
 
 def warn_if_lost(tensor: Tensor, stacklevel: int = 3) -> None:

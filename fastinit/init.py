@@ -58,7 +58,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastinit import laws
-from fastinit.draw import LostWriteWarning, draw_, warn_if_lost
+from fastinit.draw import LostWriteWarning, check_reaches, draw_, warn_if_lost
 from fastinit.fans import (
     _calculate_correct_fan,
     _calculate_fan_in_and_fan_out,
@@ -228,23 +228,30 @@ def trunc_normal_(
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
-    """Fills with ``val``; any dtype that torch's own fill_ can write, which this is."""
+    """Fills with ``val``; any dtype that torch's own fill_ can write, which this is.
+
+    Raises:
+        NotImplementedError: a tensor that is not where its parameter is (``fastinit.shard.check_held``).
+    """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(constant_, (tensor,), tensor, val=val)
+    check_reaches(tensor)
     warn_if_lost(tensor)
     with torch.no_grad():
         return tensor.fill_(val)
 
 
 def ones_(tensor: Tensor) -> Tensor:
-    """Fills with 1."""
+    """Fills with 1; otherwise as :func:`constant_`."""
+    check_reaches(tensor)
     warn_if_lost(tensor)
     with torch.no_grad():
         return tensor.fill_(1.0)
 
 
 def zeros_(tensor: Tensor) -> Tensor:
-    """Fills with 0."""
+    """Fills with 0; otherwise as :func:`constant_`."""
+    check_reaches(tensor)
     warn_if_lost(tensor)
     with torch.no_grad():
         return tensor.zero_()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastinit import init, layers, text
+from fastinit import init, layers, shard, text
 from fastinit.affine import AffineSums, rescale
 from fastinit.affine import LSUVError as LSUVError  # it is this module's to the world
 from fastinit.layers import Layer, Which
@@ -192,6 +192,7 @@ def lsuv_(
         LSUVError: an output that is constant, not finite or has fewer than two values, or a bias whose
             variance is already as large as the target; it names the layer and its moments.
         TypeError, ValueError: arguments that are no good.
+        NotImplementedError: a parameter that is not here (``fastinit.shard.check_held``).
 
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
     >>> result = lsuv_(net, torch.randn(1000, 64))
@@ -210,6 +211,8 @@ def lsuv_(
         if strange:
             raise ValueError(f"target_std names layers that are not: {', '.join(sorted(strange))}")
     _check_unbuilt(found, unbuilt)
+    for name, parameter in model.named_parameters():
+        shard.check_held(parameter, name, constant=True)
     options = _Options(target_std, tol, max_iter, center, activation, reuse == "pool", unbuilt)
     weights = weights_of(model)
     drawn = found if pre == "orthonormal" else []

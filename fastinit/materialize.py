@@ -7,17 +7,19 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fastinit import parameters
+from fastinit.buffers import Known, Values
 from fastinit.computed import Computed, known_values
 from fastinit.contents import Contents, Origin, View
 from fastinit.fill import Fill, Part
 from fastinit.parameters import distinct_parameters
-from fastinit.plan import Plan, listing
+from fastinit.plan import Plan
 from fastinit.recorder import META, Memory, memories
 from fastinit.regions import Region
 from fastinit.shard import is_dtensor
+from fastinit.text import listing
 from fastinit.writing import Entry, Progress, check_entries, write_entries
 
 M = TypeVar("M", bound=nn.Module)
@@ -33,13 +35,15 @@ def recorded_plan(model: nn.Module) -> Plan:
 
     It can be looked at (``table``), compared (``diff``), saved, changed and applied. Parameters that the
     constructor was given values for, or computed in a way that is no Fill, are in it too, but keep it
-    from being saved.
+    from being saved. What the constructor put in buffers is in it as well, for :meth:`Plan.apply_`.
 
     Raises:
         ValueError: parameters on meta that were not recorded, or recorded with different seeds; or that
             the constructor left unwritten (all are listed).
     """
-    return _Record(model).plan()
+    record = _Record(model)
+    plan = record.plan()
+    return Plan(plan, seed=plan.seed, aliases=plan.aliases, buffers=record.known_buffers(model))
 
 
 def materialize_(
@@ -60,7 +64,8 @@ def materialize_(
         progress: as of :meth:`fastinit.Plan.apply_`.
 
     Raises:
-        ValueError: as :func:`recorded_plan`; the model is then as it was.
+        ValueError: as :func:`recorded_plan`, and buffers on meta of which nothing is recorded; the model
+            is then as it was.
         NotImplementedError, RuntimeError: a parameter that cannot be written.
     """
     parameters.check_place(device, dtype)
@@ -200,6 +205,18 @@ class _Record:
                         count += 1
                         names[origin] = f"{name}#{count}"
         return names
+
+    def known_buffers(self, model: nn.Module) -> Known:
+        """What the constructor put in buffers, and in plain attributes that are on meta."""
+        known: dict[str, Values | Computed] = {}
+        kept: dict[int, Values] = {}  # of buffers that are one tensor, once
+        for name, buffer in model.named_buffers(remove_duplicate=False):
+            if not buffer.is_meta and not isinstance(buffer, UninitializedBuffer):
+                kept[id(buffer)] = kept.get(id(buffer)) or Values.of(buffer)
+                known[name] = kept[id(buffer)]
+        for name, _, _, tensor, memory in self.computed:
+            known[name] = Computed(memory.contents, View.of(tensor), self.names)
+        return known
 
     def plan(self) -> Plan:
         if not self.parameters and self.has_parameters:

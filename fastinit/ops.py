@@ -7,15 +7,18 @@ every tensor can be written before the first is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from fastinit import backends, keys, laws, shard
+from fastinit import agreement, backends, keys, laws, partitioned, shard
 from fastinit.backends import Write
 from fastinit.laws import Law
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 # What every call needs, looked up once.
 _native = backends.native.module
@@ -28,6 +31,8 @@ _is_compiling = torch.compiler.is_compiling
 _traced = torch.compiler.is_dynamo_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _increment_version = torch.autograd.graph.increment_version
+
+_is_marked = partitioned.is_marked
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _SHORT_WAY = frozenset(laws.DTYPES)
@@ -69,18 +74,18 @@ def fill_(
     Args:
         tensor: any shape and strides; float16, bfloat16, float32, float64, complex32, complex64 or
             complex128. A meta tensor is left alone, and no seed is drawn for it. Of a DTensor each rank
-            writes its shard, without communication.
+            writes its shard, without communication but for the check that they drew the same seed.
         seed: in [0, 2^64); by default one draw from ``generator``.
         stream: the 64-bit stream id, 0 for an anonymous call.
         generator: where the seed is drawn; by default torch's CPU generator.
         window: which elements these are; by default 0, 1, 2, ... in row-major order.
 
     Raises:
-        ValueError: both a seed and a generator, a seed out of range, an uninitialised parameter; random
-            numbers for a DTensor with neither a seed nor a generator, as ranks might differ in it.
+        ValueError: both a seed and a generator, a seed out of range, an uninitialised parameter.
         NotImplementedError: an integer, bool, quantised, float8 or sparse tensor; a DTensor with a
-            window, or of which no rank knows the elements (``fastinit.shard.pieces``).
-        RuntimeError: a tensor whose elements overlap, or an inference tensor outside inference mode.
+            window; a tensor of which nobody knows the elements (``fastinit.shard.check_held``).
+        RuntimeError: a tensor whose elements overlap, or an inference tensor outside inference mode; a
+            DTensor for which ranks drew different seeds (``fastinit.agreement``).
     """
     # The short way, for a few elements as for billions: nothing here but what each call needs.
     if (
@@ -95,6 +100,7 @@ def fill_(
         and not tensor.is_inference()
         and _native is not None
         and _forced() is None
+        and not _is_marked(tensor)
     ):
         numel = tensor.numel()
         if seed is None:
@@ -111,8 +117,12 @@ def fill_(
         return tensor
 
     if not _traced() and shard.is_dtensor(tensor):
-        return _fill_shard(tensor, law, seed, stream, generator, window)
+        seed = draw_seed(tensor, seed, generator) if law.kind != _CONSTANT else seed or 0
+        fill_many_([Request(tensor, law, seed, stream, window)])
+        return tensor
     check_writable(tensor)
+    if window is None and not _is_compiling():
+        shard.check_held(tensor, constant=law.kind == _CONSTANT)
     if seed is not None:
         if generator is not None:
             raise ValueError("seed and generator exclude each other, but got both")
@@ -158,6 +168,8 @@ def fill_many_(requests: Sequence[Request]) -> None:
             check_writable(part, argument)
             if its_window is not None:
                 _check_window(part, its_window)
+            else:
+                shard.check_held(part, argument, constant=law.kind == _CONSTANT)
             if part.device.type != "meta" and part.numel():
                 some = writes.setdefault(part.device, [])
                 some.extend(_writes(part, law, seed, stream, its_window))
@@ -171,26 +183,25 @@ def fill_many_(requests: Sequence[Request]) -> None:
         _increment_version(tensor)
 
 
-def _fill_shard(
-    tensor: Tensor,
-    law: Law,
-    seed: int | None,
-    stream: int,
-    generator: torch.Generator | None,
-    window: Window | None,
-) -> Tensor:
-    """:func:`fill_` of a DTensor."""
-    if seed is not None and generator is not None:
-        raise ValueError("seed and generator exclude each other, but got both")
-    if seed is None and law.kind != _CONSTANT and not tensor.is_meta:
-        if generator is None:
-            raise ValueError(
-                "a DTensor must be written with a seed, the same on every rank, as each writes its "
-                "shard by itself (or with a generator in the same state on every rank)"
-            )
-        seed = _draw_seed(generator)
-    fill_many_([Request(tensor, law, seed or 0, stream, window)])
-    return tensor
+def draw_seed(tensor: DTensor, seed: int | None, generator: torch.Generator | None) -> int:
+    """The seed of one draw for a DTensor: as given, or drawn alike on all ranks of its mesh.
+
+    Every rank draws, also one that holds no element or is not in the mesh, so that their generators stay
+    alike; none does for a meta tensor or one without elements.
+
+    Raises:
+        ValueError: both a seed and a generator; a seed out of range.
+        RuntimeError: ranks that drew differently (:mod:`fastinit.agreement`).
+        NotImplementedError: a DTensor of which nobody knows the elements, before anything is drawn.
+    """
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("seed and generator exclude each other, but got both")
+        return keys.check_seed(seed)
+    shard.check_held(tensor)
+    if tensor.is_meta or not tensor.numel():
+        return 0
+    return agreement.draw_seed(tensor.device_mesh, generator)
 
 
 def _windows(
@@ -203,6 +214,19 @@ def _windows(
     strides = shard.row_major(tensor.shape)
     for piece in shard.pieces(tensor, argument):
         yield piece.tensor, Window(strides, piece.offset(strides))
+
+
+def check_target(tensor: Tensor, argument: str = "tensor") -> None:
+    """Raises unless a function of whole tensors can write ``tensor``, or this rank's part of it.
+
+    Raises:
+        as :func:`check_writable`; NotImplementedError: as ``fastinit.shard.check_held``.
+    """
+    if _is_compiling():
+        check_writable(tensor, argument)
+        return
+    check_writable(shard.local(tensor), argument)
+    shard.check_held(tensor, argument)
 
 
 def check_writable(tensor: Tensor, argument: str = "tensor") -> None:

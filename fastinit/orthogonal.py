@@ -14,9 +14,10 @@ import math
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fastinit import laws, ops
-from fastinit.draw import warn_if_lost
+from fastinit import laws, ops, shard
+from fastinit.draw import full_shape, warn_if_lost
 from fastinit.keys import ANONYMOUS, stream_id
 from fastinit.structured import centre
 
@@ -42,7 +43,8 @@ def orthogonal_(
 
     Args:
         tensor: [rows, ...], at least 2-D; the trailing dimensions count as one. Any floating or
-            complex dtype (half types are computed in float32) and strides.
+            complex dtype (half types are computed in float32) and strides. Of a DTensor each rank that
+            holds elements makes the whole matrix and keeps its part.
         gain: a finite factor; may be negative.
         generator, seed, name: as for :func:`fastinit.init.normal_`.
 
@@ -51,12 +53,15 @@ def orthogonal_(
         RuntimeError: a gain that is NaN or infinite; a tensor whose elements overlap.
         NotImplementedError: an integer, bool, quantised, float8 or sparse tensor.
     """
-    if tensor.ndimension() < 2:
+    if len(full_shape(tensor)) < 2:
         raise ValueError(
             "Only tensors with 2 or more dimensions are supported, "
             f"but got shape {tuple(tensor.shape)}"
         )
     _check(tensor, gain)
+    if not is_compiling() and shard.is_dtensor(tensor):
+        seed = ops.draw_seed(tensor, seed, generator)
+        return shard.write_whole_(tensor, lambda t: orthogonal_(t, gain, seed=seed, name=name))
     rows = tensor.size(0)
     columns = math.prod(tensor.shape[1:])
     matrix = _matrix(rows, columns, tensor, gain, generator, seed, name)
@@ -87,7 +92,7 @@ def delta_orthogonal_(
             seed and a generator.
         RuntimeError, NotImplementedError: as :func:`orthogonal_`.
     """
-    if tensor.ndimension() not in (3, 4, 5):
+    if len(full_shape(tensor)) not in (3, 4, 5):
         raise ValueError(
             "Only tensors with 3, 4, or 5 dimensions are supported, "
             f"but got shape {tuple(tensor.shape)}"
@@ -98,6 +103,11 @@ def delta_orthogonal_(
             f"but got shape {tuple(tensor.shape)}"
         )
     _check(tensor, gain)
+    if not is_compiling() and shard.is_dtensor(tensor):
+        seed = ops.draw_seed(tensor, seed, generator)
+        return shard.write_whole_(
+            tensor, lambda t: delta_orthogonal_(t, gain, seed=seed, name=name)
+        )
     matrix = _matrix(tensor.size(0), tensor.size(1), tensor, gain, generator, seed, name)
     if tensor.numel() > 0:
         with torch.no_grad():
@@ -108,7 +118,7 @@ def delta_orthogonal_(
 def _check(tensor: Tensor, gain: float) -> None:
     if not math.isfinite(gain):
         raise RuntimeError(f"gain must be finite, but got gain={gain}")
-    ops.check_writable(tensor)
+    ops.check_target(tensor)
     if not tensor.is_leaf:
         warn_if_lost(tensor, stacklevel=4)
 

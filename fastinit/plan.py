@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from fastinit import groups, text
+from fastinit import groups, shard, text
+from fastinit.buffers import Known, Mode, check_buffers
 from fastinit.computed import Computed
 from fastinit.files import write_text
 from fastinit.fill import Fill
@@ -31,7 +32,7 @@ from fastinit.plan_json import (
     unfold_layers,
     without_repeats,
 )
-from fastinit.shard import reshard_
+from fastinit.text import listing
 from fastinit.writing import Entry, Progress, check_entries, write_entries
 
 Rule = Callable[[str, nn.Module, torch.Size, Any], Fill | None]
@@ -58,6 +59,8 @@ class Plan(Mapping[str, Fill | Computed]):
         seed: an int in [0, 2^64).
         aliases: further names of tied parameters, each to the name under which it is filled.
         stream_version: of the number stream; 1 is the only one there is.
+        buffers: what a constructor put in the model's buffers, by name, for :meth:`apply_`. It is not
+            saved, and has no part in equality.
 
     Raises:
         TypeError: seed is not an int, or a value of ``fills`` not a Fill.
@@ -72,8 +75,10 @@ class Plan(Mapping[str, Fill | Computed]):
         seed: int = 0,
         aliases: Mapping[str, str] | None = None,
         stream_version: int = STREAM_VERSION,
+        buffers: Known | None = None,
     ) -> None:
         self._fills = dict(fills)
+        self._buffers = dict(buffers or {})
         self._aliases = dict(aliases or {})
         self._seed = check_seed(seed)
         if stream_version != STREAM_VERSION:
@@ -103,6 +108,7 @@ class Plan(Mapping[str, Fill | Computed]):
         Raises:
             ValueError: the rule has no Fill for some parameters (all are listed), or is not made for
                 this model (a pattern of names that fits none).
+            NotImplementedError: a parameter that is a part of one (``fastinit.shard.check_held``).
             TypeError: a rule that cannot be called, or that gives something else than a Fill or None.
         """
         if not callable(rule):
@@ -117,6 +123,7 @@ class Plan(Mapping[str, Fill | Computed]):
         if (check := getattr(rule, "check", None)) is not None:
             check([names[0] for names, _, _ in distinct_parameters(model)])
         for names, module, parameter in distinct_parameters(model):
+            shard.check_held(parameter, names[0])  # its shape would be that of a part
             fill = rule(names[0], module, parameter.shape, config)
             if fill is None:
                 uncovered.append(f"{names[0]} ({type(module).__name__})")
@@ -174,6 +181,7 @@ class Plan(Mapping[str, Fill | Computed]):
         *,
         device: torch.device | str | None = None,
         progress: Progress | None = None,
+        buffers: Mode = "check",
     ) -> M:
         """Writes every parameter of ``model`` and returns it.
 
@@ -185,8 +193,11 @@ class Plan(Mapping[str, Fill | Computed]):
         its shard, with the values that the whole parameter has there, and nothing is communicated; on
         meta they get memory for the shard only. What no element has by itself (distributions of whole
         tensors, values that a constructor computed) takes the memory of one whole parameter at a time.
-        After ``fully_shard`` of a model that :func:`fastinit.deferred` recorded, prefer ``device`` to
-        ``model.to_empty``, which empties buffers too.
+
+        The plan of a recorded model (:func:`fastinit.recorded_plan`) knows what the constructor put in
+        buffers, also in those that are not persistent. Buffers on meta get it back with ``device``.
+        Others must have it, or nobody could tell emptied ones (``model.to_empty``) from values. Other
+        plans know of no buffers, and leave real ones alone, whatever is in them.
 
         Args:
             model: its parameters are exactly those of the plan, by name.
@@ -194,21 +205,28 @@ class Plan(Mapping[str, Fill | Computed]):
                 The model gets them when all are written.
             progress: called with (elements written, elements in all) after each of several batches,
                 in which the parameters are then written; the values are the same.
+            buffers: of those that are not as the constructor made them (to 2^-7 of their largest
+                element, as dtypes and devices may differ): "check" is an error that names them,
+                "restore" writes what it put there, "keep" leaves all buffers alone.
 
         Raises:
-            ValueError: a parameter on meta without a ``device``, or a buffer on meta with one;
-                parameters that the plan lacks or the model lacks; parameters that the plan ties and
-                the model does not, or the other way round.
+            ValueError: a parameter on meta without a ``device``; a buffer on meta that the plan does not
+                know, or without a ``device``; buffers that are not as they were made; parameters that
+                the plan lacks or the model lacks; parameters that the plan ties and the model does
+                not, or the other way round.
             NotImplementedError, RuntimeError: a parameter that cannot be written
-                (``fastinit.ops.check_writable``).
+                (``fastinit.ops.check_writable``), or of which nobody knows the elements: parts of
+                FSDP1, ZeRO-3 and Megatron, Partial DTensors (``fastinit.shard.check_held``).
         """
-        reshard_(model)
+        shard.reshard_(model)
         planned = self._planned(model)
         real = self._memory(model, [name for name, p in planned if p.is_meta], device)
         entries = [Entry(name, real.get(id(p), p), self._fills[name]) for name, p in planned]
         check_entries(entries)
+        restoring = check_buffers(model, self._buffers, self.seed, device, buffers)
         write_entries(entries, self.seed, progress)
         adopt_(model, real)
+        restoring.run()
         return model
 
     def diff(self, other: Plan) -> list[Difference]:
@@ -236,7 +254,7 @@ class Plan(Mapping[str, Fill | Computed]):
         for name, factor in factors.items():
             own = self._aliases.get(name, name)
             fills[own] = fills[own].scaled(factor)
-        return Plan(fills, seed=self.seed, aliases=self._aliases)
+        return Plan(fills, seed=self.seed, aliases=self._aliases, buffers=self._buffers)
 
     def _planned(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """The model's parameters by the names under which they are planned, which have to fit."""
@@ -266,12 +284,6 @@ class Plan(Mapping[str, Fill | Computed]):
     ) -> dict[int, nn.Parameter]:
         """What takes the place of the parameters on meta."""
         if device is not None:
-            buffers = [name for name, buffer in model.named_buffers() if buffer.is_meta]
-            if buffers:
-                raise ValueError(
-                    f"a plan cannot write {listing('buffer', buffers)} on meta; build the model with "
-                    f"fastinit.deferred(), which leaves buffers real"
-                )
             return allocated(model, device)
         if meta:
             raise ValueError(
@@ -404,12 +416,3 @@ class Difference(NamedTuple):
             if ours == other:
                 other += ", with other parts or values"
         return f"{self.name}: {ours}; other: {other}"
-
-
-def listing(noun: str, names: list[str]) -> str:
-    """The names after their noun.
-
-    >>> listing("parameter", ["a", "b"])
-    'parameters a, b'
-    """
-    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"

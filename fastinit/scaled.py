@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastinit import fans, laws
-from fastinit.draw import draw_
+from fastinit.draw import draw_, full_shape
 from fastinit.fans import Fans, check_fans
 
 
@@ -100,7 +100,7 @@ def kaiming_uniform_(
             name=name,
             fan=fan,
         )
-    if 0 in tensor.shape:
+    if 0 in full_shape(tensor):
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     std = fans.kaiming_std(_fans(tensor, fan), a, mode, nonlinearity)
@@ -122,7 +122,7 @@ def kaiming_normal_(
 
     Arguments, errors and warnings are those of :func:`kaiming_uniform_`.
     """
-    if 0 in tensor.shape:
+    if 0 in full_shape(tensor):
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     std = fans.kaiming_std(_fans(tensor, fan), a, mode, nonlinearity)
@@ -194,4 +194,4 @@ def lecun_uniform_(
 
 
 def _fans(tensor: Tensor, fan: Fans | None) -> Fans:
-    return fans.fans_of(tensor.shape) if fan is None else check_fans(fan)
+    return fans.fans_of(full_shape(tensor)) if fan is None else check_fans(fan)

@@ -1,20 +1,22 @@
-"""Shards: which elements of a DTensor this rank holds, and where. Nothing is communicated.
+"""Shards: which elements of the full parameter a tensor holds, and where. Nothing is communicated.
 
 A rank's part of a tensor that is sharded over a device mesh follows from the placements and the rank's
 place in the mesh. It is one block of the full tensor, or several where a dimension is dealt out in turns
-(FSDP2 over tensor parallelism). torch.distributed is only looked at if someone has imported it.
+(FSDP2 over tensor parallelism). What is no DTensor is all of its parameter, or is refused.
+torch.distributed is only looked at if someone has imported it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from fastinit import partitioned
 from fastinit.regions import Region
 
 if TYPE_CHECKING:
@@ -67,23 +69,64 @@ def local(tensor: Tensor) -> Tensor:
         return tensor.to_local().detach()
 
 
+def check_placements(tensor: DTensor, argument: str = "tensor") -> None:
+    """Raises NotImplementedError unless a DTensor's local tensor holds elements of the full one.
+
+    So it does if each placement is Replicate or Shard (or FSDP2's strided one). Partial is refused,
+    except over one rank, whose part of the sum is the sum.
+    """
+    from torch.distributed.tensor.placement_types import Partial, Replicate, Shard, _StridedShard
+
+    for mesh_dim, placement in enumerate(tensor.placements):
+        if isinstance(placement, (Replicate, Shard, _StridedShard)):
+            continue
+        if isinstance(placement, Partial) and tensor.device_mesh.size(mesh_dim) == 1:
+            continue
+        raise NotImplementedError(
+            f"{argument} is a DTensor with placement {placement!r}, whose local tensor holds no "
+            f"elements of the full one; redistribute() it to Replicate() or Shard() first"
+        )
+
+
+def check_held(tensor: Tensor, argument: str = "tensor", *, constant: bool = False) -> None:
+    """Raises unless it is known which elements of the full tensor this one holds, and it holds them.
+
+    Args:
+        constant: all elements shall be the same, so that it need not be known which these are.
+
+    Raises:
+        NotImplementedError: a DTensor with placements of other kinds (:func:`check_placements`), or that
+            is a view of another but shares no memory with it, as where torch gathered the dimension that
+            was cut; a plain tensor that is a part of a parameter (:mod:`fastinit.partitioned`).
+    """
+    if not is_dtensor(tensor):
+        partitioned.check_whole(tensor, argument, constant=constant)
+        return
+    check_placements(tensor, argument)
+    base = tensor._base
+    if is_dtensor(base) and _storage(tensor) != _storage(base):
+        raise NotImplementedError(
+            f"{argument} is a view that torch gathered of a DTensor with placements {base.placements}: "
+            f"what is written to it would not reach that; write the whole DTensor"
+        )
+
+
+def _storage(tensor: DTensor) -> int:
+    return int(local(tensor).untyped_storage()._cdata)
+
+
 def pieces(tensor: Tensor, argument: str = "tensor") -> list[Piece]:
     """The blocks of a DTensor that this rank holds; none on a rank that is not in its mesh.
 
     Raises:
-        NotImplementedError: a placement that is neither Replicate nor Shard (nor FSDP2's strided one),
-            or a local tensor of another shape than the placements say.
+        NotImplementedError: as :func:`check_held`; a local tensor of another shape than the placements
+            say.
     """
-    from torch.distributed.tensor.placement_types import Replicate, Shard, _StridedShard
+    from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
     assert is_dtensor(tensor)
+    check_held(tensor, argument)
     mesh, here = tensor.device_mesh, local(tensor)
-    for placement in tensor.placements:
-        if not isinstance(placement, (Replicate, Shard, _StridedShard)):
-            raise NotImplementedError(
-                f"{argument} is a DTensor with placement {placement!r}, whose local tensor holds no "
-                f"elements of the full one; redistribute() it to Replicate() or Shard() first"
-            )
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return []
@@ -154,6 +197,20 @@ def block_of(region: Region, shape: Sequence[int]) -> Block | None:
                 return None
             dim -= 1
     return Block(tuple(start), tuple(sizes))
+
+
+def write_whole_(tensor: DTensor, write: Callable[[Tensor], object]) -> DTensor:
+    """Writes a DTensor by a function of whole tensors, and returns it.
+
+    The function writes a full one, of which this rank keeps its part. Ranks that hold nothing, and meta
+    tensors, need none.
+    """
+    held = pieces(tensor)
+    if held and not tensor.is_meta:
+        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=held[0].tensor.device)
+        write(full)
+        copy_(tensor, full)
+    return tensor
 
 
 def copy_(tensor: Tensor, full: Tensor) -> None:

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastinit import shard
 from fastinit.computed import Computed, known_values
 from fastinit.fill import Fill
 from fastinit.materialize import recorded_buffers, recorded_plan
 from fastinit.parameters import distinct_parameters
-from fastinit.plan import Plan, listing
+from fastinit.plan import Plan
 from fastinit.regions import Region
+from fastinit.text import listing
 from fastinit.writing import Entry, check_entries
 
 WHOLE = 1 << 28
@@ -95,7 +97,7 @@ def stored_tensors(
     Raises:
         ValueError: a plan that does not fit the model, a tensor without values, or one larger than
             ``WHOLE`` that cannot be made in pieces.
-        NotImplementedError, RuntimeError: a parameter that cannot be written.
+        NotImplementedError, RuntimeError: a parameter that cannot be written, or is a part of one.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point dtype, but got {dtype}")
@@ -109,6 +111,7 @@ def stored_tensors(
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} is no tensor, so a checkpoint cannot hold it")
+        shard.check_held(tensor, name)
         if id(tensor) not in by_id:
             if tensor.is_meta and name not in buffers:
                 raise ValueError(f"{name} is on meta, so it has no values to store")

@@ -6,9 +6,10 @@ import math
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fastinit import laws, ops
-from fastinit.draw import draw_, warn_if_lost
+from fastinit import laws, ops, shard
+from fastinit.draw import draw_, full_shape, warn_if_lost
 from fastinit.keys import ANONYMOUS, stream_id, substream
 
 
@@ -22,9 +23,11 @@ def eye_(tensor: Tensor) -> Tensor:
         ValueError: not 2-D.
         RuntimeError: elements that overlap.
     """
-    if tensor.ndimension() != 2:
+    if len(full_shape(tensor)) != 2:
         raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(tensor)}")
     _check(tensor)
+    if not is_compiling() and shard.is_dtensor(tensor):
+        return shard.write_whole_(tensor, eye_)
     with torch.no_grad():
         tensor.zero_().diagonal().fill_(1)
     return tensor
@@ -42,7 +45,7 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
         ValueError: not 3-, 4- or 5-D; groups is not a positive divisor of the first size.
         RuntimeError: elements that overlap.
     """
-    if tensor.ndimension() not in (3, 4, 5):
+    if len(full_shape(tensor)) not in (3, 4, 5):
         raise ValueError(f"Only tensors with 3, 4, or 5 dimensions are supported{_but_got(tensor)}")
     if isinstance(groups, bool) or not isinstance(groups, int):
         raise TypeError(f"groups must be an int, but got {groups!r}")
@@ -54,6 +57,8 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
     _check(tensor)
     if tensor.numel() == 0:
         return tensor
+    if not is_compiling() and shard.is_dtensor(tensor):
+        return shard.write_whole_(tensor, lambda full: dirac_(full, groups))
     with torch.no_grad():
         tensor.zero_()
         by_group = torch.unflatten(centre(tensor), 0, (groups, tensor.size(0) // groups))
@@ -86,19 +91,41 @@ def sparse_(
         ValueError: not 2-D; sparsity outside [0, 1]; both a seed and a generator.
         RuntimeError, NotImplementedError: as :func:`fastinit.init.normal_`.
     """
-    if tensor.ndimension() != 2:
+    if len(full_shape(tensor)) != 2:
         raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(tensor)}")
     if not 0.0 <= sparsity <= 1.0:
         raise ValueError(f"sparsity must be in [0, 1], but got {sparsity}")
-    ops.check_writable(tensor)
+    ops.check_target(tensor)
     rows, columns = tensor.shape
     zeros = math.ceil(sparsity * rows)
-    draw_(tensor, laws.normal(0.0, std), generator, seed, name)
-    if tensor.is_meta or zeros == 0 or columns == 0:
-        return tensor
-    # The places of a column's smallest keys. The sort is stable, so that equal keys (24 random bits
-    # each) come out in the same order on every device.
+    some = zeros > 0 and columns > 0
     stream = ANONYMOUS if name is None else stream_id(name)
+    if not is_compiling() and shard.is_dtensor(tensor):
+        values = ops.draw_seed(tensor, seed, generator)
+        places = ops.draw_seed(tensor, seed, generator) if some else values
+        warn_if_lost(tensor)
+
+        def write(full: Tensor) -> None:
+            ops.fill_(full, laws.normal(0.0, std), seed=values, stream=stream)
+            if some:
+                _zero(full, zeros, stream, places, None)
+
+        return shard.write_whole_(tensor, write)
+    draw_(tensor, laws.normal(0.0, std), generator, seed, name)
+    if some and not tensor.is_meta:
+        _zero(tensor, zeros, stream, seed, generator)
+    return tensor
+
+
+def _zero(
+    tensor: Tensor, zeros: int, stream: int, seed: int | None, generator: torch.Generator | None
+) -> None:
+    """Zeros at random places of each column: those of its smallest keys.
+
+    The sort is stable, so that equal keys (24 random bits each) come out in the same order on every
+    device.
+    """
+    rows, columns = tensor.shape
     order = ops.fill_(
         torch.empty(columns, rows, dtype=torch.float32, device=tensor.device),
         laws.uniform(),
@@ -108,7 +135,6 @@ def sparse_(
     ).argsort(dim=1, stable=True)
     with torch.no_grad():
         tensor.t().scatter_(1, order[:, :zeros], 0)
-    return tensor
 
 
 def centre(tensor: Tensor) -> Tensor:
@@ -121,7 +147,7 @@ def centre(tensor: Tensor) -> Tensor:
 def _check(tensor: Tensor) -> None:
     # Integers and booleans are fine here, and torch itself refuses what it cannot write.
     if tensor.is_floating_point() or tensor.is_complex():
-        ops.check_writable(tensor)
+        ops.check_target(tensor)
     if not tensor.is_leaf:
         warn_if_lost(tensor, stacklevel=4)
 

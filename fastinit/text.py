@@ -119,3 +119,12 @@ def parse_size(size: int | str, what: str = "shard size") -> int:
     if bytes_ < 1:
         raise ValueError(f"{what} must be as in 5GB, 500MB or 2GiB, but got {size!r}")
     return bytes_
+
+
+def listing(noun: str, names: Sequence[str]) -> str:
+    """The names after their noun.
+
+    >>> listing("parameter", ["a", "b"])
+    'parameters a, b'
+    """
+    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"

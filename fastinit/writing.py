@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from fastinit.fill import Fill
 from fastinit.keys import stream_id
 from fastinit.regions import Region
 from fastinit.structures import write_structure
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Progress = Callable[[int, int], None]
 """(elements written, elements in all), after each batch."""
@@ -39,11 +42,11 @@ def check_entries(entries: Sequence[Entry]) -> None:
 
     Raises:
         NotImplementedError, RuntimeError, ValueError: as ``fastinit.ops.check_writable``, and as the
-            function of a distribution of whole tensors; a part outside its parameter; a DTensor of
-            which no rank knows the elements (``fastinit.shard.pieces``).
+            function of a distribution of whole tensors; a part outside its parameter; a tensor of
+            which nobody knows the elements (``fastinit.shard.check_held``).
     """
     for name, tensor, fill in entries:
-        ops.check_writable(shard.local(tensor), name)
+        ops.check_target(tensor, name)
         if shard.is_dtensor(tensor):
             shard.pieces(tensor, name)
         if isinstance(fill, Computed):
@@ -133,14 +136,9 @@ def _is_by_blocks(fill: Fill | Computed, tensor: Tensor) -> bool:
     )
 
 
-def _write_shard(name: str, tensor: Tensor, fill: Fill | Computed, seed: int) -> None:
+def _write_shard(name: str, tensor: DTensor, fill: Fill | Computed, seed: int) -> None:
     """What needs the full tensor: that is made, written, and its elements of this rank copied."""
-    here = shard.local(tensor)
-    if not here.numel() or here.is_meta:
-        return
-    full = torch.empty(tensor.shape, dtype=tensor.dtype, device=here.device)
-    _write([Entry(name, full, fill)], seed)
-    shard.copy_(tensor, full)
+    shard.write_whole_(tensor, lambda full: _write([Entry(name, full, fill)], seed))
 
 
 def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:

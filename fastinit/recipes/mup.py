@@ -18,9 +18,10 @@ from torch import nn
 
 from fastinit.fill import Fill, Part
 from fastinit.parameters import distinct_parameters
-from fastinit.plan import Plan, Rule, listing
+from fastinit.plan import Plan, Rule
 from fastinit.recipes.fills import CONVOLUTIONS, TRANSPOSED
 from fastinit.recipes.rules import Checked
+from fastinit.text import listing
 
 Shapes = Mapping[str, Sequence[int]]
 """Parameter name to shape."""

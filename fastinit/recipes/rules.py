@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from fastinit.fill import Fill
-from fastinit.plan import Rule, listing
+from fastinit.plan import Rule
+from fastinit.text import listing
 
 Patterns = str | tuple[str, ...]
 """Shell-style wildcards on a full name, of which one has to match; ``*`` matches dots too."""
