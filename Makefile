@@ -2,6 +2,7 @@
 #
 #   make demo    initialise Llama-3.2-1B's shapes, beside torch.nn.init
 #   make test    the tests                 make slow    the exhaustive ones, minutes
+#   make everywhere  the tests for each kind of CPU, number of threads and workers, in random order
 #   make bench   the table of timings      make crush   TestU01's SmallCrush on the stream
 #   make lint    formats and types         make gpu     GPU tests and timings, see below
 #   make sass    instructions of the CUDA kernel for each value, without a GPU
@@ -25,7 +26,16 @@ PHASE := $(PYTHON) tools/phase.py
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --verbose
 RUN := $(VENV)/bin/python
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
-STAMP := $(VENV)/.installed
+
+# Without a GPU, the tests read the machine code of two architectures: below sm_100 the kernels' text is
+# one, from there on another. All are built for the ledger, and where nvcc does not say that it knows these.
+ifeq ($(filter slow sass,$(MAKECMDGOALS)),)
+NVCC := $(or $(shell command -v nvcc),/usr/local/cuda/bin/nvcc)
+TESTED := $(if $(GPU),,$(filter sm_90 sm_100,$(shell $(NVCC) --list-gpu-code 2>/dev/null)))
+export FASTINIT_CUDA_ARCHS ?= $(subst sm_,,$(TESTED))
+endif
+BUILD := $(FASTINIT_NATIVE) $(FASTINIT_CUDA) $(FASTINIT_CUDA_ARCHS)
+STAMP := $(VENV)/.installed-$(shell echo '$(BUILD)' | cksum | cut -d' ' -f1)
 
 # The demo installs what it needs and no more, unless all is there already; it builds CUDA kernels for the
 # GPUs that are here, as far as nvcc knows them, and without a GPU none.
@@ -36,16 +46,20 @@ DEMO_BUILD := FASTINIT_CUDA=$(or $(FASTINIT_CUDA),$(if $(GPU),AUTO,OFF)) \
   FASTINIT_CUDA_ARCHS='$(or $(FASTINIT_CUDA_ARCHS),$(subst sm_,,$(HERE)))'
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test slow bench crush lint gpu sass lsuv digits docs clean
+.PHONY: demo test everywhere slow bench crush lint gpu sass lsuv digits docs clean
 
 demo: $(DEMO_STAMP)
 	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare
 
 test: $(STAMP)
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m pytest -n auto --dist loadfile --durations 10
+
+everywhere: $(STAMP)
+	$(RUN) tests/everywhere.py
 
 slow: $(STAMP)
 	$(RUN) -m pytest -m slow tests
+	$(RUN) -m pytest tests/test_sass.py
 
 bench: $(STAMP)
 	$(RUN) -m benchmarks --out $(OUT)
@@ -92,6 +106,7 @@ $(TORCH_STAMP): | $(VENV)/bin/python
 
 $(STAMP): $(TORCH_STAMP) $(BUILD_INPUTS)
 	@$(PHASE) "building fastinit, installing what its tests need" -- $(PIP) install -e '.[test,lint]'
+	@rm -f $(VENV)/.installed*
 	@touch $@
 
 $(VENV)/.demo: $(TORCH_STAMP) $(BUILD_INPUTS)

@@ -1,8 +1,59 @@
-"""Where there is no GPU, triton runs in its interpreter: to be said before anything imports it."""
+"""What holds for every test, whatever ran before it, with whatever else, and however long it takes.
 
+Where there is no GPU, triton runs in its interpreter: to be said before anything imports it.
+"""
+
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+with contextlib.suppress(ImportError):  # the tests that need a GPU do without it
+    from hypothesis import settings
+
+    # How long an example takes is the machine's matter, and what else it has to do.
+    settings.register_profile("suite", deadline=None)
+    settings.load_profile("suite")
+
+OURS = ("FASTINIT_", "OMP_", "TRITON_")
+
+
+def shared() -> dict[str, Any]:
+    """What the tests of a process share: had one changed it, the next would see another world."""
+    from fastinit import backends
+
+    module = backends.native.module
+    return {
+        "torch.get_num_threads()": torch.get_num_threads(),
+        "torch.get_default_dtype()": torch.get_default_dtype(),
+        "torch.get_default_device()": torch.get_default_device(),
+        "torch.is_grad_enabled()": torch.is_grad_enabled(),
+        "torch.nn.init": {name: getattr(torch.nn.init, name) for name in torch.nn.init.__all__},
+        "torch.distributed's group": torch.distributed.is_available()
+        and torch.distributed.is_initialized(),
+        "nn.Module.register_parameter": torch.nn.Module.register_parameter,
+        "fastinit's backends": list(backends.BACKENDS),
+        "fastinit's forced backend": backends.forced(),
+        "the native module and its CPU build": (module, module and module.isa()),
+        "the environment": {k: v for k, v in os.environ.items() if k.startswith(OURS)},
+        "the directory": os.getcwd(),
+        "sys.path": list(sys.path),
+    }
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Each test draws the same numbers from torch, and leaves the process as it found it."""
+    torch.manual_seed(0)
+    before = shared()
+    yield
+    after = shared()
+    changed = [what for what in before if before[what] != after[what]]
+    assert not changed, f"it is left changed: {', '.join(changed)}"

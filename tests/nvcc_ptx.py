@@ -6,12 +6,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import ptxrun
+import pytest
 from ptx_memory import Memory
 from ptx_text import Program
+from selection import asked, cases
 
 from fastinit.backends import native
 
@@ -21,6 +24,8 @@ ARCHS: tuple[int, ...] = (80, 90, 100, 120)
 if NVCC:  # those that it knows, as in CMakeLists.txt
     _known = subprocess.run([NVCC, "--list-gpu-arch"], capture_output=True, text=True).stdout
     ARCHS = tuple(arch for arch in ARCHS if f"compute_{arch}\n" in _known)
+# All kernels of one architecture take nvcc most of a minute.
+each_arch = pytest.mark.parametrize("arch", cases(ARCHS, {90} & set(ARCHS)))
 _found = re.search(r"constexpr int PARCEL = (\d+);", (CSRC / "cuda/pieces.h").read_text())
 assert _found
 PARCEL = 8 * int(_found[1])  # bytes
@@ -51,6 +56,18 @@ def ptx(folder: Path, arch: int, header: str, csrc: Path = CSRC, *more: str) -> 
     return compile_(source, arch, *more)
 
 
+def texts(
+    request: pytest.FixtureRequest, pool: ThreadPoolExecutor, header: str
+) -> dict[int, Future[str]]:
+    """The PTX of a header of csrc/cuda for each architecture that a test of the module asks for."""
+    folder = request.getfixturevalue("tmp_path_factory")
+    return {
+        arch: pool.submit(ptx, folder.mktemp(f"compute_{arch}"), arch, header)
+        for arch in ARCHS
+        if arch in asked(request, "arch") | {90}
+    }
+
+
 def edited(folder: Path, edits: Sequence[tuple[str, str, str]]) -> Path:
     """A copy of csrc in which texts (file, old, new) are replaced."""
     csrc = folder / "csrc"
@@ -71,14 +88,18 @@ def without_switch(file: Path, on: str, instead: str) -> None:
 
 
 def mutant(
-    folder: Path, only: tuple[str, str], edits: Sequence[tuple[str, str, str]], *more: str
+    folder: Path,
+    only: tuple[str, str],
+    edits: Sequence[tuple[str, str, str]],
+    arch: int,
+    *more: str,
 ) -> str:
-    """The PTX for compute_90 with edits, and cut down to the one type and law of ``only``."""
+    """The PTX with edits, and cut down to the one type and law of ``only``."""
     csrc, (dtype, law) = edited(folder, edits), only
     kernel = csrc / "cuda/fill.cuh"
     without_switch(kernel, "piece.law", f"fill_as<T, {law}>(piece, tile)")
     without_switch(kernel, "piece.dtype", f"fill_of<{dtype}>(piece, tile)")
-    return ptx(folder, 90, "fill.cuh", csrc, *more)
+    return ptx(folder, arch, "fill.cuh", csrc, *more)
 
 
 class Kernels:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from same_bits import assert_values
 from torch import nn
 
 from fastinit import (
@@ -95,7 +96,7 @@ def test_a_module_is_stored_with_the_bits_of_materialize(tmp_path, dtype, shard_
     assert have.keys() == want.keys()
     for name, value in want.items():
         assert (have[name].dtype, have[name].shape) == (value.dtype, value.shape), name
-        assert bits(have[name]) == bits(value), name
+        assert_values(have[name], value, "orthogonal" if name == "body.1.weight" else "", name)
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == sorted(
         [shard.file for shard in done.layout.shards]

@@ -57,7 +57,7 @@ def test_a_uniform_value_is_in_its_interval(a: float, b: float, dtype: torch.dty
     assert values.max() < b
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.floats(-1000, 1000),
     st.floats(-1000, 1000),
@@ -139,9 +139,9 @@ def test_far_bounds_give_the_plain_normal(bound: float, dtype: torch.dtype) -> N
 def test_truncated_normals_follow_their_law(
     parameters: tuple[float, float, float, float],
 ) -> None:
-    """Kolmogorov-Smirnov on 2^20 values, level 1e-6, seed 1."""
+    """Kolmogorov-Smirnov on 2^17 values, level 1e-6, seed 1 (more of them: test_distribution.py)."""
     mean, std, a, b = parameters
-    values = drawn(laws.truncated_normal(*parameters), torch.float32).numpy()
+    values = drawn(laws.truncated_normal(*parameters), torch.float32, 1 << 17).numpy()
     law = stats.truncnorm((a - mean) / std, (b - mean) / std, mean, std)
     assert stats.kstest(values, law.cdf).pvalue > 1e-6
 
@@ -320,7 +320,7 @@ def test_neighbours_are_the_neighbours(dtype: torch.dtype) -> None:
         assert laws.round_down(between, dtype) == laws.below(between, dtype) == values[i]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(SOME, st.sampled_from(laws.DTYPES))
 def test_rounding_up_and_down(value: float, dtype: torch.dtype) -> None:
     held = torch.float32 if dtype == torch.float64 else dtype

@@ -22,11 +22,6 @@ from tests.running_models import differences, everything
 EXACT = pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
 def mlp(depth: int = 6, width: int = 64, bias: bool = True) -> nn.Sequential:
     return nn.Sequential(
         *(m for _ in range(depth) for m in (nn.Linear(width, width, bias=bias), nn.ReLU()))
@@ -115,7 +110,7 @@ def test_embeddings_bilinear_and_attention() -> None:
     nn.init.normal_(model.attend.out_proj.bias, std=0.3)
     result = lsuv_(model, tokens)
     found = stds(model, tokens)
-    assert found["embed"] == found["attend"] == found["mix"] == EXACT
+    assert found == dict.fromkeys(("embed", "attend", "mix"), EXACT)
     assert model.embed.weight[0].eq(0).all()
     projections = [f"attend.{x}_proj" for x in ("q", "k", "v", "out")]
     assert [m.name for m in result.layers] == ["embed", *projections, "mix"]
@@ -184,7 +179,7 @@ def test_input_projections_of_attention(kind: str, training: bool) -> None:
     for name, out in projections(model, *inputs).items():
         assert out.std().item() == pytest.approx(0.7 if name == "k" else 1.0, rel=1e-5)
     found = stds(model, *inputs)
-    assert found["attend"] == found["after"] == EXACT
+    assert found == dict.fromkeys(("attend", "after"), EXACT)
     names = [f"attend.{x}_proj" for x in ("q", "k", "v", "out")]
     assert [m.name for m in result.layers] == [*names, "after"]
     assert len(set(result.scales.values())) == 5

@@ -21,17 +21,19 @@ import nvcc_ptx
 import ptxrun
 import pytest
 import torch
-from nvcc_ptx import ARCHS, Kernels
+from nvcc_ptx import Kernels, each_arch
 from ptx_memory import Memory
 from ptx_operations import Fault
 from ptx_text import Program
 from same_bits import TRITON, bits, sentinel
 from same_bits import reference as by_reference
+from selection import asked, cases
 
 from fastinit import laws, reference
 from fastinit.backends import native
 from fastinit.laws import Law
 
+pytestmark = pytest.mark.compiler
 needs_nvcc = pytest.mark.skipif(
     not (nvcc_ptx.NVCC and native.module), reason="no nvcc, or no native module"
 )
@@ -179,12 +181,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture(scope="module")
-def texts(
-    pool: ThreadPoolExecutor, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, Future[str]]:
-    """nvcc's PTX for each architecture."""
-    folders = {arch: tmp_path_factory.mktemp(f"compute_{arch}") for arch in ARCHS}
-    return {a: pool.submit(nvcc_ptx.ptx, folder, a, "fill.cuh") for a, folder in folders.items()}
+def texts(request: pytest.FixtureRequest, pool: ThreadPoolExecutor) -> dict[int, Future[str]]:
+    return nvcc_ptx.texts(request, pool, "fill.cuh")
 
 
 @cache
@@ -201,7 +199,7 @@ def kernels_for(texts: dict[int, Future[str]], arch: int) -> Kernels:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ARCHS)
+@each_arch
 def test_nvcc_rounds_once_and_keeps_to_registers(texts: dict[int, Future[str]], arch: int) -> None:
     ptx = texts[arch].result()
     operations = re.findall(
@@ -215,7 +213,7 @@ def test_nvcc_rounds_once_and_keeps_to_registers(texts: dict[int, Future[str]], 
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ARCHS)
+@each_arch
 def test_nvcc(texts: dict[int, Future[str]], arch: int) -> None:
     """All laws, dtypes and windows in one launch, with fewer thread blocks than tiles."""
     kernels = kernels_for(texts, arch)
@@ -229,7 +227,7 @@ def test_nvcc(texts: dict[int, Future[str]], arch: int) -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ARCHS)
+@each_arch
 def test_nvcc_with_pieces_among_the_parameters(texts: dict[int, Future[str]], arch: int) -> None:
     kernels = kernels_for(texts, arch)
     fills = [Fill("head, whole tiles, tail", LAWS[1], torch.bfloat16), *every_fill(["3-D"])[4:9]]
@@ -264,24 +262,31 @@ def nvcc_is_right_at_the_end(kernels: Kernels) -> bool:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ARCHS)
+@each_arch
 def test_nvcc_at_the_end_of_16_gib(texts: dict[int, Future[str]], arch: int) -> None:
     assert nvcc_is_right_at_the_end(kernels_for(texts, arch))
 
 
 # --- Triton ----------------------------------------------------------------------------------------
 
-# Triton compiles for every combination anew: all windows once, and the ways to store a value.
+
+def each_once(window: str) -> list[Fill]:
+    """Each law, and each way to store a value."""
+    fills = [Fill(window, law, torch.float32) for law in LAWS]
+    return fills + [Fill(window, LAWS[1], d) for d in laws.DTYPES if d != torch.float32]
+
+
+# Triton compiles for every combination anew: all once, and all windows.
 SOME = ("whole tiles", "odd start and length", "transposed")
 TRITON_FILLS = {
     80: every_fill(["whole tiles"])[::5],
     90: [
         *(Fill(w, LAWS[1], torch.float32) for w in WINDOWS if w not in SOME),
-        *every_fill(SOME),
+        *(fill for w in SOME for fill in each_once(w)),
         Fill("3-D", laws.constant(float("nan")), torch.float16),
         Fill(*END),
     ],
-    100: [*every_fill(["whole tiles"]), Fill("transposed", LAWS[2], torch.float32)],
+    100: [*each_once("whole tiles"), Fill("transposed", LAWS[2], torch.float32)],
     120: every_fill(["whole tiles"])[::5],
 }
 
@@ -386,8 +391,9 @@ class Mistake(NamedTuple):
 
     only: tuple[str, str]
     edits: tuple[tuple[str, str, str], ...]
-    seen: str  # a fault's text, or OTHER
+    seen: str  # a fault's text, or OTHER, or nothing
     flags: tuple[str, ...] = ()
+    arch: int = 90
 
 
 def edit(only: tuple[str, str], name: str, old: str, new: str, seen: str = OTHER) -> Mistake:
@@ -397,6 +403,18 @@ def edit(only: tuple[str, str], name: str, old: str, new: str, seen: str = OTHER
 NORMAL = ("float", "NORMAL")
 MISTAKES = {
     "no mistake": Mistake(NORMAL, (), ""),
+    # From sm_100 on with pairs of float32.
+    **{
+        f"no mistake in pairs, {law.name}": Mistake(("float", law.name.upper()), (), "", (), 100)
+        for law in LAWS[:3]
+    },
+    "the two of a pair change places": Mistake(
+        NORMAL,
+        ((LANES, "= pair.x, f.v[i + 1] = pair.y", "= pair.y, f.v[i + 1] = pair.x"),),
+        OTHER,
+        (),
+        100,
+    ),
     "contraction is allowed": Mistake(
         NORMAL,
         ((LANES, "__fmul_rn(a.v[i], b.v[i])", "a.v[i] * b.v[i]"),),
@@ -456,15 +474,32 @@ MISTAKES = {
 }
 
 
+# One for each way in which a mistake comes out.
+ALWAYS = {
+    *(name for name in MISTAKES if name.startswith("no mistake")),
+    "the two of a pair change places",
+    "contraction is allowed",
+    "an element behind the tail",
+    "the counter's high word is lost",
+    "misaligned vectors",
+    "a tile twice",
+    "the piece before",
+}
+
+
 @pytest.fixture(scope="module")
 def mutants(
-    pool: ThreadPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    pool: ThreadPoolExecutor,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Future[str]]:
     return {
         name: pool.submit(
-            nvcc_ptx.mutant, tmp_path_factory.mktemp("mutant"), m.only, m.edits, *m.flags
+            *(nvcc_ptx.mutant, tmp_path_factory.mktemp("mutant")),
+            *(m.only, m.edits, m.arch, *m.flags),
         )
         for name, m in MISTAKES.items()
+        if name in asked(request, "name")
     }
 
 
@@ -483,10 +518,11 @@ def outcome(text: str, only: tuple[str, str]) -> str:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", cases(MISTAKES, ALWAYS))
 def test_a_mistake_is_seen(mutants: dict[str, Future[str]], name: str) -> None:
     mistake = MISTAKES[name]
     seen = outcome(mutants[name].result(), mistake.only)
+    assert ("fma.rn.f32x2" in mutants[name].result()) == (mistake.arch >= 100)  # lanes_cuda.h
     assert re.search(mistake.seen, seen) if mistake.seen else seen == ""
 
 

@@ -11,6 +11,7 @@ from ptx_memory import Memory
 from ptx_operations import Fault
 from ptx_text import Program
 
+pytestmark = pytest.mark.compiler
 ENTRY = """
 .visible .entry one(.param .u64 one_param_0) {{
   .reg .b32 %r<5>; .reg .f32 %f<5>; .reg .b64 %rd<3>; .reg .pred %p<3>; .reg .f64 %fd<3>;

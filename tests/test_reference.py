@@ -56,7 +56,7 @@ def assert_fma_is_exact(triples: list[tuple[float, float, float]]) -> None:
         )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(FLOATS, FLOATS, FLOATS), min_size=1, max_size=50))
 def test_fma_of_any_floats(triples: list[tuple[float, float, float]]) -> None:
     assert_fma_is_exact(triples)
@@ -130,13 +130,13 @@ def test_words_as_numbers() -> None:
 
 # --- accuracy --------------------------------------------------------------------------------------
 
-MILLION = 1 << 20
+WORDS = 1 << 18  # test_exhaustive.py takes all 2^32
 EDGE_WORDS = [0, 1, 2, 0x7FFF_FFFE, 0x7FFF_FFFF, 0x8000_0000, 0x8000_0001, 0xFFFF_FFFE, 0xFFFF_FFFF]
 
 
 def words(seed: int) -> Tensor:
-    """2^20 words of the stream, the first of them words where the transforms change course."""
-    some = reference.philox_words(seed, 0, torch.arange(MILLION // 4)).view(-1)
+    """Of the stream, the first of them words where the transforms change course."""
+    some = reference.philox_words(seed, 0, torch.arange(WORDS // 4)).view(-1)
     some[: len(EDGE_WORDS)] = torch.tensor(EDGE_WORDS)
     return some
 

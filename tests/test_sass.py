@@ -10,6 +10,7 @@ import pytest
 from benchmarks import sass
 from fastinit import backends
 
+pytestmark = pytest.mark.compiler
 needs_code = pytest.mark.skipif(sass.missing() is not None, reason=str(sass.missing()))
 
 ASKED = {

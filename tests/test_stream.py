@@ -101,10 +101,10 @@ MANY = {
 }
 
 
+@pytest.mark.parametrize("size", [1 << 17, pytest.param(1 << 20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MANY)
-def test_ten_million_values_of_every_law(name: str) -> None:
-    """In pieces of 2^20 elements: one begins the stream, one crosses 2^34, the rest lie anywhere."""
-    size = 1 << 20
+def test_millions_of_values_of_every_law(name: str, size: int) -> None:
+    """In ten pieces: one begins the stream, one crosses 2^34, the rest lie anywhere."""
     starts = [0, (1 << 34) - size // 2 - 3, *(k * 0x1_2345_6789 for k in range(1, 9))]
     for k, start in enumerate(starts):
         law = MANY[name][k % len(MANY[name])]
@@ -133,7 +133,7 @@ EXTREME = [
 
 @pytest.mark.parametrize(("dtype", "law"), EXTREME)
 def test_extreme_values_are_rounded_as_by_torch(dtype: torch.dtype, law: Law) -> None:
-    assert_same_everywhere(lambda t: t, 100_000, dtype, law)
+    assert_same_everywhere(lambda t: t, 20_000, dtype, law)
 
 
 # Truncated normals that have one value, or hardly more: NaN or a far bound would be easy mistakes.
@@ -215,8 +215,9 @@ def test_every_view(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_large_transposed_tensor(dtype: torch.dtype) -> None:
+    """In several tasks of the CPU builds. To Triton its program is one of the small ones, many times."""
     law = laws.uniform(-0.1, 0.1)
-    assert_same_everywhere(lambda t: t.view(1500, 1000).t(), 1500 * 1000, dtype, law)
+    assert_same_everywhere(lambda t: t.view(1500, 1000).t(), 1500 * 1000, dtype, law, names=ISAS)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -344,14 +345,14 @@ NEAR = st.sampled_from((0, 2**32, 2**34, 2**36, 2**61))
 OFFSETS = st.builds(lambda near, more: max(near + more, 0), NEAR, st.integers(-4000, 4000))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(views(), st.sampled_from(DTYPES), some_laws(), WORDS, WORDS)
 def test_any_view(view: Any, dtype: torch.dtype, law: Law, seed: int, stream: int) -> None:
     numel, make, _ = view
     assert_same_everywhere(make, numel, dtype, law, seed, stream)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(views(), st.sampled_from(DTYPES), some_laws(), WORDS, WORDS, OFFSETS, st.data())
 def test_any_window(
     view: Any,

@@ -25,8 +25,10 @@ from fastinit.ops import fill_
 needs_triton = pytest.mark.skipif(not TRITON, reason="no triton, or no interpreter")
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module", params=["", pytest.param("many", marks=pytest.mark.slow)])
+def kernels(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """What tests/triton_ptx.py writes: in a process of its own, because this one interprets."""
     root = Path(__file__).parents[1]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -35,7 +37,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
     }
     done = subprocess.run(
-        [sys.executable, root / "tests/triton_ptx.py"],
+        [sys.executable, root / "tests/triton_ptx.py", *request.param.split()],
         env=environment,
         capture_output=True,
         text=True,
@@ -51,6 +53,7 @@ def float32_operations(ptx: str) -> list[str]:
 
 
 @needs_triton
+@pytest.mark.compiler
 def test_compiled_arithmetic_is_rounded_once(kernels: list[dict[str, Any]]) -> None:
     for kernel in kernels:
         operations = float32_operations(kernel["ptx"])
@@ -61,6 +64,7 @@ def test_compiled_arithmetic_is_rounded_once(kernels: list[dict[str, Any]]) -> N
 
 
 @needs_triton
+@pytest.mark.compiler
 def test_the_compiler_neither_adds_nor_drops_an_operation(kernels: list[dict[str, Any]]) -> None:
     """What the four values of a block cost, counted in the text of triton_kernels.py."""
     expected = {
@@ -82,6 +86,7 @@ def test_the_compiler_neither_adds_nor_drops_an_operation(kernels: list[dict[str
 
 
 @needs_triton
+@pytest.mark.compiler
 def test_compiled_kernels_spill_nothing(kernels: list[dict[str, Any]]) -> None:
     for kernel in kernels:
         assert kernel["resources"]["LOCAL"] == 0
@@ -91,6 +96,7 @@ def test_compiled_kernels_spill_nothing(kernels: list[dict[str, Any]]) -> None:
 
 
 @needs_triton
+@pytest.mark.compiler
 def test_whole_tensors_are_stored_in_vectors(kernels: list[dict[str, Any]]) -> None:
     widest = {"float32": "v4.b32", "float64": "v2.b64", "float16": "v2.b32", "bfloat16": "v2.b32"}
     for kernel in kernels:
@@ -101,6 +107,7 @@ def test_whole_tensors_are_stored_in_vectors(kernels: list[dict[str, Any]]) -> N
 
 
 @needs_triton
+@pytest.mark.compiler
 def test_a_key_is_no_reason_to_compile_again(kernels: list[dict[str, Any]]) -> None:
     for kernel in kernels:
         assert len(set(kernel["hashes"])) == 1

@@ -1,8 +1,7 @@
 """Moments in Triton: the native build's bits; products that are measured where they are computed.
 
 In the interpreter, where several thousand steps of a kernel take a second: few tensors are large. What
-the compiler makes of the kernels for GPUs that are not here is compiled meanwhile, by this file run as
-a script.
+the compiler makes of the kernels for GPUs that are not here, this file run as a script tells.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,24 +117,18 @@ def readings(x: Tensor, dim: int | None = None) -> list[backends.Reading]:
     return seen
 
 
-def compiling(folder: Path, cases: list[Case]) -> subprocess.Popen[str]:
+def compiled(folder: Path, cases: list[Case]) -> list[dict[str, Any]]:
     """Runs this file as a script: in a process of its own, because this one interprets."""
-    tests = Path(__file__).parent
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": f"{tests.parent}", "TRITON_CACHE_DIR": str(folder)}
-    return subprocess.Popen(
+    environment |= {"PYTHONPATH": f"{Path(__file__).parents[1]}", "TRITON_CACHE_DIR": str(folder)}
+    done = subprocess.run(
         [sys.executable, __file__, json.dumps(cases)],
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
-
-
-def compiled(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    records: list[dict[str, Any]] = json.loads(output)
+    assert done.returncode == 0, done.stderr
+    records: list[dict[str, Any]] = json.loads(done.stdout)
     return records
 
 
@@ -158,18 +150,6 @@ def check_compiled(records: list[dict[str, Any]], cases: list[Case]) -> None:
         # float32 products of the matrix kernel are fused, as those of a GPU's own library.
         if record["kernel"] != "product_moments":
             assert not any(name.startswith(("fma", "mad")) for name in names), what
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str] | None]:
-    """The compiler, at work while the interpreter is."""
-    if not TRITON:
-        yield None
-        return
-    started = compiling(tmp_path_factory.mktemp("triton"), COMPILED)
-    yield started
-    started.kill()
-    started.wait()
 
 
 # --- bits ----------------------------------------------------------------------------------------
@@ -433,18 +413,11 @@ def test_forced_it_serves_no_cpu_tensor_without_the_interpreter(
             measure(torch.zeros(3, 3))
 
 
-# --- compiled, meanwhile -------------------------------------------------------------------------
-
-
 @needs_triton
-def test_compiled_kernels_spill_nothing_and_round_once(process: subprocess.Popen[str]) -> None:
-    check_compiled(compiled(process), COMPILED)
-
-
-@needs_triton
-@pytest.mark.slow
-def test_all_compiled_kernels(tmp_path: Path) -> None:
-    check_compiled(compiled(compiling(tmp_path, ALL)), ALL)
+@pytest.mark.compiler
+@pytest.mark.parametrize("cases", [COMPILED, pytest.param(ALL, marks=pytest.mark.slow)])
+def test_compiled_kernels_spill_nothing_and_round_once(cases: list[Case], tmp_path: Path) -> None:
+    check_compiled(compiled(tmp_path, cases), cases)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,6 @@ from fastinit.moments import Moments
 from fastinit.watch import FOLD, Watch, watch
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
 def mlp(depth: int = 4, width: int = 32, inplace: bool = False) -> nn.Sequential:
     pairs = ((nn.Linear(width, width), nn.ReLU(inplace)) for _ in range(depth))
     return nn.Sequential(*(module for pair in pairs for module in pair))
@@ -41,6 +36,17 @@ def assert_moments(m: Moments | None, *values: Tensor) -> None:
         scale = x.abs().max().item()
         assert getattr(m, name) == pytest.approx(expected, rel=1e-6, abs=1e-7 * scale), name
     assert (m.zeros, m.nonfinite) == ((x == 0).sum().item(), 0)
+
+
+def assert_alike(a: Watch, b: Watch) -> None:
+    """Two passes over the same: float32 sums of torch's own, up to some roundings."""
+    assert [layer.name for layer in a.layers] == [layer.name for layer in b.layers]
+    for one, other in zip(a.layers, b.layers):
+        assert (one.calls, one.units, one.dead, one.note) == (
+            *(other.calls, other.units, other.dead, other.note),
+        )
+        for seen, wanted in ((one.forward, other.forward), (one.backward, other.backward)):
+            torch.testing.assert_close(seen.raw, wanted.raw, rtol=1e-5, atol=1e-6)
 
 
 def hooks(model: nn.Module) -> list[Any]:
@@ -284,8 +290,8 @@ def test_an_activation_in_place() -> None:
         model = mlp(inplace=inplace)
         with watch(model, gradients=True) as w:
             model(x).square().sum().backward()
-        reports.append(w.to_json())
-    assert reports[0] == reports[1]
+        reports.append(w)
+    assert_alike(*reports)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -443,8 +449,9 @@ def test_the_input_projections_of_attention(widths: str) -> None:
         out = model(inputs[0], inputs[1], value=inputs[2])[0]
         out.square().sum().backward()
     assert hooks(model) == before
-    assert out.equal(plain)
-    assert all(p.grad.equal(g) for p, g in zip(model.parameters(), grads))
+    torch.testing.assert_close(out, plain)
+    for parameter, grad in zip(model.parameters(), grads):
+        torch.testing.assert_close(parameter.grad, grad)
     assert [layer.name for layer in w.layers] == ["q_proj", "k_proj", "v_proj", "out_proj"]
     product = 1.0
     for layer, x, weight, bias in zip(w.layers, inputs, weights, model.in_proj_bias.chunk(3)):
@@ -553,7 +560,8 @@ def test_residual_nets(memory_format: torch.memory_format) -> None:
     chosen = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
     with watch(model, layers=chosen, gradients=True) as w:
         model(x).sum().backward()
-    assert all(b.equal(stats[n]) for n, b in model.named_buffers())
+    for n, b in model.named_buffers():
+        torch.testing.assert_close(b, stats[n])
     for n, p in model.named_parameters():
         torch.testing.assert_close(p.grad, grads[n])
     order = ["conv1", "norm1", "conv2", "norm2", "short"]
@@ -586,7 +594,7 @@ def test_checkpointed_layers_are_measured_once(reentrant: bool) -> None:
         model(x).square().sum().backward()
     with watch(model, gradients=True) as w:
         checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
-    assert w.to_json() == plain.to_json()
+    assert_alike(w, plain)
 
 
 def test_half_precision_and_autocast() -> None:

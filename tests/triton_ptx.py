@@ -1,11 +1,11 @@
 """Compiles the Triton kernels as fill() launches them, for GPUs that are not here.
 
-    python tests/triton_ptx.py > kernels.json
+    python tests/triton_ptx.py [many] > kernels.json
     python tests/triton_ptx.py launches < fills.json > launches.json
 
-Run without TRITON_INTERPRET. Writes, for each compute capability, law, dtype and window, the PTX,
-the resources that ptxas gave the kernel, and the kernel's hash for each of several keys. Or, for
-each of the fills that it reads, the PTX and what to launch it with.
+Run without TRITON_INTERPRET. Writes, for each compute capability, law, dtype and window (or more of
+their combinations), the PTX, the resources that ptxas gave the kernel, and the kernel's hash for each of
+several keys. Or, for each of the fills that it reads, the PTX and what to launch it with.
 """
 
 from __future__ import annotations
@@ -91,14 +91,20 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
 
 
-def windows(arch: int, dtype: torch.dtype) -> list[str]:
-    """All windows once; elsewhere those that differ in arithmetic or in how a value is stored."""
-    if dtype != torch.float32:
-        return ["whole"]
-    return list(WINDOWS) if arch == 90 else ["whole", "transposed"]
+def windows(arch: int, law: laws.Law, dtype: torch.dtype, many: bool) -> list[str]:
+    """All windows once; elsewhere what differs in arithmetic or in how a value is stored.
+
+    Each law and each dtype once for an architecture; or, if ``many``, together.
+    """
+    usual = law.kind == laws.NORMAL, dtype == torch.float32
+    if not (many or any(usual)):
+        return []
+    if dtype == torch.float32 and (many or all(usual)):
+        return list(WINDOWS) if arch == 90 else ["whole", "transposed"]
+    return ["whole"]
 
 
-def main() -> None:
+def main(many: bool) -> None:
     compiler = Compiler(triton_kernels.fill_runs)
     triton_kernels.fill_runs = compiler
     records = []
@@ -106,7 +112,7 @@ def main() -> None:
         triton.runtime.driver.set_active(Driver(arch))
         for law in LAWS:
             for dtype in laws.DTYPES:
-                for name in windows(arch, dtype):
+                for name in windows(arch, law, dtype, many):
                     tensor, strides, offset = WINDOWS[name]
                     compiler.compiled.clear()
                     for seed, stream in KEYS:
@@ -167,4 +173,4 @@ def launches() -> None:
 
 
 if __name__ == "__main__":
-    launches() if sys.argv[1:] == ["launches"] else main()
+    launches() if sys.argv[1:] == ["launches"] else main(sys.argv[1:] == ["many"])

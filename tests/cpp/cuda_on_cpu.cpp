@@ -1,12 +1,5 @@
-// Runs the CUDA kernels on the CPU; tests/test_cuda_text.py builds and calls it.
-//
-//   cuda_on_cpu IN OUT ORDER GRID
-//
-// ORDER is that of the threads: `forward`, `reverse`, the seed of a random one, or `threads` for OS
-// threads in none. IN holds Requests; OUT gets their buffers as they are after one launch for each,
-// then as they are after one launch for all. With -DBLOCK_SUM the kernel is block_sum, IN holds the
-// floats of GRID blocks, and OUT gets what each thread says is its block's sum. With -DMOMENTS IN holds
-// Requests of moments, IN.data what they read, and OUT gets the moments.
+// What runs a kernel's threads on the CPU, as fibers or as OS threads. It knows no kernel: one object
+// serves all the programs that tests/test_cuda_text.py builds with the same sanitizer.
 #include "cuda_on_cpu.h"
 
 #include <stdio.h>
@@ -25,15 +18,6 @@
 #include <thread>
 #include <vector>
 
-#ifdef BLOCK_SUM
-#include "block_sum.cuh"
-#elif defined(MOMENTS)
-#include "../../csrc/cuda/moments.cuh"
-#else
-#include "../../csrc/cuda/fill.cuh"
-#endif
-
-typedef std::function<size_t(size_t n)> Pick;
 extern char __start_cuda_shared[] __attribute__((weak)), __stop_cuda_shared[] __attribute__((weak));
 
 namespace {
@@ -164,149 +148,10 @@ uint64_t shuffle(uint32_t mask, uint64_t value, unsigned from, int line) {
   return taken;
 }
 
-// ---------------------------------------------------------------------------------------------
-
-namespace {
-
-template <class T>
-std::vector<T> read(const char* path) {
-  FILE* file = fopen(path, "rb");
-  if (!file) exit(2);
-  std::vector<T> all;
-  for (T t; fread(&t, sizeof t, 1, file) == 1;) all.push_back(t);
-  fclose(file);
-  return all;
-}
-
-Pick order(const std::string& name) {
-  if (name == "threads") return nullptr;
-  if (name == "forward") return [](size_t) { return 0; };
-  if (name == "reverse") return [](size_t n) { return n - 1; };
-  auto random = std::make_shared<std::mt19937>(std::stoul(name));
+Pick order(const char* name) {
+  if (!strcmp(name, "threads")) return nullptr;
+  if (!strcmp(name, "forward")) return [](size_t) { return 0; };
+  if (!strcmp(name, "reverse")) return [](size_t n) { return n - 1; };
+  auto random = std::make_shared<std::mt19937>(strtoul(name, nullptr, 10));
   return [random](size_t n) { return (*random)() % n; };
-}
-
-// Exactly as many bytes as asked for, so that ASan sees a store beside them.
-typedef std::unique_ptr<char[]> Buffer;
-Buffer buffer(size_t bytes) {
-  Buffer made(new char[bytes]);
-  memset(made.get(), 0xa5, bytes);
-  return made;
-}
-
-#ifdef BLOCK_SUM
-
-void main_(const char* in, FILE* out, const Pick& pick, unsigned grid) {
-  const std::vector<float> values = read<float>(in);
-  const size_t bytes = sizeof(float) * grid * SUM_THREADS;
-  const Buffer sums = buffer(bytes);
-  run(grid, SUM_THREADS, pick,
-      [&] { block_sum(values.data(), (int)(values.size() / grid), (float*)sums.get()); });
-  fwrite(sums.get(), 1, bytes, out);
-}
-
-#elif defined(MOMENTS)
-
-struct Request {
-  uint64_t bytes;  // of the buffer
-  Read read;       // its data is an offset in the buffer
-};
-
-// As moments_many_cuda in csrc/cuda/launch.cu.
-void launch(const std::vector<Read>& reads, const std::vector<Moments*>& results,
-            const Pick& pick) {
-  const std::vector<Reading> all = number(reads.data(), results.data(), (int64_t)reads.size());
-  const Reading& last = all.back();
-  const Buffer parts = buffer((last.first_part + last.work.parts) * sizeof(Moments));
-  FewReadings few{};
-  if (all.size() <= FEW_READINGS) std::copy(all.begin(), all.end(), few.readings);
-  const Reading* many = all.size() <= FEW_READINGS ? nullptr : all.data();
-  const int count = (int)all.size();
-  run((unsigned)(last.first_task + last.work.tasks), MEASURING, pick,
-      [&] { measure(few, many, count, (Moments*)parts.get()); });
-  run((unsigned)(last.first_result + last.work.columns), MERGING, pick,
-      [&] { merge_parts(few, many, count, (Moments*)parts.get()); });
-}
-
-void main_(const char* in, FILE* out, const Pick& pick, unsigned) {
-  const std::vector<Request> requests = read<Request>(in);
-  const std::vector<char> data = read<char>((std::string(in) + ".data").c_str());
-  std::vector<Buffer> buffers, results;
-  std::vector<Read> reads;
-  std::vector<Moments*> to;
-  size_t at = 0;
-  for (const Request& request : requests) {
-    buffers.push_back(buffer(request.bytes));
-    memcpy(buffers.back().get(), data.data() + at, request.bytes);
-    at += request.bytes;
-    reads.push_back(request.read);
-    reads.back().data = buffers.back().get() + (uintptr_t)request.read.data;
-    results.push_back(buffer(work_of(request.read).columns * sizeof(Moments)));
-    to.push_back((Moments*)results.back().get());
-  }
-  for (const bool together : {false, true}) {
-    for (size_t i = 0; !together && i < reads.size(); ++i) launch({reads[i]}, {to[i]}, pick);
-    if (together) launch(reads, to, pick);
-    for (size_t i = 0; i < reads.size(); ++i)
-      fwrite(to[i], sizeof(Moments), work_of(reads[i]).columns, out);
-  }
-}
-
-#else
-
-struct Request {
-  uint64_t bytes;  // of the buffer
-  Window window;   // its data is an offset in the buffer
-};
-
-// As fill_many_cuda in csrc/cuda/launch.cu.
-void launch(const std::vector<Window>& windows, const Pick& pick, unsigned grid) {
-  const std::vector<Piece> pieces = cut(windows.data(), (int64_t)windows.size());
-  if (pieces.empty()) return;
-  const size_t count = pieces.size();
-  const uint32_t tiles = pieces.back().end_tile;
-  Few few{};
-  Buffer staged;
-  if (count <= FEW)
-    std::copy(pieces.begin(), pieces.end(), few.pieces);
-  else
-    staged = buffer(count * sizeof(Piece));
-  Piece* many = (Piece*)staged.get();
-  const size_t words = many ? count * sizeof(Piece) / 8 : 0;
-  for (size_t from = 0; from < words; from += PARCEL) {
-    Parcel parcel{};
-    const int some = (int)std::min<size_t>(PARCEL, words - from);
-    memcpy(parcel.words, (const uint64_t*)pieces.data() + from, some * 8);
-    run(1, THREADS, pick, [&] { stage(parcel, (uint64_t*)many + from, some); });
-  }
-  run(std::min(tiles, grid), THREADS, pick, [&] { fill_many(few, many, (uint32_t)count, tiles); });
-}
-
-void main_(const char* in, FILE* out, const Pick& pick, unsigned grid) {
-  const std::vector<Request> requests = read<Request>(in);
-  for (const bool together : {false, true}) {
-    std::vector<Buffer> buffers;
-    std::vector<Window> windows;
-    for (const Request& request : requests) {
-      buffers.push_back(buffer(request.bytes));
-      windows.push_back(canonical(request.window));
-      windows.back().data = buffers.back().get() + (uintptr_t)request.window.data;
-      if (!together) launch({windows.back()}, pick, grid);
-    }
-    if (together) launch(windows, pick, grid);
-    for (size_t i = 0; i < requests.size(); ++i)
-      fwrite(buffers[i].get(), 1, requests[i].bytes, out);
-  }
-}
-
-#endif
-
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc != 5) return 2;
-  FILE* out = fopen(argv[2], "wb");
-  if (!out) return 2;
-  main_(argv[1], out, order(argv[3]), (unsigned)std::stoul(argv[4]));
-  return fclose(out) ? 2 : 0;
 }

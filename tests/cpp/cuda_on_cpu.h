@@ -63,11 +63,14 @@ struct Index {
 inline thread_local Index threadIdx, blockIdx;
 inline Index blockDim, gridDim;
 
+typedef std::function<size_t(size_t n)> Pick;
+
 // Runs the kernel. The threads of a block are fibers: `pick` chooses the next of the n that could go
 // on, and the next of the n blocks that are left. Without it all are OS threads at the same time, the
 // blocks too unless memory is shared.
-void run(unsigned grid, unsigned block, const std::function<size_t(size_t n)>& pick,
-         const std::function<void()>& kernel);
+void run(unsigned grid, unsigned block, const Pick& pick, const std::function<void()>& kernel);
+// By its name: forward, reverse, the seed of a random one, or threads for none.
+Pick order(const char* name);
 
 // Waits until the block's threads, or those of this warp that are in the mask, all wait at the line.
 void meet(bool warp, uint32_t mask, int line);
