@@ -1,6 +1,6 @@
 # Everything from a fresh clone: a virtual environment, a pinned torch, the build, the run.
 #
-#   make demo    initialise Llama-3.2-1B's shapes, beside torch.nn.init
+#   make demo    initialise Llama-3.2-1B's shapes, beside torch.nn.init, on the CPU and on a GPU
 #   make test    the tests                 make slow    the exhaustive ones, minutes
 #   make everywhere  the tests for each kind of CPU, number of threads and workers, in random order
 #   make bench   the table of timings      make crush   TestU01's SmallCrush on the stream
@@ -49,7 +49,7 @@ BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f
 .PHONY: demo test everywhere slow bench crush lint gpu sass lsuv digits docs clean
 
 demo: $(DEMO_STAMP)
-	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare
+	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare --device cpu --device auto
 
 test: $(STAMP)
 	$(RUN) -m pytest -n auto --dist loadfile --durations 10
@@ -88,6 +88,7 @@ lint: $(STAMP)
 # With the Python that is there (its torch, triton, pytest, cmake, ninja, pybind11): no environment, no
 # network. Only the file of GPU tests is named: the others import what may not be there.
 gpu:
+	@$(PYTHON) benchmarks/ready.py
 	$(PYTHON) setup.py -q build_ext --inplace
 	PYTHONPATH=. $(PYTHON) -m pytest -m gpu tests/test_gpu.py
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)

@@ -136,7 +136,10 @@ class BuildExt(build_ext):
         The folder is kept, but not what a cache would remember of a build environment that pip
         has since deleted: all that comes from there is named anew each time.
         """
-        import pybind11
+        try:
+            import pybind11
+        except ImportError as error:
+            raise CompileError("pybind11 was not found: pip install pybind11") from error
 
         cxx = compiler()
         assert cxx is not None  # build_extension has looked

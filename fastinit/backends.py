@@ -327,7 +327,7 @@ def info() -> dict[str, Any]:
             "CUDA": _cuda(module),
         },
         "triton": _triton_version(),
-        "choice": {str(device): _explain(device) for device in devices},
+        "choice": {str(device): explain(device) for device in devices},
     }
 
 
@@ -355,10 +355,11 @@ def _triton_version() -> str:
 def _count_slow(tensors: Sequence[Tensor]) -> None:
     if forced() is None:
         device = tensors[0].device
-        slow.count(device.type, sum(t.numel() for t in tensors), lambda: _explain(device))
+        slow.count(device.type, sum(t.numel() for t in tensors), lambda: explain(device))
 
 
-def _explain(device: torch.device) -> str:
+def explain(device: torch.device) -> str:
+    """The backend that serves a device, and why not those before it."""
     passed: list[str] = []
     for candidate in BACKENDS:
         reason = candidate.serves(device)

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 from typer.core import TyperGroup
 
-from fastinit import backends, faults, memory, models, options, report, trial
-from fastinit.fill import Fill
-from fastinit.laws import Law
+from fastinit import backends, devices, faults, memory, models, options, report, text, timed, trial
 from fastinit.materialize import recorded_plan
-from fastinit.parameters import allocate_, distinct_parameters
+from fastinit.parameters import distinct_parameters, held
 from fastinit.plan import Plan
-from fastinit.watch import watch
-from fastinit.writing import Progress as OnProgress
+from fastinit.watch import Watch, watch
 
 
 class _Commands(TyperGroup):
@@ -88,6 +83,12 @@ SavedPlan = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="By default torch's number of threads.")
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto (the first GPU with enough free memory, else the CPU), cpu, cuda or cuda:N.",
+    ),
+]
 
 
 @app.command("info")
@@ -106,6 +107,13 @@ def init_command(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also time torch.nn.init on the same tensors.")
     ] = False,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="auto (default: the first GPU with enough free memory, else the CPU), cpu, cuda or "
+            "cuda:N; given again, on each.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Saves the plan to this JSON file.")] = None,
 ) -> None:
     """Initialises a model and says what is in it and how long that took.
@@ -115,59 +123,24 @@ def init_command(
     Example: python -m fastinit init my_package.model:build --out plan.json
     """
     options.file("--out", out)
-    asked = _Asked(seed, saved, threads)
-    started = time.perf_counter()
+    asked = _Asked(seed, saved, threads, device or ["auto"])
+    begun = time.perf_counter()
     model, recipe = asked.planned(model_name, dtype)
-    made = time.perf_counter()
-    _check_room(model)
+    timings = [report.Timing("model on meta, plan", time.perf_counter() - begun)]
+    parameters = [parameter for _, _, parameter in distinct_parameters(model)]
+    size = sum(parameter.nbytes for parameter in parameters)
+    places = asked.places(size, "the parameters")
     if out is not None:
         recipe.save(out)
-    planned = time.perf_counter()
-    allocate_(model)
-    allocated = time.perf_counter()
-    models.check_written(model, recipe)
-
-    parameters = [parameter for _, _, parameter in distinct_parameters(model)]
-    elements = sum(parameter.numel() for parameter in parameters)
-    size = sum(parameter.nbytes for parameter in parameters)
-    timings = [
-        report.Timing("model on meta, plan", made - started),
-        report.Timing("allocation", allocated - planned),
-    ]
-
-    def timed(name: str, work: Callable[[OnProgress | None], object]) -> float:
-        with _shown(name, elements) as on_progress:
-            begun = time.perf_counter()
-            work(on_progress)
-            seconds = time.perf_counter() - begun
-        timings.append(report.Timing(name, seconds, elements, size))
-        return seconds
-
-    fresh = timed("fill, fresh memory", lambda p: recipe.apply_(model, progress=p))
-    warm = timed("fill, warm memory", lambda p: recipe.apply_(model, progress=p))
-    with _shown("measuring", elements) as on_progress:
-        measured = report.measure(model, recipe, progress=on_progress)
-    ratios = {}  # of like with like: what fresh memory costs is the system's work, and anyone's
-    skipped = _without_peer(recipe)
-    if compare:
-        if all(memory.drop_pages(parameter.detach()) for parameter in parameters):
-            theirs = timed("torch.nn.init, fresh memory", lambda p: _torch_init_(model, recipe, p))
-            ratios["fresh"] = theirs / fresh
-        theirs = timed("torch.nn.init, warm memory", lambda p: _torch_init_(model, recipe, p))
-        ratios["warm"] = theirs / warm
-
-    used = torch.get_num_threads()
-    typer.echo(f"{type(model).__name__}, {dtype.value}, seed {recipe.seed}")
-    typer.echo(f"{elements:,} elements, {size / 1e9:.2f} GB, {used} thread{'s' * (used > 1)}\n")
-    typer.echo(report.init_table(measured))
-    typer.echo("std measured over all elements\n")
-    typer.echo(report.time_table(timings))
-    if compare:
-        typer.echo("\nin fresh memory, the system has to give each page when it is first written")
-        if skipped:
-            many = f"{len(skipped)} parameter{'s' * (len(skipped) > 1)}"
-            typer.echo(f"torch.nn.init has no function for {many}, left out of its time only")
-        typer.echo(report.comparison(ratios))
+    used = text.counted("thread", torch.get_num_threads())
+    said = (
+        f"{type(model).__name__}, {dtype.value}, seed {recipe.seed}\n"
+        f"{sum(p.numel() for p in parameters):,} elements, {size / 1e9:.2f} GB, {used}"
+    )
+    for place in places:
+        done = place.attempt(partial(timed.initialised, model, recipe, timings, compare))
+        typer.echo(f"{said}\n{done}")
+        said = ""
 
 
 @app.command("inspect")
@@ -180,6 +153,7 @@ def inspect_command(
     batch: Annotated[
         int | None, typer.Option(min=1, help=f"Sequences of tokens; by default {trial.BATCH}.")
     ] = None,
+    device: Device = "auto",
     length: Annotated[
         int | None, typer.Option(min=2, help=f"Tokens of each; by default {trial.LENGTH}.")
     ] = None,
@@ -202,16 +176,26 @@ def inspect_command(
     """
     options.picture("--out", out)
     run = options.trial(shape, batch, length)
-    asked = _Asked(seed, saved, threads)
+    asked = _Asked(seed, saved, threads, [device])
     model, plan = asked.planned(model_name, dtype)
     run.check(model, model_name)
     watch(model, gradients=gradients)  # raises if there is nothing to watch
-    _check_room(model, copies=1 + gradients)
-    plan.apply_(model, device="cpu")
-    with watch(model, gradients=gradients) as watched:
-        wanted = getattr(torch, dtype.value)
-        run.run(model, model_name, plan.seed, torch.device("cpu"), wanted, gradients)
-    typer.echo(f"{type(model).__name__}, {dtype.value}, {run}\n")
+    needed = sum(parameter.nbytes for _, _, parameter in distinct_parameters(model))
+    what = "the parameters" + " and their gradients" * gradients
+    [place] = asked.places(needed * (1 + gradients), what)
+
+    def watched_on(place: devices.Choice) -> tuple[devices.Choice, Watch]:
+        with held(model, place.device):
+            models.check_written(model, plan)
+            plan.apply_(model)
+            wanted = getattr(torch, dtype.value)
+            with devices.buffers_on(model, place.device), watch(model, gradients=gradients) as seen:
+                run.run(model, model_name, plan.seed, place.device, wanted, gradients)
+            _ = seen.layers
+        return place, seen
+
+    place, watched = place.attempt(watched_on)
+    typer.echo(f"{type(model).__name__}, {dtype.value}, {run}\n{place}\n")
     typer.echo(watched.table())
     if out is not None:
         watched.plot(out)
@@ -267,7 +251,8 @@ def write_command(
         free = memory.free_disk_bytes(out)
         typer.echo(f"{free / 1e9:.2f} GB are free{', too few' * (free < planned.size)}")
         return
-    with _shown("verifying, writing" if verify else "writing", planned.size) as on_progress:
+    doing = "verifying, writing" if verify else "writing"
+    with timed.shown(doing, planned.size, devices.CPU) as on_progress:
         written = checkpoint.write(
             model,
             out,
@@ -309,10 +294,17 @@ def _is_usage(error: Exception) -> bool:
 
 
 class _Asked:
-    """What all commands that take a model are asked, checked."""
+    """What the commands that take a model are asked, checked."""
 
-    def __init__(self, seed: int | None, saved: str | None, threads: int | None) -> None:
-        self.seed, self.saved = options.seed(seed), options.plan(saved)
+    def __init__(
+        self,
+        seed: int | None,
+        saved: str | None,
+        threads: int | None,
+        devices_: Sequence[str] = (),
+    ) -> None:
+        self.seed, self.devices = options.seed(seed), list(map(devices.check, devices_))
+        self.saved = options.plan(saved)
         if threads is not None:
             torch.set_num_threads(threads)
 
@@ -326,49 +318,10 @@ class _Asked:
             return model, Plan.from_model(model, saved, seed)
         return model, saved if self.seed is None else Plan(saved, seed=seed, aliases=saved.aliases)
 
-
-def _check_room(model: nn.Module, copies: int = 1) -> None:
-    size = sum(parameter.nbytes for _, _, parameter in distinct_parameters(model))
-    memory.check_room(copies * size, "the parameters" + " and their gradients" * (copies > 1))
-
-
-@contextmanager
-def _shown(name: str, elements: int) -> Iterator[OnProgress | None]:
-    """A progress bar on stderr; None, so that work goes in one piece, if that is no terminal."""
-    console = Console(stderr=True)
-    # rich takes FORCE_COLOR for a terminal, and would leave what moves a cursor in a file.
-    if not sys.stderr.isatty() or not console.is_terminal or console.is_dumb_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description:26}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(name, total=elements)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _torch_init_(model: nn.Module, plan: Plan, progress: OnProgress | None) -> None:
-    """The plan's laws, written by torch.nn.init one tensor after the other; the rest is left."""
-    todo = [(p, next(plan[n] for n in ns if n in plan)) for ns, _, p in distinct_parameters(model)]
-    total = sum(parameter.numel() for parameter, _ in todo)
-    written = 0
-    for parameter, fill in todo:
-        if isinstance(fill, Fill) and fill.has_law:
-            _torch_fill_(parameter, fill.law)
-        if progress is not None:
-            written += parameter.numel()
-            progress(written, total)
-
-
-def _without_peer(plan: Plan) -> list[str]:
-    """Names of parameters that are no law, which torch.nn.init has no one function for."""
-    return [n for n, fill in plan.items() if not (isinstance(fill, Fill) and fill.has_law)]
-
-
-def _torch_fill_(parameter: nn.Parameter, law: Law) -> None:
-    functions: tuple[Callable[..., object], ...] = (
-        nn.init.uniform_,
-        nn.init.normal_,
-        nn.init.trunc_normal_,
-        nn.init.constant_,
-    )
-    functions[law.kind](parameter, *law.parameters.values())
+    def places(self, needed: int, what: str) -> list[devices.Choice]:
+        """The devices for so many bytes, each once."""
+        there = devices.found() if {*self.devices} != {"cpu"} else ([], "")
+        chosen = [devices.choose(asked, needed, *there) for asked in self.devices]
+        if any(choice.device.type == "cpu" for choice in chosen):
+            memory.check_room(needed, what)
+        return list({choice.device: choice for choice in chosen}.values())

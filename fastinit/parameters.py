@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -70,6 +71,18 @@ def allocated(
             wanted = dtype if dtype and parameter.is_floating_point() else parameter.dtype
             real[id(parameter)] = allocate(parameter, device, wanted, huge_pages=huge_pages)
     return real
+
+
+@contextmanager
+def held(model: nn.Module, device: torch.device | str) -> Iterator[None]:
+    """While in force, meta parameters have memory, as of :func:`allocate_`; afterwards not any more."""
+    meta = {id(parameter): parameter for _, _, parameter in distinct_parameters(model)}
+    real = allocated(model, device)
+    adopt_(model, real)
+    try:
+        yield
+    finally:
+        adopt_(model, {id(new): meta[old] for old, new in real.items()})
 
 
 def check_place(device: torch.device | str | None, dtype: torch.dtype | None) -> None:

@@ -76,10 +76,10 @@ def time_table(timings: Sequence[Timing]) -> str:
 
 
 def comparison(ratios: Mapping[str, float]) -> str:
-    """How many times as fast as torch.nn.init fastinit is, by what the memory was: fresh or warm."""
-    (memory, ratio), *others = ratios.items()
-    said = f"fastinit is {ratio:.1f} times as fast as torch.nn.init in {memory} memory"
-    return said + "".join(f", {ratio:.1f} in {memory}" for memory, ratio in others)
+    """How many times as fast as torch.nn.init fastinit is, by where that was: "fresh memory"..."""
+    (where, ratio), *others = ratios.items()
+    said = f"fastinit is {ratio:.1f} times as fast as torch.nn.init in {where}"
+    return said + "".join(f", {ratio:.1f} in {where.split()[0]}" for where, ratio in others)
 
 
 def info(values: dict[str, object]) -> str:

@@ -249,4 +249,4 @@ def test_a_driver_too_old_for_the_build_leaves_gpus_to_triton(
     device = torch.device("cuda:0")
     assert backends.native.serves(device) == why
     assert backends.choose(device) is backends.triton
-    assert backends._explain(device) == f"triton; not native: {why}"
+    assert backends.explain(device) == f"triton; not native: {why}"

@@ -142,13 +142,20 @@ OF_ALL = [
     ("--nope", "--nope"),
     ("one too many", "one"),
 ]
+OF_DEVICE = [
+    ("--device gpu", "--device must be auto, cpu, cuda or cuda:N, but got 'gpu'"),
+    ("--device cuda:x", "--device must be auto"),
+    ("--device cuda:-1", "--device must be auto"),
+]
 OF_ONE = {
     "init": [
+        *OF_DEVICE,
         ("--out empty", "--out empty is a directory, but must be a file"),
         ("--out no/such/plan.json", "there is no directory no/such"),
         ("--out file/plan.json", "there is no directory file"),
     ],
     "inspect": [
+        *OF_DEVICE,
         ("--shape 8x0", "--shape must be as in 8x3x224x224"),
         ("--shape 8x-8", "--shape must be as in"),
         ("--shape nanx8", "--shape must be as in"),

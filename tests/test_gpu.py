@@ -16,7 +16,7 @@ import torch
 from same_bits import bits
 from torch import Tensor, nn
 
-from fastinit import backends, laws
+from fastinit import backends, devices, laws
 from fastinit.backends import backend
 from fastinit.fill import Fill
 from fastinit.keys import stream_id
@@ -257,3 +257,65 @@ def test_moments_wait_for_nothing_and_can_be_captured() -> None:
     x.normal_()
     graph.replay()
     assert bits(raw.cpu()).equal(bits(moments(x.cpu()).raw))
+
+
+NET = """
+import torch
+
+
+def build():
+    return torch.nn.Sequential(
+        torch.nn.Linear(512, 512), torch.nn.BatchNorm1d(512), torch.nn.Linear(512, 8)
+    )
+"""
+
+
+def test_the_commands_take_the_gpu_and_say_so(tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("typer")
+    from fastinit import cli
+
+    (tmp_path / "gpu_net.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    both = ["--compare", "--device", "cpu", "--device", "auto"]
+    assert cli.main(["init", "gpu_net:build", *both]) == 0
+    said = capsys.readouterr().out
+    cpu, gpu = said.split("\non cuda:")
+    name = torch.cuda.get_device_name(int(gpu[0]))
+    assert "on cpu: as asked" in cpu
+    assert name in " ".join(gpu.split("\n\n")[0].split())
+    by = backends.choose(torch.device("cuda", int(gpu[0]))).name
+    for row in (
+        f"fill by {by}, first run",
+        f"fill by {by}, later runs",
+        "torch.nn.init, later runs",
+    ):
+        assert f"\n{row}" in gpu
+    # The same bits are measured on both; the two sums may be rounded otherwise.
+    tables = [part.split("std measured")[0].split("parameter ")[1] for part in (cpu, gpu)]
+    assert tables[0] == tables[1]
+    for device in ("auto", "cuda", "cuda:0"):
+        shape = ["--shape", "64x512", "--device", device]
+        assert cli.main(["inspect", "gpu_net:build", *shape]) == 0
+        assert "\non cuda:" in capsys.readouterr().out
+
+
+def test_too_much_for_the_gpu_is_said() -> None:
+    gpus, missing = devices.found()
+    assert [gpu.problem for gpu in gpus] == [""] * torch.cuda.device_count()
+    choice = devices.choose("auto", 1 << 60, gpus, missing)
+    assert choice.device.type == "cpu"
+    assert "GB free, but" in choice.why
+
+    def work(choice: devices.Choice) -> torch.device:
+        torch.empty(
+            1 << 60, dtype=torch.uint8, device="meta" if choice.device.type == "cpu" else "cuda"
+        )
+        return choice.device
+
+    assert devices.choose("auto", 0, gpus, missing).attempt(work).type == "cpu"
+
+
+def test_a_gpu_s_time_is_that_of_its_work() -> None:
+    x = torch.ones(1 << 28, device="cuda")
+    clock = devices.clock(x.device)
+    assert clock(lambda: None) < clock(lambda: [x.zero_() for _ in range(20)])
