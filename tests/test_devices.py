@@ -214,3 +214,29 @@ def test_the_output_says_where_and_why(
         printed = capsys.readouterr()
         assert "--device auto takes the CPU" in printed.err
         assert printed.out == ""
+
+
+def test_what_init_says_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text alone: memory, clock and backend are the CPU's (tests/test_gpu.py has the rest)."""
+    pytest.importorskip("rich")
+    from fastinit import timed
+    from fastinit.plan import Plan
+    from fastinit.recipes import torch_default
+
+    native = backends.choose(CPU)
+    monkeypatch.setattr(timed, "held", lambda model, device: held(model, "cpu"))
+    monkeypatch.setattr(devices, "clock", lambda device: lambda work: (work(), 0.25)[1])
+    monkeypatch.setattr(backends, "choose", lambda *_: native)
+    net = nn.Linear(8, 4, device="meta")
+    place = Choice(torch.device("cuda", 1), "Large", automatic=True)
+    said = timed.initialised(net, Plan.from_model(net, torch_default), [], True, place)
+    assert said.startswith("on cuda:1: Large\n")
+    rows = [f"fill by {native.name}, first run", f"fill by {native.name}, later runs"]
+    rows += ["torch.nn.init, first run", "torch.nn.init, later runs"]
+    for row in rows:
+        assert f"\n{row} " in said
+    assert said.endswith(
+        "fastinit is 1.0 times as fast as torch.nn.init in first run, 1.0 in later"
+    )
+    assert max(map(len, said.splitlines())) <= 80
+    assert net.weight.is_meta
