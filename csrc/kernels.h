@@ -103,10 +103,11 @@ extern FillTile fill_tile_baseline, fill_tile_avx2, fill_tile_avx512;
 
 struct Sums;  // cpu/moments.h
 
-// Adds `steps` groups of neighbours, `pitch` elements apart, to sums. One function per instruction
-// set; all give the same bits.
-typedef void Accumulate(const void* x, int dtype, int64_t steps, int64_t pitch, double pivot,
-                        Sums& sums);
+// Adds `steps` groups of neighbours, `pitch` elements apart, to sums: if `wide`, in float64 around
+// the pivot; else 16-bit values, in float32 around 0. One function per instruction set; all give the
+// same bits.
+typedef void Accumulate(const void* x, int dtype, int64_t steps, int64_t pitch, bool wide,
+                        double pivot, Sums& sums);
 extern Accumulate accumulate_baseline, accumulate_avx2, accumulate_avx512;
 
 // The instruction sets of this build, best first; `usable` if this machine has it.

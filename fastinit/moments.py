@@ -53,9 +53,14 @@ class Moments:
 
     @property
     def var(self) -> float | Tensor:
-        """The sum of squared distances from the mean over count - correction; NaN without any."""
-        left = self._field(COUNT) - self.correction
-        return _plain(torch.where(left > 0, self._field(M2) / left, math.nan))
+        """The sum of squared distances from the mean over count - correction; NaN without any.
+
+        0 exactly where all values are the same: what is smaller than float64's least normal number
+        (2.2e-308) is given as that, and what is larger than its largest as infinity.
+        """
+        left, differ = self._field(COUNT) - self.correction, self._field(MIN) < self._field(MAX)
+        least = differ.to(torch.float64) * torch.finfo(torch.float64).smallest_normal
+        return _plain(torch.where(left > 0, torch.maximum(self._field(M2) / left, least), math.nan))
 
     @property
     def std(self) -> float | Tensor:
@@ -114,7 +119,10 @@ def moments(x: Tensor, correction: float = 1, *, dim: int | None = None) -> Mome
     """The moments of a tensor.
 
     Sums are float64 (of 16-bit values, float32 over 32 of them), around a pivot where the mean is
-    large: 12 digits and more of what float32 data have. A constant has variance exactly 0.
+    large: 12 digits and more of what float32 data have, std to 1e-6 of 16-bit data. So over the whole
+    range of the dtype, whatever torch.set_flush_denormal says (but float64's own denormal numbers are
+    then zeros wherever a field is read); a variance that float64 cannot hold is infinite, or its least
+    normal number. A constant has variance exactly 0, and nothing else has.
 
     Args:
         x: any shape and strides; float16, bfloat16, float32 or float64.

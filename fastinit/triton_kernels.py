@@ -8,6 +8,10 @@ arithmetic where Triton's own conversion differs between compiler and interprete
 ``TRITON_INTERPRET=1``, set before this module is imported, runs the same text on the CPU.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import triton
 import triton.language as tl
@@ -317,6 +321,19 @@ def fill_runs(
 INTERPRETED = not isinstance(fill_runs, triton.runtime.JITFunction)
 VERSION = triton.__version__
 BLOCK = 16384 if INTERPRETED else 256  # the interpreter pays for operations, not for elements
+
+
+@contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """As a GPU's: to the interpreter, torch.set_flush_denormal makes zeros of denormal numbers."""
+    flushed = INTERPRETED and sys.float_info.min * 0.5 == 0.0
+    if flushed:
+        torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        if flushed:
+            torch.set_flush_denormal(True)
 
 
 def fill(

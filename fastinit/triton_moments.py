@@ -25,14 +25,25 @@ from torch import Tensor
 from fastinit import laws
 from fastinit.backends import Reading
 from fastinit.reference import FIELDS as MOMENTS_FIELDS
-from fastinit.triton_kernels import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INTERPRETED
+from fastinit.triton_kernels import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    INTERPRETED,
+    plain_arithmetic,
+)
 
 LANES = tl.constexpr(32)
 SHORT = tl.constexpr(32)  # steps that 16-bit values are summed in float32
 CHUNK = tl.constexpr(1 << 14)
 ROWS = tl.constexpr(CHUNK // LANES)
 CHUNKS = 16  # that are merged one after another
-MOST_LOST = tl.constexpr(2.0**-7)
+# Which sums are to be trusted; UP_64 brings float64 values there.
+LEFT, LEFT_FLOAT16 = tl.constexpr(2.0**-7), tl.constexpr(2.0**-2)
+LEAST_SHORT, MOST_SHORT = tl.constexpr(2.0**-48), tl.constexpr(2.0**58)
+LEAST_64, MOST_64 = tl.constexpr(2.0**-400), tl.constexpr(2.0**400)
+UP_64 = tl.constexpr(2.0**600)
 FIELDS = tl.constexpr(MOMENTS_FIELDS)
 
 AHEAD = tl.constexpr(8)  # values read before they are added one by one
@@ -62,24 +73,41 @@ def merge(a, b):
     both = (a[0] > 0) & (b[0] > 0)
     step = tl.where(both, b[1] - a[1], 0.0)
     share = b[0] / tl.where(both, count, 1.0)
-    mean = tl.where(both, a[1] + step * share, tl.where(b[0] > 0, b[1], a[1]))
-    m2 = tl.where(both, a[2] + b[2] + step * step * (a[0] * share), tl.where(b[0] > 0, b[2], a[2]))
+    # The mean does not overflow, but the way to it may.
+    quarters = a[1] * 0.25 + (b[1] * 0.25 - a[1] * 0.25) * share
+    mean = tl.where(is_finite(step), a[1] + step * share, quarters * 4.0)
+    mean = tl.where(both, mean, tl.where(b[0] > 0, b[1], a[1]))
+    m2 = a[2] + b[2] + step * (a[0] * share) * step
+    m2 = tl.where(both, m2, tl.where(b[0] > 0, b[2], a[2]))
     low, high = tl.where(a[3] < b[3], a[3], b[3]), tl.where(a[4] > b[4], a[4], b[4])
     return count, mean, m2, low, high, a[5] + b[5], a[6] + b[6]
 
 
 @triton.jit
-def finish(n, sums, pivot):
-    """(fields of n values with these sums, whether they tell enough); n may be 0."""
+def right(sums, DTYPE: tl.constexpr, PIVOTED: tl.constexpr):
+    """Whether sums are right: all was finite, and no square too small or too large."""
+    total, squares, low, high, _ = sums
+    most = tl.maximum(high, -low)
+    finite = is_finite(total) & is_finite(squares)
+    if DTYPE == FLOAT64:
+        return finite & ((most <= 0) | ((most >= LEAST_64) & (most <= MOST_64)))
+    elif DTYPE != FLOAT32 and not PIVOTED:
+        return finite & ((most <= 0) | ((most >= LEAST_SHORT) & (most <= MOST_SHORT)))
+    else:
+        return finite
+
+
+@triton.jit
+def finish(n, sums, pivot, least_left):
+    """(fields of n values with these sums, whether the mean is no better pivot); n may be 0."""
     total, squares, low, high, zeros = sums
     shift = total / tl.where(n > 0, n, 1.0)
     left = squares - total * shift
     mean, m2 = pivot + shift, tl.where(left > 0, left, 0.0)
     low, high = low + 0.0, high + 0.0  # zero has no sign
-    finite = is_finite(squares) & is_finite(total)
-    constant = finite & (low == high)
+    constant = low == high
     mean, m2 = tl.where(constant, low, mean), tl.where(constant, 0.0, m2)
-    good = constant | (finite & (left >= MOST_LOST * squares))
+    good = constant | (left >= least_left * squares)
     return (n, mean, m2, low, high, zeros, tl.zeros_like(n)), good
 
 
@@ -210,8 +238,17 @@ def of_all_lanes(sums):
 def one_by_one(
     data, start, first, n, some, sizes, strides, DTYPE: tl.constexpr, DIMS: tl.constexpr
 ):
-    """The fields of the n values each of ``some``: for what is not finite, or overflows float32."""
+    """The fields of the n values each of ``some``: for what the sums do not tell."""
     count = tl.zeros(some.shape, tl.float64)
+    scale, back = count + 1.0, count + 1.0
+    if DTYPE == FLOAT64:
+        most = count
+        for i in range(0, tl.max(tl.max(tl.where(some, n, 0), 1), 0)):
+            where = place(start, first + i, sizes, strides, DIMS)
+            size = tl.abs(tl.load(data + where, mask=some & (i < n), other=0.0))
+            most = tl.where(is_finite(size) & (size > most), size, most)
+        scale = tl.where(most > MOST_64, 1.0 / UP_64, tl.where(most < LEAST_64, UP_64, scale))
+        back = tl.where(most > MOST_64, UP_64, tl.where(most < LEAST_64, 1.0 / UP_64, back))
     mean, m2, zeros, nonfinite = count, count, count, count
     low, high = count + float("inf"), count + float("-inf")
     for done in range(0, tl.max(tl.max(tl.where(some, n, 0), 1), 0), AHEAD):
@@ -223,13 +260,14 @@ def one_by_one(
             nonfinite += (mask & ~finite).to(tl.float64)
             mask = finite
             x = tl.where(mask, x, 0.0)
-            d = x - mean
+            d = x * scale - mean
             count += mask.to(tl.float64)
             mean = tl.where(mask, mean + d / tl.where(mask, count, 1.0), mean)
-            m2 = tl.where(mask, m2 + d * (x - mean), m2)
+            m2 = tl.where(mask, m2 + d * (x * scale - mean), m2)
             low = tl.where(mask & (x < low), x, low)
             high = tl.where(mask & (x > high), x, high)
             zeros += (mask & (x == 0)).to(tl.float64)
+    mean, m2 = mean * back, m2 * back * back
     low, high = low + 0.0, high + 0.0
     constant = low == high
     mean, m2 = tl.where(constant, low, mean), tl.where(constant, 0.0, m2)
@@ -290,50 +328,39 @@ def measure(
     first = chunk * unit
     n = tl.minimum(rows - first, unit).to(tl.int32)
     n = tl.where(group < groups, n, 0)
-    if BY_COLUMN:
-        sums = accumulate(
-            data, start, first, n, inside, 0.0, sizes, strides, DTYPE, True, False, DIMS
-        )
-        each_n = tl.where(inside, n, 0)
-        fields, good = finish(each_n.to(tl.float64), sums, 0.0)
-        serial = ~good
-    else:
-        lanes = lane + tl.zeros_like(group)
-        here = inside & (lane >= 0)
-        sums = of_all_lanes(
-            accumulate(
-                data, start, first + lanes, n, here, 0.0, sizes, strides, DTYPE, False, False, DIMS
-            )
-        )
-        fields, good = finish(n.to(tl.float64), sums, 0.0)
-        serial = ~(is_finite(fields[1]) & is_finite(fields[2]))
+    here, lanes = inside, first
+    if not BY_COLUMN:
+        here, lanes = inside & (lane >= 0), first + lane + tl.zeros_like(group)
+    sums = accumulate(
+        data, start, lanes, n, here, 0.0, sizes, strides, DTYPE, BY_COLUMN, False, DIMS
+    )
+    if not BY_COLUMN:
+        sums = of_all_lanes(sums)
+    n = tl.where(inside, n, 0)
+    fields, good = finish(n.to(tl.float64), sums, 0.0, LEFT_FLOAT16 if DTYPE == FLOAT16 else LEFT)
+    known = right(sums, DTYPE, False)
+    told = known & good
+    again = inside & ~told
+    half: tl.constexpr = DTYPE != FLOAT32 and DTYPE != FLOAT64
+    if not half:
+        again = again & known
+    if any_of(again):  # those around the mean that was seen, in float64
         pivot = fields[1]
         if DTYPE != FLOAT64:
             pivot = pivot.to(tl.float32).to(tl.float64)
-        again = ~good & ~serial & (pivot != 0)
-        if any_of(again):  # those with the mean as pivot
-            sums = of_all_lanes(
-                accumulate(
-                    data,
-                    start,
-                    first + lanes,
-                    tl.where(again, n, 0),
-                    here,
-                    pivot,
-                    sizes,
-                    strides,
-                    DTYPE,
-                    False,
-                    True,
-                    DIMS,
-                )
-            )
-            better, _ = finish(n.to(tl.float64), sums, pivot)
-            fields = choose(again, better, fields)
-            serial = ~(is_finite(fields[1]) & is_finite(fields[2]))
-        each_n = n
+        pivot = tl.where(is_finite(pivot), pivot, 0.0)
+        some = tl.where(again, n, 0)
+        sums = accumulate(
+            data, start, lanes, some, here, pivot, sizes, strides, DTYPE, BY_COLUMN, True, DIMS
+        )
+        if not BY_COLUMN:
+            sums = of_all_lanes(sums)
+        better, good = finish(n.to(tl.float64), sums, pivot, LEFT)
+        fields = choose(again, better, fields)
+        told = tl.where(again, right(sums, DTYPE, True) & (good | (pivot != 0)), told)
+    serial = inside & ~told
     if any_of(serial):
-        slow = one_by_one(data, start, first, each_n, serial, sizes, strides, DTYPE, DIMS)
+        slow = one_by_one(data, start, first, n, serial, sizes, strides, DTYPE, DIMS)
         fields = choose(serial, slow, fields)
     for field in tl.static_range(FIELDS):
         tl.store(parts + field * width + to, fields[field], mask=inside)
@@ -456,6 +483,7 @@ def _apart(a: Tensor, b: Tensor) -> int:
     return int(b.storage_offset() - a.storage_offset())
 
 
+@plain_arithmetic()
 def moments_many(readings: Sequence[Reading]) -> None:
     """Writes the raw moments of each reading; all are on one device, the current one."""
     for batch in batches(readings):

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from fastinit import laws
 from fastinit.reference import FIELDS as MOMENTS_FIELDS
-from fastinit.triton_kernels import BFLOAT16, FLOAT16, INTERPRETED, bits, from_bits
+from fastinit.triton_kernels import (
+    BFLOAT16,
+    FLOAT16,
+    INTERPRETED,
+    bits,
+    from_bits,
+    plain_arithmetic,
+)
 from fastinit.triton_moments import FIELDS, merge, merge_in_order
 
 INTERPRETING = tl.constexpr(INTERPRETED)
@@ -129,6 +136,7 @@ def product_moments(
         tl.store(to + field * width, fields[field])
 
 
+@plain_arithmetic()
 def linear_moments(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Raw moments, float64 [7], of ``x @ weight.T + bias``; the device is the current one.
 

@@ -62,6 +62,7 @@ def values(dtype: torch.dtype) -> dict[str, Asked]:
     columns[520, 4], columns[:, 5] = math.inf, 1e4
     signs = torch.tensor([0.0, -0.0, -0.0, 0.0]).repeat(20).to(dtype)
     largest, least = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal / 4
+    faded = x[:200].double() * (2.0**-60 if dtype.itemsize < 8 else 2.0**-515)
     return {
         "two chunks": Asked(x),
         "nothing": Asked(x[:0]),
@@ -71,6 +72,9 @@ def values(dtype: torch.dtype) -> dict[str, Asked]:
         "all is NaN": Asked(torch.full((70,), math.nan, dtype=dtype)),
         "subnormal": Asked(torch.tensor([least, -least, 2 * least]).to(dtype).repeat(30)),
         "its squares overflow": Asked(torch.full((100,), largest, dtype=dtype)[:97]),
+        "and of both signs": Asked(torch.tensor([largest, -largest], dtype=dtype).repeat(40)),
+        "faded": Asked(faded.to(dtype)),
+        "faded columns": Asked(faded.to(dtype)[:40], 1),
         "far from zero": Asked((x[:1500] + 300).contiguous()),
         "every sixth": Asked(x[::3, :1]),
         "strided, 3-D": Asked(x.view(30, 20, 30)[::2, 3:17, 1:9]),
@@ -261,7 +265,7 @@ MISTAKES = {
     ),
     "lanes without a rest stay away": mistake(
         "if (lane < rest)",
-        "if (lane >= rest && rest) return no_moments();\n    if (rest)",
+        "if (lane >= rest && rest) return mine;\n    if (rest)",
         "two chunks",
         "do not come along",
     ),
@@ -271,7 +275,19 @@ MISTAKES = {
         "n = left < CHUNK ? left : CHUNK;", "n = CHUNK;", "two chunks", "in no buffer"
     ),
     "chunks in another order": mistake("merge(all, chunks[i])", "merge(chunks[i], all)", TASKS),
-    "one pivot only": mistake("tries < 2", "tries < 1", "far from zero"),
+    "one look only": mistake("looks < 2", "looks < 1", "far from zero", file=TEXT),
+    "faded squares in float32": mistake(
+        "{0x1p-48, 0x1p58", "{0, 0x1p58", "faded", file=TEXT, only="Bfloat16"
+    ),
+    "faded squares in float32, in columns": mistake(
+        "{0x1p-48, 0x1p58", "{0, 0x1p58", "faded columns", file=TEXT, only="Bfloat16"
+    ),
+    "a second look in float32": mistake(
+        "    wide = true;\n", "", "faded", file=TEXT, only="Bfloat16"
+    ),
+    "float64 as it is": mistake(
+        "0x1p-600 : most < t.least ? 0x1p600 : 1", "1 : 1", "faded", file=TEXT, only="double"
+    ),
     "longer sums in float32": mistake(
         "SHORT = 32", "SHORT = 64", "two chunks", file=TEXT, only="Bfloat16"
     ),
@@ -323,7 +339,8 @@ def mutants(
 
 def outcome(text: str, mistake: Mistake, host: Host) -> str:
     """A fault's text, OTHER, or nothing."""
-    dtype = {"float": torch.float32, "Bfloat16": torch.bfloat16}[mistake.only]
+    names = {"float": torch.float32, "Bfloat16": torch.bfloat16, "double": torch.float64}
+    dtype = names[mistake.only]
     cases = [case for name, case in values(dtype).items() if name in mistake.what]
     cases += whole_tasks() if TASKS in mistake.what else []
     try:

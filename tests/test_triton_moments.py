@@ -292,6 +292,7 @@ def test_parts_are_merged_one_by_one_then_pairwise() -> None:
     raw = normal(2, chunks, 7).abs()
     raw[..., reference.COUNT] = 1 + (raw[..., reference.COUNT] * 100).floor()
     raw[0, 5] = torch.tensor([0, 0, 0, math.inf, -math.inf, 0, 2])  # nothing finite
+    raw[0, 70:72, reference.MEAN] = torch.tensor([1.7e308, -1.7e308], dtype=torch.float64)
     got = torch.empty(2, 7, dtype=torch.float64)
     parts = raw.permute(2, 0, 1).contiguous().view(7, -1)
     merge_in_order(parts, 2, chunks, chunks, 1, got, 7)

@@ -62,9 +62,9 @@ void accumulate_half(const T* x, int64_t steps, int64_t pitch, S pivot, Sums& su
 }
 
 template <class T>
-void accumulate_as(const T* x, int64_t steps, int64_t pitch, double pivot, Sums& sums) {
+void accumulate_as(const T* x, int64_t steps, int64_t pitch, bool wide, double pivot, Sums& sums) {
   for (int from = 0; from < LANES; from += HALF_LANES) {
-    if (sizeof(T) == 2 && pivot == 0) {
+    if (!wide) {
       for (int64_t done = 0; done < steps; done += SHORT)
         accumulate_half<T, float>(x + from + done * pitch,
                                   steps - done < SHORT ? steps - done : SHORT, pitch, 0.0f, sums,

@@ -44,8 +44,8 @@ void add_to(double* lanes, __m512d v) {
   _mm512_storeu_pd(lanes, _mm512_add_pd(_mm512_loadu_pd(lanes), v));
 }
 
-void sums_of(const float* x, int64_t steps, int64_t pitch, double pivot, Sums& sums) {
-  if (pivot != 0) return accumulate_as(x, steps, pitch, pivot, sums);
+void sums_of(const float* x, int64_t steps, int64_t pitch, bool wide, double pivot, Sums& sums) {
+  if (pivot != 0) return accumulate_as(x, steps, pitch, wide, pivot, sums);
   constexpr int PARTS = LANES / 8;
   __m512d sum[PARTS], squares[PARTS];
   Range range[LANES / 16];
@@ -77,13 +77,13 @@ void add_wide(double* lanes, __m512 v) {
   add_to(lanes + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
 }
 
-void sums_of(const double* x, int64_t steps, int64_t pitch, double pivot, Sums& sums) {
-  accumulate_as(x, steps, pitch, pivot, sums);
+void sums_of(const double* x, int64_t steps, int64_t pitch, bool wide, double pivot, Sums& sums) {
+  accumulate_as(x, steps, pitch, wide, pivot, sums);
 }
 
 template <class T>  // Float16 or Bfloat16
-void sums_of(const T* x, int64_t steps, int64_t pitch, double pivot, Sums& sums) {
-  if (pivot != 0) return accumulate_as(x, steps, pitch, pivot, sums);
+void sums_of(const T* x, int64_t steps, int64_t pitch, bool wide, double pivot, Sums& sums) {
+  if (wide) return accumulate_as(x, steps, pitch, wide, pivot, sums);
   constexpr int PARTS = LANES / 16;
   Range range[PARTS];
   while (steps > 0) {
@@ -110,7 +110,7 @@ void sums_of(const T* x, int64_t steps, int64_t pitch, double pivot, Sums& sums)
 
 }  // namespace
 
-void accumulate_avx512(const void* x, int dtype, int64_t steps, int64_t pitch, double pivot,
-                       Sums& sums) {
-  with_type(dtype, [&](auto type) { sums_of((decltype(type))x, steps, pitch, pivot, sums); });
+void accumulate_avx512(const void* x, int dtype, int64_t steps, int64_t pitch, bool wide,
+                       double pivot, Sums& sums) {
+  with_type(dtype, [&](auto type) { sums_of((decltype(type))x, steps, pitch, wide, pivot, sums); });
 }

@@ -4,26 +4,24 @@
 
 #include <vector>
 
+#include "arithmetic.h"
 #include "moments.h"
 #include "parallel.h"
 
 namespace {
 
-Sums no_sums() {
+Sums no_lane_sums() {
   Sums s{};
   for (int i = 0; i < LANES; ++i) s.min[i] = INFINITY, s.max[i] = -INFINITY;
   return s;
 }
 
-int64_t item_size(int dtype) {
-  return with_type(dtype, [](auto x) { return (int64_t)sizeof *x; });
+LaneSums lane(const Sums& s, int64_t i) {
+  return {s.sum[i], s.squares[i], s.min[i], s.max[i], s.zeros[i]};
 }
 
-Moments one_by_one(const void* data, int dtype, int64_t n, int64_t step) {
-  return with_type(dtype, [&](auto type) {
-    const auto x = (decltype(type))data;
-    return ::one_by_one(n, [&](int64_t i) { return (double)widen(x[i * step]); });
-  });
+int64_t item_size(int dtype) {
+  return with_type(dtype, [](auto x) { return (int64_t)sizeof *x; });
 }
 
 // Lanes to one sum, pairwise.
@@ -35,57 +33,49 @@ double together(const double lanes[LANES]) {
   return s[0];
 }
 
-// What is left of a chunk behind its last full group of lanes.
-void accumulate_rest(const void* data, int dtype, int64_t n, double pivot, Sums& s) {
-  with_type(dtype, [&](auto type) {
-    const auto x = (decltype(type))data;
-    for (int64_t i = 0; i < n; ++i) {
-      const double v = widen(x[i]), d = v - pivot;
-      s.sum[i] += d;
-      s.squares[i] += d * d;
-      s.min[i] = v < s.min[i] ? v : s.min[i];
-      s.max[i] = v > s.max[i] ? v : s.max[i];
-      s.zeros[i] += v == 0;
-    }
-    return 0;
-  });
+LaneSums all_lanes(const Sums& s) {
+  LaneSums all{together(s.sum), together(s.squares), INFINITY, -INFINITY, together(s.zeros)};
+  for (int i = 0; i < LANES; ++i) {
+    all.min = s.min[i] < all.min ? s.min[i] : all.min;
+    all.max = s.max[i] > all.max ? s.max[i] : all.max;
+  }
+  return all;
 }
 
 // A chunk of neighbours.
-Moments chunk(Accumulate* accumulate, const void* x, int dtype, int64_t n) {
+template <class T>
+Moments chunk(Accumulate* accumulate, const T* x, int dtype, int64_t n) {
   const int64_t steps = n / LANES;
-  const char* rest = (const char*)x + steps * LANES * item_size(dtype);
-  double pivot = 0;
-  for (int tries = 0; tries < 2; ++tries) {
-    Sums s = no_sums();
-    accumulate(x, dtype, steps, LANES, pivot, s);
-    accumulate_rest(rest, dtype, n - steps * LANES, pivot, s);
-    LaneSums all{together(s.sum), together(s.squares), INFINITY, -INFINITY, together(s.zeros)};
-    for (int i = 0; i < LANES; ++i) {
-      all.min = s.min[i] < all.min ? s.min[i] : all.min;
-      all.max = s.max[i] > all.max ? s.max[i] : all.max;
+  const auto sums_of = [&](bool wide, double pivot) {
+    Sums s = no_lane_sums();
+    accumulate(x, dtype, steps, LANES, wide, pivot, s);
+    for (int64_t i = 0; i < n % LANES; ++i) {
+      LaneSums one = lane(s, i);
+      add(widen(x[steps * LANES + i]), pivot, one);
+      s.sum[i] = one.sum, s.squares[i] = one.squares;
+      s.min[i] = one.min, s.max[i] = one.max, s.zeros[i] = one.zeros;
     }
-    Moments m;
-    const bool good = finish((double)n, all, pivot, &m);
-    if (m.mean - m.mean != 0 || m.m2 - m.m2 != 0) break;
-    const double better = dtype == FLOAT64 ? m.mean : (float)m.mean;
-    if (good || tries || better == 0) return m;
-    pivot = better;
-  }
-  return one_by_one(x, dtype, n, 1);
+    return all_lanes(s);
+  };
+  return moments_of<T>(n, sums_of, [&](int64_t i) { return (double)widen(x[i]); });
 }
 
-// ROWS rows or fewer of LANES columns or fewer.
-void chunk_of_columns(Accumulate* accumulate, const void* x, int dtype, int64_t rows, int64_t pitch,
+// ROWS rows or fewer of LANES columns or fewer, of which few need a second look.
+template <class T>
+void chunk_of_columns(Accumulate* accumulate, const T* x, int dtype, int64_t rows, int64_t pitch,
                       int columns, Moments* into) {
-  Sums s = no_sums();
-  accumulate(x, dtype, rows, pitch, 0, s);
+  Sums first = no_lane_sums();
+  accumulate(x, dtype, rows, pitch, sizeof(T) > 2, 0, first);
   for (int i = 0; i < columns; ++i) {
-    const LaneSums lane{s.sum[i], s.squares[i], s.min[i], s.max[i], s.zeros[i]};
-    Moments m;
-    if (!finish((double)rows, lane, 0, &m))
-      m = one_by_one((const char*)x + i * item_size(dtype), dtype, rows, pitch);
-    into[i] = merge(into[i], m);
+    bool looked = false;
+    const auto sums_of = [&](bool, double pivot) {
+      LaneSums s = looked ? no_sums() : lane(first, i);
+      for (int64_t row = 0; looked && row < rows; ++row) add(widen(x[row * pitch + i]), pivot, s);
+      looked = true;
+      return s;
+    };
+    const auto value = [&](int64_t row) { return (double)widen(x[row * pitch + i]); };
+    into[i] = merge(into[i], moments_of<T>(rows, sums_of, value));
   }
 }
 
@@ -123,7 +113,9 @@ struct Job : Work {
         }
         x = buffer;
       }
-      results[task] = merge(results[task], chunk(accumulate, x, r.dtype, n));
+      const Moments m = with_type(
+          r.dtype, [&](auto type) { return chunk(accumulate, (decltype(type))x, r.dtype, n); });
+      results[task] = merge(results[task], m);
     }
   }
 
@@ -147,7 +139,10 @@ struct Job : Work {
         x = buffer;
         pitch = LANES;
       }
-      chunk_of_columns(accumulate, x, r.dtype, some, pitch, (int)here, &results[task * LANES]);
+      with_type(r.dtype, [&](auto type) {
+        chunk_of_columns(accumulate, (decltype(type))x, r.dtype, some, pitch, (int)here,
+                         &results[task * LANES]);
+      });
     }
   }
 
@@ -171,6 +166,7 @@ struct Job : Work {
 
 void moments_many_cpu(const Isa& isa, const Read* reads, Moments* const* results, int64_t count,
                       int threads) {
+  const PlainArithmetic plain;
   std::vector<Job> jobs;
   std::vector<int64_t> first{0};
   int64_t values = 0;

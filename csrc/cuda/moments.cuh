@@ -28,22 +28,12 @@ FASTINIT_FN LaneSums of_all_lanes(LaneSums s) {
   return s;
 }
 
-template <class V>
-FASTINIT_FN void add(V v, double pivot, LaneSums& s) {
-  const double d = (double)v - pivot;
-  s.sum += d;
-  s.squares += d * d;
-  s.min = v < s.min ? v : s.min;
-  s.max = v > s.max ? v : s.max;
-  s.zeros += v == 0;
-}
-
 // What a lane meets in `steps` steps; value(step) is its value. AT_ONCE are read before they are added.
 template <class T, int AT_ONCE, class Value>
-FASTINIT_FN LaneSums lane_sums(int64_t steps, double pivot, Value value) {
-  LaneSums s{0, 0, INFINITY, -INFINITY, 0};
+FASTINIT_FN LaneSums lane_sums(int64_t steps, bool wide, double pivot, Value value) {
+  LaneSums s = no_sums();
   if constexpr (sizeof(T) == 2) {
-    for (int64_t done = 0; pivot == 0 && done < steps; done += SHORT) {
+    for (int64_t done = 0; !wide && done < steps; done += SHORT) {
       const int64_t end = steps - done < SHORT ? steps : done + SHORT;
       float sum = 0, squares = 0;
 #pragma unroll AT_ONCE
@@ -58,7 +48,7 @@ FASTINIT_FN LaneSums lane_sums(int64_t steps, double pivot, Value value) {
       s.sum += sum;
       s.squares += squares;
     }
-    if (pivot == 0) return s;
+    if (!wide) return s;
   }
 #pragma unroll AT_ONCE
   for (int64_t step = 0; step < steps; ++step) add(value(step), pivot, s);
@@ -70,19 +60,13 @@ template <class T, int AT_ONCE, class Value>
 FASTINIT_FN Moments measure_chunk(int64_t n, Value value) {
   const int lane = threadIdx.x % LANES;
   const int64_t steps = n / LANES, rest = n % LANES;
-  double pivot = 0;
-  for (int tries = 0; tries < 2; ++tries) {
-    LaneSums mine = lane_sums<T, AT_ONCE>(steps, pivot,
+  const auto sums_of = [&](bool wide, double pivot) {
+    LaneSums mine = lane_sums<T, AT_ONCE>(steps, wide, pivot,
                                           [&](int64_t step) { return value(step * LANES + lane); });
     if (lane < rest) add((double)value(steps * LANES + lane), pivot, mine);
-    Moments m;
-    const bool good = finish((double)n, of_all_lanes(mine), pivot, &m);
-    if (m.mean - m.mean != 0 || m.m2 - m.m2 != 0) break;
-    const double better = sizeof(T) == 8 ? m.mean : (float)m.mean;
-    if (good || tries || better == 0) return m;
-    pivot = better;
-  }
-  return one_by_one(n, [&](int64_t i) { return (double)value(i); });
+    return of_all_lanes(mine);
+  };
+  return moments_of<T>(n, sums_of, [&](int64_t i) { return (double)value(i); });
 }
 
 // A task of values: a chunk for each warp, merged in order.
@@ -121,8 +105,10 @@ FASTINIT_FN void measure_columns(const Reading& r, int64_t task, Moments* chunks
     const auto value = [&](int64_t i) {
       return widen(x[place(r.read, r.read.dims - 1, from + i)]);
     };
-    if (!finish((double)n, lane_sums<T, 1>(n, 0, value), 0, &chunks[threadIdx.x]))
-      chunks[threadIdx.x] = one_by_one(n, [&](int64_t i) { return (double)value(i); });
+    const auto sums_of = [&](bool wide, double pivot) {
+      return lane_sums<T, 1>(n, wide, pivot, value);
+    };
+    chunks[threadIdx.x] = moments_of<T>(n, sums_of, [&](int64_t i) { return (double)value(i); });
   }
   __syncthreads();
   if (warp == 0 && column < r.work.columns) {
