@@ -72,7 +72,7 @@ def nets() -> Iterator[tuple[nn.Module, list[str]]]:
     yield nn.ModuleDict({"x" * 90: nn.Linear(2, 2, bias=False)}), ["x" * 80]
 
 
-@pytest.mark.parametrize(("model", "rows"), nets())
+@pytest.mark.parametrize(("model", "rows"), list(nets()))
 def test_each_row_says_which_parameters_it_is_of(model: nn.Module, rows: list[str]) -> None:
     plan = Plan.from_model(
         model,
