@@ -40,10 +40,24 @@ Window make_window(const Fill& fill, uintptr_t data, uint64_t seed, uint64_t str
   return w;
 }
 
+// Nobody is trusted: elements without an address are an error, whatever stands above.
+void check_address(uintptr_t data, int64_t elements) {
+  if (data == 0 && elements != 0)
+    throw std::invalid_argument("a tensor of " + std::to_string(elements) +
+                                " elements has no address");
+}
+
+int64_t product(const std::vector<int64_t>& sizes) {
+  int64_t all = 1;
+  for (int64_t size : sizes) all *= size;
+  return all;
+}
+
 // A contiguous tensor that is the whole of its stream's elements 0, 1, ...: the short way.
 void fill_contiguous(const Fill& fill, uintptr_t data, int64_t n, uint64_t seed, uint64_t stream,
                      int threads) {
   if (n == 0) return;
+  check_address(data, n);
   Window w = make_window(fill, data, seed, stream);
   w.dims = 1;
   w.size[0] = n;
@@ -67,6 +81,7 @@ std::vector<Window> make_windows(const std::vector<Request>& requests) {
     if (size.size() > MAX_DIMS || size.size() != local.size() || size.size() != global.size())
       throw std::invalid_argument("a window has at most " + std::to_string(MAX_DIMS) +
                                   " dimensions, with one stride of each kind");
+    check_address(data, product(size));
     Window w = make_window(fill, data, seed, stream);
     w.offset = offset;
     w.dims = (int)size.size();
@@ -110,6 +125,8 @@ struct Readings {
       if (size.empty() || size.size() > MAX_DIMS || size.size() != stride.size())
         throw std::invalid_argument("a tensor has 1 to " + std::to_string(MAX_DIMS) +
                                     " dimensions, with one stride each");
+      check_address(data, product(size));
+      check_address(result, 1);
       Read r{reinterpret_cast<const void*>(data), dtype, by_column, (int)size.size(), {}, {}};
       for (int d = 0; d < r.dims; ++d) r.size[d] = size[d], r.stride[d] = stride[d];
       reads.push_back(r);

@@ -245,6 +245,11 @@ forced = _forced.get
 """The backend that a block of :func:`backend` forces, or None."""
 
 
+def native_is_chosen() -> bool:
+    """Whether the native module serves the CPU: what :func:`choose` says, for what is called often."""
+    return BACKENDS[0] is native and native.missing is None and _forced.get() is None
+
+
 def choose(device: torch.device, method: str = "fill_many") -> Any:
     """The backend that serves ``device``: the forced one, or the first that can.
 

@@ -7,9 +7,11 @@ import warnings
 import torch
 from torch import Tensor
 
-from fastinit import ops, shard
+from fastinit import ops, shard, tensors
 from fastinit.keys import ANONYMOUS, stream_id
 from fastinit.laws import Law
+
+_is_compiling = torch.compiler.is_compiling
 
 
 class LostWriteWarning(UserWarning):
@@ -24,7 +26,7 @@ def draw_(
     name: str | None,
 ) -> Tensor:
     """``ops.fill_`` with the stream of ``name``; to be called by the public function itself."""
-    if not getattr(tensor, "is_leaf", True):  # what is not a tensor, fill_ refuses by name
+    if _is_computed(tensor):
         warn_if_lost(tensor, stacklevel=4)
     return ops.fill_(
         tensor,
@@ -43,13 +45,29 @@ def full_shape(tensor: Tensor) -> torch.Size:
     """
     if not torch.compiler.is_compiling():
         shard.check_held(tensor)
-    return tensor.shape
+    return tensors.sizes(tensor)
 
 
 def check_reaches(tensor: Tensor) -> None:
-    """Raises NotImplementedError for what a number cannot be written to so that its parameter has it."""
+    """Raises NotImplementedError for what a number cannot be written to so that its parameter has it.
+
+    And RuntimeError for freed memory, which torch's own operators would write.
+    """
     if not torch.compiler.is_compiling() and isinstance(tensor, Tensor):
+        tensors.check_memory(tensor)
         shard.check_held(tensor, constant=True)
+
+
+def _is_computed(tensor: Tensor) -> bool:
+    """Whether a graph leads to the tensor, or to what it is a view of.
+
+    A view is not asked itself: autograd would look whether its base was written since, and refuse one
+    of several views that are written in turn (``for gate in weight.chunk(4)``), as torch does not.
+    """
+    if _is_compiling():
+        return False
+    base = getattr(tensor, "_base", None)  # what is not a tensor is refused later, by name
+    return not getattr(tensor if base is None else base, "is_leaf", True)
 
 
 def warn_if_lost(tensor: Tensor, stacklevel: int = 3) -> None:
@@ -61,12 +79,9 @@ def warn_if_lost(tensor: Tensor, stacklevel: int = 3) -> None:
     a temporary made under ``no_grad``, or from frozen parameters, from an ordinary tensor:
     no graph leads back from it, so those are not seen.
     """
-    if torch.compiler.is_compiling() or tensor.is_leaf:
+    if not _is_computed(tensor):
         return
-    base = tensor._base
-    if (tensor if base is None else base).is_leaf:
-        return
-    made_by = type(tensor.grad_fn).__name__
+    made_by = type((tensor if tensor._base is None else tensor._base).grad_fn).__name__
     warnings.warn(
         f"tensor (shape {tuple(tensor.shape)}) is the result of a computation ({made_by}), not a "
         "parameter: the values are written to a temporary and lost. If it is a weight under "

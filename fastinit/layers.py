@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fastinit import shard
+
 _CONVOLUTIONS = {
     nn.Conv1d: 1,
     nn.Conv2d: 2,
@@ -45,6 +47,12 @@ class Layer(NamedTuple):
     def weight(self) -> Tensor:
         """A view, without a gradient."""
         return self._own(self.weight_in)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's."""
+        rows, shape = self._rows(self.weight_in), tuple(self.weight_in.shape)
+        return shape if rows is None else (rows.stop - rows.start, *shape[1:])
 
     @property
     def bias(self) -> Tensor | None:
@@ -85,8 +93,19 @@ class Layer(NamedTuple):
         return output.dim() - spatial - 1
 
     def bias_like(self, output: Tensor) -> Tensor | None:
-        """The bias in a shape that adds to the output; None if there is none or it is all zeros."""
+        """The bias in a shape that adds to the output; None if there is none or it is all zeros.
+
+        Raises:
+            NotImplementedError: a bias of which this rank holds a part.
+        """
         bias = self.bias
+        if shard.is_dtensor(bias):
+            if shard.is_part(bias):
+                raise NotImplementedError(
+                    f"{self.name}.bias is a DTensor with placements {bias.placements}: of an output "
+                    f"whose bias is spread over ranks nothing is known here"
+                )
+            bias = shard.local(bias)
         if bias is None or not bool(bias.any()):
             return None
         shape = [1] * output.dim()

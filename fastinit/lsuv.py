@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastinit import init, layers, shard, text
+from fastinit import init, layers, shard, tensors, text
 from fastinit.affine import AffineSums, rescale
 from fastinit.affine import LSUVError as LSUVError  # it is this module's to the world
 from fastinit.layers import Layer, Which
@@ -468,11 +468,11 @@ class _Run:
             layer, measured = scaling.layer, self.measured[scaling.layer.name]
             measured.scale, measured.shift = scaling.scale, scaling.shift
             if scaling.scale != 1.0:
-                weights.append(layer.weight)
+                weights.append(tensors.local(layer.weight))
                 scales.append(scaling.scale)
             bias = _bias_of(layer)
             if bias is not None and scaling.shift:
-                bias.add_(scaling.shift)
+                tensors.local(bias).add_(scaling.shift)
         if any(weight.is_meta for weight in weights):  # recorded, one by one
             for weight, scale in zip(weights, scales):
                 weight.mul_(scale)
@@ -492,12 +492,14 @@ def _first(output: Any) -> Any:
 def _measurable(layer: Layer, out: Any) -> Tensor:
     if not isinstance(out, Tensor) or not out.is_floating_point():
         raise LSUVError(f"{layer.name} gives no floating-point tensor: {type(out).__name__}")
-    if out.is_nested:
+    if shard.is_dtensor(out):
         raise LSUVError(
-            f"{layer.name} gives a nested tensor, which is not measured (a TransformerEncoder gives "
-            "none with enable_nested_tensor=False)"
+            f"{layer.name} gives a DTensor, which lsuv_ does not scale: let the layer give local tensors"
         )
-    return out
+    if found := tensors.unreadable(out):
+        hint = " (a TransformerEncoder gives none with enable_nested_tensor=False)"
+        raise LSUVError(f"the output of {layer.name} {found[1]}{hint if out.is_nested else ''}")
+    return tensors.local(out)
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -9,15 +9,19 @@ float64's rounding, not in bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from fastinit import backends, laws
+from fastinit import backends, laws, tensors
 from fastinit.backends import Reading
 from fastinit.reference import COUNT, FIELDS, M2, MAX, MEAN, MIN, NONFINITE, ZEROS, merged
 from fastinit.windows import in_memory_order
+
+MAX_DIMS = 8
+"""Dimensions that cannot be merged, of what a backend reads at once: csrc/kernels.h and triton_moments
+have no more."""
 
 
 class Moments:
@@ -125,13 +129,16 @@ def moments(x: Tensor, correction: float = 1, *, dim: int | None = None) -> Mome
     normal number. A constant has variance exactly 0, and nothing else has.
 
     Args:
-        x: any shape and strides; float16, bfloat16, float32 or float64.
+        x: any shape and strides; float16, bfloat16, float32 or float64. Of a DTensor this rank's part
+            is measured, without communication; an asynchronous result is waited for.
         correction: 1 gives the unbiased variance (torch.var's default), 0 that of the values.
         dim: the dimension of channels, each of which is measured for itself.
 
     Raises:
         TypeError: x is not a tensor of these dtypes.
-        ValueError: x is on meta, or sparse.
+        ValueError: x is on meta or fake: it has no values.
+        NotImplementedError: x is of a kind without plain memory (``fastinit.tensors.memory``).
+        RuntimeError: the memory of x was freed.
         IndexError: x has no such dimension.
 
     >>> moments(torch.tensor([1.0, 2.0, 3.0])).var
@@ -150,14 +157,21 @@ def moments_many(
     xs = [_checked(x, i) for i, x in enumerate(xs)]
     raws: list[Tensor] = []
     readings: dict[torch.device, list[Reading]] = {}
-    for x in xs:
-        shape = (FIELDS,) if dim is None else (x.shape[dim], FIELDS)
-        raws.append(torch.empty(shape, dtype=torch.float64, device=x.device))
-        readings.setdefault(x.device, []).extend(_readings(x, dim, raws[-1]))
-    with torch.no_grad():
+    split: list[tuple[Tensor, Tensor]] = []
+    with tensors.without_modes(), torch.no_grad():
+        for x in xs:
+            shape = (FIELDS,) if dim is None else (x.shape[dim], FIELDS)
+            raws.append(torch.empty(shape, dtype=torch.float64, device=x.device))
+            tensors.memory(raws[-1], "the moments")
+            readings.setdefault(x.device, []).extend(_readings(x, dim, raws[-1], split))
         for device, some in readings.items():
             if some:  # a tensor without channels has nothing to read
                 backends.choose(device, "moments_many").moments_many(some)
+        for whole, parts in reversed(split):
+            total = parts[0]
+            for part in parts[1:]:
+                total = merged(total, part)
+            whole.copy_(total)
     return [Moments(raw, correction) for raw in raws]
 
 
@@ -167,24 +181,40 @@ def _checked(x: Tensor, i: int) -> Tensor:
         raise TypeError(
             f"x must be a float16, bfloat16, float32 or float64 tensor, but got {got} (number {i})"
         )
-    if x.is_meta or x.layout is not torch.strided:
-        raise ValueError(f"x must be strided and have values, but number {i} has not: {x.device}")
-    return x.detach()
+    return tensors.values(x, f"x (number {i})")
 
 
-def _readings(x: Tensor, dim: int | None, raw: Tensor) -> list[Reading]:
-    """What is to be read, and where the moments of it go."""
+def _readings(
+    x: Tensor, dim: int | None, raw: Tensor, split: list[tuple[Tensor, Tensor]]
+) -> Iterator[Reading]:
+    """What is to be read, and where the moments of it go.
+
+    Args:
+        split: takes (result, results of its parts in their order) where x has more dimensions than a
+            backend reads at once.
+    """
     if dim is None:
-        return [Reading(x, *in_memory_order(x.shape, x.stride()), False, raw)]
+        shape, strides = in_memory_order(x.shape, x.stride()) if x.numel() else ([0], [1])
+        if len(shape) <= MAX_DIMS:
+            yield Reading(x, shape, strides, False, raw)
+            return
+        view = x.as_strided(shape, strides)
+        fewest = min(range(len(shape)), key=shape.__getitem__)
+        parts = raw.new_empty(shape[fewest], FIELDS)
+        split.append((raw, parts))
+        for part, result in zip(view.unbind(fewest), parts.unbind()):
+            yield from _readings(part, None, result, split)
+        return
     channels = x.shape[dim]  # an IndexError, if there is no such dimension
     if channels == 0:
-        return []
+        return
     rest = x.select(dim, 0)
     shape, strides = in_memory_order(rest.shape, rest.stride())
-    if x.stride(dim) == 1 and channels > 1:
-        return [Reading(x, [*shape, channels], [*strides, 1], True, raw)]
-    parts = zip(x.unbind(dim), raw.unbind())
-    return [Reading(part, shape, strides, False, result) for part, result in parts]
+    if x.stride(dim) == 1 and channels > 1 and len(shape) < MAX_DIMS:
+        yield Reading(x, [*shape, channels], [*strides, 1], True, raw)
+        return
+    for part, result in zip(x.unbind(dim), raw.unbind()):
+        yield from _readings(part, None, result, split)
 
 
 def _plain(field: Tensor) -> float | Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from fastinit import agreement, backends, keys, laws, partitioned, shard
+from fastinit import agreement, backends, keys, laws, partitioned, shard, tensors
 from fastinit.backends import Write
 from fastinit.laws import Law
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # What every call needs, looked up once.
 _native = backends.native.module
 _native_fill = backends.native.fill
-_forced = backends.forced
+_native_is_chosen = backends.native_is_chosen
 _draw_seed = keys.draw_seed
 _CONSTANT = laws.CONSTANT
 _threads = torch.get_num_threads
@@ -33,8 +33,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _increment_version = torch.autograd.graph.increment_version
 
 _is_marked = partitioned.is_marked
-
-_PLAIN = (Tensor, torch.nn.Parameter)
+_is_plain_cpu = tensors.is_plain_cpu
 _SHORT_WAY = frozenset(laws.DTYPES)
 _WRITABLE = _SHORT_WAY | frozenset(laws.COMPLEX)
 
@@ -73,8 +72,9 @@ def fill_(
 
     Args:
         tensor: any shape and strides; float16, bfloat16, float32, float64, complex32, complex64 or
-            complex128. A meta tensor is left alone, and no seed is drawn for it. Of a DTensor each rank
-            writes its shard, without communication but for the check that they drew the same seed.
+            complex128. A meta or fake tensor is left alone, and no seed is drawn for it. Of a DTensor
+            each rank writes its shard, without communication but for the check that they drew the same
+            seed.
         seed: in [0, 2^64); by default one draw from ``generator``.
         stream: the 64-bit stream id, 0 for an anonymous call.
         generator: where the seed is drawn; by default torch's CPU generator.
@@ -82,37 +82,33 @@ def fill_(
 
     Raises:
         ValueError: both a seed and a generator, a seed out of range, an uninitialised parameter.
-        NotImplementedError: an integer, bool, quantised, float8 or sparse tensor; a DTensor with a
-            window; a tensor of which nobody knows the elements (``fastinit.shard.check_held``).
-        RuntimeError: a tensor whose elements overlap, or an inference tensor outside inference mode; a
-            DTensor for which ranks drew different seeds (``fastinit.agreement``).
+        NotImplementedError: an integer, bool or float8 tensor; a kind without plain memory
+            (``fastinit.tensors.memory``); a DTensor with a window; a tensor of which nobody knows the
+            elements (``fastinit.shard.check_held``).
+        RuntimeError: a tensor whose elements overlap, one whose memory was freed, or an inference
+            tensor outside inference mode; a DTensor for which ranks drew different seeds
+            (``fastinit.agreement``).
     """
     # The short way, for a few elements as for billions: nothing here but what each call needs.
     if (
         window is None
-        and type(tensor) in _PLAIN
-        and (dtype := tensor.dtype) in _SHORT_WAY
         and not _traced()
         and not _dispatch_modes()
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and tensor.is_contiguous()
-        and not tensor.is_inference()
-        and _native is not None
-        and _forced() is None
+        and _is_plain_cpu(tensor)
+        and (dtype := tensor.dtype) in _SHORT_WAY
+        and _native_is_chosen()
         and not _is_marked(tensor)
+        and (address := tensor.data_ptr())
     ):
-        numel = tensor.numel()
         if seed is None:
-            if numel == 0:
-                return tensor
             seed = _draw_seed(generator) if law[0] != _CONSTANT else 0
         elif generator is not None:
             raise ValueError("seed and generator exclude each other, but got both")
         else:
             keys.check_seed(seed)
+        assert _native is not None  # it is chosen
         fill = _native_fill(law, dtype)
-        _native.fill_contiguous(fill, tensor.data_ptr(), numel, seed, stream, _threads())
+        _native.fill_contiguous(fill, address, tensor.numel(), seed, stream, _threads())
         _increment_version(tensor)
         return tensor
 
@@ -131,6 +127,11 @@ def fill_(
         _check_window(tensor, window)
     if tensor.numel() == 0 or (tensor.device.type == "meta" and not _dispatch_modes()):
         return tensor  # a dispatch mode is shown what would be written on meta (fastinit.deferred)
+    if not _is_compiling() and not _is_itself(tensor):
+        if seed is None:
+            seed = _draw_seed(generator) if law.kind != _CONSTANT else 0
+        fill_many_([Request(tensor, law, seed, stream, window)])
+        return tensor
     with torch.no_grad():
         torch.ops.fastinit.fill_(
             tensor,
@@ -155,6 +156,7 @@ def fill_many_(requests: Sequence[Request]) -> None:
     """
     writes: dict[torch.device, list[Write]] = {}
     sharded: list[Tensor] = []
+    copied: list[tuple[Tensor, Tensor]] = []
     for i, request in enumerate(requests):
         tensor, law, seed, stream, window = request
         argument = f"requests[{i}].tensor"
@@ -170,15 +172,22 @@ def fill_many_(requests: Sequence[Request]) -> None:
                 _check_window(part, its_window)
             else:
                 shard.check_held(part, argument, constant=law.kind == _CONSTANT)
-            if part.device.type != "meta" and part.numel():
-                some = writes.setdefault(part.device, [])
-                some.extend(_writes(part, law, seed, stream, its_window))
+            if part.device.type == "meta" or not part.numel() or tensors.is_fake(part):
+                continue
+            if not _is_itself(part):
+                view = tensors.local(part)
+                part = torch.empty(part.shape, dtype=part.dtype, device=part.device)
+                copied.append((view, part))
+            some = writes.setdefault(part.device, [])
+            some.extend(_writes(part, law, seed, stream, its_window))
     chosen = {device: backends.choose(device) for device in writes}
     with torch.no_grad():
         for device, some in writes.items():
             chosen[device].fill_many(some)
             for write in some:
                 _increment_version(write.tensor)
+        for view, plain in copied:
+            view.copy_(plain)
     for tensor in sharded:  # the local tensors have counters of their own
         _increment_version(tensor)
 
@@ -243,18 +252,13 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
             f"{argument} must have a float16, bfloat16, float32, float64 or complex dtype, but got "
             f"{tensor.dtype}"
         )
-    if tensor.layout is not torch.strided:
-        raise NotImplementedError(f"{argument} must be strided, but got layout {tensor.layout}")
-    if _is_compiling():
+    if _is_compiling() or tensors.is_traced(tensor):
         return  # what follows looks at the tensor's memory, which a traced tensor has none of
     if shard.is_dtensor(tensor):
         raise NotImplementedError(
             f"{argument} is a DTensor, of which this rank holds a shard: Plan.apply_ can write it"
         )
-    if tensor.is_conj() or tensor.is_neg():
-        raise NotImplementedError(
-            f"{argument} is a lazily conjugated or negated view: fill the tensor it was taken from"
-        )
+    tensor = tensors.memory(tensor, argument)
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{argument} is an inference tensor: it can only be written inside torch.inference_mode()"
@@ -264,6 +268,11 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
             f"{argument} has elements that share memory (shape {tuple(tensor.shape)}, strides "
             f"{tensor.stride()}), so they cannot all be written; clone() it first"
         )
+
+
+def _is_itself(tensor: Tensor) -> bool:
+    """Whether its memory holds its very values: no conjugated or negated view, no result to come."""
+    return not (tensor.is_neg() or tensor.is_conj()) and tensors.local(tensor) is tensor
 
 
 def _overlaps(tensor: Tensor) -> bool:
@@ -345,6 +354,7 @@ def _fill_real(
 ) -> None:
     if tensor.numel() == 0:
         return
+    tensor = tensors.memory(tensor)
     law = Law(kind, *parameters)
     if seed is None:
         seed = keys.draw_seed(generator) if kind != laws.CONSTANT else 0

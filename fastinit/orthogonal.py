@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from fastinit import laws, ops, shard
+from fastinit import laws, ops, shard, tensors
 from fastinit.draw import full_shape, warn_if_lost
 from fastinit.keys import ANONYMOUS, stream_id
 from fastinit.structured import centre
@@ -62,6 +62,8 @@ def orthogonal_(
     if not is_compiling() and shard.is_dtensor(tensor):
         seed = ops.draw_seed(tensor, seed, generator)
         return shard.write_whole_(tensor, lambda t: orthogonal_(t, gain, seed=seed, name=name))
+    if tensors.is_left_alone(tensor):
+        return tensor
     rows = tensor.size(0)
     columns = math.prod(tensor.shape[1:])
     matrix = _matrix(rows, columns, tensor, gain, generator, seed, name)
@@ -108,6 +110,8 @@ def delta_orthogonal_(
         return shard.write_whole_(
             tensor, lambda t: delta_orthogonal_(t, gain, seed=seed, name=name)
         )
+    if tensors.is_left_alone(tensor):
+        return tensor
     matrix = _matrix(tensor.size(0), tensor.size(1), tensor, gain, generator, seed, name)
     if tensor.numel() > 0:
         with torch.no_grad():
@@ -119,8 +123,7 @@ def _check(tensor: Tensor, gain: float) -> None:
     if not math.isfinite(gain):
         raise RuntimeError(f"gain must be finite, but got gain={gain}")
     ops.check_target(tensor)
-    if not tensor.is_leaf:
-        warn_if_lost(tensor, stacklevel=4)
+    warn_if_lost(tensor, stacklevel=4)
 
 
 def _matrix(

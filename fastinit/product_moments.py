@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastinit import backends
+from fastinit import backends, shard, tensors
 from fastinit.moments import Moments, moments
 
 BLOCK = 1 << 23
@@ -40,16 +40,17 @@ def linear_moments(
 
     Raises:
         TypeError: dtypes or devices that differ.
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit; a tensor on meta or fake.
+        NotImplementedError: a DTensor, or another kind without plain memory.
         RuntimeError: the triton backend is forced and cannot serve the device.
     """
     _check(x, weight, bias)
-    with torch.no_grad():
-        rows = _rows(x.detach())
+    x, weight = tensors.values(x, "x"), tensors.values(weight, "weight")
+    bias = None if bias is None else tensors.values(bias, "bias")
+    with tensors.without_modes(), torch.no_grad():
+        rows = _rows(x)
         if _by_triton(rows):
-            plain = None if bias is None else bias.detach()
-            raw = backends.triton.product_moments(rows, weight.detach(), plain)
-            return Moments(raw, correction)
+            return Moments(backends.triton.product_moments(rows, weight, bias), correction)
         tall = max(1, min(len(rows), BLOCK // LEAST_COLUMNS))
         wide = max(1, min(len(weight), BLOCK // tall))
         buffer = rows.new_empty(tall * wide)
@@ -87,6 +88,13 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, but got {tensor!r:.60}")
+        if shard.is_dtensor(tensor):
+            raise NotImplementedError(
+                f"{name} is a DTensor, and a product of parts is no part of the product; "
+                f"full_tensor() gives the whole"
+            )
+        if found := tensors.unreadable(tensor):
+            raise found[0](f"{name} {found[1]}")
         if (tensor.dtype, tensor.device) != (x.dtype, x.device):
             raise TypeError(
                 f"{name} must be {x.dtype} on {x.device} as x is, but is {tensor.dtype} on "

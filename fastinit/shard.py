@@ -69,6 +69,11 @@ def local(tensor: Tensor) -> Tensor:
         return tensor.to_local().detach()
 
 
+def is_part(tensor: Tensor) -> bool:
+    """Whether other ranks hold other elements of the same tensor."""
+    return is_dtensor(tensor) and not all(p.is_replicate() for p in tensor.placements)
+
+
 def check_placements(tensor: DTensor, argument: str = "tensor") -> None:
     """Raises NotImplementedError unless a DTensor's local tensor holds elements of the full one.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from fastinit import laws, ops, shard
+from fastinit import laws, ops, shard, tensors
 from fastinit.draw import draw_, full_shape, warn_if_lost
 from fastinit.keys import ANONYMOUS, stream_id, substream
 
@@ -112,7 +112,7 @@ def sparse_(
 
         return shard.write_whole_(tensor, write)
     draw_(tensor, laws.normal(0.0, std), generator, seed, name)
-    if some and not tensor.is_meta:
+    if some and not tensor.is_meta and not tensors.is_left_alone(tensor):
         _zero(tensor, zeros, stream, seed, generator)
     return tensor
 
@@ -148,8 +148,8 @@ def _check(tensor: Tensor) -> None:
     # Integers and booleans are fine here, and torch itself refuses what it cannot write.
     if tensor.is_floating_point() or tensor.is_complex():
         ops.check_target(tensor)
-    if not tensor.is_leaf:
-        warn_if_lost(tensor, stacklevel=4)
+    tensors.check_memory(tensor)
+    warn_if_lost(tensor, stacklevel=4)
 
 
 def _but_got(tensor: Tensor) -> str:

@@ -208,11 +208,13 @@ class _Tensor:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.kind, self.lazy = tensor, tensor.__class__, is_lazy(tensor)
         self.grad, self.requires_grad = _grad(tensor), tensor.requires_grad
-        self.data = tensor.data
+        # What has no memory that we know of (a value inside torch.func, say) may have no data either.
+        known = self.lazy or tensor.is_meta or bool(_where(tensor))
+        self.data = tensor.data if known else None
 
     def put_back(self) -> None:
         tensor = self.tensor
-        if self.lazy or _where(tensor) != _where(self.data):
+        if self.data is not None and (self.lazy or _where(tensor) != _where(self.data)):
             tensor.data = self.data
             tensor.__class__ = self.kind
         if _grad(tensor) is not self.grad:

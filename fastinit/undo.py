@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import (
     is_traceable_wrapper_subclass,
 )
 
+from fastinit.tensors import is_fake_class, obstacle
+
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DISABLED = torch.Tensor.__torch_dispatch__  # by which a class says that it has none
 _RENORM = torch.ops.aten.embedding_renorm_.default
@@ -84,9 +86,13 @@ class Undo(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
+        if any(map(is_fake_class, types)):
+            return func(
+                *args, **kwargs
+            )  # as where a DTensor's shapes are worked out: nothing is written
         if any(kind.__torch_dispatch__ is not _DISABLED for kind in types):
             return NotImplemented  # the subclass does it by operations on plain tensors
-        kwargs = kwargs or {}
         if func is _RENORM:
             self._keep_rows(*args[:2])
         else:
@@ -98,7 +104,7 @@ class Undo(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _tracks(self, tensor: Tensor) -> bool:
-        return _is_plain(tensor) and tensor.untyped_storage()._cdata in self._tracked
+        return obstacle(tensor) is None and tensor.untyped_storage()._cdata in self._tracked
 
     def _keep_rows(self, table: Tensor, indices: Tensor) -> None:
         """A renormalised embedding may be large, and one call writes few of its rows."""
@@ -116,15 +122,16 @@ class Undo(TorchDispatchMode):
 def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
     """The tensors with memory of their own that a tensor consists of."""
     if is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from plain_parts(getattr(tensor, name))
+        for inner in (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]):
+            if isinstance(inner, Tensor):
+                yield from plain_parts(inner)
     elif tensor.layout is torch.sparse_coo:
         yield from (tensor._indices(), tensor._values())
     elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         yield from (tensor.crow_indices(), tensor.col_indices(), tensor.values())
     elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         yield from (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
-    elif _is_plain(tensor):
+    elif obstacle(tensor) is None:
         yield tensor
 
 
@@ -134,10 +141,6 @@ def raw(tensor: Tensor) -> Tensor:
     memory = torch.empty(0, dtype=dtype, device=tensor.device)
     place = tensor.storage_offset(), tensor.shape, tensor.stride()
     return memory.set_(tensor.untyped_storage(), *place)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def _place(view: Tensor) -> tuple[Any, ...]:

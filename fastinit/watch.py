@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastinit import laws, text
+from fastinit import laws, shard, tensors, text
 from fastinit import layers as finding
 from fastinit.fans import Fans, fans_of
 from fastinit.layers import Layer, Which, abbreviated
@@ -128,7 +128,7 @@ class Watch:
         missing = dict(self._passed)
         for target in self._targets:
             if target.name not in run.records:
-                why = "did not run, or not by calling the module"
+                why = "did not run as a module, or was only traced"
                 missing[target.name] = run.unseen.get(target.name, why)
         return missing
 
@@ -293,18 +293,28 @@ class _Record:
     outputs: _Units = field(default_factory=_Units)
     gradients: _Units = field(default_factory=_Units)
     units: int = 0
+    parts: bool = False  # whether other ranks have other parts of what was measured
     why: str = "not reached by a backward pass"
 
-    def see(self, x: Tensor, raws: list[Tensor], units: _Units, zero: bool) -> None:
+    def see(self, x: Tensor, raws: list[Tensor], units: _Units, zero: bool) -> str | None:
+        """Measures an output or a gradient. Why it could not, if so: the user's own step goes on."""
+        try:
+            here = tensors.values(x)
+            if zero and 0 in here.stride():  # expanded, as by sum(); element by element is slow
+                here = here.contiguous()
+            raw = moments(here).raw
+            layer = self.target.layer
+            if layer is not None and layer.affine and here.dim():
+                dim = layer.channel_dim(here)
+                self.units = here.shape[dim]
+                units.see(here, dim, zero, raw)
+        except Exception as error:
+            return f"could not be measured: {type(error).__name__}: {error}".split("\n")[0]
         if len(raws) >= FOLD:
             raws[:] = [_together(raws)]
-        raw = moments(x).raw
         raws.append(raw)
-        layer = self.target.layer
-        if layer is not None and layer.affine and x.dim():
-            dim = layer.channel_dim(x)
-            self.units = x.shape[dim]
-            units.see(x, dim, zero, raw)
+        self.parts = self.parts or shard.is_part(x)
+        return None
 
     def dead(self) -> Tensor | None:
         masks = [m for m in (self.outputs.dead(False), self.gradients.dead(True)) if m is not None]
@@ -340,6 +350,8 @@ class _Run:
         return target.module.register_forward_pre_hook(project, with_kwargs=True)
 
     def _see(self, target: _Target, x: Tensor | None) -> None:
+        if torch.compiler.is_compiling():
+            return  # there is nothing to see yet, and compiled code would not come here again
         if why := _immeasurable(x):
             self.unseen[target.name] = why
             return
@@ -347,10 +359,13 @@ class _Run:
         again = _backward_pass() != -1
         if again and target.name not in self.records:
             return
-        record = self.records.setdefault(target.name, _Record(target))
+        record = self.records.get(target.name) or _Record(target)
         if not again:
+            if why := record.see(x, record.forward, record.outputs, zero=False):
+                self.unseen[target.name] = why
+                return
             record.calls += 1
-            record.see(x.detach(), record.forward, record.outputs, zero=False)
+            self.records[target.name] = record
         if not self.gradients:
             return
         if x.requires_grad:
@@ -363,11 +378,11 @@ class _Run:
 
     def _await_gradient(self, x: Tensor, record: _Record) -> None:
         def backward(grad: Tensor) -> None:
-            if self.open and grad is not None and not _immeasurable(grad):
-                grad = grad.detach()
-                if 0 in grad.stride():  # expanded, as by sum(); element by element is slow
-                    grad = grad.contiguous()
-                record.see(grad, record.backward, record.gradients, zero=True)
+            if self.open and grad is not None:
+                if found := tensors.unreadable(grad):
+                    record.why = f"it {found[1]}"
+                elif why := record.see(grad, record.backward, record.gradients, zero=True):
+                    record.why = f"it {why}"
 
         # The hook goes with the graph, but for a leaf, such as a parameter that a module returns.
         handle = x.register_hook(backward)
@@ -382,8 +397,13 @@ class _Run:
         weights = {}
         for record in self.records.values():
             layer = record.target.layer
-            if layer is not None and _immeasurable(layer.weight_in) is None:
+            if layer is None:
+                continue
+            if found := tensors.unreadable(layer.weight_in):
+                record.target.why = record.target.why or f"its weight {found[1]}"
+            elif layer.weight_in.dtype in laws.DTYPES:
                 weights[layer.key] = layer.weight
+                record.parts = record.parts or shard.is_part(layer.weight_in)
         self.weights = dict(zip(weights, moments_many(list(weights.values()))))
 
     def read(self) -> list[Watched]:
@@ -404,9 +424,14 @@ class _Run:
         for i, record in enumerate(records):
             target, layer = record.target, record.target.layer
             weight = None if layer is None else weights.get(layer.key)
-            fan_in, fan_out = (math.nan, math.nan) if layer is None else _fans(layer)
+            shaped = layer is not None and not layer.weight_in.is_nested
+            fan_in, fan_out = _fans(layer) if layer and shaped else (math.nan, math.nan)
             factor = fan_in * _var(weight) / 2
             notes = [target.why] if target.why else []
+            if why := self.unseen.get(target.name):
+                notes.append(f"a call is not counted: {why}")
+            if record.parts:
+                notes.append("this rank's part")
             if layer is not None and not math.isnan(factor):
                 tied = first.setdefault(layer.key, target.name)
                 if tied == target.name:
@@ -466,7 +491,7 @@ def _fans(layer: Layer) -> Fans:
 
     A transposed convolution spreads its inputs over stride times as many outputs: fan_in is their mean.
     """
-    module, shape = layer.module, layer.weight.shape
+    module, shape = layer.module, layer.shape
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or len(shape) < 2:
         return math.nan, math.nan
     fan_in, fan_out = fans_of(shape)
@@ -497,11 +522,8 @@ def _immeasurable(x: Tensor | None) -> str | None:
         return "gives no floating-point tensor"
     if x.dtype not in laws.DTYPES:
         return f"gives {x.dtype}"
-    if x.is_nested:
-        return "gives a nested tensor"
-    if x.layout is not torch.strided:
-        return f"gives a tensor of layout {x.layout}"
-    return "is on meta" if x.is_meta else None
+    found = tensors.unreadable(x)
+    return f"its output {found[1]}" if found else None
 
 
 def _sample(x: Tensor, dim: int) -> Tensor:

@@ -311,7 +311,7 @@ def test_nested_tensors_are_an_error() -> None:
     mask = torch.zeros(4, 10, dtype=torch.bool)
     mask[1, 6:] = True
     before = everything(model)
-    with pytest.raises(LSUVError, match=r"self_attn\.q_proj gives a nested tensor"):
+    with pytest.raises(LSUVError, match=r"self_attn\.q_proj is a nested tensor"):
         lsuv_(model, x, src_key_padding_mask=mask)
     assert_same(before, everything(model))
 

@@ -213,8 +213,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         (lambda: moments([1.0]), TypeError, "x must be .* but got list"),
         (lambda: moments(torch.zeros(3, dtype=torch.int64)), TypeError, r"but got torch\.int64"),
         (lambda: moments(torch.zeros(3, dtype=torch.complex64)), TypeError, "complex64"),
-        (lambda: moments(torch.zeros(3, device="meta")), ValueError, "number 0 has not: meta"),
-        (lambda: moments(torch.zeros(3).to_sparse()), ValueError, "strided"),
+        (lambda: moments(torch.zeros(3, device="meta")), ValueError, "number 0. is on meta"),
+        (lambda: moments(torch.zeros(3).to_sparse()), NotImplementedError, "layout"),
         (lambda: moments(torch.zeros(3, 2), dim=2), IndexError, "range"),
         (
             lambda: moments(torch.zeros(3)).merge(moments(torch.zeros(3, 2), dim=1)),

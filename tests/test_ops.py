@@ -212,18 +212,6 @@ UNWRITABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ),
     ("unfolded", lambda: torch.zeros(8).unfold(0, 4, 2), RuntimeError, "share memory"),
     ("as_strided", lambda: torch.zeros(9).as_strided((2, 3), (2, 2)), RuntimeError, "share memory"),
-    (
-        "conjugate",
-        lambda: torch.zeros(4, dtype=torch.complex64).conj(),
-        NotImplementedError,
-        "conj",
-    ),
-    (
-        "negated",
-        lambda: torch.zeros(4, dtype=torch.complex64).conj().imag,
-        NotImplementedError,
-        "negated",
-    ),
     ("uninitialised", nn.UninitializedParameter, ValueError, r"has no shape yet.*materialize\(\)"),
     ("uninitialised buffer", nn.UninitializedBuffer, ValueError, "has no shape yet"),
 ]
@@ -243,6 +231,17 @@ def test_unwritable(make: Callable[[], Any], error: type[Exception], message: st
     with pytest.raises(error, match=rf"requests\[1\].tensor .*{message}"):
         fill_many_([Request(good, laws.normal(), 1), Request(tensor, laws.normal(), 1)])
     assert not good.any()
+
+
+def test_lazily_conjugated_and_negated_views_are_given_the_values() -> None:
+    z = torch.zeros(4, dtype=torch.complex64)
+    for view in (z.conj(), z.conj().imag, z.imag):
+        plain = torch.empty(view.shape, dtype=view.dtype)
+        for one in (view, plain):
+            fill_(one, laws.uniform(1.0, 2.0), seed=1)
+        assert view.resolve_conj().resolve_neg().equal(plain)
+        fill_many_([Request(view, laws.normal(), 2)])
+        assert view.resolve_conj().resolve_neg().equal(fill_(plain, laws.normal(), seed=2))
 
 
 def test_views_without_overlap_pass() -> None:

@@ -146,7 +146,7 @@ def test_execution_order_decides_not_registration() -> None:
     with watch(model) as w:
         model(torch.randn(4, 8))
     assert [layer.name for layer in w.layers] == ["first", "last"]
-    assert w.missing == {"idle": "did not run, or not by calling the module"}
+    assert w.missing == {"idle": "did not run as a module, or was only traced"}
 
 
 def test_passes_and_calls_are_taken_together() -> None:
@@ -249,9 +249,9 @@ def test_outputs_in_wrappings(wrapping: str) -> None:
     [
         (lambda x: None, "gives no floating-point tensor"),
         (lambda x: x.argmax(), "gives no floating-point tensor"),
-        (lambda x: x.to_sparse(), "gives a tensor of layout torch.sparse_coo"),
+        (lambda x: x.to_sparse(), "its output has layout torch.sparse_coo, not torch.strided"),
         (lambda x: x.to(torch.float8_e5m2), "gives torch.float8_e5m2"),
-        (lambda x: x.to("meta"), "is on meta"),
+        (lambda x: x.to("meta"), "its output is on meta, which holds no values"),
     ],
 )
 def test_outputs_without_moments_are_named(wrap: Callable[[Tensor], Any], why: str) -> None:
@@ -491,7 +491,7 @@ def test_attention_in_half_precision_checkpointed_and_nested() -> None:
     with watch(encoder) as w, torch.no_grad():
         encoder(x, src_key_padding_mask=mask)
     assert w.layers == []
-    assert set(w.missing.values()) == {"gives a nested tensor"}
+    assert set(w.missing.values()) == {"its output is a nested tensor"}
 
 
 def test_attention_whose_weight_is_computed_is_seen_by_its_output() -> None:
@@ -661,7 +661,7 @@ def test_the_table_fits_a_terminal(gradients: bool) -> None:
     assert ("grad std" in table[0]) == gradients
     firsts = [line.split()[0] for line in table[2:14]]
     assert len(set(firsts)) == 12  # the block's number is not what is left out
-    assert table[-1] == "not measured: did not run, or not by calling the module: unused"
+    assert table[-1] == "not measured: did not run as a module, or was only traced: unused"
 
 
 def test_plot(tmp_path: Path) -> None:
