@@ -29,12 +29,11 @@ TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 
 # Without a GPU, the tests read the machine code of two architectures: below sm_100 the kernels' text is
 # one, from there on another. All are built for the ledger, and where nvcc does not say that it knows these.
-ifeq ($(filter slow sass,$(MAKECMDGOALS)),)
+ALL := $(GPU)$(filter slow sass,$(MAKECMDGOALS))
 NVCC := $(or $(shell command -v nvcc),/usr/local/cuda/bin/nvcc)
-TESTED := $(if $(GPU),,$(filter sm_90 sm_100,$(shell $(NVCC) --list-gpu-code 2>/dev/null)))
-export FASTINIT_CUDA_ARCHS ?= $(subst sm_,,$(TESTED))
-endif
-BUILD := $(FASTINIT_NATIVE) $(FASTINIT_CUDA) $(FASTINIT_CUDA_ARCHS)
+TESTED := $(if $(ALL),,$(filter sm_90 sm_100,$(shell $(NVCC) --list-gpu-code 2>/dev/null)))
+ARCHS := $(or $(FASTINIT_CUDA_ARCHS),$(subst sm_,,$(TESTED)))
+BUILD := $(FASTINIT_NATIVE) $(FASTINIT_CUDA) $(ARCHS)
 STAMP := $(VENV)/.installed-$(shell echo '$(BUILD)' | cksum | cut -d' ' -f1)
 
 # The demo installs what it needs and no more, unless all is there already; it builds CUDA kernels for the
@@ -106,7 +105,7 @@ $(TORCH_STAMP): | $(VENV)/bin/python
 	@touch $@
 
 $(STAMP): $(TORCH_STAMP) $(BUILD_INPUTS)
-	@$(PHASE) "building fastinit, installing what its tests need" -- $(PIP) install -e '.[test,lint]'
+	@FASTINIT_CUDA_ARCHS='$(ARCHS)' $(PHASE) "building fastinit, installing what its tests need" -- $(PIP) install -e '.[test,lint]'
 	@rm -f $(VENV)/.installed*
 	@touch $@
 

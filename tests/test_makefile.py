@@ -65,6 +65,41 @@ def test_the_demo_builds_for_the_gpus_that_are_here(
     assert f"installing {torch_asked}" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("known", "goals", "archs"),
+    [
+        ("80 90 100 120", ("test", "lint", "everywhere"), "90 100"),
+        ("80 90", ("test", "lint"), "90"),
+        ("80 90 100 120", ("slow", "sass"), ""),  # the ledger has all
+    ],
+)
+def test_the_tests_build_two_architectures_once(
+    tmp_path: Path, known: str, goals: tuple[str, ...], archs: str
+) -> None:
+    """On a machine without a GPU; and one goal's build is the next one's."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not there")
+    program(tmp_path, "nvcc", f"printf 'sm_%s\\n' {known}")
+    program(tmp_path, "nvidia-smi", "exit 9")
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("FASTINIT_", "MAKE", "MFLAGS"))
+    }
+    stamps = set()
+    for goal in goals:
+        lines = subprocess.run(
+            ["make", "-n", goal, f"VENV={tmp_path / 'venv'}"],
+            cwd=ROOT,
+            env={**kept, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
+        [build] = [line for line in lines if "install -e" in line]
+        assert build.startswith(f"FASTINIT_CUDA_ARCHS='{archs}' ")
+        stamps |= {line for line in lines if "touch" in line and "/.installed" in line}
+    assert len(stamps) == 1
+
+
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_phase_shows_its_time_and_what_a_failure_printed(status: int) -> None:
     command = ["sh", "-c", f"echo working; exit {status}"]
