@@ -10,13 +10,14 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections import deque
-from collections.abc import Iterator
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from fastinit import shard
@@ -47,9 +48,16 @@ class Kept:
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []
         shard.reshard_(model)
         buffers: list[tuple[str, Tensor]] = []
+        norms: list[Tensor] = []
         for name, module in model.named_modules():
             self.modules.append(_Module(module))
             buffers += self._found(name, module)
+            if (
+                isinstance(module, _NormBase) and module.training
+            ):  # which may be compiled, and not seen
+                norms += [b for b in module._buffers.values() if b is not None and not is_lazy(b)]
+        for buffer in norms:
+            self.undo.keep(buffer)
         room = ALL_KEPT
         for name, buffer in sorted(buffers, key=lambda named: named[1].nbytes):
             if buffer.nbytes <= min(KEPT, room):
@@ -180,7 +188,12 @@ class _Module:
         self.module, self.kind = module, module.__class__
         own = (*module._parameters.values(), *module._buffers.values())
         self.lazy = any(tensor is not None and is_lazy(tensor) for tensor in own)
-        self.values = {name: (value, _content(value)) for name, value in vars(module).items()}
+        self.values = dict(vars(module))
+        self.contents = {
+            name: copy
+            for name, value in self.values.items()
+            if (copy := _content(value)) is not None
+        }
 
     def put_back(self) -> None:
         """A module's registries, and attributes that are or hold tensors, before or now."""
@@ -188,8 +201,8 @@ class _Module:
             self.module.__class__ = self.kind
         now = vars(self.module)
         for name in (*self.values, *(name for name in now if name not in self.values)):
-            value, content = self.values.get(name, (_ABSENT, None))
-            if now.get(name, _ABSENT) is value and _same(_content(value), content):
+            value, content = self.values.get(name, _ABSENT), self.contents.get(name)
+            if now.get(name, _ABSENT) is value and (content is None or _holds(value, content)):
                 continue
             if name not in _OWN and not self.lazy:
                 parts = (*_leaves(content), *_leaves(value), *_leaves(now.get(name)))
@@ -250,26 +263,31 @@ def _leaves(value: Any, depth: int = 3) -> Iterator[Any]:
         yield value
 
 
+# Containers, and what a copy of their content is. Others are of classes that may do more than hold.
+_CONTAINERS: dict[type, Callable[[Any], Any]] = {
+    **dict.fromkeys((dict, OrderedDict, defaultdict), dict),
+    **dict.fromkeys((list, deque, set), list),
+}
+
+
 def _content(value: Any) -> Any:
     """A copy of what a container holds; None of other values."""
-    if type(value).__module__ not in ("builtins", "collections"):
-        return None  # of a class that may do more than hold
-    if isinstance(value, dict):
-        return dict(value)
-    return list(value) if isinstance(value, (list, set, deque)) else None
+    copy = _CONTAINERS.get(type(value))
+    return None if copy is None else copy(value)
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two copies hold the same objects in the same order."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return list(one) == list(other) and _same(list(one.values()), list(other.values()))
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(a is b for a, b in zip(one, other))
-    return one is other
+def _holds(value: Any, content: Any) -> bool:
+    """Whether a container holds the objects of a copy, in the same order."""
+    if len(value) != len(content):
+        return False
+    if isinstance(content, dict):
+        pairs = zip(value.items(), content.items())
+        return all((a is b or a == b) and one is other for (a, one), (b, other) in pairs)
+    return all(one is other for one, other in zip(value, content))
 
 
 def _refill(value: Any, content: Any) -> None:
-    if content is not None and not _same(_content(value), content):
+    if content is not None and not _holds(value, content):
         value.clear()
         (value.extend if isinstance(value, (list, deque)) else value.update)(content)
 

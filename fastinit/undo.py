@@ -35,6 +35,11 @@ class Undo(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """What is compiled runs as it does without this mode; flex_attention runs in no other way."""
+        return True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tracked: dict[int, torch.UntypedStorage] = {}

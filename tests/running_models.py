@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.utils import parametrizations, spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 LARGE = 20_000  # elements: more bytes than a copy is kept of unasked
 
@@ -139,6 +142,41 @@ def _attention(training: bool = True, **options: Any) -> nn.Module:
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).train(training)
 
 
+class Within(nn.Module):
+    """A large batch norm, run in one of the ways that torch has to run something."""
+
+    def __init__(self, run: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.before, self.norm = nn.Linear(16, 4), nn.BatchNorm1d(LARGE)
+        self.after, self.run = nn.Linear(16, 4), run(self.norm)
+        self.register_buffer("sparse", torch.eye(50).to_sparse())
+        with warnings.catch_warnings():  # that it is in beta state
+            warnings.simplefilter("ignore")
+            self.register_buffer("rows", torch.eye(50).to_sparse_csr())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.run(self.before(x).repeat(1, LARGE // 4))
+        self.sparse.mul_(2)
+        self.rows.values().add_(1)
+        return self.after(x)
+
+
+def _checkpointed(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: checkpoint(norm, x, use_reentrant=False)
+
+
+class Flex(nn.Module):
+    """Attention that torch compiles whatever one does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.norm = nn.Linear(16, 16), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.norm(self.project(x))[:, None]
+        return flex_attention(q, q, q)
+
+
 def _tied() -> nn.Module:
     model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 16), nn.Linear(16, 50, bias=False))
     model[2].weight = model[0].weight
@@ -221,6 +259,7 @@ PLAIN: dict[str, Model] = {
     "attention": (_attention, _x(4, 5, 16)),
     "attention in eval": (lambda: _attention(False, dropout=0.0), _x(4, 5, 16)),
     "tied": (_tied, _tokens()),
+    "checkpointed": (lambda: Within(_checkpointed), VECTORS),
     "frozen": (_frozen, VECTORS),
 }
 WRITERS: dict[str, Model] = {
@@ -235,6 +274,11 @@ WRITERS: dict[str, Model] = {
     if large or write is not _inference
 }
 MODELS = {**PLAIN, **WRITERS}
+COMPILED: dict[str, Model] = {
+    "scripted": (lambda: Within(torch.jit.script), VECTORS),
+    "compiled": (lambda: Within(lambda m: torch.compile(m, backend="aot_eager")), VECTORS),
+    "flex attention": (Flex, _x(4, 5, 16)),
+}
 LAZY: dict[str, Model] = {
     "lazy": (
         lambda: _sequential(
@@ -260,6 +304,10 @@ def build(model: Model) -> tuple[nn.Module, Tensor]:
 def _bits(value: Any) -> Any:
     if isinstance(value, nn.parameter.UninitializedTensorMixin):
         return type(value)
+    if isinstance(value, Tensor) and value.layout is torch.sparse_coo:
+        return _bits(value._indices()), _bits(value._values())
+    if isinstance(value, Tensor) and value.layout is torch.sparse_csr:
+        return _bits(value.crow_indices()), _bits(value.col_indices()), _bits(value.values())
     if isinstance(value, Tensor):
         memory = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage())
         place = value.storage_offset(), value.shape, value.stride()

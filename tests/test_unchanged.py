@@ -17,7 +17,17 @@ from torch.nn.modules.module import (
 )
 
 from fastinit import LSUVError, lsuv_, watch
-from tests.running_models import LARGE, LAZY, MODELS, PLAIN, Writer, build, differences, everything
+from tests.running_models import (
+    COMPILED,
+    LARGE,
+    LAZY,
+    MODELS,
+    PLAIN,
+    Writer,
+    build,
+    differences,
+    everything,
+)
 from tests.test_lsuv_memory import MIB, memory, plain
 
 
@@ -25,9 +35,9 @@ class Fault(Exception):
     """Raised at a hook."""
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *COMPILED])
 def test_only_the_layers_weights_are_changed(name: str) -> None:
-    model, x = build(MODELS[name])
+    model, x = build({**MODELS, **COMPILED}[name])
     before = everything(model)
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     result = lsuv_(model, x)
