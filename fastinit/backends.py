@@ -155,11 +155,17 @@ class Triton:
 
     name = "triton"
     devices = ("cuda", "xpu")
+    oldest = (3, 6)
 
     @cached_property
     def missing(self) -> str | None:
         """Why the kernels cannot be had, or None. Importing triton takes a while: only if asked."""
         try:
+            import triton
+
+            if _release(triton.__version__) < self.oldest:
+                least = ".".join(map(str, self.oldest))
+                return f"triton {triton.__version__} is too old: {least} comes with torch 2.10"
             from fastinit import triton_kernels
         except ImportError as error:
             return f"triton is not there: {error} (pip install triton)"

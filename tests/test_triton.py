@@ -141,3 +141,13 @@ def test_a_machine_without_triton_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     finally:
         monkeypatch.undo()
         triton.__dict__.pop("missing", None)
+
+
+def test_a_triton_that_is_too_old_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.6 brings triton 3.2, whose language lacks what the kernels use."""
+    module = pytest.importorskip("triton")
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert "triton>=" + ".".join(map(str, triton.oldest)) in project
+    monkeypatch.setattr(module, "__version__", "3.2.0")
+    made = type(triton)()
+    assert "triton 3.2.0 is too old: 3.6" in (made.serves(torch.device("cuda")) or "")
