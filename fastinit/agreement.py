@@ -53,7 +53,7 @@ def draw_seed(mesh: DeviceMesh, generator: torch.Generator | None = None) -> int
         agreed = _agreed_here().setdefault(generator or torch.default_generator, set())
         # If more ranks agreed, so did these; and those all know it, so that none waits for another.
         if check == "always" or not any(ranks <= more for more in agreed):
-            _compare(_gathered(mesh, seed))
+            _compare(_gathered(mesh, [torch.distributed.get_rank(), keys.signed(seed)]))
             agreed.add(ranks)
     return seed
 
@@ -65,9 +65,18 @@ def _agreed_here() -> _Agreed:
     return agreed
 
 
-def _gathered(mesh: DeviceMesh, seed: int) -> Tensor:
-    """[ranks, 2]: each rank of the mesh with its seed, gathered along one dimension after another."""
-    mine = [torch.distributed.get_rank(), keys.signed(seed)]
+def differing(mesh: DeviceMesh, numbers: list[float]) -> list[int]:
+    """The ranks of a mesh whose numbers are not, bit for bit, those of its first; a collective."""
+    if mesh.size() == 1 or mesh.get_coordinate() is None:
+        return []
+    bits = torch.tensor(numbers, dtype=torch.float64).view(torch.int64).tolist()
+    with _disable_current_modes():
+        rows = sorted(_gathered(mesh, [torch.distributed.get_rank(), *bits]).tolist())
+    return [rank for rank, *others in rows if others != rows[0][1:]]
+
+
+def _gathered(mesh: DeviceMesh, mine: list[int]) -> Tensor:
+    """[ranks, numbers]: those of each rank of the mesh, gathered along one dimension after another."""
     known = torch.tensor([mine], dtype=torch.int64, device=mesh.device_type)
     for dim in range(mesh.ndim):
         if mesh.size(dim) > 1:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastinit import init, layers, shard, tensors, text
+from fastinit import agreement, init, layers, shard, tensors, text
 from fastinit.affine import AffineSums, rescale
 from fastinit.affine import LSUVError as LSUVError  # it is this module's to the world
 from fastinit.layers import Layer, Which
@@ -30,6 +30,7 @@ from fastinit.unchanged import Kept, same_random_numbers, unchanged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from torch.distributed.device_mesh import DeviceMesh
 
 PASSES = 3  # over several batches, at most
 
@@ -188,9 +189,12 @@ def lsuv_(
             :func:`fastinit.linear_moments` and the pass ends there, so that its output, of a language
             model's head as large as the rest of the pass, is never built.
 
+    On ranks that share a model of DTensors, each has to see the same outputs.
+
     Raises:
         LSUVError: an output that is constant, not finite or has fewer than two values, or a bias whose
-            variance is already as large as the target; it names the layer and its moments.
+            variance is already as large as the target; it names the layer and its moments. Ranks that
+            measured differently.
         TypeError, ValueError: arguments that are no good.
         NotImplementedError: a parameter that is not here (``fastinit.shard.check_held``).
 
@@ -460,8 +464,23 @@ class _Run:
         scaling = self.scalings.get((id(weight), None))
         return 1.0 if scaling is None or scaling.layer.affine else scaling.scale
 
+    def _check_ranks(self) -> None:
+        """Each rank scales its part of a DTensor by what it measured: that has to be the same on all."""
+        found: dict[DeviceMesh, list[float]] = {}
+        for scaling in self.scalings.values():
+            if shard.is_dtensor(weight := scaling.layer.weight_in):
+                found.setdefault(weight.device_mesh, []).extend((scaling.scale, scaling.shift))
+        for mesh, numbers in found.items():
+            if ranks := agreement.differing(mesh, numbers):
+                raise LSUVError(
+                    f"ranks measured different outputs, so they would scale their parts of one weight "
+                    f"differently: {', '.join(map(str, ranks))} not as the first. Give all ranks of "
+                    f"{mesh} the same batch, and layers whose whole output each rank has"
+                )
+
     def apply(self) -> None:
         """Scales the weights and shifts the biases."""
+        self._check_ranks()
         weights: list[Tensor] = []
         scales = []
         for scaling in self.scalings.values():
