@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cached_property, lru_cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -64,10 +64,10 @@ class Native:
         self.fill = lru_cache(maxsize=4096)(self._fill)
         self.missing_on = lru_cache(maxsize=None)(self._missing_on)
         try:
-            from fastinit import _native
+            _native = import_module("fastinit._native")  # whose error says what is missing
 
             # The finder of an editable install offers its own where this folder has none.
-            if not os.path.samefile(Path(_native.__file__).parent, Path(__file__).parent):
+            if not os.path.samefile(Path(_native.__file__ or "").parent, Path(__file__).parent):
                 raise ImportError(
                     f"it was not built here, and {_native.__file__} is another copy's"
                 )
