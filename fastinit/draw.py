@@ -43,7 +43,7 @@ def full_shape(tensor: Tensor) -> torch.Size:
     Raises:
         NotImplementedError: it is a part, whose shape says nothing (``fastinit.shard.check_held``).
     """
-    if not torch.compiler.is_compiling():
+    if not _is_compiling():
         shard.check_held(tensor)
     return tensors.sizes(tensor)
 
@@ -53,7 +53,7 @@ def check_reaches(tensor: Tensor) -> None:
 
     And RuntimeError for freed memory, which torch's own operators would write.
     """
-    if not torch.compiler.is_compiling() and isinstance(tensor, Tensor):
+    if not _is_compiling() and isinstance(tensor, Tensor):
         tensors.check_memory(tensor)
         shard.check_held(tensor, constant=True)
 

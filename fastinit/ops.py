@@ -208,7 +208,7 @@ def draw_seed(tensor: DTensor, seed: int | None, generator: torch.Generator | No
             raise ValueError("seed and generator exclude each other, but got both")
         return keys.check_seed(seed)
     shard.check_held(tensor)
-    if tensor.is_meta or not tensor.numel():
+    if tensor.is_meta or not tensor.numel() or tensors.is_left_alone(tensor):
         return 0
     return agreement.draw_seed(tensor.device_mesh, generator)
 

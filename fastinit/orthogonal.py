@@ -59,11 +59,11 @@ def orthogonal_(
             f"but got shape {tuple(tensor.shape)}"
         )
     _check(tensor, gain)
+    if tensors.is_left_alone(tensor):
+        return tensor
     if not is_compiling() and shard.is_dtensor(tensor):
         seed = ops.draw_seed(tensor, seed, generator)
         return shard.write_whole_(tensor, lambda t: orthogonal_(t, gain, seed=seed, name=name))
-    if tensors.is_left_alone(tensor):
-        return tensor
     rows = tensor.size(0)
     columns = math.prod(tensor.shape[1:])
     matrix = _matrix(rows, columns, tensor, gain, generator, seed, name)
@@ -105,13 +105,13 @@ def delta_orthogonal_(
             f"but got shape {tuple(tensor.shape)}"
         )
     _check(tensor, gain)
+    if tensors.is_left_alone(tensor):
+        return tensor
     if not is_compiling() and shard.is_dtensor(tensor):
         seed = ops.draw_seed(tensor, seed, generator)
         return shard.write_whole_(
             tensor, lambda t: delta_orthogonal_(t, gain, seed=seed, name=name)
         )
-    if tensors.is_left_alone(tensor):
-        return tensor
     matrix = _matrix(tensor.size(0), tensor.size(1), tensor, gain, generator, seed, name)
     if tensor.numel() > 0:
         with torch.no_grad():

@@ -26,6 +26,8 @@ def eye_(tensor: Tensor) -> Tensor:
     if len(full_shape(tensor)) != 2:
         raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(tensor)}")
     _check(tensor)
+    if tensors.is_left_alone(tensor):
+        return tensor
     if not is_compiling() and shard.is_dtensor(tensor):
         return shard.write_whole_(tensor, eye_)
     with torch.no_grad():
@@ -55,7 +57,7 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
             f"groups={groups}"
         )
     _check(tensor)
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 or tensors.is_left_alone(tensor):
         return tensor
     if not is_compiling() and shard.is_dtensor(tensor):
         return shard.write_whole_(tensor, lambda full: dirac_(full, groups))
@@ -96,6 +98,8 @@ def sparse_(
     if not 0.0 <= sparsity <= 1.0:
         raise ValueError(f"sparsity must be in [0, 1], but got {sparsity}")
     ops.check_target(tensor)
+    if tensors.is_left_alone(tensor):
+        return tensor
     rows, columns = tensor.shape
     zeros = math.ceil(sparsity * rows)
     some = zeros > 0 and columns > 0
@@ -112,7 +116,7 @@ def sparse_(
 
         return shard.write_whole_(tensor, write)
     draw_(tensor, laws.normal(0.0, std), generator, seed, name)
-    if some and not tensor.is_meta and not tensors.is_left_alone(tensor):
+    if some and not tensor.is_meta:
         _zero(tensor, zeros, stream, seed, generator)
     return tensor
 

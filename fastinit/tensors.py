@@ -135,7 +135,12 @@ def sizes(tensor: Tensor, argument: str = "tensor") -> torch.Size:
 
 
 def is_left_alone(tensor: Tensor) -> bool:
-    """Whether there is nothing to write: a FakeTensor, unless a mode traces what is done with it."""
+    """Whether there is nothing to write: a DTensor of a fake part, or a FakeTensor, unless a mode traces
+    what is done with it."""
+    if torch.compiler.is_compiling():
+        return False
+    if shard.is_dtensor(tensor):
+        return is_fake(shard.local(tensor))
     return is_fake(tensor) and not torch._C._len_torch_dispatch_stack()
 
 
@@ -156,6 +161,8 @@ def memory(tensor: Tensor, argument: str = "tensor") -> Tensor:
 
 def check_memory(tensor: Tensor, argument: str = "tensor") -> None:
     """For what torch's own operators write: raises RuntimeError where they would write freed memory."""
+    if torch.compiler.is_compiling():
+        return
     if not is_plain_cpu(tensor) and (found := obstacle(tensor)) and found[0] is RuntimeError:
         raise RuntimeError(f"{argument} {found[1]}")
 

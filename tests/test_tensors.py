@@ -64,12 +64,12 @@ def waiting() -> Tensor:
     return AsyncCollectiveTensor(data())
 
 
-def sharded(placement: str) -> Tensor:
+def sharded(placement: str, make: Callable[[], Tensor] = lambda: data()) -> Tensor:
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_device_mesh
 
     placements = {"shard": Shard(0), "replicate": Replicate(), "partial": Partial()}
     mesh = init_device_mesh("cpu", (2,))
-    return DTensor.from_local(data(), mesh, [placements[placement]], run_check=False)
+    return DTensor.from_local(make(), mesh, [placements[placement]], run_check=False)
 
 
 @contextmanager
@@ -149,6 +149,14 @@ KINDS = {
     "replicated": Kind(directly(lambda: sharded("replicate")), None, None, within=two_ranks),
     "partial": Kind(
         directly(lambda: sharded("partial")), MISSING, MISSING, "Partial", within=two_ranks
+    ),
+    "sharded and fake": Kind(
+        directly(lambda: sharded("shard", fake)),
+        None,
+        ValueError,
+        "FakeTensor",
+        left=True,
+        within=two_ranks,
     ),
     "freed": Kind(directly(lambda: resized(0)), RuntimeError, RuntimeError, FREED),
     "partly freed": Kind(directly(lambda: resized(40)), RuntimeError, RuntimeError, FREED),
@@ -313,7 +321,7 @@ def test_moments(function: str, kind: str) -> None:
 @pytest.mark.parametrize("argument", PRODUCTS)
 def test_moments_of_products(argument: str, kind: str) -> None:
     expected, read = KINDS[kind], PRODUCTS[argument]
-    if expected.within is two_ranks and kind != "a result to come":
+    if is_dtensor(kind):
         expected = Kind(expected.call, None, NotImplementedError, "DTensor", within=two_ranks)
     elif kind == "negated, of one element":
         expected = Kind(expected.call, None, ValueError, "must be", within=expected.within)
@@ -385,7 +393,7 @@ def test_lsuv_names_the_layer_and_what_it_gives(kind: str) -> None:
     def run(tensor: Tensor) -> None:
         fastinit.lsuv_(nn.Sequential(Gives(tensor)), torch.ones(1), layers=Gives, max_iter=1)
 
-    if kind in ("sharded", "replicated", "partial"):
+    if is_dtensor(kind):
         with pytest.raises(LSUVError, match="0 gives a DTensor"):
             quietly(kind, run)
     elif kind.endswith("one element"):
@@ -396,6 +404,10 @@ def test_lsuv_names_the_layer_and_what_it_gives(kind: str) -> None:
             quietly(kind, run)
     else:
         quietly(kind, run)
+
+
+def is_dtensor(kind: str) -> bool:
+    return KINDS[kind].within is two_ranks and kind != "a result to come"
 
 
 def test_a_call_that_cannot_be_measured_is_said_beside_those_that_are() -> None:
