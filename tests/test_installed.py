@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -52,7 +53,10 @@ def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python, with a folder as its site-packages, and what torch needs behind it."""
     start = f"import sys; sys.path[:0] = [{str(site)!r}]; sys.argv[1:] = {arguments[1:]!r}; "
     code = start + arguments[0]
-    return subprocess.run([sys.executable, "-c", code], cwd=site, capture_output=True, text=True)
+    # A folder without an __init__ counts only where no other on the path has one.
+    alone = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=site, env=alone, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("last", ["ours", "theirs", "theirs, then removed"])
