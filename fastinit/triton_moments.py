@@ -243,9 +243,9 @@ def one_by_one(
     scale, back = count + 1.0, count + 1.0
     if DTYPE == FLOAT64:
         most = count
-        for i in range(0, tl.max(tl.max(tl.where(some, n, 0), 1), 0)):
-            where = place(start, first + i, sizes, strides, DIMS)
-            size = tl.abs(tl.load(data + where, mask=some & (i < n), other=0.0))
+        for at in range(0, tl.max(tl.max(tl.where(some, n, 0), 1), 0)):
+            where = place(start, first + at, sizes, strides, DIMS)
+            size = tl.abs(tl.load(data + where, mask=some & (at < n), other=0.0))
             most = tl.where(is_finite(size) & (size > most), size, most)
         scale = tl.where(most > MOST_64, 1.0 / UP_64, tl.where(most < LEAST_64, UP_64, scale))
         back = tl.where(most > MOST_64, UP_64, tl.where(most < LEAST_64, 1.0 / UP_64, back))
