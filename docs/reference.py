@@ -29,6 +29,7 @@ PAGES = {
     "fastinit.lightning": "a callback for Lightning",
     "fastinit.fans": "fans, gains and standard deviations from shapes",
     "fastinit.laws": "the distributions",
+    "fastinit.number": "what is taken for a number, and the errors of what is none",
     "fastinit.ops": "fills by address: windows and streams",
     "fastinit.backends": "what writes and measures where",
     "fastinit.reference": "the specification, in plain torch",

@@ -12,6 +12,7 @@ from fastinit.fill import Fill
 from fastinit.lsuv import LSUVError, LSUVResult, lsuv_, transfer_scale_
 from fastinit.materialize import materialize_, recorded_plan
 from fastinit.moments import Moments, moments, moments_many
+from fastinit.number import NumberRangeError, NumberTypeError
 from fastinit.patching import patch, patched, unpatch
 from fastinit.plan import Plan
 from fastinit.product_moments import linear_moments
@@ -26,6 +27,8 @@ __all__ = [
     "LSUVError",
     "LSUVResult",
     "Moments",
+    "NumberRangeError",
+    "NumberTypeError",
     "Plan",
     "SlowBackendWarning",
     "backend",

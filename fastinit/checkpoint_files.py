@@ -76,7 +76,8 @@ def shards(
         metadata: of every file.
 
     Raises:
-        ValueError: a size that is none, or a dtype that the format has no name for.
+        NumberTypeError, NumberRangeError: a size that is none, or less than a byte.
+        ValueError: a dtype that the format has no name for.
     """
     strange = [tensor.name for tensor in tensors if tensor.source.dtype not in _DTYPES]
     if strange:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fastinit import ops
+from fastinit import number, ops
 from fastinit.contents import Call, Contents, Made, Origin, Own, Piece, Snapshot, View, leaves
 from fastinit.fill import Fill
 from fastinit.keys import stream_id, substream
@@ -38,8 +38,9 @@ class Computed:
     scale: float = 1.0
 
     def scaled(self, factor: float) -> Computed:
-        """The values multiplied by ``factor``."""
-        return replace(self, scale=self.scale * factor)
+        """The values multiplied by ``factor``, positive and finite."""
+        factor = number.positive("factor", factor)
+        return replace(self, scale=number.positive("scale", self.scale * factor))
 
     mean = std = math.nan
     """Not known before the values are."""

@@ -47,7 +47,7 @@ def deferred(seed: int = 0) -> Iterator[None]:
     (True, False)
     """
     global _active
-    keys.check_seed(seed)
+    seed = keys.check_seed(seed)
     if torch.get_default_device() == META:
         raise ValueError("the default device must not be meta within deferred(), but it is")
     if _active:

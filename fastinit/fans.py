@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastinit import laws
+from fastinit import laws, number
 from fastinit.laws import Law
 
 Fans = tuple[float, float]
@@ -74,18 +74,14 @@ def check_fans(fan: Fans) -> Fans:
     """The explicit (fan_in, fan_out), if it is a pair of positive finite numbers.
 
     Raises:
-        TypeError: not a pair of numbers.
-        ValueError: a number that is not positive and finite.
+        NumberTypeError: not a pair of numbers.
+        NumberRangeError: a number that is not positive and finite.
     """
-    if (
-        not isinstance(fan, (tuple, list))
-        or len(fan) != 2
-        or any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in fan)
-    ):
-        raise TypeError(f"fan must be a pair of numbers (fan_in, fan_out), but got {fan!r}")
-    if not all(0 < x < math.inf for x in fan):
-        raise ValueError(f"fan must be two positive finite numbers, but got {fan!r}")
-    return fan[0], fan[1]
+    if not isinstance(fan, (tuple, list)) or len(fan) != 2:
+        raise number.NumberTypeError(
+            f"fan must be a pair of numbers (fan_in, fan_out), but got {number.said(fan)}"
+        )
+    return number.positive("fan[0]", fan[0]), number.positive("fan[1]", fan[1])
 
 
 def _calculate_fan_in_and_fan_out(tensor: Tensor) -> tuple[int, int]:
@@ -118,11 +114,16 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
         param: the negative slope of leaky_relu, by default 0.01; otherwise ignored.
 
     Raises:
-        ValueError: an unknown name; a slope that is not a number (a bool is none).
+        ValueError: an unknown name.
+        NumberTypeError, NumberRangeError: a slope that is no number (a bool is none), or not finite.
 
     >>> calculate_gain("tanh")
     1.6666666666666667
     """
+    return _gain(nonlinearity, param, "param")
+
+
+def _gain(nonlinearity: str, param: float | None, argument: str) -> float:
     if nonlinearity in _UNIT_GAINS:
         return 1
     if nonlinearity == "tanh":
@@ -130,31 +131,23 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     if nonlinearity == "relu":
         return math.sqrt(2.0)
     if nonlinearity == "leaky_relu":
-        slope = 0.01 if param is None else param
-        if isinstance(slope, bool) or not isinstance(slope, (int, float)):
-            raise ValueError(f"negative_slope {param} not a valid number")
+        slope = 0.01 if param is None else number.multiplier(argument, param, negative=True)
         return math.sqrt(2.0 / (1 + slope**2))
     if nonlinearity == "selu":
         return 3.0 / 4
     raise ValueError(f"Unsupported nonlinearity {nonlinearity}")
 
 
-def check_gain(gain: float) -> float:
-    """The gain, if it is a finite number that is not negative.
+def xavier_std(fans: Fans, gain: float = 1.0) -> float:
+    """gain * sqrt(2 / (fan_in + fan_out)), Glorot & Bengio 2010, equation 12.
 
     Raises:
-        RuntimeError: negative, NaN or infinite (torch's type: there a bad gain fails as a bad std).
+        NumberTypeError, NumberRangeError: a gain that is no number; negative, NaN or infinite.
     """
-    if not 0.0 <= gain < math.inf:
-        raise RuntimeError(f"gain must be finite and not negative, but got gain={gain}")
-    return gain
-
-
-def xavier_std(fans: Fans, gain: float = 1.0) -> float:
-    """gain * sqrt(2 / (fan_in + fan_out)), Glorot & Bengio 2010, equation 12."""
+    gain = number.multiplier("gain", gain)
     total = sum(fans)
     # A weight without inputs and outputs has no elements, so any std will do.
-    return check_gain(gain) * math.sqrt(2.0 / total) if total else 0.0
+    return gain * math.sqrt(2.0 / total) if total else 0.0
 
 
 def kaiming_std(
@@ -163,13 +156,11 @@ def kaiming_std(
     """calculate_gain(nonlinearity, a) / sqrt(fan), He et al. 2015, equations 10 and 14.
 
     Raises:
-        ValueError: an unknown mode or nonlinearity, or a slope ``a`` that is not a number.
-        RuntimeError: a NaN slope.
+        ValueError: an unknown mode or nonlinearity.
+        NumberTypeError, NumberRangeError: a slope ``a`` that is no number, or not finite.
     """
     fan = fans[0] if _one_fan_mode(mode) == "fan_in" else fans[1]
-    gain = calculate_gain(nonlinearity, a)
-    if gain != gain:
-        raise RuntimeError(f"a must be a number, but got a={a}")
+    gain = _gain(nonlinearity, a, "a")
     return gain / math.sqrt(fan) if fan else 0.0
 
 
@@ -182,10 +173,10 @@ def variance_scaling_std(fans: Fans, scale: float = 1.0, mode: str = "fan_in") -
         mode: "fan_in", "fan_out", "fan_avg" (their mean) or "fan_geo_avg" (their geometric mean).
 
     Raises:
-        ValueError: an unknown mode; a scale that is negative, NaN or infinite.
+        ValueError: an unknown mode.
+        NumberTypeError, NumberRangeError: a scale that is no number; negative, NaN or infinite.
     """
-    if not 0.0 <= scale < math.inf:
-        raise ValueError(f"scale must be finite and not negative, but got scale={scale}")
+    scale = number.multiplier("scale", scale)
     fan_in, fan_out = fans
     if mode == "fan_in":
         n = float(fan_in)

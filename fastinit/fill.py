@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fastinit import laws
+from fastinit import laws, number
 from fastinit.laws import Law
 from fastinit.regions import Region
 
@@ -22,17 +22,18 @@ class Structure(NamedTuple):
 
 
 def orthogonal(gain: float = 1.0) -> Structure:
-    return Structure("orthogonal", {"gain": _finite("gain", gain)})
+    return Structure("orthogonal", {"gain": number.multiplier("gain", gain, negative=True)})
 
 
 def delta_orthogonal(gain: float = 1.0) -> Structure:
-    return Structure("delta_orthogonal", {"gain": _finite("gain", gain)})
+    return Structure("delta_orthogonal", {"gain": number.multiplier("gain", gain, negative=True)})
 
 
 def sparse(sparsity: float, std: float = 0.01) -> Structure:
-    if not 0.0 <= sparsity <= 1.0:
-        raise ValueError(f"sparsity must be in [0, 1], but got {sparsity}")
-    return Structure("sparse", {"sparsity": float(sparsity), "std": laws.normal(0.0, std).p1})
+    return Structure(
+        "sparse",
+        {"sparsity": number.share("sparsity", sparsity), "std": laws.normal(0.0, std).p1},
+    )
 
 
 def eye() -> Structure:
@@ -40,9 +41,10 @@ def eye() -> Structure:
 
 
 def dirac(groups: float = 1) -> Structure:
-    if groups < 1 or groups != int(groups):
-        raise ValueError(f"groups must be a positive integer, but got {groups}")
-    return Structure("dirac", {"groups": float(groups)})
+    count = number.positive("groups", groups)
+    if not count.is_integer():
+        number.out_of_range("groups", "a positive whole number", groups)
+    return Structure("dirac", {"groups": count})
 
 
 LAWS: dict[str, Callable[..., Law]] = {
@@ -84,9 +86,10 @@ class Fill:
             parameter's name and distribution, the values are that parameter's.
 
     Raises:
-        ValueError: unknown distribution, wrong number of parameters, or a scale that is not
-            positive and finite.
-        RuntimeError: parameters that the law refuses (``fastinit.laws``), also after scaling.
+        ValueError: unknown distribution or wrong number of parameters.
+        NumberTypeError: a parameter or a scale that is no number.
+        NumberRangeError: a scale that is not positive and finite; parameters that the law refuses
+            (``fastinit.laws``), also after scaling.
 
     >>> Fill.normal(std=0.02).scaled(0.5).std
     0.01
@@ -102,13 +105,11 @@ class Fill:
         if self.distribution not in CONSTRUCTORS:
             known = ", ".join(CONSTRUCTORS)
             raise ValueError(f"distribution must be one of {known}, but got {self.distribution!r}")
-        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)):
-            raise ValueError(f"scale must be a number, but got {self.scale!r}")
-        if not 0.0 < self.scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, but got {self.scale}")
-        object.__setattr__(self, "scale", float(self.scale))
+        object.__setattr__(self, "scale", number.positive("scale", self.scale))
         try:
             unscaled = CONSTRUCTORS[self.distribution](*self.parameters)
+        except number.NumberTypeError:
+            raise
         except TypeError as error:
             raise ValueError(
                 f"parameters do not fit {self.distribution}: got {self.parameters!r}"
@@ -175,6 +176,7 @@ class Fill:
 
     def scaled(self, factor: float) -> Fill:
         """This Fill with every value multiplied by ``factor``, positive and finite."""
+        factor = number.positive("factor", factor)
         return replace(
             self,
             scale=self.scale * factor,
@@ -186,6 +188,7 @@ class Fill:
 
         A negative factor mirrors the law; the values are then not this Fill's mirrored.
         """
+        factor, shift = number.finite("factor", factor), number.finite("shift", shift)
         if shift == 0.0 and factor > 0.0:
             return self.scaled(factor)
         if not self.has_law:
@@ -273,12 +276,6 @@ class Fill:
         return (
             f"{said}, {', '.join(sorted({str(f) for _, f in self.parts}))}" if self.parts else said
         )
-
-
-def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, but got {value}")
-    return float(value)
 
 
 def _moments(law: Law) -> tuple[float, float]:

@@ -213,11 +213,9 @@ def trunc_normal_(
     Warns:
         UserWarning: the mean is more than 2 std outside [a, b]. All values are then from the tail.
     """
-    law = laws.truncated_normal(mean, std, a, b)
+    make = laws.truncated_normal_by_sigma if sigma else laws.truncated_normal
+    law = make(mean, std, a, b)
     _, mean, std, a, b = law
-    if sigma:
-        a, b = mean + a * std, mean + b * std
-        law = laws.truncated_normal(mean, std, a, b)
     if (mean < a - 2 * std or mean > b + 2 * std) and not tensor.is_meta:
         warnings.warn(
             "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "

@@ -8,6 +8,8 @@ from hashlib import blake2b
 
 import torch
 
+from fastinit import number
+
 STREAM_VERSION = 1
 """The version of the number stream: a change of any output bit is a new one."""
 
@@ -34,16 +36,16 @@ def substream(stream: int, purpose: str) -> int:
 
 
 def check_seed(seed: int) -> int:
-    """The seed, if it is an int in [0, 2^64).
+    """The seed as an int, if it is a whole number in [0, 2^64); one of NumPy's will do.
 
     Raises:
-        TypeError: not an int (a bool is none).
-        ValueError: out of range.
+        NumberTypeError: not a whole number (a bool is none).
+        NumberRangeError: out of range.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, but got {seed!r}")
+    if type(seed) is not int:
+        seed = number.integer("seed", seed)
     if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed must be in [0, 2**64), but got {seed}")
+        number.out_of_range("seed", "in [0, 2**64)", seed)
     return seed
 
 

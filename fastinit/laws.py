@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 import torch
 
+from fastinit import number
+from fastinit.number import FLOAT32_MAX, NumberRangeError
+
 UNIFORM, NORMAL, TRUNCATED_NORMAL, CONSTANT = range(4)
 NAMES = ("uniform", "normal", "truncated_normal", "constant")
 
@@ -28,8 +31,6 @@ COMPLEX = {
     torch.complex64: torch.float32,
     torch.complex128: torch.float64,
 }
-
-FLOAT32_MAX = float.fromhex("0x1.fffffep+127")
 
 # A window of the truncated normal whose nearer bound has less than this probability beyond it
 # (8.9 standard deviations) is refused: float32 cannot tell such tails apart.
@@ -63,19 +64,19 @@ def uniform(a: float = 0.0, b: float = 1.0) -> Law:
     """The uniform law on [a, b).
 
     Raises:
-        RuntimeError: a or b is NaN or infinite, a > b, or b - a overflows float32
-            (the exception type of ``torch.Tensor.uniform_``).
+        NumberRangeError: a or b is NaN or infinite, a > b, or b - a overflows float32.
+        NumberTypeError: as every law, for what is no number (``fastinit.number``).
     """
     return (_uniform if _traced() else _uniform_kept)(_number("a", a), _number("b", b))
 
 
 def _uniform(a: float, b: float) -> Law:
     if not (-math.inf < a < math.inf and -math.inf < b < math.inf):  # traceable, unlike isfinite
-        raise RuntimeError(f"uniform_ expects finite bounds, but got a={a}, b={b}")
+        raise NumberRangeError(f"uniform_ expects finite bounds, but got a={a}, b={b}")
     if a > b:
-        raise RuntimeError(f"uniform_ expects a <= b, but got a={a}, b={b}")
+        raise NumberRangeError(f"uniform_ expects a <= b, but got a={a}, b={b}")
     if max(abs(a), abs(b), b - a) > FLOAT32_MAX:
-        raise RuntimeError(
+        raise NumberRangeError(
             f"uniform_ expects b - a and the bounds within float32, but got a={a}, b={b}"
         )
     return Law(UNIFORM, a, b)
@@ -85,8 +86,7 @@ def normal(mean: float = 0.0, std: float = 1.0) -> Law:
     """The normal law.
 
     Raises:
-        RuntimeError: std is negative, or mean or std is NaN, infinite or beyond float32
-            (the exception type of ``torch.Tensor.normal_``).
+        NumberRangeError: std is negative, or mean or std is NaN, infinite or beyond float32.
     """
     return (_normal if _traced() else _normal_kept)(_number("mean", mean), _number("std", std))
 
@@ -102,25 +102,37 @@ def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: fl
     Either bound may be infinite.
 
     Raises:
-        RuntimeError: as :func:`normal`; or a or b is NaN, a > b, or [a, b] lies wholly more than
+        NumberRangeError: as :func:`normal`; or a or b is NaN, a > b, or [a, b] lies wholly more than
             8.9 standard deviations from the mean.
     """
     make = _truncated_normal if _traced() else _truncated_normal_kept
     return make(_number("mean", mean), _number("std", std), _number("a", a), _number("b", b))
 
 
+def truncated_normal_by_sigma(
+    mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
+) -> Law:
+    """:func:`truncated_normal` with a and b in multiples of std, counted from the mean.
+
+    Raises:
+        NumberRangeError: as :func:`truncated_normal`.
+    """
+    mean, std = _number("mean", mean), _number("std", std)
+    a, b = _number("a", a), _number("b", b)
+    _check_location_and_scale("trunc_normal_", mean, std)
+    _check_window(a, b)
+    # Of a std of 0 an infinite multiple is infinite, too, and not NaN.
+    low, high = (x if abs(x) == math.inf else mean + x * std for x in (a, b))
+    return truncated_normal(mean, std, low, high)
+
+
 def _truncated_normal(mean: float, std: float, a: float, b: float) -> Law:
     _check_location_and_scale("trunc_normal_", mean, std)
-    if not a <= b:  # also catches NaN
-        raise RuntimeError(f"trunc_normal_ expects a <= b, but got a={a}, b={b}")
-    if a == math.inf or b == -math.inf:
-        raise RuntimeError(
-            f"trunc_normal_ expects a window with values in it, but got a={a}, b={b}"
-        )
+    _check_window(a, b)
     if std > 0 and a != b and max((a - mean) / std, (mean - b) / std) > 8.5:
         nearer = max((a - mean) / std, (mean - b) / std)
         if normal_tail(nearer) < SMALLEST_TAIL:
-            raise RuntimeError(
+            raise NumberRangeError(
                 f"trunc_normal_ expects [a, b] within 8.9 standard deviations of the mean, but got "
                 f"mean={mean}, std={std}, a={a}, b={b} ({nearer:.1f} away)"
             )
@@ -307,16 +319,22 @@ def _next(value: float, dtype: torch.dtype, direction: int) -> float:
 
 def _number(name: str, value: float) -> float:
     # Zero has no sign here: laws that are equal, as those of 0.0 and -0.0 are, give the same bits.
-    if type(value) is float:
-        return value + 0.0
-    try:
-        return float(value) + 0.0
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be a number, but got {value!r}") from None
+    return (value if type(value) is float else number.real(name, value)) + 0.0
+
+
+def _check_window(a: float, b: float) -> None:
+    if not a <= b:  # also catches NaN
+        raise NumberRangeError(f"trunc_normal_ expects a <= b, but got a={a}, b={b}")
+    if a == math.inf or b == -math.inf:
+        raise NumberRangeError(
+            f"trunc_normal_ expects a window with values in it, but got a={a}, b={b}"
+        )
 
 
 def _check_location_and_scale(function: str, mean: float, std: float) -> None:
     if not 0.0 <= std <= FLOAT32_MAX:
-        raise RuntimeError(f"{function} expects 0 <= std <= {FLOAT32_MAX:.4g}, but got std={std}")
+        raise NumberRangeError(
+            f"{function} expects 0 <= std <= {FLOAT32_MAX:.4g}, but got std={std}"
+        )
     if not abs(mean) <= FLOAT32_MAX:
-        raise RuntimeError(f"{function} expects a finite float32 mean, but got mean={mean}")
+        raise NumberRangeError(f"{function} expects a finite float32 mean, but got mean={mean}")

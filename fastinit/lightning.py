@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fastinit import number
 from fastinit.layers import Which
 from fastinit.watch import Watch, Watched, watch
 
@@ -34,15 +35,14 @@ class VarianceMonitor(Callback):  # type: ignore[misc]  # Any, to mypy
         gradients: also logs those of gradients.
 
     Raises:
-        ValueError: every_n_batches is not a positive int.
+        NumberTypeError, NumberRangeError: every_n_batches is no whole number, or less than 1.
     """
 
     def __init__(
         self, every_n_batches: int = 100, *, layers: Which = None, gradients: bool = True
     ) -> None:
-        if not isinstance(every_n_batches, int) or every_n_batches < 1:
-            raise ValueError(f"every_n_batches must be a positive int, but got {every_n_batches!r}")
-        self.every_n_batches, self.layers, self.gradients = every_n_batches, layers, gradients
+        self.every_n_batches = number.integer("every_n_batches", every_n_batches, least=1)
+        self.layers, self.gradients = layers, gradients
         self._watch: Watch | None = None
 
     def on_train_batch_start(

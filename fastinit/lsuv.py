@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastinit import agreement, init, layers, shard, tensors, text
+from fastinit import agreement, init, layers, number, shard, tensors, text
 from fastinit.affine import AffineSums, rescale
 from fastinit.affine import LSUVError as LSUVError  # it is this module's to the world
 from fastinit.layers import Layer, Which
@@ -195,7 +195,8 @@ def lsuv_(
         LSUVError: an output that is constant, not finite or has fewer than two values, or a bias whose
             variance is already as large as the target; it names the layer and its moments. Ranks that
             measured differently.
-        TypeError, ValueError: arguments that are no good.
+        TypeError, ValueError: arguments that are no good; also a schedule's factor that is no number, or
+            not positive and finite.
         NotImplementedError: a parameter that is not here (``fastinit.shard.check_held``).
 
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
@@ -203,7 +204,14 @@ def lsuv_(
     >>> [round(m.std, 6) for m in result.layers]
     [1.0, 1.0]
     """
-    _check(target_std, tol, max_iter, pre, reuse)
+    target_std = _checked(target_std)
+    tol, max_iter = number.real("tol", tol), number.integer("max_iter", max_iter, least=1)
+    if not 0.0 < tol < 1.0:
+        number.out_of_range("tol", "in (0, 1)", tol)
+    if pre not in ("keep", "orthonormal"):
+        raise ValueError(f"pre must be 'keep' or 'orthonormal', but got {pre!r}")
+    if reuse not in ("first", "pool"):
+        raise ValueError(f"reuse must be 'first' or 'pool', but got {reuse!r}")
     if batches is not None and (inputs or kwargs):
         raise ValueError("batches and inputs exclude each other, but both were given")
     found, passed = find(model, layers)
@@ -388,8 +396,10 @@ class _Run:
             return _Scaling(layer, math.nan)
         wanted = self.options.target_std
         if callable(wanted):
-            self.product *= wanted(len(self.scalings))
-            target = math.sqrt(self.product)
+            place = len(self.scalings)
+            self.product *= number.positive(f"target_std({place})", wanted(place))
+            said = f"the root of the product of target_std(0) to target_std({place})"
+            target = number.positive(said, math.sqrt(self.product))
         else:
             target = wanted.get(layer.name, 1.0) if isinstance(wanted, Mapping) else wanted
         measured.target = target
@@ -571,19 +581,14 @@ def _check_unbuilt(found: list[Layer], unbuilt: str | None) -> None:
         raise ValueError(f"unbuilt must name a Linear without a bias, but {unbuilt!r} has one")
 
 
-def _check(target_std: Any, tol: float, max_iter: int, pre: str, reuse: str) -> None:
-    values = target_std.values() if isinstance(target_std, Mapping) else [target_std]
-    for value in values:
-        if not callable(value) and not (isinstance(value, (int, float)) and 0 < value < math.inf):
-            raise ValueError(f"target_std must be positive and finite, but got {value!r}")
-    if not 0 < tol < 1:
-        raise ValueError(f"tol must be in (0, 1), but got {tol!r}")
-    if max_iter < 1:
-        raise ValueError(f"max_iter must be at least 1, but got {max_iter!r}")
-    if pre not in ("keep", "orthonormal"):
-        raise ValueError(f"pre must be 'keep' or 'orthonormal', but got {pre!r}")
-    if reuse not in ("first", "pool"):
-        raise ValueError(f"reuse must be 'first' or 'pool', but got {reuse!r}")
+def _checked(target_std: Any) -> float | Mapping[str, float] | Schedule:
+    """The targets with their numbers as floats; a schedule's are checked as it gives them."""
+    if isinstance(target_std, Mapping):
+        return {n: number.positive(f"target_std[{n!r}]", std) for n, std in target_std.items()}
+    if callable(target_std):
+        schedule: Schedule = target_std
+        return schedule
+    return number.positive("target_std", target_std)
 
 
 def transfer_scale_(layer: nn.Module, following: nn.Module, factor: float) -> None:
@@ -598,10 +603,10 @@ def transfer_scale_(layer: nn.Module, following: nn.Module, factor: float) -> No
         factor: positive and finite.
 
     Raises:
-        ValueError: a factor that is not, or a module without a weight.
+        NumberTypeError, NumberRangeError: a factor that is no number; not positive and finite.
+        ValueError: a module without a weight.
     """
-    if not (isinstance(factor, (int, float)) and 0 < factor < math.inf):
-        raise ValueError(f"factor must be positive and finite, but got {factor!r}")
+    factor = number.positive("factor", factor)
     for name, module in (("layer", layer), ("following", following)):
         if not isinstance(getattr(module, "weight", None), nn.Parameter):
             raise ValueError(f"{name} has no weight: {module!r}")

@@ -16,6 +16,7 @@ from torch import nn
 
 from fastinit import faults
 from fastinit.deferred import deferred
+from fastinit.keys import check_seed
 from fastinit.parameters import distinct_parameters
 from fastinit.plan import Plan
 from fastinit.recorder import DeferredError
@@ -88,6 +89,7 @@ def from_config(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) 
         ValueError: transformers has no such class, or it refuses the configuration.
         ModuleNotFoundError: transformers is not installed.
     """
+    seed = check_seed(seed)
     transformers = _transformers()
     names = getattr(config, "architectures", None)
     if names and getattr(transformers, names[0], None) is None:
@@ -115,6 +117,7 @@ def from_function(source: str, dtype: torch.dtype = torch.float32, seed: int = 0
             module.
         DeferredError: what it does cannot be recorded.
     """
+    seed = check_seed(seed)
     before, path = torch.get_default_dtype(), list(sys.path)
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, "")  # as python -m does

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fastinit import backends, laws, tensors
+from fastinit import backends, laws, number, tensors
 from fastinit.backends import Reading
 from fastinit.reference import COUNT, FIELDS, M2, MAX, MEAN, MIN, NONFINITE, ZEROS, merged
 from fastinit.windows import in_memory_order
@@ -34,10 +34,13 @@ class Moments:
         raw: float64 of shape (7,) or (channels, 7): count, mean, sum of squared distances from the
             mean, min, max, zeros, nonfinite.
         correction: what is taken from the count in the variance's denominator (1: unbiased).
+
+    Raises:
+        NumberTypeError, NumberRangeError: a correction that is no number, or not finite.
     """
 
     def __init__(self, raw: Tensor, correction: float = 1) -> None:
-        self.raw, self.correction = raw, correction
+        self.raw, self.correction = raw, number.finite("correction", correction)
         self._read: Tensor | None = None
 
     def _field(self, column: int) -> Tensor:
@@ -135,8 +138,8 @@ def moments(x: Tensor, correction: float = 1, *, dim: int | None = None) -> Mome
         dim: the dimension of channels, each of which is measured for itself.
 
     Raises:
-        TypeError: x is not a tensor of these dtypes.
-        ValueError: x is on meta or fake: it has no values.
+        TypeError: x is not a tensor of these dtypes; dim or correction is no (whole) number.
+        ValueError: x is on meta or fake: it has no values; a correction that is not finite.
         NotImplementedError: x is of a kind without plain memory (``fastinit.tensors.memory``).
         RuntimeError: the memory of x was freed.
         IndexError: x has no such dimension.
@@ -155,6 +158,13 @@ def moments_many(
     The triton backend launches two kernels for each tensor.
     """
     xs = [_checked(x, i) for i, x in enumerate(xs)]
+    correction = number.finite("correction", correction)
+    dim = None if dim is None else number.integer("dim", dim)
+    for x in xs:
+        if dim is not None and not -x.dim() <= dim < x.dim():
+            raise IndexError(
+                f"dim must be in the range of x's {x.dim()} dimensions, but got {number.said(dim)}"
+            )
     raws: list[Tensor] = []
     readings: dict[torch.device, list[Reading]] = {}
     split: list[tuple[Tensor, Tensor]] = []
@@ -205,7 +215,7 @@ def _readings(
         for part, result in zip(view.unbind(fewest), parts.unbind()):
             yield from _readings(part, None, result, split)
         return
-    channels = x.shape[dim]  # an IndexError, if there is no such dimension
+    channels = x.shape[dim]
     if channels == 0:
         return
     rest = x.select(dim, 0)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastinit import laws
 from fastinit.fill import Fill
+from fastinit.number import FLOAT32_MAX, FLOAT32_MIN
 
 
 def makes_new(func: Any) -> bool:
@@ -64,7 +65,7 @@ def fill_of(
             if not is_known(value):
                 return None
             value = value.item()
-        return Fill.constant(value)
+        return Fill.constant(float(value))  # torch writes True as 1
     if name == "normal_":
         return Fill.normal(given["mean"], given["std"])
     if name == "uniform_":
@@ -89,6 +90,8 @@ def affine_of(
             return None
         number = number.item()
     if isinstance(number, (bool, complex)):
+        return None
+    if number and not FLOAT32_MIN <= abs(number) <= FLOAT32_MAX:
         return None
     alpha = kwargs.get("alpha", 1)
     if name == "mul":

@@ -105,7 +105,7 @@ def fill_(
         elif generator is not None:
             raise ValueError("seed and generator exclude each other, but got both")
         else:
-            keys.check_seed(seed)
+            seed = keys.check_seed(seed)
         assert _native is not None  # it is chosen
         fill = _native_fill(law, dtype)
         _native.fill_contiguous(fill, address, tensor.numel(), seed, stream, _threads())
@@ -122,7 +122,7 @@ def fill_(
     if seed is not None:
         if generator is not None:
             raise ValueError("seed and generator exclude each other, but got both")
-        keys.check_seed(seed)
+        seed = keys.check_seed(seed)
     if window is not None:
         _check_window(tensor, window)
     if tensor.numel() == 0 or (tensor.device.type == "meta" and not _dispatch_modes()):
@@ -160,7 +160,7 @@ def fill_many_(requests: Sequence[Request]) -> None:
     for i, request in enumerate(requests):
         tensor, law, seed, stream, window = request
         argument = f"requests[{i}].tensor"
-        keys.check_seed(seed)
+        seed = keys.check_seed(seed)
         if shard.is_dtensor(tensor):
             here = list(_windows(tensor, window, argument))
             sharded.append(tensor)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from fastinit import laws, ops, shard, tensors
+from fastinit import laws, number, ops, shard, tensors
 from fastinit.draw import full_shape, warn_if_lost
 from fastinit.keys import ANONYMOUS, stream_id
 from fastinit.structured import centre
@@ -50,7 +50,8 @@ def orthogonal_(
 
     Raises:
         ValueError: fewer than 2 dimensions; both a seed and a generator.
-        RuntimeError: a gain that is NaN or infinite; a tensor whose elements overlap.
+        RuntimeError: a tensor whose elements overlap.
+        NumberTypeError, NumberRangeError: a gain that is no number; NaN or infinite.
         NotImplementedError: an integer, bool, quantised, float8 or sparse tensor.
     """
     if len(full_shape(tensor)) < 2:
@@ -58,7 +59,7 @@ def orthogonal_(
             "Only tensors with 2 or more dimensions are supported, "
             f"but got shape {tuple(tensor.shape)}"
         )
-    _check(tensor, gain)
+    gain = _checked(tensor, gain)
     if tensors.is_left_alone(tensor):
         return tensor
     if not is_compiling() and shard.is_dtensor(tensor):
@@ -104,7 +105,7 @@ def delta_orthogonal_(
             "delta_orthogonal_ expects no more input than output channels, "
             f"but got shape {tuple(tensor.shape)}"
         )
-    _check(tensor, gain)
+    gain = _checked(tensor, gain)
     if tensors.is_left_alone(tensor):
         return tensor
     if not is_compiling() and shard.is_dtensor(tensor):
@@ -119,11 +120,12 @@ def delta_orthogonal_(
     return tensor
 
 
-def _check(tensor: Tensor, gain: float) -> None:
-    if not math.isfinite(gain):
-        raise RuntimeError(f"gain must be finite, but got gain={gain}")
+def _checked(tensor: Tensor, gain: float) -> float:
+    """The gain, if all is well."""
+    gain = number.multiplier("gain", gain, negative=True)
     ops.check_target(tensor)
     warn_if_lost(tensor, stacklevel=4)
+    return gain
 
 
 def _matrix(

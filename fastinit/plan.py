@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from fastinit import groups, shard, text
+from fastinit import groups, number, shard, text
 from fastinit.buffers import Known, Mode, check_buffers
 from fastinit.computed import Computed
 from fastinit.files import write_text
@@ -63,7 +63,7 @@ class Plan(Mapping[str, Fill | Computed]):
             saved, and has no part in equality.
 
     Raises:
-        TypeError: seed is not an int, or a value of ``fills`` not a Fill.
+        TypeError: seed is no whole number, or a value of ``fills`` not a Fill.
         ValueError: seed out of range, an alias that is itself filled or stands for no parameter, or
             an unknown stream version.
     """
@@ -81,8 +81,8 @@ class Plan(Mapping[str, Fill | Computed]):
         self._buffers = dict(buffers or {})
         self._aliases = dict(aliases or {})
         self._seed = check_seed(seed)
-        if stream_version != STREAM_VERSION:
-            raise ValueError(f"stream_version must be {STREAM_VERSION}, but got {stream_version!r}")
+        if number.integer("stream_version", stream_version) != STREAM_VERSION:
+            number.out_of_range("stream_version", str(STREAM_VERSION), stream_version)
         for name, fill in self._fills.items():
             if not isinstance(fill, (Fill, Computed)):
                 raise TypeError(f"fills[{name!r}] must be a Fill, but got {fill!r}")
@@ -249,11 +249,12 @@ class Plan(Mapping[str, Fill | Computed]):
 
         Raises:
             KeyError: a name that the plan lacks.
+            NumberTypeError, NumberRangeError: what is no number; not positive and finite.
         """
         fills = dict(self._fills)
         for name, factor in factors.items():
             own = self._aliases.get(name, name)
-            fills[own] = fills[own].scaled(factor)
+            fills[own] = fills[own].scaled(number.positive(f"factors[{name!r}]", factor))
         return Plan(fills, seed=self.seed, aliases=self._aliases, buffers=self._buffers)
 
     def _planned(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:

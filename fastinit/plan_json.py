@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from fastinit import number
 from fastinit.fill import CONSTRUCTORS, Fill, Part
 from fastinit.regions import Region
 
@@ -38,7 +39,7 @@ def fill_from_json(name: str, fields: dict[str, Any]) -> Fill:
         if stream is not None and not isinstance(stream, str):
             raise TypeError(f"stream is no name: {stream!r}")
         parts = tuple(_part_from_json(name, part) for part in rest.pop("parts", ()))
-        law = CONSTRUCTORS[distribution](**{key: float(v) for key, v in rest.items()})
+        law = CONSTRUCTORS[distribution](**{key: _number(key, v) for key, v in rest.items()})
         if list(rest) != list(law.parameters):
             raise ValueError(f"expected {', '.join(law.parameters)}, but got {', '.join(rest)}")
         return Fill(distribution, tuple(law.parameters.values()), scale, parts, stream)
@@ -46,14 +47,18 @@ def fill_from_json(name: str, fields: dict[str, Any]) -> Fill:
         raise ValueError(f"parameter {name}: no Fill ({error}): {fields}") from None
 
 
+def _number(key: str, value: Any) -> float:
+    """JSON has no infinities and no NaN: they are written as text."""
+    return float(value) if value in ("inf", "-inf", "nan") else number.real(key, value)
+
+
 def _part_from_json(name: str, fields: dict[str, Any]) -> Part:
     rest = dict(fields)
     offset, sizes, strides = (rest.pop(key) for key in Region._fields)
     if len(sizes) != len(strides):
         raise ValueError(f"{len(sizes)} sizes, {len(strides)} strides")
-    for number in (offset, *sizes, *strides):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise ValueError(f"no element count: {number!r}")
+    for count in (offset, *sizes, *strides):
+        number.integer("an element count", count, least=0)
     return Part(Region(offset, tuple(sizes), tuple(strides)), fill_from_json(name, rest))
 
 
@@ -100,7 +105,8 @@ def unfold_layers(entries: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str
     names = set()
     for entry in entries:
         if "layers" in entry:
-            indices = range(entry["first"], entry["last"] + 1)
+            first, last = (number.integer(key, entry[key], least=0) for key in ("first", "last"))
+            indices = range(first, last + 1)
             prefixes = [f"{entry['layers']}.{index}." for index in indices]
             members = entry["parameters"]
         else:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastinit import backends, shard, tensors
+from fastinit import backends, number, shard, tensors
 from fastinit.moments import Moments, moments
 
 BLOCK = 1 << 23
@@ -41,10 +41,12 @@ def linear_moments(
     Raises:
         TypeError: dtypes or devices that differ.
         ValueError: shapes that do not fit; a tensor on meta or fake.
+        NumberTypeError, NumberRangeError: a correction that is no number, or not finite.
         NotImplementedError: a DTensor, or another kind without plain memory.
         RuntimeError: the triton backend is forced and cannot serve the device.
     """
     _check(x, weight, bias)
+    correction = number.finite("correction", correction)
     x, weight = tensors.values(x, "x"), tensors.values(weight, "weight")
     bias = None if bias is None else tensors.values(bias, "bias")
     with tensors.without_modes(), torch.no_grad():

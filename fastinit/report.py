@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from fastinit import groups, text
+from fastinit import groups, number, text
 from fastinit.groups import Group
 from fastinit.moments import Moments, moments_many
 from fastinit.parameters import distinct_parameters
@@ -104,6 +104,7 @@ def shard_table(shards: Sequence[Shard]) -> str:
 
 def rates(measured: Rates, size: int) -> str:
     """How long a number of bytes will take, by rates that were measured on a sample."""
+    size = number.integer("size", size, least=0)
     making, disk = size / measured.made, size / measured.disk
     return (
         f"making the values: {_duration(making)} at {measured.made / 1e9:.2f} GB/s\n"

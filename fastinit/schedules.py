@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fastinit import number
+
 Schedule = Callable[[int], float]
 """The place of a layer, from 0 on, to the factor between its output's variance and the one before.
 
@@ -16,11 +18,10 @@ def alternating(factor: float) -> Schedule:
     """``factor`` and its reciprocal in turn: the product over an even number of layers is 1.
 
     Raises:
-        ValueError: a factor that is not positive.
+        NumberTypeError, NumberRangeError: a factor that is no number; not positive and finite.
 
     >>> [alternating(1.25)(place) for place in range(3)]
     [1.25, 0.8, 1.25]
     """
-    if not factor > 0:
-        raise ValueError(f"factor must be positive, but got {factor}")
+    factor = number.positive("factor", factor)
     return lambda place: 1.0 / factor if place % 2 else factor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from fastinit import laws, ops, shard, tensors
+from fastinit import laws, number, ops, shard, tensors
 from fastinit.draw import draw_, full_shape, warn_if_lost
 from fastinit.keys import ANONYMOUS, stream_id, substream
 
@@ -45,16 +45,16 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
 
     Raises:
         ValueError: not 3-, 4- or 5-D; groups is not a positive divisor of the first size.
+        TypeError: groups is no whole number.
         RuntimeError: elements that overlap.
     """
     if len(full_shape(tensor)) not in (3, 4, 5):
         raise ValueError(f"Only tensors with 3, 4, or 5 dimensions are supported{_but_got(tensor)}")
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"groups must be an int, but got {groups!r}")
+    groups = number.integer("groups", groups)
     if groups < 1 or tensor.size(0) % groups != 0:
-        raise ValueError(
+        raise number.NumberRangeError(
             f"dim 0 must be divisible by groups, but got shape {tuple(tensor.shape)} and "
-            f"groups={groups}"
+            f"groups={number.said(groups)}"
         )
     _check(tensor)
     if tensor.numel() == 0 or tensors.is_left_alone(tensor):
@@ -95,8 +95,8 @@ def sparse_(
     """
     if len(full_shape(tensor)) != 2:
         raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(tensor)}")
-    if not 0.0 <= sparsity <= 1.0:
-        raise ValueError(f"sparsity must be in [0, 1], but got {sparsity}")
+    sparsity = number.share("sparsity", sparsity)
+    law = laws.normal(0.0, std)
     ops.check_target(tensor)
     if tensors.is_left_alone(tensor):
         return tensor
@@ -110,12 +110,12 @@ def sparse_(
         warn_if_lost(tensor)
 
         def write(full: Tensor) -> None:
-            ops.fill_(full, laws.normal(0.0, std), seed=values, stream=stream)
+            ops.fill_(full, law, seed=values, stream=stream)
             if some:
                 _zero(full, zeros, stream, places, None)
 
         return shard.write_whole_(tensor, write)
-    draw_(tensor, laws.normal(0.0, std), generator, seed, name)
+    draw_(tensor, law, generator, seed, name)
     if some and not tensor.is_meta:
         _zero(tensor, zeros, stream, seed, generator)
     return tensor

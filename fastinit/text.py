@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from fastinit import number
+
 WIDTH = 80
 
 _BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -111,14 +113,14 @@ def parse_size(size: int | str, what: str = "shard size") -> int:
     >>> parse_size("1.5GB")
     1500000000
     """
-    if isinstance(size, int) and not isinstance(size, bool):
-        bytes_ = size
+    if isinstance(size, str):
+        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]I?B)\s*", size.upper())
+        bytes_ = Fraction(found[1]) * _BYTES[found[2]] if found else Fraction(0)
     else:
-        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]I?B)\s*", str(size).upper())
-        bytes_ = int(Fraction(found[1]) * _BYTES[found[2]]) if found else 0
+        bytes_ = Fraction(number.integer(what, size))
     if bytes_ < 1:
-        raise ValueError(f"{what} must be as in 5GB, 500MB or 2GiB, but got {size!r}")
-    return bytes_
+        number.out_of_range(what, "as in 5GB, 500MB or 2GiB", size)
+    return int(bytes_)
 
 
 def listing(noun: str, names: Sequence[str]) -> str:

@@ -34,10 +34,10 @@ def test_gains_are_torchs(name: str, param: float | None) -> None:
     assert init.calculate_gain(name, param) == torch.nn.init.calculate_gain(name, param)
 
 
-@pytest.mark.parametrize("param", [True, "0.1", torch.tensor(0.1), [0.1]])
+@pytest.mark.parametrize("param", [True, "0.1", torch.tensor([0.1]), [0.1]])
 def test_a_slope_must_be_a_number(param: object) -> None:
     for function in (init.calculate_gain, torch.nn.init.calculate_gain):
-        with pytest.raises(ValueError, match="not a valid number"):
+        with pytest.raises(ValueError, match=r"not a valid number|param must be a number, but got"):
             function("leaky_relu", param)
 
 
@@ -106,9 +106,9 @@ def test_truncated_std_is_jaxs_constant() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-1.0,), "scale must be.*scale=-1.0"),
-        ((math.nan,), "scale=nan"),
-        ((math.inf,), "scale=inf"),
+        ((-1.0,), "scale must be.* -1.0"),
+        ((math.nan,), "scale must be.* nan"),
+        ((math.inf,), "scale must be.* inf"),
         ((1.0, "fan"), "mode must be one of .*'fan'"),
         ((1.0, "fan_in", "cauchy"), "distribution must be one of .*'cauchy'"),
     ],
@@ -120,11 +120,11 @@ def test_variance_scaling_refuses(arguments: tuple[object, ...], message: str) -
 
 @pytest.mark.parametrize("fan", [(1, 2, 3), 3, ("a", 2), (True, 2), None])
 def test_fan_must_be_a_pair_of_numbers(fan: object) -> None:
-    with pytest.raises(TypeError, match="fan must be a pair"):
+    with pytest.raises(TypeError, match=r"fan must be a pair|fan\[0\] must be a number"):
         fans.check_fans(fan)
 
 
 @pytest.mark.parametrize("fan", [(0, 2), (2, -1), (math.nan, 2), (2, math.inf)])
 def test_fan_must_be_positive(fan: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="fan must be two positive"):
+    with pytest.raises(ValueError, match=r"fan\[[01]\] must be positive"):
         fans.check_fans(fan)

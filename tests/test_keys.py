@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from hashlib import blake2b
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastinit import keys
+from fastinit import init, keys
 
 
 def test_stream_ids_are_frozen() -> None:
@@ -45,9 +47,16 @@ def test_substreams_differ_from_their_stream_and_each_other() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2**63, 2**64 - 1])
 def test_seeds(seed: int) -> None:
     assert keys.check_seed(seed) == seed
+    assert keys.check_seed(np.uint64(seed)) == seed
 
 
-@pytest.mark.parametrize("seed", [True, 1.0, "1", None, torch.tensor(1)])
+@pytest.mark.parametrize("seed", [np.int64(7), torch.tensor(7), np.array(7)])
+def test_a_seed_of_another_package_is_an_int(seed: Any) -> None:
+    assert type(keys.check_seed(seed)) is int
+    assert init.normal_(torch.empty(9), seed=seed).equal(init.normal_(torch.empty(9), seed=7))
+
+
+@pytest.mark.parametrize("seed", [True, 1.0, "1", None, torch.tensor([1]), torch.tensor(1.0)])
 def test_a_seed_is_an_int(seed: object) -> None:
     with pytest.raises(TypeError, match="seed must be an int, but got"):
         keys.check_seed(seed)  # type: ignore[arg-type]

@@ -620,7 +620,7 @@ def test_an_iterator_that_ends_is_an_error() -> None:
     ("arguments", "message"),
     [
         ({"target_std": 0.0}, "target_std must be positive and finite, but got 0.0"),
-        ({"target_std": {"0": -1.0}}, "target_std must be positive"),
+        ({"target_std": {"0": -1.0}}, r"target_std\['0'\] must be positive"),
         ({"target_std": {"nobody": 1.0}}, "target_std names layers that are not: nobody"),
         ({"tol": 0.0}, "tol must be in"),
         ({"max_iter": 0}, "max_iter must be at least 1"),

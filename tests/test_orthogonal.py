@@ -71,7 +71,7 @@ def test_gain() -> None:
 @pytest.mark.parametrize("gain", [float("nan"), float("inf")])
 def test_gain_must_be_finite(gain: float) -> None:
     w = torch.zeros(3, 3)
-    with pytest.raises(RuntimeError, match=f"gain must be finite, but got gain={gain}"):
+    with pytest.raises(RuntimeError, match=f"gain must be finite, but got {gain}"):
         init.orthogonal_(w, gain)
     assert not w.any()
 

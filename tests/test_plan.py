@@ -84,8 +84,8 @@ def test_bad_fills_are_refused(arguments: tuple, message: str) -> None:
 def test_bad_laws_are_refused_also_after_scaling() -> None:
     with pytest.raises(RuntimeError, match="std=-1"):
         Fill.normal(std=-1.0)
-    with pytest.raises(RuntimeError, match="std=inf"):
-        Fill.normal(std=1e38).scaled(1e308)
+    with pytest.raises(RuntimeError, match=r"got std=9\.99.*e\+75"):
+        Fill.normal(std=1e38).scaled(1e38)
 
 
 def test_values_do_not_depend_on_the_order_of_construction() -> None:

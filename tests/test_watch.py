@@ -772,5 +772,5 @@ def test_the_lightning_callback(tmp_path: Path) -> None:
     assert set(values) == {f"{k}_std/net.{i}" for k in ("forward", "gradient") for i in (0, 2)}
     assert all(value > 0 for value in values.values())
     assert not any(m._forward_hooks for m in model.modules())
-    with pytest.raises(ValueError, match="every_n_batches must be a positive int, but got 0"):
+    with pytest.raises(ValueError, match="every_n_batches must be at least 1, but got 0"):
         VarianceMonitor(0)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from fastinit import number
 from fastinit.fill import Fill, Part
 from fastinit.parameters import distinct_parameters
 from fastinit.plan import Plan, Rule
@@ -71,7 +72,7 @@ def mup(base: nn.Module, rule: Rule, *, base_config: Any = None, table: int = 3)
     Raises:
         ValueError: another table; from ``Plan.from_model`` a model with other parameters than the base.
     """
-    _check("table", table, TABLES)
+    _check_table(table)
     plan = Plan.from_model(base, rule, config=base_config)
     shapes = base_shapes(base)
 
@@ -133,7 +134,7 @@ def mup_learning_rates(
             dimensions.
     """
     _check("optimizer", optimizer, OPTIMIZERS)
-    _check("table", table, TABLES)
+    _check_table(table)
     shapes = base_shapes(base) if isinstance(base, nn.Module) else base
     rates = {}
     for names, module, parameter in distinct_parameters(model):
@@ -184,6 +185,11 @@ def _rms(fill: Fill, shape: Sequence[int]) -> float:
     """The root mean square of a matrix of norm 1, up to what kernels of one size have in common."""
     flat = fill.distribution in ("orthogonal", "eye")
     return 1 / math.sqrt(max(shape[0], math.prod(shape[1:] if flat else shape[1:2])))
+
+
+def _check_table(table: int) -> None:
+    if number.integer("table", table) not in TABLES:
+        number.out_of_range("table", f"one of {', '.join(map(str, TABLES))}", table)
 
 
 def _check(what: str, value: object, known: Sequence[object]) -> None:

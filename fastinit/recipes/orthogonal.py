@@ -7,12 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastinit import fans
+from fastinit import fans, number
 from fastinit.fill import Fill
 from fastinit.plan import Rule
 from fastinit.recipes.fills import CONVOLUTIONS, TRANSPOSED, ZERO
 from fastinit.recipes.rules import first_of, own_name
 from fastinit.recipes.torch_default import torch_default
+
+
+def _gain(nonlinearity: str, gain: float | None) -> float:
+    if gain is None:
+        return fans.calculate_gain(nonlinearity)
+    return number.multiplier("gain", gain, negative=True)
 
 
 def orthogonal(
@@ -30,7 +36,7 @@ def orthogonal(
         gain: instead of that one.
         rest: for parameters of other modules (LSTM and GRU, whose weights are several matrices, too).
     """
-    factor = fans.calculate_gain(nonlinearity) if gain is None else gain
+    factor = _gain(nonlinearity, gain)
 
     def rule(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
         plain = type(module) in (nn.RNN, nn.RNNCell)
@@ -59,7 +65,7 @@ def delta_orthogonal(
             above 1, the square root of its variance of weights, rather than tanh's 5/3.)
         rest: for parameters of other modules.
     """
-    factor = fans.calculate_gain(nonlinearity) if gain is None else gain
+    factor = _gain(nonlinearity, gain)
 
     def rule(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
         if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):

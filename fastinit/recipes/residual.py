@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fastinit import fans
+from fastinit import fans, number
 from fastinit.fill import Fill
 from fastinit.plan import Rule
 from fastinit.recipes.fills import (
@@ -23,6 +23,7 @@ from fastinit.recipes.rules import (
     Checked,
     Patterns,
     by_name,
+    count_of,
     first_of,
     matches,
     needs,
@@ -48,6 +49,12 @@ class Depth(NamedTuple):
     encoder: int
     decoder: int
 
+    @classmethod
+    def of(cls, encoder_layers: int | None, decoder_layers: int | None) -> Depth:
+        """Of whole numbers that are not negative; None is 0."""
+        given = (("encoder_layers", encoder_layers), ("decoder_layers", decoder_layers))
+        return cls(*(0 if n is None else number.integer(name, n, least=0) for name, n in given))
+
 
 class DeepNormConstants(NamedTuple):
     """alpha multiplies the residual stream, in forward; beta is the gain of weights in a branch."""
@@ -65,10 +72,14 @@ def deepnorm_constants(
     xformers' ``get_deepnorm_coefficients``. (torchscale 0.3 has 1.15 for the 0.87 of an encoder with a
     decoder, that is 1 / 0.87.)
 
+    Raises:
+        NumberTypeError, NumberRangeError: numbers of layers that are none; a side without layers.
+
     >>> round(deepnorm_constants(18, 0, decoder=False).beta, 4)
     0.2887
     """
-    n, m = encoder_layers, decoder_layers
+    n = number.integer("encoder_layers", encoder_layers, least=0 if decoder else 1)
+    m = number.integer("decoder_layers", decoder_layers, least=1 if decoder else 0)
     if n and m:
         if decoder:
             return DeepNormConstants((3 * m) ** 0.25, (12 * m) ** -0.25)
@@ -97,10 +108,14 @@ def deepnorm(
             ``decoder_layers`` of the config, or its ``num_hidden_layers`` (or ``n_layer``) for a model
             of one stack. With both, a parameter is the decoder's if ``decoder`` is in its path.
         branch: patterns of the weights that beta is for; one at least has to match.
+
+    Raises:
+        NumberTypeError, NumberRangeError: numbers of layers that are none.
     """
+    given = _given(encoder_layers, decoder_layers)
 
     def gain(name: str, config: Any) -> float:
-        depth = _depth(encoder_layers, decoder_layers, config)
+        depth = _depth(given, config)
         return deepnorm_constants(*depth, decoder=_is_decoder(name, depth)).beta
 
     return _transformer(branch, normal, gain, lambda name, config: 1.0)
@@ -124,11 +139,12 @@ def t_fixup(
     fairseq's smaller start, which q and k keep.)
 
     Args:
-        encoder_layers, decoder_layers, branch: as of :func:`deepnorm`.
+        encoder_layers, decoder_layers, branch: as of :func:`deepnorm`, as are exceptions.
     """
+    given = _given(encoder_layers, decoder_layers)
 
     def layers(name: str, config: Any) -> tuple[int, bool]:
-        depth = _depth(encoder_layers, decoder_layers, config)
+        depth = _depth(given, config)
         is_decoder = _is_decoder(name, depth)
         # An embedding that both sides share is named after neither.
         return (depth.decoder if is_decoder else depth.encoder), is_decoder
@@ -169,11 +185,14 @@ def fixup(
         classifier: patterns of the classifier's parameters.
 
     Raises:
-        ValueError: a branch of fewer than 2 layers, which the scale is not defined for; from
+        NumberTypeError, NumberRangeError: numbers that are none, or no branches, or a branch of fewer
+            than 2 layers, which the scale is not defined for.
+        ValueError: from
             ``Plan.from_model``, where ``last`` is the default, branches of more layers than m.
     """
-    if layers_per_branch < 2:
-        raise ValueError(f"layers_per_branch must be at least 2, but got {layers_per_branch}")
+    layers_per_branch = number.integer("layers_per_branch", layers_per_branch, least=2)
+    if branches is not None:
+        branches = number.integer("branches", branches, least=1)
 
     def he(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
         if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
@@ -183,7 +202,7 @@ def fixup(
         return normal(fans.kaiming_std(fans.fans_of(shape), mode="fan_out", nonlinearity="relu"))
 
     def scaled(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
-        count = setting(config, "branches") if branches is None else branches
+        count = count_of(config, "branches") if branches is None else branches
         fill = he(name, module, shape, config)
         return fill and fill.scaled(count ** (-1 / (2 * layers_per_branch - 2)))
 
@@ -264,16 +283,24 @@ def _transformer(branch: Patterns, law: FillOfStd, gain: Gain, embedding_gain: G
     return needs(*((branch,) if isinstance(branch, str) else branch))(rule)
 
 
-def _depth(encoder_layers: int | None, decoder_layers: int | None, config: Any) -> Depth:
-    depth = Depth(encoder_layers or 0, decoder_layers or 0)
+def _given(encoder_layers: int | None, decoder_layers: int | None) -> Depth | None:
     if encoder_layers is None and decoder_layers is None:
-        names = ("encoder_layers", "decoder_layers")
-        depth = Depth(*(setting(config, name, default=0) for name in names))
-        if not any(depth):
-            depth = Depth(setting(config, *names, "num_hidden_layers", "n_layer"), 0)
-    if not any(depth) or min(depth) < 0:
-        raise ValueError(f"the recipe needs a number of layers, but got {depth}")
+        return None
+    depth = Depth.of(encoder_layers, decoder_layers)
+    if not any(depth):
+        raise number.NumberRangeError(f"the recipe needs a number of layers, but got {depth}")
     return depth
+
+
+def _depth(given: Depth | None, config: Any) -> Depth:
+    """What the recipe was given, or else the configuration's."""
+    if given is not None:
+        return given
+    names = ("encoder_layers", "decoder_layers")
+    depth = Depth.of(*(setting(config, name, default=0) for name in names))
+    return (
+        depth if any(depth) else Depth(count_of(config, *names, "num_hidden_layers", "n_layer"), 0)
+    )
 
 
 def _is_decoder(name: str, depth: Depth) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastinit import number
 from fastinit.fill import Fill
 from fastinit.plan import Rule
 from fastinit.text import listing
@@ -132,6 +133,26 @@ def setting(config: Any, *names: str, default: Any = None) -> Any:
             f"the recipe needs a config with {' or '.join(names)}, but got {type(config).__name__}"
         )
     return default
+
+
+def number_of(config: Any, *names: str, default: float | None = None) -> float:
+    """A :func:`setting` that is a finite number and not negative.
+
+    Raises:
+        ValueError: there is none, and no default.
+        NumberTypeError, NumberRangeError: it is no such number.
+    """
+    return number.multiplier("/".join(names), setting(config, *names, default=default))
+
+
+def count_of(config: Any, *names: str) -> int:
+    """A :func:`setting` that is a whole number above 0: layers, heads, a width.
+
+    Raises:
+        ValueError: there is none.
+        NumberTypeError, NumberRangeError: it is no such number.
+    """
+    return number.integer("/".join(names), setting(config, *names), least=1)
 
 
 def own_name(name: str) -> str:

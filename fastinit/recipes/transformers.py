@@ -22,7 +22,7 @@ from fastinit.recipes.fills import (
     normal,
     uniform,
 )
-from fastinit.recipes.rules import needs, own_name, setting
+from fastinit.recipes.rules import count_of, needs, number_of, own_name, setting
 from fastinit.recipes.torch_default import torch_default
 
 
@@ -66,9 +66,9 @@ def gpt2(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill |
     Args:
         config: ``n_layer`` (or ``num_hidden_layers``) and ``initializer_range``, by default 0.02.
     """
-    std = setting(config, "initializer_range", default=0.02)
+    std = number_of(config, "initializer_range", default=0.02)
     if name.endswith("c_proj.weight"):
-        return normal(std / math.sqrt(2 * setting(config, "n_layer", "num_hidden_layers")))
+        return normal(std / math.sqrt(2 * count_of(config, "n_layer", "num_hidden_layers")))
     if type(module).__name__ == "Conv1D":  # transformers' Linear with the weight transposed
         return ZERO if own_name(name) == "bias" else normal(std)
     return _plain(name, module, shape, _std(config))
@@ -89,9 +89,9 @@ def neox(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill |
     Args:
         config: ``num_hidden_layers`` (or ``num_layers``) and ``hidden_size``.
     """
-    size = setting(config, "hidden_size")
+    size = count_of(config, "hidden_size")
     if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
-        layers = setting(config, "num_hidden_layers", "num_layers")
+        layers = count_of(config, "num_hidden_layers", "num_layers")
         return normal(2 / layers / math.sqrt(size))
     return _plain(name, module, shape, math.sqrt(2 / (5 * size)))
 
@@ -123,7 +123,7 @@ def t5(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | N
     Args:
         config: ``d_model``, ``d_kv``, ``d_ff``, ``num_heads`` and ``initializer_factor``, by default 1.
     """
-    factor = setting(config, "initializer_factor", default=1.0)
+    factor = number_of(config, "initializer_factor", default=1.0)
     if type(module).__name__.endswith("LayerNorm"):
         return Fill.constant(factor)
     if not isinstance(module, (nn.Linear, nn.Embedding)):
@@ -134,13 +134,13 @@ def t5(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | N
     if layer in ("shared", "embed_tokens", "lm_head", "classifier"):
         return normal(factor)
     if layer == "q":
-        size = setting(config, "d_model") * setting(config, "d_kv")
+        size = count_of(config, "d_model") * count_of(config, "d_kv")
     elif layer == "o":
-        size = setting(config, "num_heads") * setting(config, "d_kv")
+        size = count_of(config, "num_heads") * count_of(config, "d_kv")
     elif layer == "wo":
-        size = setting(config, "d_ff")
+        size = count_of(config, "d_ff")
     elif layer in _T5_FROM_MODEL:
-        size = setting(config, "d_model")
+        size = count_of(config, "d_model")
     else:
         return None
     return normal(factor * size**-0.5)
@@ -163,7 +163,7 @@ def transformers_vit(name: str, module: nn.Module, shape: torch.Size, config: An
     """
     own = own_name(name)
     if own in ("position_embeddings", "cls_token"):
-        return Fill.truncated_normal(0.0, setting(config, "initializer_range"), -2.0, 2.0)
+        return Fill.truncated_normal(0.0, number_of(config, "initializer_range"), -2.0, 2.0)
     if own == "mask_token":
         return ZERO
     return _plain(name, module, shape, _std(config))
@@ -246,7 +246,7 @@ _OTHER_NORMS = (nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def _std(config: Any) -> float:
     """The std of PreTrainedModel._init_weights, which reads a range of 0 as none."""
     names = ("initializer_range", "init_std", "initializer_factor")
-    return float(setting(config, *names, default=0.02) or 0.02)
+    return number_of(config, *names, default=0.02) or 0.02
 
 
 def _plain(name: str, module: nn.Module, shape: torch.Size, std: float) -> Fill | None:
