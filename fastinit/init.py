@@ -11,9 +11,14 @@ bounds in standard deviations (``sigma=True``) and, keyword-only:
     so ``torch.manual_seed(0)`` makes a call reproducible, and the same on every device.
 ``name``
     of the parameter: values are then of the stream of their own that belongs to the name. A seed, a
-    name and a shape always give the same values.
+    name and a shape always give the same values; another dtype the same ones, rounded, but where
+    that leaves the law's interval: then the nearest value inside it.
 ``fan``
     (fan_in, fan_out), where the shape does not tell them: shards, grouped or fused weights.
+
+A number is any of Python's or NumPy's, or a tensor without dimensions, but no bool. What is none raises
+NumberTypeError (a TypeError and ValueError), and one out of range NumberRangeError (a ValueError and
+RuntimeError), here and in all of fastinit.
 
 What torch does that these functions do not repeat:
 
@@ -127,11 +132,13 @@ def uniform_(
     Args:
         tensor: as for :func:`normal_`. A complex value has the variance of this law: each part is
             uniform on an interval narrower by sqrt(2), about the same middle.
-        a, b: finite, a <= b; b itself is never drawn unless a == b.
+        a, b: finite, a <= b; b itself is never drawn unless a == b, in no dtype. Of float16 and
+            bfloat16, values that would round to b are the dtype's largest below it (of [0, 1) 0.024 %
+            and 0.20 % of all), and where the dtype has no value in [a, b), all are the nearest to a.
         generator, seed, name: as for :func:`normal_`.
 
     Raises:
-        RuntimeError: bounds reversed, NaN or infinite; and as :func:`normal_`.
+        NumberRangeError: bounds reversed, NaN or infinite; and as :func:`normal_`.
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(
@@ -160,11 +167,12 @@ def normal_(
         name: the parameter's, for a stream of its own; by default the anonymous stream.
 
     Raises:
-        TypeError: ``tensor`` is none, or a number, seed or name has the wrong type.
-        ValueError: both a seed and a generator; a seed out of range; an UninitializedParameter.
+        TypeError: ``tensor`` is none, or a name has the wrong type.
+        NumberTypeError: a number or seed that is none (``fastinit.number``).
+        NumberRangeError: std negative, NaN or infinite; mean NaN or infinite; a seed out of range.
+        ValueError: both a seed and a generator; an UninitializedParameter.
         NotImplementedError: an integer, bool, quantised, float8 or sparse tensor.
-        RuntimeError: std negative, NaN or infinite; mean NaN or infinite; elements of the tensor
-            that overlap; an inference tensor outside inference mode.
+        RuntimeError: elements of the tensor that overlap; an inference tensor outside inference mode.
 
     >>> normal_(torch.empty(2), seed=0).equal(normal_(torch.empty(2), seed=0))
     True
@@ -203,11 +211,12 @@ def trunc_normal_(
         tensor, generator, seed, name: as for :func:`normal_`.
         mean, std: of the normal law that is cut.
         a, b: the bounds, which may be infinite: values, whatever the std, as in torch; or, with
-            ``sigma``, multiples of std, counted from the mean.
+            ``sigma``, multiples of std, counted from the mean. No value is outside, in no dtype: one
+            that would round out of [a, b] is the dtype's nearest inside.
         sigma: how a and b are meant.
 
     Raises:
-        RuntimeError: bounds reversed, NaN, or wholly more than 8.9 std from the mean; and as
+        NumberRangeError: bounds reversed, NaN, or wholly more than 8.9 std from the mean; and as
             :func:`normal_`.
 
     Warns:

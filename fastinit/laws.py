@@ -1,5 +1,9 @@
 """Laws: what a value may be, and the float32 parameters that every backend's kernel takes.
 
+A value is drawn in float32 and rounded to the tensor's dtype. Where that leaves the law's interval,
+[a, b) of the uniform law and [a, b] of the truncated normal, it is the dtype's nearest value inside;
+where the dtype has none inside, the nearest to a.
+
 A :class:`Law` is what the user asked for, in doubles. :func:`kernel_params` turns it into the
 kernel's ``Params`` for one dtype. That happens here only, and without libm (``decimal`` is specified
 to the last digit), so that every backend and machine starts from the same bits.
@@ -192,6 +196,8 @@ class Params(NamedTuple):
 def kernel_params(law: Law, dtype: torch.dtype) -> Params:
     """The float32 parameters with which a kernel draws ``law`` for a tensor of ``dtype``.
 
+    ``lo`` and ``hi`` are the dtype's first and last value in the law's interval. Rounding is monotonic:
+    clamped to them before, no other values change than those that would be rounded out of the interval.
     Of two zeros a backend's ``max`` may give either. ``lo`` is never -0.0 and ``hi`` never 0.0: then
     all ways of clamping agree.
     """

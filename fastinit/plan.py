@@ -2,7 +2,8 @@
 
 A :class:`Plan` maps parameter names to :class:`Fill` and adds a seed. It knows no device, dtype,
 shape or sharding: element ``i`` of a parameter is a function of (seed, name, i) and of its Fill, so
-one plan gives the same values wherever it is applied, in whatever order, and saves as small JSON.
+one plan gives the same values wherever it is applied, in whatever order, and saves as small JSON. Of
+another dtype they are rounded, within the bounds of their law.
 """
 
 from __future__ import annotations

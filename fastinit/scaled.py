@@ -33,8 +33,7 @@ def xavier_uniform_(
 
     Raises:
         ValueError: fewer than 2 dimensions and no ``fan``; and as :func:`fastinit.init.normal_`.
-        RuntimeError: a gain that is negative, NaN or infinite; and as
-            :func:`fastinit.init.normal_`.
+        NumberRangeError: a gain that is negative, NaN or infinite.
     """
     std = fans.xavier_std(_fans(tensor, fan), gain)
     return draw_(tensor, fans.uniform_of_std(std), generator, seed, name)
@@ -81,8 +80,9 @@ def kaiming_uniform_(
         fan: (fan_in, fan_out), by default from the shape.
 
     Raises:
-        ValueError: fewer than 2 dimensions and no ``fan``; an unknown mode or nonlinearity; ``a``
-            not a number; and as :func:`fastinit.init.normal_`.
+        ValueError: fewer than 2 dimensions and no ``fan``; an unknown mode or nonlinearity; and as
+            :func:`fastinit.init.normal_`.
+        NumberTypeError, NumberRangeError: ``a`` is no number, or not finite.
 
     Warns:
         UserWarning: a tensor without elements, which is left alone before anything else is checked.
@@ -153,8 +153,9 @@ def variance_scaling_(
         fan: (fan_in, fan_out), by default from the shape.
 
     Raises:
-        ValueError: fewer than 2 dimensions and no ``fan``; an unknown mode or distribution; a scale
-            that is negative, NaN or infinite; and as :func:`fastinit.init.normal_`.
+        ValueError: fewer than 2 dimensions and no ``fan``; an unknown mode or distribution; and as
+            :func:`fastinit.init.normal_`.
+        NumberRangeError: a scale that is negative, NaN or infinite.
     """
     law = fans.variance_scaling(_fans(tensor, fan), scale, mode, distribution)
     return draw_(tensor, law, generator, seed, name)
