@@ -406,7 +406,7 @@ def test_clipped_regions_are_the_elements_within(region: Region) -> None:
     "size", ["", "0", "5", "5PB", "-1GB", "GB", "0.0001KB", "nanGB", "٥GB", 0, -5, 5.0, True]
 )
 def test_sizes_that_are_none(size) -> None:
-    with pytest.raises(ValueError, match="shard size must be as in 5GB"):
+    with pytest.raises(ValueError, match=r"shard size must be (as in 5GB|an int)"):
         checkpoint_files.parse_size(size)
 
 
