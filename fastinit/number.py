@@ -50,9 +50,11 @@ def real(name: str, value: Any) -> float:
         type(value) is float
     ):  # nearly always, and nothing else may cost a call that writes 4 elements
         return value
-    held = value if type(value) is int else _held(value)
-    if isinstance(held, bool) or not isinstance(held, _REAL):
-        raise NumberTypeError(f"{name} must be a number, but got {said(value)}")
+    held = value
+    if type(value) is not int:
+        held = _held(value)
+        if isinstance(held, bool) or not isinstance(held, _REAL):
+            raise NumberTypeError(f"{name} must be a number, but got {said(value)}")
     try:
         number = float(held)
     except (OverflowError, ValueError):  # ValueError: Decimal's signalling NaN
