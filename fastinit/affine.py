@@ -29,6 +29,7 @@ class AffineSums:
         self.bias: Tensor | None = None
         self.count, self.a_mean, m2 = map(float, self.raw[: M2 + 1].tolist())
         self.aa, self.ab, self.bb, self.b_mean = m2 / max(self.count, 1.0), 0.0, 0.0, 0.0
+        self.lost = 0.0  # of aa, to rounding
 
     @classmethod
     def of(cls, layer: Layer, out: Tensor) -> AffineSums:
@@ -46,6 +47,9 @@ class AffineSums:
             sums.bb = b.var(correction=0).item()
             sums.ab = ((a - a.mean()) @ (b - sums.b_mean)).item() / len(b)
             sums.aa -= 2 * sums.ab + sums.bb
+            # Of the channels' means, and of values that are b but for what the output's dtype rounds.
+            eps = max(8 * torch.finfo(wide).eps, torch.finfo(out.dtype).eps ** 2)
+            sums.lost = eps * b.square().mean().item()
         return sums
 
     def mean(self, scale: float) -> float:
@@ -68,7 +72,7 @@ class AffineSums:
                 f"{self.name}: the variance of its bias alone, {self.bb:.6g}, is not below the "
                 f"{wanted:.6g} asked for: {self.moments(1.0, 0.0)!r}"
             )
-        if not self.aa > 0:
+        if not self.aa > self.lost:
             raise LSUVError(f"{self.name} is dead but for its bias: {self.moments(1.0, 0.0)!r}")
         root = math.sqrt(self.ab * self.ab - self.aa * (self.bb - wanted))
         return (root - self.ab) / self.aa
@@ -76,6 +80,8 @@ class AffineSums:
 
 def rescale(out: Tensor, bias: Tensor | None, scale: float, shift: float) -> Tensor:
     """The output of an affine layer in place: as if its weight were multiplied and its bias shifted."""
+    if bias is not None and scale != 1.0 and out.requires_grad and torch.is_grad_enabled():
+        return out.mul_(scale).add_(bias * (1.0 - scale) + shift)  # a forward that differentiates
     if bias is not None and scale != 1.0:
         return torch.add(bias * (1.0 - scale) + shift, out, alpha=scale, out=out)
     if scale != 1.0:

@@ -41,8 +41,10 @@ def full_shape(tensor: Tensor) -> torch.Size:
     """The shape of the parameter that a tensor is.
 
     Raises:
+        TypeError: it is no tensor.
         NotImplementedError: it is a part, whose shape says nothing (``fastinit.shard.check_held``).
     """
+    _check_tensor(tensor)
     if not _is_compiling():
         shard.check_held(tensor)
     return tensors.sizes(tensor)
@@ -53,9 +55,15 @@ def check_reaches(tensor: Tensor) -> None:
 
     And RuntimeError for freed memory, which torch's own operators would write.
     """
-    if not _is_compiling() and isinstance(tensor, Tensor):
+    _check_tensor(tensor)
+    if not _is_compiling():
         tensors.check_memory(tensor)
         shard.check_held(tensor, constant=True)
+
+
+def _check_tensor(tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"tensor must be a torch.Tensor, but got {type(tensor).__name__}")
 
 
 def _is_computed(tensor: Tensor) -> bool:

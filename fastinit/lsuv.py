@@ -228,7 +228,12 @@ def lsuv_(
     options = _Options(target_std, tol, max_iter, center, activation, reuse == "pool", unbuilt)
     weights = weights_of(model)
     drawn = found if pre == "orthonormal" else []
-    with weights.unchanged_on_failure(), same_random_numbers(model), _orthonormal(drawn, weights):
+    with (
+        weights.unchanged_on_failure(),
+        same_random_numbers(model),
+        _without_autocast_cache(),
+        _orthonormal(drawn, weights),
+    ):
         with unchanged(model) as kept:
             run = _Run(found, options, kept)
             for passes in range(1, PASSES + 1):
@@ -260,6 +265,7 @@ class _Run:
         self.measured: dict[str, Measured] = {}  # by layer, in the order of execution
         self.scalings: dict[Any, _Scaling] = {}  # by the weight's key
         self.calls: dict[str, int] = {}  # of each layer, with this batch
+        self.given: dict[str, tuple[Any, int]] = {}  # by forwards, before hooks: and the version
         self.product = 1.0
 
     @contextmanager
@@ -275,6 +281,9 @@ class _Run:
                         self._end_at(layer), with_kwargs=True
                     )
                 else:
+                    if layer.module._forward_hooks and layer.weight_in.requires_grad:
+                        handle = layer.module.register_forward_hook(self._give(layer), prepend=True)
+                        stack.callback(handle.remove)
                     handle = layer.module.register_forward_hook(self._hook(layer), with_kwargs=True)
                 stack.callback(handle.remove)
                 if not layer.affine:  # before it runs: renormalised embeddings write their weight
@@ -337,6 +346,28 @@ class _Run:
         with self.kept.undo.paused():
             self.kept.release(module)
 
+    def _give(self, layer: Layer) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self.given[layer.name] = _first(output), _version(_first(output))
+
+        return hook
+
+    def _check_hooks(self, layer: Layer, out: Tensor) -> None:
+        """What is known of a layer is known of its forward, so its hooks must leave the output alone.
+
+        Those that bring a DTensor into another layout do.
+        """
+        given, version = self.given.pop(layer.name, (out, _version(out)))
+        if not isinstance(given, Tensor) or shard.is_dtensor(given):
+            return
+        if _version(given) != version or not (
+            given is out or (given.shape == out.shape and given.to(out.dtype).equal(out))
+        ):
+            raise LSUVError(
+                f"a forward hook of {layer.name} changes its output, so that its std does not follow "
+                f"from its weight: remove the hook, or choose other layers"
+            )
+
     def _hook(self, layer: Layer) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             def again() -> Any:
@@ -344,7 +375,9 @@ class _Run:
                     return _first(module.forward(*args, **kwargs))
 
             with self.kept.undo.paused():
-                out = self._visit(layer, _measurable(layer, _first(output)), again)
+                out = _measurable(layer, _first(output))
+                self._check_hooks(layer, out)
+                out = self._visit(layer, out, again)
             return (out, *output[1:]) if isinstance(output, tuple) else out
 
         return hook
@@ -518,6 +551,11 @@ def _first(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output
 
 
+def _version(tensor: Any) -> int:
+    """How often it was written, as far as that is counted."""
+    return tensor._version if isinstance(tensor, Tensor) and not tensor.is_inference() else 0
+
+
 def _measurable(layer: Layer, out: Any) -> Tensor:
     if not isinstance(out, Tensor) or not out.is_floating_point():
         raise LSUVError(f"{layer.name} gives no floating-point tensor: {type(out).__name__}")
@@ -535,6 +573,18 @@ def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Mapping):
         return (), dict(batch)
     return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
+
+
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    """Autocast keeps what it made of weights; within the block, and after it, weights are others."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -295,6 +296,7 @@ class _Record:
     units: int = 0
     parts: bool = False  # whether other ranks have other parts of what was measured
     why: str = "not reached by a backward pass"
+    lock: threading.Lock = field(default_factory=threading.Lock)  # replicas run in threads
 
     def see(self, x: Tensor, raws: list[Tensor], units: _Units, zero: bool) -> str | None:
         """Measures an output or a gradient. Why it could not, if so: the user's own step goes on."""
@@ -307,12 +309,15 @@ class _Record:
             if layer is not None and layer.affine and here.dim():
                 dim = layer.channel_dim(here)
                 self.units = here.shape[dim]
-                units.see(here, dim, zero, raw)
+                with self.lock:
+                    units.see(here, dim, zero, raw)
         except Exception as error:
             return f"could not be measured: {type(error).__name__}: {error}".split("\n")[0]
-        if len(raws) >= FOLD:
-            raws[:] = [_together(raws)]
-        raws.append(raw)
+        with self.lock:
+            if len(raws) >= FOLD:
+                raws[:] = [_together(raws)]
+            raws.append(raw)
+            self.calls += raws is self.forward
         self.parts = self.parts or shard.is_part(x)
         return None
 
@@ -329,7 +334,8 @@ class _Run:
     def __init__(self, gradients: bool) -> None:
         self.gradients = gradients
         self.open = True
-        self.records: dict[str, _Record] = {}
+        self.begun: dict[str, _Record] = {}
+        self.records: dict[str, _Record] = {}  # of those that could be measured
         self.unseen: dict[str, str] = {}
         self.leaves: list[torch.utils.hooks.RemovableHandle] = []
         self.weights: dict[Any, Moments] = {}  # by the layer's key
@@ -350,6 +356,8 @@ class _Run:
         return target.module.register_forward_pre_hook(project, with_kwargs=True)
 
     def _see(self, target: _Target, x: Tensor | None) -> None:
+        if not self.open:
+            return  # in a copy of the model, that was made within the block
         if torch.compiler.is_compiling():
             return  # there is nothing to see yet, and compiled code would not come here again
         if why := _immeasurable(x):
@@ -359,12 +367,11 @@ class _Run:
         again = _backward_pass() != -1
         if again and target.name not in self.records:
             return
-        record = self.records.get(target.name) or _Record(target)
+        record = self.begun.setdefault(target.name, _Record(target))
         if not again:
             if why := record.see(x, record.forward, record.outputs, zero=False):
                 self.unseen[target.name] = why
                 return
-            record.calls += 1
             self.records[target.name] = record
         if not self.gradients:
             return

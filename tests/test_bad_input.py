@@ -157,12 +157,18 @@ def test_quantised_and_sparse() -> None:
         assert sparse.to_dense().equal(torch.eye(3))
 
 
-@pytest.mark.parametrize("name", [n for n in RANDOM if n not in ("sparse_", "orthogonal_")])
-@pytest.mark.parametrize("tensor", [[1.0, 2.0], None, 3.0])
+NO_TENSORS = [n for n in init.__all__ if n.endswith("_") and n in vars(init)]
+
+
+@pytest.mark.parametrize("name", NO_TENSORS)
+@pytest.mark.parametrize("tensor", [[1.0, 2.0], None, 3.0, "x"])
 def test_not_a_tensor(name: str, tensor: object) -> None:
-    # torch: AttributeError, wherever it stumbles first.
-    with pytest.raises((TypeError, AttributeError)):
-        getattr(init, name)(tensor)
+    """torch: AttributeError, wherever it stumbles first."""
+    arguments = {"constant_": {"val": 1.0}, "sparse_": {"sparsity": 0.5}}.get(name, {})
+    with pytest.raises(
+        TypeError, match=rf"tensor must be a torch\.Tensor, but got {type(tensor).__name__}"
+    ):
+        getattr(init, name)(tensor, **arguments)
 
 
 @pytest.mark.parametrize("name", ["uniform_", "normal_", "trunc_normal_", "zeros_", "constant_"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import gc
 import json
 import math
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,35 @@ def hooks(model: nn.Module) -> list[Any]:
     tensors = [p._backward_hooks for p in model.parameters()]
     own = [[len(m._forward_hooks), len(m._forward_pre_hooks), sorted(vars(m))] for m in modules]
     return own + tensors
+
+
+def test_a_model_that_runs_in_several_threads() -> None:
+    """As replicas do: no call is lost, also where moments are merged."""
+    net, x, calls = mlp(2, 8), torch.randn(4, 8), 2 * FOLD
+
+    def run() -> None:
+        for _ in range(calls):
+            net(x).sum().backward()
+
+    with watch(net, gradients=True) as seen:
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for layer in seen.layers:
+        assert layer.backward is not None
+        assert layer.calls == 4 * calls
+        assert layer.forward.count == layer.backward.count == 4 * calls * x.numel()
+
+
+def test_a_copy_made_in_the_block_is_not_seen_after_it() -> None:
+    net, x = mlp(2, 8), torch.randn(4, 8)
+    with watch(net) as seen:
+        net(x)
+        other = copy.deepcopy(net)
+    other(x)
+    assert [layer.calls for layer in seen.layers] == [1, 1]
 
 
 def test_all_numbers_are_those_of_plain_torch() -> None:
