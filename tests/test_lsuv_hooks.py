@@ -1,4 +1,4 @@
-"""lsuv_ among what else touches a layer's output: hooks, autocast's cache, forwards that differentiate."""
+"""lsuv_ among what else touches outputs: hooks, autocast's cache, forwards that differentiate."""
 
 from __future__ import annotations
 
