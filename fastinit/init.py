@@ -138,7 +138,8 @@ def uniform_(
         generator, seed, name: as for :func:`normal_`.
 
     Raises:
-        NumberRangeError: bounds reversed, NaN or infinite; and as :func:`normal_`.
+        NumberRangeError: bounds reversed, NaN, infinite or beyond the tensor's dtype; and as
+            :func:`normal_`.
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(

@@ -198,10 +198,15 @@ def kernel_params(law: Law, dtype: torch.dtype) -> Params:
 
     ``lo`` and ``hi`` are the dtype's first and last value in the law's interval. Rounding is monotonic:
     clamped to them before, no other values change than those that would be rounded out of the interval.
-    Of two zeros a backend's ``max`` may give either. ``lo`` is never -0.0 and ``hi`` never 0.0: then
-    all ways of clamping agree.
+    Raises NumberRangeError for uniform bounds beyond the dtype, as ``torch.Tensor.uniform_`` does: there
+    is nothing between its largest value and them. Of two zeros a backend's ``max`` may give either.
+    ``lo`` is never -0.0 and ``hi`` never 0.0: then all ways of clamping agree.
     """
     if law.kind == UNIFORM:
+        if max(abs(law.p0), abs(law.p1)) > torch.finfo(dtype).max:
+            raise NumberRangeError(
+                f"uniform_ expects bounds within {dtype}, but got a={law.p0}, b={law.p1}"
+            )
         a, b = float32(law.p0), float32(law.p1)
         lo, hi = round_up(law.p0, dtype), below(law.p1, dtype)
         if lo > hi:  # nothing representable in [a, b): the nearest value

@@ -33,7 +33,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _increment_version = torch.autograd.graph.increment_version
 
 _is_marked = partitioned.is_marked
-_is_plain_cpu = tensors.is_plain_cpu
+_plain_cpu_address = tensors.plain_cpu_address
 _SHORT_WAY = frozenset(laws.DTYPES)
 _WRITABLE = _SHORT_WAY | frozenset(laws.COMPLEX)
 
@@ -94,20 +94,19 @@ def fill_(
         window is None
         and not _traced()
         and not _dispatch_modes()
-        and _is_plain_cpu(tensor)
+        and (address := _plain_cpu_address(tensor))
         and (dtype := tensor.dtype) in _SHORT_WAY
         and _native_is_chosen()
         and not _is_marked(tensor)
-        and (address := tensor.data_ptr())
     ):
+        assert _native is not None  # it is chosen
+        fill = _native_fill(law, dtype)  # which may refuse the law, before a seed is drawn
         if seed is None:
             seed = _draw_seed(generator) if law[0] != _CONSTANT else 0
         elif generator is not None:
             raise ValueError("seed and generator exclude each other, but got both")
         else:
             seed = keys.check_seed(seed)
-        assert _native is not None  # it is chosen
-        fill = _native_fill(law, dtype)
         _native.fill_contiguous(fill, address, tensor.numel(), seed, stream, _threads())
         _increment_version(tensor)
         return tensor
@@ -180,6 +179,8 @@ def fill_many_(requests: Sequence[Request]) -> None:
                 copied.append((view, part))
             some = writes.setdefault(part.device, [])
             some.extend(_writes(part, law, seed, stream, its_window))
+    for write in (write for some in writes.values() for write in some):
+        laws.kernel_params(write.law, write.tensor.dtype)  # which may refuse the law
     chosen = {device: backends.choose(device) for device in writes}
     with torch.no_grad():
         for device, some in writes.items():
@@ -356,6 +357,9 @@ def _fill_real(
         return
     tensor = tensors.memory(tensor)
     law = Law(kind, *parameters)
+    laws.kernel_params(
+        law, laws.COMPLEX.get(tensor.dtype, tensor.dtype)
+    )  # which may refuse the law
     if seed is None:
         seed = keys.draw_seed(generator) if kind != laws.CONSTANT else 0
     window = Window(tuple(strides), offset) if strides is not None else None

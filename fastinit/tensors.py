@@ -22,13 +22,13 @@ Obstacle = tuple[type[Exception], str]
 """What stands between a tensor and its elements: the exception it is, and the rest of "tensor ..."."""
 
 
-def is_plain_cpu(tensor: Tensor) -> bool:
-    """Whether a tensor is certainly contiguous CPU memory: the short way, for what is called often.
+def plain_cpu_address(tensor: Tensor) -> int:
+    """The address of what is certainly contiguous CPU memory: the short way, for what is called often.
 
-    False says nothing: the long way (:func:`obstacle`) looks closer.
+    0 says nothing: the long way (:func:`obstacle`) looks closer.
     """
     try:
-        return (
+        if (
             type(tensor) in _PLAIN
             and tensor.is_cpu
             and tensor.layout is torch.strided
@@ -38,9 +38,11 @@ def is_plain_cpu(tensor: Tensor) -> bool:
             and not tensor.is_inference()
             and tensor.untyped_storage().nbytes()
             >= tensor.nbytes + tensor.storage_offset() * tensor.itemsize
-        )
+        ):
+            return tensor.data_ptr()  # 0 of what has a storage for show, such as an immutable zero
     except RuntimeError:  # no storage to ask: inside torch.func, say
-        return False
+        pass
+    return 0
 
 
 def is_fake_class(kind: type) -> bool:
@@ -153,6 +155,8 @@ def memory(tensor: Tensor, argument: str = "tensor") -> Tensor:
         ValueError: a FakeTensor.
         RuntimeError: a tensor whose storage is smaller than its elements need.
     """
+    if plain_cpu_address(tensor):
+        return tensor
     here = local(tensor, argument)
     if found := obstacle(here):
         raise found[0](f"{argument} {found[1]}")
@@ -163,7 +167,7 @@ def check_memory(tensor: Tensor, argument: str = "tensor") -> None:
     """For what torch's own operators write: raises RuntimeError where they would write freed memory."""
     if torch.compiler.is_compiling():
         return
-    if not is_plain_cpu(tensor) and (found := obstacle(tensor)) and found[0] is RuntimeError:
+    if not plain_cpu_address(tensor) and (found := obstacle(tensor)) and found[0] is RuntimeError:
         raise RuntimeError(f"{argument} {found[1]}")
 
 
@@ -175,6 +179,8 @@ def values(tensor: Tensor, argument: str = "tensor") -> Tensor:
     Raises:
         as :func:`memory`; ValueError: also a meta tensor.
     """
+    if plain_cpu_address(tensor):
+        return tensor.detach()
     if found := unreadable(tensor):
         raise found[0](f"{argument} {found[1]}")
     with torch.no_grad():

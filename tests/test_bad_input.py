@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from fastinit import init
+from fastinit import init, laws, ops
 
 NAN, INF = math.nan, math.inf
 Case = tuple[str, dict[str, Any], type[Exception], str]
@@ -87,6 +87,19 @@ def test_numbers(
     name: str, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     refused(torch.full((4, 3), 7.0), name, arguments, error, message)
+
+
+@pytest.mark.parametrize("view", [lambda t: t, lambda t: t.t()], ids=["short", "long"])
+def test_bounds_beyond_the_dtype(view: Callable[[Tensor], Tensor]) -> None:
+    """As torch: they would be drawn at its largest value."""
+    tensor = view(torch.ones(4, 3, dtype=torch.float16))
+    for bounds in ({"a": -1e5}, {"b": 1e5}):
+        refused(tensor, "uniform_", bounds, RuntimeError, "bounds within torch.float16")
+    good = torch.ones(3)
+    law = laws.uniform(0.0, 1e5)
+    with pytest.raises(RuntimeError, match="bounds within"):
+        ops.fill_many_([ops.Request(good, law, 0), ops.Request(tensor, law, 0)])
+    assert good.eq(1).all()
 
 
 @pytest.mark.parametrize("fan", [(0, 3), (3, NAN)])

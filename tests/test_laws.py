@@ -257,6 +257,8 @@ ALL_LAWS = [
 def test_kernel_parameters_are_float32_and_the_interval_is_not_empty(
     law: Law, dtype: torch.dtype
 ) -> None:
+    if dtype == torch.float16 and law.kind == laws.UNIFORM and abs(law.p1) > 65504:
+        pytest.skip("beyond float16")
     params = laws.kernel_params(law, dtype)
     for name, value in params._asdict().items():
         assert not math.isnan(value), name
