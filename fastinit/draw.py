@@ -26,7 +26,7 @@ def draw_(
     name: str | None,
 ) -> Tensor:
     """``ops.fill_`` with the stream of ``name``; to be called by the public function itself."""
-    if _is_computed(tensor):
+    if getattr(tensor, "requires_grad", False) and _is_computed(tensor):
         warn_if_lost(tensor, stacklevel=4)
     return ops.fill_(
         tensor,

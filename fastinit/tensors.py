@@ -72,6 +72,8 @@ def obstacle(tensor: Tensor) -> Obstacle | None:
     A meta tensor passes, as its elements are nowhere; so do lazily conjugated and negated views, whose
     memory is plain but holds other values. DTensors and asynchronous results are :func:`local`'s.
     """
+    if plain_cpu_address(tensor):
+        return None
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return (
             NotImplementedError,

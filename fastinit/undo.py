@@ -109,7 +109,11 @@ class Undo(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _tracks(self, tensor: Tensor) -> bool:
-        return obstacle(tensor) is None and tensor.untyped_storage()._cdata in self._tracked
+        try:
+            tracked = tensor.untyped_storage()._cdata in self._tracked
+        except RuntimeError:  # no storage to ask
+            return False
+        return tracked and obstacle(tensor) is None
 
     def _keep_rows(self, table: Tensor, indices: Tensor) -> None:
         """A renormalised embedding may be large, and one call writes few of its rows."""
