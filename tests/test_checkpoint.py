@@ -454,8 +454,9 @@ def test_two_writers_that_do_not_see_each_other(tmp_path, monkeypatch) -> None:
     def meanwhile(self, some) -> None:
         if not second:
             second.append(True)
-            code = """
+            code = f"""
                 import os, signal, sys
+                sys.path[:0] = {sys.path!r}
                 from tests import test_checkpoint as tests
                 tests.checkpoint.fcntl.flock = lambda *args: None
                 write = os.pwrite

@@ -50,7 +50,7 @@ class Asked(NamedTuple):
             raw = moments(self.tensor, dim=self.dim).raw
         if self.apart:
             return [Reading(self.tensor, self.tensor.shape, (self.apart, 1), False, raw)]
-        return _readings(self.tensor, self.dim, raw)
+        return list(_readings(self.tensor, self.dim, raw, []))
 
 
 def values(dtype: torch.dtype) -> dict[str, Asked]:

@@ -74,14 +74,21 @@ def calls(model: nn.Module, x: Tensor, **options: Any) -> int:
     return count
 
 
+def spread(calls: int, most: int) -> list[int]:
+    """The first call, the last, and some between."""
+    return sorted({round(i * (calls - 1) / (most - 1)) for i in range(most)})
+
+
+@pytest.mark.parametrize("most", [3, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "pre"),
     [(name, "keep") for name in {**MODELS, **LAZY}] + [(name, "orthonormal") for name in PLAIN],
 )
-def test_an_error_at_any_hook_changes_nothing(name: str, pre: str) -> None:
+def test_an_error_at_any_hook_changes_nothing(name: str, pre: str, most: int) -> None:
+    """Of three calls here; of every one where there is time (make slow)."""
     made = {**MODELS, **LAZY}[name]
     options = {"pre": pre, "center": True}
-    for turn in range(calls(*build(made), **options)):
+    for turn in spread(calls(*build(made), **options), most):
         for register in (register_module_forward_pre_hook, register_module_forward_hook):
             model, x = build(made)
             before = everything(model)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import builtins
 import copy
 import gc
 import json
 import math
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -722,17 +722,12 @@ def test_plot(tmp_path: Path) -> None:
 
 
 def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(f"No module named {name!r}")
-        return plain(name, *args, **kwargs)
-
     model = mlp()
     with watch(model) as w:
         model(torch.randn(8, 32))
-    monkeypatch.setattr(builtins, "__import__", without)
+    loaded = [name for name in sys.modules if name.split(".")[0] == "matplotlib"]
+    for name in {*loaded, "matplotlib", "matplotlib.figure"}:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"pip install matplotlib"):
         w.plot()
 
