@@ -166,6 +166,7 @@ def write(
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        _check_names(folder, planned)
         kept, others = _existing(folder, planned)
         there = sum(shard.size for shard in planned.shards if shard.file in kept)
         done = Done(planned.size if verify else planned.size - there, progress)
@@ -199,6 +200,14 @@ def write(
     seconds = time.perf_counter() - begun
     verified = planned.size - needed if verify else 0
     return Written(planned, needed, seconds, len(kept), verified, busy / seconds)
+
+
+def _check_names(folder: Path, planned: Layout) -> None:
+    """Raises ValueError where a file to be written is something else: a directory, a dead link."""
+    for name in (*(shard.file for shard in planned.shards), INDEX, "config.json"):
+        path = folder / name
+        if (path.exists() or path.is_symlink()) and not path.is_file():
+            raise ValueError(f"directory has {name} in it, which is no file: {path}")
 
 
 def measure_rates(planned: Layout, directory: str | PathLike[str], size: int = 1 << 28) -> Rates:

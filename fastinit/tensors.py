@@ -57,13 +57,9 @@ def is_fake(tensor: Tensor) -> bool:
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """Whether operators only trace it: a FakeTensor, or one that is being functionalised."""
+    """Whether operators only trace it: a FakeTensor, or what export and AOTAutograd trace with."""
     module = sys.modules.get("torch._subclasses.functional_tensor")
-    return (
-        is_fake(tensor)
-        or torch._is_functional_tensor(tensor)
-        or (module is not None and isinstance(tensor, module.FunctionalTensor))
-    )
+    return is_fake(tensor) or (module is not None and isinstance(tensor, module.FunctionalTensor))
 
 
 def obstacle(tensor: Tensor) -> Obstacle | None:
@@ -81,7 +77,7 @@ def obstacle(tensor: Tensor) -> Obstacle | None:
         )
     if is_fake(tensor):
         return ValueError, "is a FakeTensor, which has no values"
-    if is_traced(tensor):
+    if is_traced(tensor) or torch._is_functional_tensor(tensor):
         return NotImplementedError, "is being functionalised: it has no memory of its own"
     if tensor.is_nested:
         return NotImplementedError, "is a nested tensor"

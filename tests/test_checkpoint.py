@@ -476,6 +476,21 @@ def test_two_writers_that_do_not_see_each_other(tmp_path, monkeypatch) -> None:
     assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("name", [checkpoint_files.SINGLE, checkpoint_files.INDEX, "config.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_file_is_named(tmp_path, name: str, overwrite: bool) -> None:
+    for kind in ("directory", "link to nowhere"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        if kind == "directory":
+            (folder / name).mkdir()
+        else:
+            (folder / name).symlink_to("nowhere")
+        with pytest.raises(ValueError, match=f"has {name} in it, which is no file"):
+            checkpoint.write(recorded(), folder, overwrite=overwrite)
+        assert [path.name for path in folder.iterdir()] == [name]
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_verifying_computes_every_byte_again(tmp_path) -> None:
     said: list[tuple[int, int]] = []

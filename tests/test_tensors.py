@@ -185,6 +185,12 @@ KINDS = {
     "own operators": Kind(
         directly(lambda: Tensor._make_subclass(Own, data())), MISSING, MISSING, "Own"
     ),
+    "in functionalize": Kind(
+        inside(lambda f: torch.func.functionalize(f)(data())),
+        MISSING,
+        MISSING,
+        "torch.func transform",
+    ),
     "in vmap": Kind(
         inside(lambda f: torch.vmap(f)(data()[None])), MISSING, MISSING, "torch.func transform"
     ),
