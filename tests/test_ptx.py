@@ -325,12 +325,17 @@ def triton_launches(folder: Path, archs: Sequence[int]) -> dict[str, Any]:
 def triton(
     pool: ThreadPoolExecutor, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, Future[dict[str, Any]]]:
-    """Triton's kernels and launches for each architecture, in two processes."""
-    parts = [
-        (archs, pool.submit(triton_launches, tmp_path_factory.mktemp("triton"), archs))
-        for archs in ((90,), (80, 100, 120))
-    ]
-    return {arch: part for archs, part in parts for arch in archs}
+    """Triton's kernels and launches for each architecture, compiled when they are asked for."""
+
+    class Launches(dict[int, Future[dict[str, Any]]]):
+        def __missing__(self, arch: int) -> Future[dict[str, Any]]:
+            archs = next(some for some in ((90,), (80, 100, 120)) if arch in some)
+            folder = tmp_path_factory.mktemp("triton")
+            part = pool.submit(triton_launches, folder, archs)
+            self.update(dict.fromkeys(archs, part))
+            return part
+
+    return Launches()
 
 
 def run_triton(
@@ -360,7 +365,9 @@ def triton_runs(answer: dict[str, Any], arch: int) -> Iterator[tuple[Fill, dict[
 
 
 @needs_triton
-@pytest.mark.parametrize("arch", TRITON_FILLS)
+@pytest.mark.parametrize(
+    "arch", [90, *(pytest.param(a, marks=pytest.mark.slow) for a in TRITON_FILLS if a != 90)]
+)
 def test_triton(triton: dict[int, Future[dict[str, Any]]], arch: int) -> None:
     for fill, kernel, launch in triton_runs(triton[arch].result(), arch):
         assert run_triton(kernel, Program(kernel["ptx"], "fill_runs"), launch, fill), fill

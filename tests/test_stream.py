@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,18 @@ def known_answers() -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
-@pytest.mark.parametrize("name", ["reference", *ISAS, *TRITON])
-def test_known_answers(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        *((name, 1) for name in ("reference", *ISAS)),
+        *((name, 5) for name in TRITON),  # whose interpreter takes a tenth of a second for each
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in TRITON),
+    ],
+)
+def test_known_answers(name: str, step: int) -> None:
     with forced(name):
         count = 0
-        for line in known_answers():
+        for line in islice(known_answers(), 0, None, step):
             count += 1
             law = Law(
                 laws.NAMES.index(line["law"]),
@@ -84,7 +92,7 @@ def test_known_answers(name: str) -> None:
             mask = (1 << 4 * digits) - 1
             integers = tensor.view(INTEGERS[tensor.element_size()]).tolist()
             assert [f"{word & mask:0{digits}x}" for word in integers] == words, line
-        assert count == 420
+        assert count == 420 // step
 
 
 # --- every CPU build against the reference ---------------------------------------------------------
