@@ -54,7 +54,7 @@ def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     start = f"import sys; sys.path[:0] = [{str(site)!r}]; sys.argv[1:] = {arguments[1:]!r}; "
     code = start + arguments[0]
     # A folder without an __init__ counts only where no other on the path has one.
-    alone = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    alone = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "FASTINIT_ISA")}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=site, env=alone, capture_output=True, text=True)
 

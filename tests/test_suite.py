@@ -53,7 +53,7 @@ def test_what_a_test_changes_for_those_behind_it_is_seen(monkeypatch: pytest.Mon
     try:
         with monkeypatch.context() as patch, backends.backend("reference"):
             patch.setattr(torch.nn.init, "zeros_", torch.nn.init.ones_)
-            patch.setenv("FASTINIT_ISA", "baseline")
+            patch.setenv("FASTINIT_ISA", "another than before")
             after = shared()
     finally:
         torch.set_num_threads(threads)
