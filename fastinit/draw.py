@@ -74,8 +74,13 @@ def _is_computed(tensor: Tensor) -> bool:
     """
     if _is_compiling():
         return False
-    base = getattr(tensor, "_base", None)  # what is not a tensor is refused later, by name
-    return not getattr(tensor if base is None else base, "is_leaf", True)
+    return not _source(tensor).is_leaf
+
+
+def _source(tensor: Tensor) -> Tensor:
+    """What a tensor is a view of, or itself."""
+    base = tensor._base
+    return tensor if base is None else base
 
 
 def warn_if_lost(tensor: Tensor, stacklevel: int = 3) -> None:
@@ -89,7 +94,7 @@ def warn_if_lost(tensor: Tensor, stacklevel: int = 3) -> None:
     """
     if not _is_computed(tensor):
         return
-    made_by = type((tensor if tensor._base is None else tensor._base).grad_fn).__name__
+    made_by = type(_source(tensor).grad_fn).__name__
     warnings.warn(
         f"tensor (shape {tuple(tensor.shape)}) is the result of a computation ({made_by}), not a "
         "parameter: the values are written to a temporary and lost. If it is a weight under "

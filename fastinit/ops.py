@@ -357,9 +357,8 @@ def _fill_real(
         return
     tensor = tensors.memory(tensor)
     law = Law(kind, *parameters)
-    laws.kernel_params(
-        law, laws.COMPLEX.get(tensor.dtype, tensor.dtype)
-    )  # which may refuse the law
+    # Before a seed is drawn, as it may refuse the law.
+    laws.kernel_params(law, laws.COMPLEX.get(tensor.dtype, tensor.dtype))
     if seed is None:
         seed = keys.draw_seed(generator) if kind != laws.CONSTANT else 0
     window = Window(tuple(strides), offset) if strides is not None else None

@@ -165,7 +165,7 @@ def check_memory(tensor: Tensor, argument: str = "tensor") -> None:
     """For what torch's own operators write: raises RuntimeError where they would write freed memory."""
     if torch.compiler.is_compiling():
         return
-    if not plain_cpu_address(tensor) and (found := obstacle(tensor)) and found[0] is RuntimeError:
+    if (found := obstacle(tensor)) and found[0] is RuntimeError:
         raise RuntimeError(f"{argument} {found[1]}")
 
 

@@ -18,6 +18,7 @@ import fastinit
 from fastinit import Fill, Plan, backends, init, laws, ops, tensors
 from fastinit.backends import native
 from fastinit.lsuv import LSUVError
+from fastinit.moments import MAX_DIMS
 
 SHAPE = (4, 6)
 
@@ -457,6 +458,7 @@ def test_moments_of_many_dimensions(many: int) -> None:
 def test_the_native_module_trusts_nobody() -> None:
     module = native.module
     assert module is not None
+    assert module.MAX_DIMS == MAX_DIMS  # which stands in Python too, for what has no native module
     fill = native.fill(laws.normal(), torch.float32)
     with pytest.raises(ValueError, match="24 elements has no address"):
         module.fill_contiguous(fill, 0, 24, 0, 0, 1)
