@@ -326,12 +326,16 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _parts(f"{name}[{place}: {key!r}]", part)
 
 
+def _plain(part: Any) -> Any:
+    return part.tobytes() if isinstance(part, numpy.ndarray) else part
+
+
 def everything(model: nn.Module) -> dict[str, Any]:
     """Every byte of a model and of the random generators, and which objects it consists of."""
     found: dict[str, Any] = {
         "generator": torch.get_rng_state().numpy().tobytes(),
         "random": random.getstate(),
-        "numpy": str(numpy.random.get_state()),
+        "numpy": [_plain(part) for part in numpy.random.get_state()],
     }
     for name, module in model.named_modules():
         found[f"{name} is"] = type(module)

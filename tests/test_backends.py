@@ -6,11 +6,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 
 import pytest
 import torch
+import warm
 from same_bits import ISAS, TRITON, bits, isa
 
 from fastinit import backends, laws
@@ -154,10 +154,7 @@ print(backends.native.module.isa(), *(v.hex() for v in values))
 
 
 def python(isa: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "FASTINIT_ISA": isa}
-    return subprocess.run(
-        [sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=False
-    )
+    return warm.run(SHOW, env={**os.environ, "FASTINIT_ISA": isa})
 
 
 @needs_native

@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import warnings
 
 import pytest
 import torch
+import warm
 
 from fastinit import backends, memory, recipes, report, text
 from fastinit.plan import Fill, Plan
@@ -168,14 +168,9 @@ def test_info_says_what_the_backends_say() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "status"), [(["info"], 0), (["init", "gpt2-xl"], 2)])
-def test_without_typer_only_info_works(arguments: list[str], status: int, tmp_path) -> None:
+def test_without_typer_only_info_works(arguments: list[str], status: int) -> None:
     hidden = "import sys; sys.modules['typer'] = None; from fastinit.__main__ import main; "
-    done = subprocess.run(
-        [sys.executable, "-c", hidden + f"sys.exit(main({arguments!r}))"],
-        capture_output=True,
-        text=True,
-        env=os.environ,
-    )
+    done = warm.run(hidden + f"sys.exit(main({arguments!r}))")
     assert done.returncode == status, done.stderr
     if status:
         assert done.stderr.count("\n") == 1

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import warm
 
 from fastinit import faults, models
 from fastinit.__main__ import main
@@ -324,33 +326,36 @@ def test_an_exception_as_a_line(error: Exception, said: str) -> None:
     assert len(long) < faults.ROOM + 20
 
 
-def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    return subprocess.run(
-        ["sh", "-c", f"'{sys.executable}' -m fastinit {command}"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, **environment},
-    )
+def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """``python -m fastinit ARGUMENTS``"""
+    code = "import runpy; runpy.run_module('fastinit', run_name='__main__')"
+    return warm.run(code, *arguments, **options)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_device_is_one_line(capsys) -> None:
     assert "No space left on device" in one_line(["init", GOOD, "--out", "/dev/full"], capsys)
-    done = run("info > /dev/full")
+    done = program("info", stdout="/dev/full")
     assert done.returncode == 2
     assert done.stderr == "fastinit: No space left on device\n"
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    done = run("info | true")
+    """Of a whole interpreter, which also writes at its end what is left to write."""
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -m fastinit info | true"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_nothing_moves_a_cursor_in_a_pipe() -> None:
     colours = dict.fromkeys(("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"), "1")
-    done = run(f"write {GOOD} --out out", **colours)
+    done = program("write", GOOD, "--out", "out", env={**os.environ, **colours})
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert done.stderr == ""

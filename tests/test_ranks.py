@@ -25,7 +25,7 @@ from fastinit.plan import Plan
 if not dist.is_available():
     pytest.skip("a torch without distributed", allow_module_level=True)
 
-from test_shard import as_rank, mesh_of, one, sharded
+from test_shard import as_rank, fsdp, fsdp_and_tensor_parallel, mesh_of, one, sharded
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
@@ -434,6 +434,8 @@ WORK: dict[str, Callable[[], None]] = {
         lsuv_on_ranks,
         fsdp1,
         emptied_buffers,
+        fsdp,
+        fsdp_and_tensor_parallel,
     )
 }
 
@@ -472,5 +474,6 @@ if __name__ == "__main__":
     # Forked, so that torch, and what FSDP2 imports late, is imported once; no thread runs by now.
     import torch._dynamo
     import torch.distributed.fsdp
+    import torch.distributed.tensor.parallel
 
     torch.multiprocessing.start_processes(run, (sys.argv[1],), nprocs=WORLD, start_method="fork")

@@ -1,19 +1,17 @@
 """Shards: each rank's part of a DTensor is the slice of the whole parameter, without communication.
 
-Most tests see any rank of any mesh from one process (torch's fake process group, whose collectives do
-nothing: what needed one would be wrong here). The last ones run real processes over gloo: this file as
-a program.
+Tests see any rank of any mesh from one process (torch's fake process group, whose collectives do
+nothing: what needed one would be wrong here). What is behind them is for real processes, which
+test_ranks runs.
 """
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import warm
 from same_bits import assert_values
 from torch import nn
 
@@ -345,7 +343,7 @@ def test_nothing_of_torch_distributed_is_imported_for_plain_tensors() -> None:
         "import fastinit; fastinit.init.normal_(torch.empty(3))\n"
         "sys.exit(any(m.startswith('torch.distributed') for m in set(sys.modules) - before))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert warm.run(code).returncode == 0
 
 
 # --- real processes ------------------------------------------------------------------------------
@@ -383,7 +381,7 @@ def check(model: nn.Module, plan: Plan) -> None:
 
 
 def fsdp() -> None:
-    """2 ranks: deferred, planned, sharded, then written; from meta in two ways, and over again."""
+    """Deferred, planned, sharded, then written; from meta in two ways, and over again."""
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -410,7 +408,7 @@ def fsdp() -> None:
 
 
 def fsdp_and_tensor_parallel() -> None:
-    """4 ranks, (2, 2): FSDP2 over column- and row-wise parallel layers."""
+    """On (2, 2) ranks: FSDP2 over column- and row-wise parallel layers."""
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
@@ -440,35 +438,3 @@ def fsdp_and_tensor_parallel() -> None:
         assert torch.equal(got.full_tensor(), expected)
     x = torch.arange(24.0).view(4, 6)
     torch.testing.assert_close(model(x), plain(x))
-
-
-def run(rank: int, world: int, store: str, work: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    WORK[work]()
-    dist.destroy_process_group()
-
-
-WORK: dict[str, Callable[[], None]] = {
-    "fsdp": fsdp,
-    "fsdp_and_tensor_parallel": fsdp_and_tensor_parallel,
-}
-
-
-@pytest.mark.parametrize(("work", "world"), [("fsdp", 2), ("fsdp_and_tensor_parallel", 4)])
-def test_real_processes(work: str, world: int, tmp_path: Path) -> None:
-    command = [sys.executable, __file__, work, str(world), str(tmp_path / "store")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
-if __name__ == "__main__":
-    # Forked, so that torch, and what FSDP2 imports late, is imported once; no thread runs by now.
-    import torch._dynamo
-    import torch.distributed.fsdp
-    import torch.distributed.tensor.parallel
-
-    name, ranks, store = sys.argv[1:]
-    torch.multiprocessing.start_processes(
-        run, (int(ranks), store, name), nprocs=int(ranks), start_method="fork"
-    )
