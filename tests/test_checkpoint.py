@@ -4,13 +4,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from same_bits import assert_values
 from torch import nn
 
@@ -215,14 +213,16 @@ def test_resuming_gives_the_files_of_an_uninterrupted_run(tmp_path, monkeypatch)
 
 
 def run(code: str, *arguments: object) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    done = warm.run(code, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_sigkill_leaves_nothing_that_looks_whole(tmp_path) -> None:
-    """Killed at six moments between the beginning and the end of writing 24 shards."""
+    """Killed at four moments between the beginning and the end of writing 24 shards."""
     code = """
-        import glob, os, signal, sys, time
+        import glob, os, signal, sys, time, warnings
+        warnings.simplefilter("ignore")
         from torch import nn
         from fastinit import checkpoint, deferred
 
@@ -233,7 +233,7 @@ def test_sigkill_leaves_nothing_that_looks_whole(tmp_path) -> None:
             if not process:
                 checkpoint.write(model, directory, shard_size="2MB")
                 os._exit(0)
-            while len(glob.glob(directory + "/*.safetensors")) <= 3 * i:
+            while len(glob.glob(directory + "/*.safetensors")) <= 5 * i:
                 time.sleep(0.0005)
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
@@ -245,7 +245,7 @@ def test_sigkill_leaves_nothing_that_looks_whole(tmp_path) -> None:
     whole = checkpoint.write(recorded(make), tmp_path / "whole", shard_size="2MB")
     sizes = {shard.file: shard.size for shard in whole.layout.shards}
     assert len(sizes) == 24
-    folders = [tmp_path / f"killed-{i}" for i in range(6)]
+    folders = [tmp_path / f"killed-{i}" for i in range(4)]
     run(code, *folders)
     interrupted = 0
     for folder in folders:
@@ -336,7 +336,7 @@ def test_a_file_system_without_direct_writes(tmp_path, monkeypatch, direct: bool
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path) -> None:
-    """1.2 GB of weights, one of them 0.8 GB: less than 300 MiB more than after the import."""
+    """0.8 GB of weights, one of them 0.5 GB: less than 300 MiB more than after the import."""
     code = """
         import sys
         import torch
@@ -348,16 +348,16 @@ def test_memory_does_not_grow_with_the_model(tmp_path) -> None:
             return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
         with deferred(7):
-            model = nn.Sequential(nn.Embedding(100_000, 4096), nn.Linear(16384, 12208))
+            model = nn.Sequential(nn.Embedding(60_000, 4096), nn.Linear(16384, 8192))
         before = peak()
         done = checkpoint.write(model, sys.argv[1], dtype=torch.bfloat16)
         print(done.bytes, (peak() - before) << 10)
     """
-    if shutil.disk_usage(tmp_path).free < 3e9:
+    if shutil.disk_usage(tmp_path).free < 2e9:
         pytest.skip("no room")
     size, grown = map(int, run(code, tmp_path).split())
     shutil.rmtree(tmp_path)
-    assert size > 1.2e9
+    assert size > 0.75e9
     assert grown < 300 << 20
 
 
@@ -454,9 +454,8 @@ def test_two_writers_that_do_not_see_each_other(tmp_path, monkeypatch) -> None:
     def meanwhile(self, some) -> None:
         if not second:
             second.append(True)
-            code = f"""
+            code = """
                 import os, signal, sys
-                sys.path[:0] = {sys.path!r}
                 from tests import test_checkpoint as tests
                 tests.checkpoint.fcntl.flock = lambda *args: None
                 write = os.pwrite
@@ -466,8 +465,7 @@ def test_two_writers_that_do_not_see_each_other(tmp_path, monkeypatch) -> None:
                 os.pwrite = killed
                 tests.checkpoint.write(tests.recorded(), sys.argv[1])
             """
-            command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(folder)]
-            assert subprocess.run(command, check=False).returncode == -9
+            assert warm.run(code, folder).returncode == -9
         make(self, some)
 
     monkeypatch.setattr(pieces.Pieces, "write", meanwhile)

@@ -8,8 +8,8 @@ block                      what is done with it
 python                     run; a comment behind a ``print`` is what it prints
 python, needs=PACKAGE      run, where the package is installed
 any, title="FILE"          written to the file
-sh                         ``python -m fastinit`` and torchrun are run; ``make`` and ``pip install``
-                           are all else that may be there
+sh                         ``python -m fastinit`` is run, and torchrun's program in as many processes;
+                           ``make`` and ``pip install`` are all else that may be there
 console, others            not run: what a large machine showed
 ========================== ======================================================================
 """
@@ -23,7 +23,6 @@ import io
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import warm
 
 from fastinit import __main__ as command
 from fastinit import backends
@@ -144,6 +144,26 @@ def test_comments_are_compared(printed: str, said: str, right: bool) -> None:
     assert shows(printed, said) is right
 
 
+# As torchrun does, but what is imported is imported once, and the ranks fork.
+RANKS = """
+import os, runpy, socket, sys
+import torch._dynamo, torch.distributed.fsdp
+
+with socket.create_server(("localhost", 0)) as server:
+    port = server.getsockname()[1]
+world, script = sys.argv[1:]
+os.environ.update(MASTER_PORT=str(port), WORLD_SIZE=world, LOCAL_WORLD_SIZE=world)
+ranks = []
+for rank in range(int(world)):
+    ranks.append(os.fork())
+    if not ranks[-1]:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        runpy.run_path(script, run_name="__main__")
+        sys.exit()
+sys.exit(any([os.waitpid(rank, 0)[1] for rank in ranks]))
+"""
+
+
 def run_command(words: list[str]) -> None:
     """One line of a shell block."""
     if words[:3] == ["python", "-m", "fastinit"]:
@@ -156,8 +176,9 @@ def run_command(words: list[str]) -> None:
     elif words[:1] == ["torchrun"]:
         if not torch.distributed.is_available():
             return
-        run = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-        done = subprocess.run(run, capture_output=True, text=True, env=_environment())
+        option, processes, script = words[1:]
+        assert option == "--nproc-per-node"
+        done = warm.run(RANKS, processes, script, env=_environment())
         assert done.returncode == 0, done.stderr
     else:
         assert words[0] == "make" or words[:2] == ["pip", "install"], words
@@ -209,21 +230,14 @@ def test_the_readme_names_each_page() -> None:
 
 def test_the_reference_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("pdoc")
-    unbuilt = "ignore:fastinit runs on its reference backend"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            "-W",
-            unbuilt,
-            str(ROOT / "docs" / "reference.py"),
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        env=_environment(),
-    )
+    code = """
+        import runpy, sys, warnings
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "fastinit runs on its reference backend")
+        sys.argv[:] = sys.argv[1:]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    """
+    done = warm.run(code, ROOT / "docs" / "reference.py", tmp_path, env=_environment())
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     page = (tmp_path / "fastinit.html").read_text()
