@@ -27,12 +27,13 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --verbose
 RUN := $(VENV)/bin/python
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 
-# Without a GPU, the tests read the machine code of two architectures: below sm_100 the kernels' text is
-# one, from there on another. All are built for the ledger, and where nvcc does not say that it knows these.
+# Without a GPU, the tests read the machine code of two architectures, and run their PTX: below sm_100 the
+# kernels' text is one, from there on another. All are built for the ledger, and where nvcc does not say that
+# it knows these.
 ALL := $(GPU)$(filter slow sass,$(MAKECMDGOALS))
 NVCC := $(or $(shell command -v nvcc),/usr/local/cuda/bin/nvcc)
 TESTED := $(if $(ALL),,$(filter sm_90 sm_100,$(shell $(NVCC) --list-gpu-code 2>/dev/null)))
-ARCHS := $(or $(FASTINIT_CUDA_ARCHS),$(subst sm_,,$(TESTED)))
+ARCHS := $(or $(FASTINIT_CUDA_ARCHS),$(patsubst sm_%,%+PTX,$(TESTED)))
 BUILD := $(FASTINIT_NATIVE) $(FASTINIT_CUDA) $(ARCHS)
 STAMP := $(VENV)/.installed-$(shell echo '$(BUILD)' | cksum | cut -d' ' -f1)
 

@@ -6,7 +6,8 @@ Environment variables:
                          refuses always fails.
     FASTINIT_CUDA        AUTO (default): with CUDA where nvcc is found; ON: with it or fail; OFF.
     FASTINIT_CUDA_ARCHS  compute capabilities, as in "80;90" (default: 80, 90, 100 and 120, as far
-                         as nvcc knows them); PTX of the newest is added.
+                         as nvcc knows them); PTX of the newest is added, and of those that are
+                         followed by "+PTX".
     CXX                  the C++ compiler (default: c++, g++ or clang++, the first that is found).
 """
 
@@ -42,7 +43,7 @@ def cuda_archs() -> list[str]:
     value = os.environ.get("FASTINIT_CUDA_ARCHS", "")
     archs = re.split(r"[;,\s]+", value.strip()) if value.strip() else []
     for arch in archs:
-        if not re.fullmatch(r"\d{2,3}[af]?", arch):
+        if not re.fullmatch(r"\d{2,3}[af]?(\+PTX)?", arch):
             raise SystemExit(
                 f"FASTINIT_CUDA_ARCHS must be compute capabilities such as 80;90, but got {value!r}"
             )

@@ -84,9 +84,9 @@ def missing() -> str | None:
 def ledger() -> Iterator[Line]:
     """One line for each architecture, law and dtype of the native module."""
     for arch in backends.native.module.cuda_archs.split(","):
-        usage = _dump(arch, "-res-usage")
+        usage = dump("-res-usage", "-arch", f"sm_{arch}")
         registers = int(re.search(r"Function \w*fill_many.*\n\s*REG:(\d+)", usage)[1])
-        code = _dump(arch, "-sass").split("Function : ")
+        code = dump("-sass", "-arch", f"sm_{arch}").split("Function : ")
         kernel = next(part for part in code if "fill_many" in part.split("\n", 1)[0])
         instructions = [
             Instruction(int(address, 16), text.strip())
@@ -100,17 +100,18 @@ def ledger() -> Iterator[Line]:
 
 def memory(arch: str) -> dict[str, int]:
     """Bytes of stack and local memory of the kernels, the largest of each: what is spilled."""
-    usage = _dump(arch, "-res-usage")
+    usage = dump("-res-usage", "-arch", f"sm_{arch}")
     return {
         name: max(int(n) for n in re.findall(rf"{name}:(\d+)", usage))
         for name in ("STACK", "LOCAL")
     }
 
 
-def _dump(arch: str, option: str) -> str:
+def dump(*options: str) -> str:
+    """What cuobjdump says of the native module."""
     program = cuobjdump()
     assert program
-    command = [program, option, "-arch", f"sm_{arch}", backends.native.module.__file__]
+    command = [program, *options, backends.native.module.__file__]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

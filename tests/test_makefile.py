@@ -68,8 +68,8 @@ def test_the_demo_builds_for_the_gpus_that_are_here(
 @pytest.mark.parametrize(
     ("known", "goals", "archs"),
     [
-        ("80 90 100 120", ("test", "lint", "everywhere"), "90 100"),
-        ("80 90", ("test", "lint"), "90"),
+        ("80 90 100 120", ("test", "lint", "everywhere"), "90+PTX 100+PTX"),
+        ("80 90", ("test", "lint"), "90+PTX"),
         ("80 90 100 120", ("slow", "sass"), ""),  # the ledger has all
     ],
 )
