@@ -59,7 +59,7 @@ everywhere: $(STAMP)
 
 slow: $(STAMP)
 	$(RUN) -m pytest -m slow tests
-	$(RUN) -m pytest tests/test_sass.py
+	$(RUN) -m pytest tests/backends/test_sass.py
 
 bench: $(STAMP)
 	$(RUN) -m benchmarks --out $(OUT)

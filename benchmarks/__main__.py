@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import fills, moments, orthogonal
 from benchmarks.timing import machine, save
-from fastinit.text import table
+from fastinit.base.text import table
 
 
 def _cell(record: dict[str, Any], peer: str) -> str:

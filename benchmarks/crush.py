@@ -23,8 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.timing import machine
-from fastinit.keys import stream_id
-from fastinit.text import table
+from fastinit.base.text import table
+from fastinit.stream.keys import stream_id
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = (

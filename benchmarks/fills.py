@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.timing import per_call, race
 from fastinit import init
-from fastinit.backends import native
+from fastinit.backends.choose import native
 
 peer = torch.nn.init
 Fill = Callable[[Tensor], object]

@@ -19,10 +19,12 @@ import fastinit
 from benchmarks import timing
 from benchmarks.fills import CASES, Case
 from benchmarks.moments import eager
-from fastinit import backends, init, laws
-from fastinit.keys import stream_id
-from fastinit.ops import Request, fill_many_
-from fastinit.text import table
+from fastinit import init
+from fastinit.backends import choose as backends
+from fastinit.base.text import table
+from fastinit.fills.operator import Request, fill_many_
+from fastinit.stream import laws
+from fastinit.stream.keys import stream_id
 
 
 def event_clock(run: Callable[[], object]) -> float:

@@ -18,8 +18,8 @@ from torch import nn
 import fastinit
 from benchmarks.constructors import Constructor, constructors, llama
 from benchmarks.timing import Timing, machine, race
-from fastinit.parameters import allocate_, distinct_parameters
-from fastinit.text import table
+from fastinit.base.text import table
+from fastinit.plan.parameters import allocate_, distinct_parameters
 
 PAGE = 4096
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

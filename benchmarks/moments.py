@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastinit
 from benchmarks.timing import race
-from fastinit.product_moments import linear_moments
+from fastinit.statistics.product import linear_moments
 
 
 def eager(x: Tensor) -> tuple[Tensor, ...]:

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fastinit import backends
-from fastinit.text import table
+from fastinit.backends import choose as backends
+from fastinit.base.text import table
 
 LEDGER = Path(__file__).parent / "results" / "sass.csv"
 

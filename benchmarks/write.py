@@ -23,14 +23,15 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Timing, machine
-from fastinit.stream_file import CHUNK
-from fastinit.text import table
+from fastinit.base.text import table
+from fastinit.checkpoint.disk import CHUNK
 
 _CHILD = """
 import json, sys
 import torch
 import transformers
-from fastinit import checkpoint, models
+from fastinit.checkpoint import writing as checkpoint
+from fastinit.command import models
 
 def peak():  # of this program's memory, in bytes
     lines = open("/proc/self/status").read().splitlines()

@@ -1,7 +1,7 @@
 // The number stream, version 1: a weight is a pure function of (seed, stream, element index).
 //
 // This text is compiled for every CPU lane type (csrc/cpu/lanes_*.h) and for CUDA's scalar lane, and
-// stands line for line in fastinit/reference.py and fastinit/triton_kernels.py. Only operations that
+// stands line for line in fastinit/stream/reference.py and fastinit/backends/triton/fill.py. Only operations that
 // IEEE 754 rounds exactly occur (+, -, *, fma, sqrt, exact conversions, integers), so each of them
 // gives the same bits. A change of any output bit is a new stream version.
 //
@@ -82,7 +82,7 @@ FASTINIT_FN void philox(const Schedule& s, typename L::W block_lo, typename L::W
 }
 
 // ---------------------------------------------------------------------------------------------
-// Laws. The parameters come ready-made from fastinit/laws.py, one rule for every backend.
+// Laws. The parameters come ready-made from fastinit/stream/laws.py, one rule for every backend.
 
 struct Params {
   float mul, add;      // the last step: fma(variate, mul, add)

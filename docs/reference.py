@@ -17,22 +17,22 @@ from pdoc import docstrings
 
 PAGES = {
     "fastinit": "models, plans, statistics, LSUV: what is used most",
-    "fastinit.plan": "plans, and what their methods give",
-    "fastinit.lsuv": "LSUV, and what it gives",
-    "fastinit.watch": "watching a model, and what that gives",
+    "fastinit.plan.plan": "plans, and what their methods give",
+    "fastinit.variance.lsuv": "LSUV, and what it gives",
+    "fastinit.variance.watch": "watching a model, and what that gives",
     "fastinit.init": "the functions of torch.nn.init",
     "fastinit.recipes": "rules for whole models",
-    "fastinit.schedules": "factors of the variance by layer",
+    "fastinit.variance.schedules": "factors of the variance by layer",
     "fastinit.checkpoint": "models straight to disk",
-    "fastinit.models": "models by configuration or name",
-    "fastinit.plots": "pictures",
+    "fastinit.command.models": "models by configuration or name",
+    "fastinit.variance.plots": "pictures",
     "fastinit.lightning": "a callback for Lightning",
-    "fastinit.fans": "fans, gains and standard deviations from shapes",
-    "fastinit.laws": "the distributions",
-    "fastinit.number": "what is taken for a number, and the errors of what is none",
-    "fastinit.ops": "fills by address: windows and streams",
+    "fastinit.fills.fans": "fans, gains and standard deviations from shapes",
+    "fastinit.stream.laws": "the distributions",
+    "fastinit.base.number": "what is taken for a number, and the errors of what is none",
+    "fastinit.fills.operator": "fills by address: windows and streams",
     "fastinit.backends": "what writes and measures where",
-    "fastinit.reference": "the specification, in plain torch",
+    "fastinit.stream.reference": "the specification, in plain torch",
 }
 """Module to what it is for; the others are the inside."""
 

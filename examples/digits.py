@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from fastinit import init, schedules
-from fastinit.lsuv import lsuv_, transfer_scale_
-from fastinit.text import table
+from fastinit.base.text import table
+from fastinit.variance.lsuv import lsuv_, transfer_scale_
 
 BATCH = 64
 TEST = 500

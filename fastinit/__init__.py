@@ -2,23 +2,26 @@
 
 __distribution__ = "torch-fastinit"  # installed.py looks for it: another's __init__ has none
 
-from fastinit import installed as installed  # first: it looks whether what follows is ours
+from fastinit.base import installed as installed  # first: it looks whether what follows is ours
 
 # isort: split
-from fastinit import init, recipes, schedules
-from fastinit.backends import backend, info, version
-from fastinit.deferred import deferred
-from fastinit.fill import Fill
-from fastinit.lsuv import LSUVError, LSUVResult, lsuv_, transfer_scale_
-from fastinit.materialize import materialize_, recorded_plan
-from fastinit.moments import Moments, moments, moments_many
-from fastinit.number import NumberRangeError, NumberTypeError
+from fastinit import backends, init, recipes
+from fastinit.backends.choose import backend, info, version
+from fastinit.backends.slow import SlowBackendWarning
+from fastinit.base.number import NumberRangeError, NumberTypeError
+from fastinit.fills import agreement  # users set fastinit.agreement.check
+from fastinit.fills import operator as ops  # and call fastinit.ops.fill_ with a window
 from fastinit.patching import patch, patched, unpatch
-from fastinit.plan import Plan
-from fastinit.product_moments import linear_moments
-from fastinit.recorder import DeferredError
-from fastinit.slow import SlowBackendWarning
-from fastinit.watch import watch
+from fastinit.plan.fill import Fill
+from fastinit.plan.plan import Plan
+from fastinit.record.block import deferred
+from fastinit.record.materialize import materialize_, recorded_plan
+from fastinit.record.recorder import DeferredError
+from fastinit.statistics.product import linear_moments
+from fastinit.statistics.tensor import Moments, moments, moments_many
+from fastinit.variance import schedules
+from fastinit.variance.lsuv import LSUVError, LSUVResult, lsuv_, transfer_scale_
+from fastinit.variance.watch import watch
 
 __version__ = version()
 __all__ = [
@@ -31,7 +34,9 @@ __all__ = [
     "NumberTypeError",
     "Plan",
     "SlowBackendWarning",
+    "agreement",
     "backend",
+    "backends",
     "deferred",
     "info",
     "init",
@@ -40,6 +45,7 @@ __all__ = [
     "materialize_",
     "moments",
     "moments_many",
+    "ops",
     "patch",
     "patched",
     "recipes",

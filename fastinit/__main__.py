@@ -1,4 +1,4 @@
-"""``python -m fastinit``: the commands of :mod:`fastinit.cli`, and without typer still ``info``."""
+"""``python -m fastinit``: the commands of :mod:`fastinit.command.cli`; without typer still ``info``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        from fastinit import installed as installed
+        from fastinit.base import installed as installed
     except ImportError as error:  # another project is in our folder
         print(f"fastinit: {error}", file=sys.stderr)
         return 2
     try:
-        from fastinit import cli
+        from fastinit.command import cli
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
         if given == ["info"]:
-            from fastinit import backends, report
+            from fastinit.backends import choose as backends
+            from fastinit.command import report
 
             print(report.info(backends.info()))
             return 0
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> int:
     """The program: as :func:`main`, and what was printed is written."""
     status = main()
-    from fastinit.faults import finish
+    from fastinit.command.faults import finish
 
     return finish(status)
 

@@ -62,15 +62,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from fastinit import laws
-from fastinit.draw import LostWriteWarning, check_reaches, draw_, warn_if_lost
-from fastinit.fans import (
-    _calculate_correct_fan,
-    _calculate_fan_in_and_fan_out,
-    calculate_gain,
-)
-from fastinit.orthogonal import delta_orthogonal_, orthogonal_
-from fastinit.scaled import (
+from fastinit.fills.by_fan import (
     kaiming_normal_,
     kaiming_uniform_,
     lecun_normal_,
@@ -79,7 +71,15 @@ from fastinit.scaled import (
     xavier_normal_,
     xavier_uniform_,
 )
-from fastinit.structured import dirac_, eye_, sparse_
+from fastinit.fills.fans import (
+    _calculate_correct_fan,
+    _calculate_fan_in_and_fan_out,
+    calculate_gain,
+)
+from fastinit.fills.identity_and_sparse import dirac_, eye_, sparse_
+from fastinit.fills.orthogonal import delta_orthogonal_, orthogonal_
+from fastinit.fills.seeded import LostWriteWarning, check_reaches, draw_, warn_if_lost
+from fastinit.stream import laws
 
 __all__ = [
     "LostWriteWarning",
@@ -169,7 +169,7 @@ def normal_(
 
     Raises:
         TypeError: ``tensor`` is none, or a name has the wrong type.
-        NumberTypeError: a number or seed that is none (``fastinit.number``).
+        NumberTypeError: a number or seed that is none (``fastinit.base.number``).
         NumberRangeError: std negative, NaN or infinite; mean NaN or infinite; a seed out of range.
         ValueError: both a seed and a generator; an UninitializedParameter.
         NotImplementedError: an integer, bool, quantised, float8 or sparse tensor.
@@ -239,7 +239,8 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
     """Fills with ``val``; any dtype that torch's own fill_ can write, which this is.
 
     Raises:
-        NotImplementedError: a tensor that is not where its parameter is (``fastinit.shard.check_held``).
+        NotImplementedError: a tensor that is not where its parameter is
+        (``fastinit.elements.shards.check_held``).
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(constant_, (tensor,), tensor, val=val)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastinit import number
-from fastinit.layers import Which
-from fastinit.watch import Watch, Watched, watch
+from fastinit.base import number
+from fastinit.variance.layers import Which
+from fastinit.variance.watch import Watch, Watched, watch
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -7,10 +7,15 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+# Tests that run themselves, or a helper, in a process of its own find there what they import.
+_paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -27,7 +32,7 @@ OURS = ("FASTINIT_", "OMP_", "TRITON_")
 
 def shared() -> dict[str, Any]:
     """What the tests of a process share: had one changed it, the next would see another world."""
-    from fastinit import backends
+    from fastinit.backends import choose as backends
 
     module = backends.native.module
     return {

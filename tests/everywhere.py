@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from fastinit import backends
+from fastinit.backends import choose as backends
 
 ROOT = Path(__file__).resolve().parent.parent
 Variant = tuple[Any, ...]

@@ -1,4 +1,4 @@
-"""Every argument of a public function that is a number, and how it is given (test_numbers.py)."""
+"""Every argument of a public function that is a number, and how it is given (test_number.py)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ from fastinit import (
     Fill,
     Moments,
     Plan,
-    checkpoint,
     init,
-    laws,
     linear_moments,
     lsuv_,
-    models,
     moments,
     moments_many,
     recipes,
-    report,
-    schedules,
     transfer_scale_,
 )
+from fastinit.checkpoint import writing as checkpoint
+from fastinit.command import models, report
+from fastinit.stream import laws
+from fastinit.variance import schedules
 
 
 def of_init(name: str, argument: str, **others: Any) -> Callable[[Any], Tensor]:
@@ -187,15 +186,17 @@ ARGUMENTS: dict[str, Argument] = {
         lambda v: init.calculate_gain("leaky_relu", v), in_float32, optional=True
     ),
     # laws
-    "fastinit.laws.uniform:a": Argument(lambda v: laws.uniform(v, 1.0), between(-FLOAT32, 1)),
-    "fastinit.laws.uniform:b": Argument(lambda v: laws.uniform(0.0, v), between(0, FLOAT32)),
-    "fastinit.laws.normal:mean": Argument(lambda v: laws.normal(v, 1.0), in_float32),
-    "fastinit.laws.normal:std": Argument(lambda v: laws.normal(0.0, v), gain),
-    "fastinit.laws.constant:value": Argument(laws.constant, anything),
+    "fastinit.stream.laws.uniform:a": Argument(
+        lambda v: laws.uniform(v, 1.0), between(-FLOAT32, 1)
+    ),
+    "fastinit.stream.laws.uniform:b": Argument(lambda v: laws.uniform(0.0, v), between(0, FLOAT32)),
+    "fastinit.stream.laws.normal:mean": Argument(lambda v: laws.normal(v, 1.0), in_float32),
+    "fastinit.stream.laws.normal:std": Argument(lambda v: laws.normal(0.0, v), gain),
+    "fastinit.stream.laws.constant:value": Argument(laws.constant, anything),
 }
 for sigma in ("", "_by_sigma"):
     make = getattr(laws, f"truncated_normal{sigma}")
-    key = f"fastinit.laws.truncated_normal{sigma}"
+    key = f"fastinit.stream.laws.truncated_normal{sigma}"
     ARGUMENTS |= {
         f"{key}:mean": Argument(
             lambda v, make=make: make(v, 1.0, -2.0, 2.0),
@@ -274,7 +275,7 @@ ARGUMENTS |= {
     "fastinit.lsuv_:tol": Argument(lambda v: lsuv(tol=v), lambda x: 0 < x < 1),
     "fastinit.lsuv_:max_iter": Argument(lambda v: lsuv(max_iter=v), at_least(1), whole=True),
     "fastinit.transfer_scale_:factor": Argument(transferred, positive),
-    "fastinit.schedules.alternating:factor": Argument(
+    "fastinit.variance.schedules.alternating:factor": Argument(
         lambda v: [schedules.alternating(v)(place) for place in range(3)], positive
     ),
     "fastinit.lightning.VarianceMonitor:every_n_batches": Argument(
@@ -282,20 +283,20 @@ ARGUMENTS |= {
     ),
     # models
     "fastinit.deferred:seed": Argument(recorded, seed, whole=True),
-    "fastinit.models.build:seed": Argument(
+    "fastinit.command.models.build:seed": Argument(
         lambda v: models.build("torch.nn:ReLU", seed=v), seed, whole=True
     ),
-    "fastinit.models.from_function:seed": Argument(
+    "fastinit.command.models.from_function:seed": Argument(
         lambda v: models.from_function("torch.nn:ReLU", seed=v), seed, whole=True
     ),
-    "fastinit.checkpoint.layout:shard_size": Argument(
+    "fastinit.checkpoint.writing.layout:shard_size": Argument(
         laid_out,
         lambda n: n >= 1,
         whole=True,
         named="shard size",
         also=("0.5", "1", "nan", np.str_("1")),
     ),
-    "fastinit.report.rates:size": Argument(
+    "fastinit.command.report.rates:size": Argument(
         lambda v: report.rates(checkpoint.Rates(1e9, 1e9), v), at_least(0), whole=True
     ),
     # recipes

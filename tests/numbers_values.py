@@ -1,4 +1,4 @@
-"""Values that may be given for a number, and what an argument takes of them (test_numbers.py)."""
+"""Values that may be given for a number, and what an argument takes of them (test_number.py)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastinit import (
-    NumberRangeError,
-    number,
-)
+from fastinit import NumberRangeError
+from fastinit.base import number
 
 NAN, INF = math.nan, math.inf
 HUGE = 10**400  # beyond float64

@@ -18,7 +18,7 @@ from ptx_text import Program
 from selection import asked, cases
 
 from benchmarks import sass
-from fastinit.backends import native
+from fastinit.backends.choose import native
 
 CSRC = Path(__file__).parents[1] / "csrc"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")

@@ -11,9 +11,9 @@ from ptx_memory import Memory
 from same_bits import bits, sentinel
 from same_bits import reference as by_reference
 
-from fastinit import laws, reference
-from fastinit.backends import native
-from fastinit.laws import Law
+from fastinit.backends.choose import native
+from fastinit.stream import laws, reference
+from fastinit.stream.laws import Law
 
 LAWS = (
     laws.uniform(-0.3, 0.7),

@@ -14,9 +14,9 @@ from nvcc_ptx import CSRC, NVCC, edited, ptx, without_switch
 from ptx_memory import Memory
 from ptx_text import Program
 
-from fastinit.backends import Reading
-from fastinit.laws import DTYPES
-from fastinit.reference import FIELDS
+from fastinit.backends.contract import Reading
+from fastinit.stream.laws import DTYPES
+from fastinit.stream.reference import FIELDS
 
 SCRATCH = 0x6EEE_0000_0000
 MOMENTS = FIELDS * 8  # bytes

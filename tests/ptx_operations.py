@@ -53,7 +53,7 @@ def extended(value: Words, dtype: Any, register: Any) -> Words:
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
-    """float32 a * b + c with one rounding, as in fastinit/reference.py."""
+    """float32 a * b + c with one rounding, as in fastinit/stream/reference.py."""
     product, c = np.multiply(a, b, dtype=np.float64), c.astype(np.float64)
     total = np.atleast_1d(product + c)
     part = total - product

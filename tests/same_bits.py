@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastinit import backends
-from fastinit.laws import Law
-from fastinit.ops import Window, fill_
+from fastinit.backends import choose as backends
+from fastinit.fills.operator import Window, fill_
+from fastinit.stream.laws import Law
 
 _module = backends.native.module
 ISAS: tuple[str, ...] = (

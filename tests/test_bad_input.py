@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from fastinit import init, laws, ops
+from fastinit import init
+from fastinit.fills import operator as ops
+from fastinit.stream import laws
 
 NAN, INF = math.nan, math.inf
 Case = tuple[str, dict[str, Any], type[Exception], str]

@@ -33,7 +33,7 @@ import torch
 import warm
 
 from fastinit import __main__ as command
-from fastinit import backends
+from fastinit.backends import choose as backends
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

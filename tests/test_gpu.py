@@ -16,14 +16,16 @@ import torch
 from same_bits import bits
 from torch import Tensor, nn
 
-from fastinit import backends, devices, laws
-from fastinit.backends import backend
-from fastinit.fill import Fill
-from fastinit.keys import stream_id
-from fastinit.laws import Law
-from fastinit.moments import moments, moments_many
-from fastinit.ops import Request, Window, fill_, fill_many_
-from fastinit.plan import Plan
+from fastinit.backends import choose as backends
+from fastinit.backends.choose import backend
+from fastinit.command import devices
+from fastinit.fills.operator import Request, Window, fill_, fill_many_
+from fastinit.plan.fill import Fill
+from fastinit.plan.plan import Plan
+from fastinit.statistics.tensor import moments, moments_many
+from fastinit.stream import laws
+from fastinit.stream.keys import stream_id
+from fastinit.stream.laws import Law
 
 pytestmark = [
     pytest.mark.gpu,
@@ -192,7 +194,8 @@ def test_compute_sanitizer_finds_nothing() -> None:
     if not Path(program).exists():
         pytest.skip("no compute-sanitizer")
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import test_gpu as t; from fastinit.ops import *; "
+        "import sys; sys.path.insert(0, 'tests'); import test_gpu as t; "
+        "from fastinit.fills.operator import *; "
         "r = t.mixed_requests('cuda')[:200]; fill_many_(r); t.torch.cuda.synchronize()"
     )
     done = run(program, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", code)
@@ -272,7 +275,7 @@ def build():
 
 def test_the_commands_take_the_gpu_and_say_so(tmp_path, monkeypatch, capsys) -> None:
     pytest.importorskip("typer")
-    from fastinit import cli
+    from fastinit.command import cli
 
     (tmp_path / "gpu_net.py").write_text(NET)
     monkeypatch.chdir(tmp_path)

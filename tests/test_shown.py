@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 import fastinit
-from fastinit import checkpoint, groups, report
-from fastinit.plan import Fill, Plan
+from fastinit.checkpoint import writing as checkpoint
+from fastinit.command import report
+from fastinit.plan import groups
+from fastinit.plan.plan import Fill, Plan
 
 
 def expanded(label: str, there: list[set[int]]) -> set[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import shared
 
-from fastinit import backends
+from fastinit.backends import choose as backends
 
 
 def exact_before_approximate(source: str) -> Iterator[int]:
@@ -35,7 +35,7 @@ def exact_before_approximate(source: str) -> Iterator[int]:
                 yield node.lineno
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("*.py")), ids=lambda f: f.name)
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda f: f.name)
 def test_no_equality_hides_in_front_of_a_tolerance(file: Path) -> None:
     assert list(exact_before_approximate(file.read_text())) == []
 

@@ -20,7 +20,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from fastinit import laws, triton_kernels
+from fastinit.backends.triton import fill as triton_kernels
+from fastinit.stream import laws
 
 KEYS = ((1, 1), (2**63 + 1, 2**32 - 1))
 

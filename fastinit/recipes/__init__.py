@@ -9,21 +9,16 @@ mapping (by default the model's own). What else there is to say are arguments of
 the rule: :func:`deepnorm`, :func:`t_fixup`, :func:`fixup`, :func:`rezero`, :func:`skipinit`,
 :func:`orthogonal`, :func:`delta_orthogonal` and :func:`mup`, which needs the base model. :data:`NAMES`
 has all rules but muP's.
+
+In: a name, a module, its shape and config. Out: Fills.
+It may import base, elements, stream, fills, plan.
 """
 
-from fastinit.plan import Rule
-from fastinit.recipes.mup import base_shapes, mup, mup_learning_rates
-from fastinit.recipes.orthogonal import delta_orthogonal, orthogonal
-from fastinit.recipes.residual import (
-    deepnorm,
-    deepnorm_constants,
-    fixup,
-    rezero,
-    skipinit,
-    t_fixup,
-)
+from fastinit.plan.plan import Rule
+from fastinit.recipes.orthogonal_layers import delta_orthogonal, orthogonal
+from fastinit.recipes.residual import deepnorm, deepnorm_constants, fixup, rezero, skipinit, t_fixup
 from fastinit.recipes.rules import by_name, first_of
-from fastinit.recipes.torch_default import torch_default, torch_transformer
+from fastinit.recipes.torch_layers import torch_default, torch_transformer
 from fastinit.recipes.transformers import (
     bert,
     gemma,
@@ -36,6 +31,7 @@ from fastinit.recipes.transformers import (
     transformers_vit,
 )
 from fastinit.recipes.vision import vit, vit_jax, vit_moco
+from fastinit.recipes.widths import base_shapes, mup, mup_learning_rates
 
 NAMES: dict[str, Rule] = {
     "torch_default": torch_default,

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from fastinit.fill import Fill
+from fastinit.plan.fill import Fill
 
 ZERO = Fill.constant(0.0)
 ONE = Fill.constant(1.0)

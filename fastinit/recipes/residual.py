@@ -8,17 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fastinit import fans, number
-from fastinit.fill import Fill
-from fastinit.plan import Rule
-from fastinit.recipes.fills import (
-    CONVOLUTIONS,
-    ONE,
-    ZERO,
-    embedding,
-    normal,
-    uniform,
-)
+from fastinit.base import number
+from fastinit.fills import fans
+from fastinit.plan.fill import Fill
+from fastinit.plan.plan import Rule
+from fastinit.recipes.fills import CONVOLUTIONS, ONE, ZERO, embedding, normal, uniform
 from fastinit.recipes.rules import (
     Checked,
     Patterns,
@@ -30,7 +24,7 @@ from fastinit.recipes.rules import (
     own_name,
     setting,
 )
-from fastinit.recipes.torch_default import torch_default
+from fastinit.recipes.torch_layers import torch_default
 
 BRANCH = (
     "*fc1.weight",

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastinit import number
-from fastinit.fill import Fill
-from fastinit.plan import Rule
-from fastinit.text import listing
+from fastinit.base import number
+from fastinit.base.text import listing
+from fastinit.plan.fill import Fill
+from fastinit.plan.plan import Rule
 
 Patterns = str | tuple[str, ...]
 """Shell-style wildcards on a full name, of which one has to match; ``*`` matches dots too."""

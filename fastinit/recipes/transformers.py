@@ -11,19 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastinit import fans
-from fastinit.fill import Fill
-from fastinit.plan import Rule
-from fastinit.recipes.fills import (
-    CONVOLUTIONS,
-    ONE,
-    ZERO,
-    embedding,
-    normal,
-    uniform,
-)
+from fastinit.fills import fans
+from fastinit.plan.fill import Fill
+from fastinit.plan.plan import Rule
+from fastinit.recipes.fills import CONVOLUTIONS, ONE, ZERO, embedding, normal, uniform
 from fastinit.recipes.rules import count_of, needs, number_of, own_name, setting
-from fastinit.recipes.torch_default import torch_default
+from fastinit.recipes.torch_layers import torch_default
 
 
 def llama(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastinit import fans
-from fastinit.fill import Fill
+from fastinit.fills import fans
+from fastinit.plan.fill import Fill
 from fastinit.recipes.fills import ZERO, normal, uniform, within
 from fastinit.recipes.rules import own_name
-from fastinit.recipes.torch_default import torch_default
+from fastinit.recipes.torch_layers import torch_default
 
 _SMALL = 1e-6
 """The std of class tokens and of JAX's biases."""

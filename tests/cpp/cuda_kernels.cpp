@@ -1,4 +1,4 @@
-// The CUDA kernels, run on the CPU by cuda_on_cpu.cpp; tests/test_cuda_text.py builds and calls it.
+// The CUDA kernels, run on the CPU by cuda_on_cpu.cpp; tests/backends/test_cuda_text.py builds and calls it.
 //
 //   cuda_kernels IN OUT ORDER GRID
 //

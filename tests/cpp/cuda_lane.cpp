@@ -1,6 +1,6 @@
 // CUDA's lane, compiled for the CPU, beside the scalar lane: normals for all 2^32 radius words, each with
-// another angle word, and truncated normals for all 2^32 words. tests/test_exhaustive.py builds and runs
-// it with the kernel's parameters of one law (fastinit.laws.kernel_params); it exits with 1 if a bit differs.
+// another angle word, and truncated normals for all 2^32 words. tests/stream/test_exhaustive.py builds and runs
+// it with the kernel's parameters of one law (fastinit.stream.laws.kernel_params); it exits with 1 if a bit differs.
 #include "cuda_on_cpu.h"
 
 #include <stdio.h>

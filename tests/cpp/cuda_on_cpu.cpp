@@ -1,5 +1,5 @@
 // What runs a kernel's threads on the CPU, as fibers or as OS threads. It knows no kernel: one object
-// serves all the programs that tests/test_cuda_text.py builds with the same sanitizer.
+// serves all the programs that tests/backends/test_cuda_text.py builds with the same sanitizer.
 #include "cuda_on_cpu.h"
 
 #include <stdio.h>

@@ -3,8 +3,8 @@
 //   exhaustive NAME MEAN STD A B MUL ADD LO HI X_MUL X_ADD T_MUL T_BELOW T_ABOVE ...
 //
 // checks the normal law, then each truncated normal that is named: the law's parameters, then the
-// kernel's (fastinit.laws.kernel_params). Numbers may be hexadecimal. It prints what it measured with
-// the limit of each, and exits with 1 if one is exceeded. tests/test_exhaustive.py builds and runs it.
+// kernel's (fastinit.stream.laws.kernel_params). Numbers may be hexadecimal. It prints what it measured with
+// the limit of each, and exits with 1 if one is exceeded. tests/stream/test_exhaustive.py builds and runs it.
 #include <float.h>
 #include <math.h>
 #include <stdio.h>

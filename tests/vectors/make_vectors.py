@@ -18,9 +18,9 @@ from collections.abc import Iterator
 
 import torch
 
-from fastinit import laws, reference
-from fastinit.keys import stream_id
-from fastinit.laws import Law
+from fastinit.stream import laws, reference
+from fastinit.stream.keys import stream_id
+from fastinit.stream.laws import Law
 
 COUNT = 16
 LAWS = (

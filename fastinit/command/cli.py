@@ -1,0 +1,330 @@
+"""Commands: ``python -m fastinit info``, ``init MODEL``, ``inspect MODEL`` and ``write MODEL``.
+
+All that take a model name it alike, take its seed, dtype and a saved plan alike, and put what they make
+where ``--out`` says.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+from typer.core import TyperGroup
+
+from fastinit.backends import choose as backends
+from fastinit.base import memory, text
+from fastinit.command import devices, faults, models, options, report, timed, trial
+from fastinit.plan.parameters import distinct_parameters, held
+from fastinit.plan.plan import Plan
+from fastinit.record.materialize import recorded_plan
+from fastinit.variance.watch import Watch, watch
+
+
+class _Commands(TyperGroup):
+    """The commands: what one raises becomes a line and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if _is_usage(error) or faults.shows_tracebacks():
+                raise
+            said, status = faults.line(error)
+            typer.echo(said, err=True)
+            raise typer.Exit(status) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Initialises PyTorch models at memory speed.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+
+
+class Dtype(str, Enum):
+    """The dtypes that a model can be initialised in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A transformers config.json, a directory with one, a shipped name (gpt2-xl, "
+        "llama-2-7b, llama-3.1-70b, llama-3.2-1b), or module:function, which returns a model.",
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option(help="In [0, 2^64); by default the plan's, without one 0.")
+]
+OfParameters = Annotated[Dtype, typer.Option(help="Of the parameters.")]
+SavedPlan = Annotated[
+    str | None,
+    typer.Option(
+        "--plan",
+        help="A saved plan, or a recipe (gpt2, llama, vit, torch_default, ...), instead of what the "
+        "constructors do.",
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="By default torch's number of threads.")
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto (the first GPU with enough free memory, else the CPU), cpu, cuda or cuda:N.",
+    ),
+]
+
+
+@app.command("info")
+def info_command() -> None:
+    """What is installed, which backend is chosen and why."""
+    typer.echo(report.info(backends.info()))
+
+
+@app.command("init")
+def init_command(
+    model_name: Model,
+    seed: Seed = None,
+    dtype: OfParameters = Dtype.float32,
+    saved: SavedPlan = None,
+    threads: Threads = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also time torch.nn.init on the same tensors.")
+    ] = False,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="auto (default: the first GPU with enough free memory, else the CPU), cpu, cuda or "
+            "cuda:N; given again, on each.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Saves the plan to this JSON file.")] = None,
+) -> None:
+    """Initialises a model and says what is in it and how long that took.
+
+    Example: python -m fastinit init llama-3.2-1b --seed 0 --compare
+
+    Example: python -m fastinit init my_package.model:build --out plan.json
+    """
+    options.file("--out", out)
+    asked = _Asked(seed, saved, threads, device or ["auto"])
+    begun = time.perf_counter()
+    model, recipe = asked.planned(model_name, dtype)
+    timings = [report.Timing("model on meta, plan", time.perf_counter() - begun)]
+    parameters = [parameter for _, _, parameter in distinct_parameters(model)]
+    size = sum(parameter.nbytes for parameter in parameters)
+    places = asked.places(size, "the parameters")
+    if out is not None:
+        recipe.save(out)
+    used = text.counted("thread", torch.get_num_threads())
+    said = (
+        f"{type(model).__name__}, {dtype.value}, seed {recipe.seed}\n"
+        f"{sum(p.numel() for p in parameters):,} elements, {size / 1e9:.2f} GB, {used}"
+    )
+    for place in places:
+        done = place.attempt(partial(timed.initialised, model, recipe, timings, compare))
+        typer.echo(f"{said}\n{done}")
+        said = ""
+
+
+@app.command("inspect")
+def inspect_command(
+    model_name: Model,
+    seed: Seed = None,
+    dtype: OfParameters = Dtype.float32,
+    saved: SavedPlan = None,
+    threads: Threads = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help=f"Sequences of tokens; by default {trial.BATCH}.")
+    ] = None,
+    device: Device = "auto",
+    length: Annotated[
+        int | None, typer.Option(min=2, help=f"Tokens of each; by default {trial.LENGTH}.")
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Of normal input instead of tokens, as in 8x3x224x224."),
+    ] = None,
+    gradients: Annotated[
+        bool, typer.Option(help="Also those of the training loss; of the mean square, of --shape.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", "--plot", help="Draws the variances to this file.")
+    ] = None,
+) -> None:
+    """Initialises a model and shows how variance travels through it, on random input.
+
+    Example: python -m fastinit inspect gpt2-xl --dtype bfloat16 --out depth.png
+
+    Example: python -m fastinit inspect torchvision.models:resnet18 --shape 8x3x224x224
+    """
+    options.picture("--out", out)
+    run = options.trial(shape, batch, length)
+    asked = _Asked(seed, saved, threads, [device])
+    model, plan = asked.planned(model_name, dtype)
+    run.check(model, model_name)
+    watch(model, gradients=gradients)  # raises if there is nothing to watch
+    needed = sum(parameter.nbytes for _, _, parameter in distinct_parameters(model))
+    what = "the parameters" + " and their gradients" * gradients
+    [place] = asked.places(needed * (1 + gradients), what)
+
+    def watched_on(place: devices.Choice) -> tuple[devices.Choice, Watch]:
+        with held(model, place.device):
+            models.check_written(model, plan)
+            plan.apply_(model)
+            wanted = getattr(torch, dtype.value)
+            with devices.buffers_on(model, place.device), watch(model, gradients=gradients) as seen:
+                run.run(model, model_name, plan.seed, place.device, wanted, gradients)
+            _ = seen.layers
+        return place, seen
+
+    place, watched = place.attempt(watched_on)
+    typer.echo(f"{type(model).__name__}, {dtype.value}, {run}\n{place}\n")
+    typer.echo(watched.table())
+    if out is not None:
+        watched.plot(out)
+
+
+@app.command("write")
+def write_command(
+    model_name: Model,
+    out: Annotated[Path, typer.Option(help="The directory, which is made if there is none.")],
+    seed: Seed = None,
+    dtype: OfParameters = Dtype.float32,
+    saved: SavedPlan = None,
+    threads: Threads = None,
+    shard_size: Annotated[
+        str, typer.Option(help="The most bytes of tensors in a file: 5GB, 500MB, 2GiB.")
+    ] = "5GB",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Says what would be written, and for how long.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replaces another model's shards in the directory.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Computes every byte of what is there again.")
+    ] = False,
+) -> None:
+    """Writes an initialised model to disk as safetensors, for from_pretrained, without holding it.
+
+    Run again after it was killed, it keeps the shards that are whole; with --verify, to the last byte.
+
+    Example: python -m fastinit write llama-2-7b --out llama --dtype bfloat16 --shard-size 5GB
+
+    Example: python -m fastinit write llama-3.1-70b --out llama --dtype bfloat16 --dry-run
+    """
+    from fastinit.checkpoint import safetensors as checkpoint_files
+    from fastinit.checkpoint import writing as checkpoint
+
+    options.directory("--out", out)
+    limit = checkpoint_files.parse_size(shard_size)
+    asked = _Asked(seed, saved, threads)
+    started = time.perf_counter()
+    model, recipe = asked.planned(model_name, dtype)
+    plan = None if saved is None else recipe  # else also what has values already is stored
+    planned = checkpoint.layout(model, plan, shard_size=limit)
+    heading = (
+        f"{type(model).__name__}, {dtype.value}, seed {planned.seed}\n"
+        f"{planned.elements:,} elements, {planned.size / 1e9:.2f} GB\n"
+    )
+    if dry_run:
+        typer.echo(heading)
+        typer.echo(report.shard_table(planned.shards))
+        typer.echo(f"\nplanned in {time.perf_counter() - started:.1f} s; nothing was written")
+        typer.echo(report.rates(checkpoint.measure_rates(planned, out), planned.size))
+        free = memory.free_disk_bytes(out)
+        typer.echo(f"{free / 1e9:.2f} GB are free{', too few' * (free < planned.size)}")
+        return
+    doing = "verifying, writing" if verify else "writing"
+    with timed.shown(doing, planned.size, devices.CPU) as on_progress:
+        written = checkpoint.write(
+            model,
+            out,
+            plan,
+            shard_size=limit,
+            progress=on_progress,
+            overwrite=overwrite,
+            verify=verify,
+        )
+    typer.echo(heading)
+    typer.echo(report.written(written, str(out)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status: 0, or 2 after bad input, said in one line."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        status = app(given, prog_name="fastinit", standalone_mode=False)
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        if not _is_usage(error):
+            raise
+        no_arguments = type(error).__name__ == "NoArgsIsHelpError"
+        message = error.format_message()  # type: ignore[attr-defined]
+        if not no_arguments:  # typer would spread it over four lines
+            message = f"fastinit: {' '.join(message.split())}"
+        print(message, file=sys.stderr)
+        return faults.USER
+    return status if isinstance(status, int) else 0
+
+
+def _is_usage(error: Exception) -> bool:
+    """Whether typer raised it for a command line that it cannot read.
+
+    The class is click's in some versions of typer and its own in others; this method is what they share.
+    """
+    return hasattr(error, "format_message")
+
+
+class _Asked:
+    """What the commands that take a model are asked, checked."""
+
+    def __init__(
+        self,
+        seed: int | None,
+        saved: str | None,
+        threads: int | None,
+        devices_: Sequence[str] = (),
+    ) -> None:
+        self.seed, self.devices = options.seed(seed), list(map(devices.check, devices_))
+        self.saved = options.plan(saved)
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def planned(self, name: str, dtype: Dtype) -> tuple[nn.Module, Plan]:
+        """A model on meta and what its parameters shall be: as planned, or as its constructors do."""
+        seed, saved = self.seed or 0, self.saved
+        model = models.build(name, getattr(torch, dtype.value), seed)
+        if saved is None:
+            return model, recorded_plan(model)
+        if not isinstance(saved, Plan):
+            return model, Plan.from_model(model, saved, seed)
+        return model, saved if self.seed is None else Plan(saved, seed=seed, aliases=saved.aliases)
+
+    def places(self, needed: int, what: str) -> list[devices.Choice]:
+        """The devices for so many bytes, each once."""
+        there = devices.found() if {*self.devices} != {"cpu"} else ([], "")
+        chosen = [devices.choose(asked, needed, *there) for asked in self.devices]
+        if any(choice.device.type == "cpu" for choice in chosen):
+            memory.check_room(needed, what)
+        return list({choice.device: choice for choice in chosen}.values())

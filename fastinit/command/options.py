@@ -1,0 +1,101 @@
+"""Options: what the commands are given, checked before any work is done for it.
+
+Each function takes an option's value and gives what it stands for, or raises a ValueError that names
+the option, what it was and what it may be.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+
+from fastinit import recipes
+from fastinit.base import memory
+from fastinit.command.trial import BATCH, LENGTH, Trial
+from fastinit.plan.plan import Plan, Rule
+from fastinit.stream import keys
+
+MOST = 2**63
+"""Bytes, where the system does not say how many are free."""
+
+
+def seed(value: int | None) -> int | None:
+    """In [0, 2^64), or None."""
+    return None if value is None else keys.check_seed(value)
+
+
+def plan(saved: str | None) -> Plan | Rule | None:
+    """A recipe by its name, or a saved plan by its path."""
+    if saved is None:
+        return None
+    if saved in recipes.NAMES:
+        return recipes.NAMES[saved]
+    if not Path(saved).exists():
+        known = ", ".join(recipes.NAMES)
+        raise ValueError(f"--plan {saved!r} is no file, and no recipe: those are {known}")
+    _no_directory("--plan", Path(saved))
+    return Plan.load(saved)
+
+
+def trial(shape: str | None, batch: int | None, length: int | None) -> Trial:
+    """What a model is run on: sizes as in ``8x3x224x224``, or tokens."""
+    if shape is None:
+        given = "--batch x --length"
+        sizes: tuple[int, ...] = (batch or BATCH, length or LENGTH)
+    elif not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", shape):
+        raise ValueError(f"--shape must be as in 8x3x224x224, but got {shape!r}")
+    elif batch is not None or length is not None:
+        raise ValueError("--batch and --length are of tokens, in place of which --shape is given")
+    else:
+        given, sizes = "--shape", tuple(map(int, shape.split("x")))
+    free = memory.available_bytes() or MOST
+    if math.prod(sizes) > free // 4:  # bytes of a value
+        raise ValueError(
+            f"{given} has more values than {free / 1e9:.1f} GB of free memory hold, unless "
+            f"{memory.OVERRIDE} in the environment says that there is more"
+        )
+    return Trial(sizes, tokens=shape is None)
+
+
+def file(option: str, path: Path | None) -> Path | None:
+    """Where a file can be written."""
+    if path is None:
+        return None
+    _no_directory(option, path)
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {path}: there is no directory {path.parent}")
+    _writable(option, path, path if path.exists() else path.parent)
+    return path
+
+
+def picture(option: str, path: Path | None) -> Path | None:
+    """Where a picture can be written, in a format that matplotlib has."""
+    from fastinit.variance import plots
+
+    if path is not None:
+        try:
+            plots.check_format(path)
+        except ValueError as error:
+            raise ValueError(f"{option} {error}") from None
+    return file(option, path)
+
+
+def directory(option: str, path: Path) -> Path:
+    """A directory that is there, or can be made."""
+    found = next((p for p in (path, *path.absolute().parents) if p.exists()), path)
+    if not found.is_dir():
+        raise ValueError(f"{option} {path}: {found} is a file, but must be a directory")
+    _writable(option, path, memory.nearest_directory(path))
+    return path
+
+
+def _no_directory(option: str, path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a directory, but must be a file")
+
+
+def _writable(option: str, path: Path, place: Path) -> None:
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"{option} {path} cannot be written: no permission for {place}")

@@ -1,0 +1,5 @@
+"""Which elements of which tensor: views, runs, shards; the one gate to a tensor's memory.
+
+In: tensors. Out: plain dense memory, and the elements of the full tensor that it holds.
+It may import base.
+"""

@@ -1,0 +1,119 @@
+"""Partitioned: parameters of which this rank has a part, or nothing, and that are no DTensors.
+
+Which elements of the full parameter does a tensor hold? A DTensor says so
+(:mod:`fastinit.elements.shards`), and so does whoever passes a window. A plain tensor holds all, 0, 1,
+2, ... in its own shape, unless what keeps it left a mark that it does not: then nobody knows which
+elements these are, and writing them by their local index would give every rank the same numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Part(NamedTuple):
+    """What a tensor is, that is not all of its parameter."""
+
+    said: str
+    """The rest of "tensor ..."."""
+    way_out: str
+    is_here: bool
+    """Whether it is in the tensor's memory; otherwise that is a stand-in, and no write reaches it."""
+
+
+def is_marked(tensor: Tensor) -> bool:
+    """Whether a tensor, or what it is a view of, has attributes: only then is more to be asked."""
+    base = tensor._base
+    return bool(tensor.__dict__) or (base is not None and bool(base.__dict__))
+
+
+def part_of(tensor: Tensor) -> Part | None:
+    """What of its parameter a tensor is; None if it is all of it, as far as anything tells.
+
+    What was taken from a part is one too. ``.data`` and ``.detach()`` give tensors that carry no mark.
+    """
+    base = tensor._base
+    if is_marked(tensor):
+        for marked in (tensor,) if base is None else (tensor, base):
+            for kept_by in _KEPT_BY:
+                if (part := kept_by(marked)) is not None:
+                    return part
+    return None
+
+
+def check_whole(tensor: Tensor, argument: str = "tensor", *, constant: bool = False) -> None:
+    """Raises NotImplementedError for a tensor that is not all of its parameter.
+
+    Args:
+        constant: all elements shall be the same, so that a part can be written where it is.
+    """
+    part = part_of(tensor)
+    if part is not None and not (constant and part.is_here):
+        raise NotImplementedError(
+            f"{argument} {part.said}, and nothing says which elements of the full parameter it holds; "
+            f"{part.way_out}"
+        )
+
+
+def _fsdp1(tensor: Tensor) -> Part | None:
+    """FullyShardedDataParallel: one flat parameter, cut, whose original parameters are views of it.
+
+    While it is gathered (``summon_full_params``), and with NO_SHARD, they have their shapes; what is of
+    one dimension then looks as a part would.
+    """
+    way_out = (
+        "write the model before FullyShardedDataParallel wraps it, or shard it with fully_shard, whose "
+        "parameters say what they hold"
+    )
+    if getattr(tensor, "_is_flat_param", False):
+        return Part("is FSDP1's flat parameter, which is several in one", way_out, True)
+    if getattr(tensor, "_fsdp_flattened", False) and tensor.dim() == 1 and _ranks() > 1:
+        said = f"is a flat view of FSDP1's (shape {tuple(tensor.shape)}, use_orig_params=True)"
+        return Part(said, way_out, True)
+    return None
+
+
+def _zero3(tensor: Tensor) -> Part | None:
+    """DeepSpeed's ZeRO stage 3: an empty stand-in, unless gathered; the part is elsewhere."""
+    full = getattr(tensor, "ds_shape", None)
+    if full is None or tuple(tensor.shape) == tuple(full):
+        return None
+    return Part(
+        f"is a stand-in of shape {tuple(tensor.shape)} for a parameter of DeepSpeed's ZeRO stage 3, of "
+        f"shape {tuple(full)}",
+        "write it within deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)",
+        False,
+    )
+
+
+def _megatron(tensor: Tensor) -> Part | None:
+    """Megatron's tensor parallelism: a plain tensor that is one rank's rows or columns."""
+    if not getattr(tensor, "tensor_model_parallel", False) or _tensor_parallel_ranks() == 1:
+        return None
+    return Part(
+        f"is one rank's part, along dimension {getattr(tensor, 'partition_dim', '?')}, of a parameter "
+        f"that Megatron has split (shape {tuple(tensor.shape)})",
+        "write the full tensor and split that, or use fastinit.ops.fill_ with a window",
+        True,
+    )
+
+
+def _tensor_parallel_ranks() -> int:
+    """Over how many ranks Megatron splits; where it does not say, the most that there can be."""
+    state = sys.modules.get("megatron.core.parallel_state")
+    if state is not None and state.model_parallel_is_initialized():
+        return int(state.get_tensor_model_parallel_world_size())
+    return _ranks()
+
+
+def _ranks() -> int:
+    dist = sys.modules.get("torch.distributed")
+    distributed = dist is not None and dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if dist is not None and distributed else 1
+
+
+_KEPT_BY: tuple[Callable[[Tensor], Part | None], ...] = (_fsdp1, _zero3, _megatron)

@@ -1,0 +1,270 @@
+"""Shards: which elements of the full parameter a tensor holds, and where. Nothing is communicated.
+
+A rank's part of a tensor that is sharded over a device mesh follows from the placements and the rank's
+place in the mesh. It is one block of the full tensor, or several where a dimension is dealt out in turns
+(FSDP2 over tensor parallelism). What is no DTensor is all of its parameter, or is refused.
+torch.distributed is only looked at if someone has imported it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor
+
+from fastinit.elements import partitioned
+from fastinit.elements.regions import Region
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+Runs = list[tuple[int, int]]
+"""(start, length) of the indices that are held of one dimension, in their order."""
+
+
+class Block(NamedTuple):
+    """The elements of a tensor from ``start`` on, ``sizes`` of them by dimension."""
+
+    start: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+class Piece(NamedTuple):
+    """A block of the full tensor that this rank holds: where it starts, and a view of its memory."""
+
+    start: tuple[int, ...]
+    tensor: Tensor
+
+    def offset(self, strides: Sequence[int]) -> int:
+        """The index of its first element in the full tensor, which has these strides."""
+        return sum(i * s for i, s in zip(self.start, strides))
+
+    def common(self, block: Block) -> Piece | None:
+        """What it has in common with a block of the full tensor."""
+        start, view = [], self.tensor
+        for dim, (own, wanted, size) in enumerate(zip(self.start, block.start, block.sizes)):
+            first, last = max(own, wanted), min(own + view.size(dim), wanted + size)
+            if first >= last:
+                return None
+            view = view.narrow(dim, first - own, last - first)
+            start.append(first)
+        return Piece(tuple(start), view)
+
+
+def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
+    """Whether it is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of a tensor is in this rank's memory, which is shared; of no DTensor the tensor itself."""
+    if not is_dtensor(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local().detach()
+
+
+def is_part(tensor: Tensor) -> bool:
+    """Whether other ranks hold other elements of the same tensor."""
+    return is_dtensor(tensor) and not all(p.is_replicate() for p in tensor.placements)
+
+
+def check_placements(tensor: DTensor, argument: str = "tensor") -> None:
+    """Raises NotImplementedError unless a DTensor's local tensor holds elements of the full one.
+
+    So it does if each placement is Replicate or Shard (or FSDP2's strided one). Partial is refused,
+    except over one rank, whose part of the sum is the sum.
+    """
+    from torch.distributed.tensor.placement_types import Partial, Replicate, Shard, _StridedShard
+
+    for mesh_dim, placement in enumerate(tensor.placements):
+        if isinstance(placement, (Replicate, Shard, _StridedShard)):
+            continue
+        if isinstance(placement, Partial) and tensor.device_mesh.size(mesh_dim) == 1:
+            continue
+        raise NotImplementedError(
+            f"{argument} is a DTensor with placement {placement!r}, whose local tensor holds no "
+            f"elements of the full one; redistribute() it to Replicate() or Shard() first"
+        )
+
+
+def check_held(tensor: Tensor, argument: str = "tensor", *, constant: bool = False) -> None:
+    """Raises unless it is known which elements of the full tensor this one holds, and it holds them.
+
+    Args:
+        constant: all elements shall be the same, so that it need not be known which these are.
+
+    Raises:
+        NotImplementedError: a DTensor with placements of other kinds (:func:`check_placements`), or that
+            is a view of another but shares no memory with it, as where torch gathered the dimension that
+            was cut; a plain tensor that is a part of a parameter (:mod:`fastinit.elements.partitioned`).
+    """
+    if not is_dtensor(tensor):
+        partitioned.check_whole(tensor, argument, constant=constant)
+        return
+    check_placements(tensor, argument)
+    base = tensor._base
+    if is_dtensor(base) and _storage(tensor) != _storage(base):
+        raise NotImplementedError(
+            f"{argument} is a view that torch gathered of a DTensor with placements {base.placements}: "
+            f"what is written to it would not reach that; write the whole DTensor"
+        )
+
+
+def _storage(tensor: DTensor) -> int:
+    return int(local(tensor).untyped_storage()._cdata)
+
+
+def pieces(tensor: Tensor, argument: str = "tensor") -> list[Piece]:
+    """The blocks of a DTensor that this rank holds; none on a rank that is not in its mesh.
+
+    Raises:
+        NotImplementedError: as :func:`check_held`; a local tensor of another shape than the placements
+            say.
+    """
+    from torch.distributed.tensor.placement_types import Shard, _StridedShard
+
+    assert is_dtensor(tensor)
+    check_held(tensor, argument)
+    mesh, here = tensor.device_mesh, local(tensor)
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        return []
+    held: list[Runs] = [[(0, size)] for size in tensor.shape]
+    for mesh_dim in _order(tensor):
+        placement = tensor.placements[mesh_dim]
+        if isinstance(placement, (Shard, _StridedShard)):
+            # Of an ordinary shard there is one turn: all indices are chunked at once.
+            turns = int(getattr(placement, "split_factor", 1))
+            dim, ranks, rank = placement.dim, mesh.size(mesh_dim), coordinate[mesh_dim]
+            held[dim] = _merged(
+                run
+                for turn in range(turns)
+                for run in _chunk(_chunk(held[dim], turns, turn), ranks, rank)
+            )
+    shape = tuple(sum(length for _, length in runs) for runs in held)
+    if shape != tuple(here.shape):
+        raise NotImplementedError(
+            f"{argument} is a DTensor whose local tensor has shape {tuple(here.shape)}, but its "
+            f"placements {tensor.placements} give {shape} on this rank"
+        )
+    return [Piece(start, view) for start, view in _blocks(here, held) if view.numel()]
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor.
+
+    >>> row_major((2, 3, 4))
+    (12, 4, 1)
+    """
+    strides, step = [0] * len(shape), 1
+    for dim in range(len(shape) - 1, -1, -1):
+        strides[dim] = step
+        step *= shape[dim]
+    return tuple(strides)
+
+
+def block_of(region: Region, shape: Sequence[int]) -> Block | None:
+    """A region of a parameter of this shape as a block; None if it is no block.
+
+    >>> block_of(Region(3, (3,), (1,)), (4, 3))
+    Block(start=(1, 0), sizes=(1, 3))
+    >>> block_of(Region(1, (4, 2), (3, 1)), (4, 3))
+    Block(start=(0, 1), sizes=(4, 2))
+    >>> block_of(Region(1, (4,), (1,)), (4, 3)) is None
+    True
+    """
+    if region.numel == 0 or 0 in shape:
+        return None
+    strides, start, rest = row_major(shape), [], region.offset
+    for stride in strides:
+        start.append(rest // stride)
+        rest %= stride
+    sizes, dim = [1] * len(shape), len(shape) - 1
+    for size, step in zip(reversed(region.sizes), reversed(region.strides)):
+        while dim >= 0 and strides[dim] < step:
+            dim -= 1
+        if dim < 0 or strides[dim] != step:
+            return None
+        while size > 1:  # a region's dimension may be several of the parameter's, merged
+            if dim < 0:
+                return None
+            if start[dim] + size <= shape[dim]:
+                sizes[dim], size = size, 1
+            elif start[dim] == 0 and size % shape[dim] == 0:
+                sizes[dim], size = shape[dim], size // shape[dim]
+            else:
+                return None
+            dim -= 1
+    return Block(tuple(start), tuple(sizes))
+
+
+def write_whole_(tensor: DTensor, write: Callable[[Tensor], object]) -> DTensor:
+    """Writes a DTensor by a function of whole tensors, and returns it.
+
+    The function writes a full one, of which this rank keeps its part. Ranks that hold nothing, and meta
+    tensors, need none.
+    """
+    held = pieces(tensor)
+    if held and not tensor.is_meta:
+        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=held[0].tensor.device)
+        write(full)
+        copy_(tensor, full)
+    return tensor
+
+
+def copy_(tensor: Tensor, full: Tensor) -> None:
+    """Copies this rank's elements of a DTensor from the full tensor, which is contiguous."""
+    strides = full.stride()
+    with torch.no_grad():
+        for piece in pieces(tensor):
+            view = piece.tensor
+            view.copy_(full.as_strided(view.shape, strides, piece.offset(strides)))
+    torch.autograd.graph.increment_version(tensor)
+
+
+def _order(tensor: DTensor) -> Sequence[int]:
+    """The mesh's dimensions in the order in which they shard: from the left, unless the spec says."""
+    order = getattr(tensor._spec, "shard_order", None)
+    if order is None:
+        return range(tensor.device_mesh.ndim)
+    return [mesh_dim for entry in order for mesh_dim in entry.mesh_dims]
+
+
+def _chunk(runs: Runs, chunks: int, which: int) -> Runs:
+    """One of the chunks that ``torch.chunk`` would make of the indices, empty ones included."""
+    size = -(-sum(length for _, length in runs) // chunks)
+    first, last = which * size, (which + 1) * size
+    taken, before = [], 0
+    for start, length in runs:
+        low, high = max(first - before, 0), min(last - before, length)
+        if low < high:
+            taken.append((start + low, high - low))
+        before += length
+    return taken
+
+
+def _merged(runs: Iterable[tuple[int, int]]) -> Runs:
+    """The runs, neighbours as one."""
+    merged: Runs = []
+    for start, length in runs:
+        first, before = merged[-1] if merged else (0, 0)
+        if merged and first + before == start:
+            merged[-1] = (first, before + length)
+        else:
+            merged.append((start, length))
+    return merged
+
+
+def _blocks(here: Tensor, held: list[Runs]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Each combination of the dimensions' runs: its start in the full tensor, its view of the local."""
+    for chosen in product(*([(k, *run) for k, run in enumerate(runs)] for runs in held)):
+        view = here
+        for dim, (k, _, length) in enumerate(chosen):
+            view = view.narrow(dim, sum(n for _, n in held[dim][:k]), length)
+        yield tuple(start for _, start, _ in chosen), view

@@ -1,0 +1,201 @@
+"""Tensors: the one gate that says what a tensor is, before anything reads its address.
+
+Below it comes only plain dense memory. Everything above (fills, moments, products, watch, lsuv_) asks
+here, and asks the tensor itself (its storage, its dispatch, its placements), never its class's name.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fastinit.elements import shards as shard
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_plain_dispatch = Tensor.__torch_dispatch__  # of a class that leaves dispatch alone
+
+Obstacle = tuple[type[Exception], str]
+"""What stands between a tensor and its elements: the exception it is, and the rest of "tensor ..."."""
+
+
+def plain_cpu_address(tensor: Tensor) -> int:
+    """The address of what is certainly contiguous CPU memory: the short way, for what is called often.
+
+    0 says nothing: the long way (:func:`obstacle`) looks closer.
+    """
+    try:
+        if (
+            type(tensor) in _PLAIN
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and tensor.is_contiguous()
+            and not tensor.is_nested
+            and not tensor.is_neg()
+            and not tensor.is_inference()
+            and tensor.untyped_storage().nbytes()
+            >= tensor.nbytes + tensor.storage_offset() * tensor.itemsize
+        ):
+            return tensor.data_ptr()  # 0 of what has a storage for show, such as an immutable zero
+    except RuntimeError:  # no storage to ask: inside torch.func, say
+        pass
+    return 0
+
+
+def is_fake_class(kind: type) -> bool:
+    """Whether its tensors are FakeTensors: of a device, a shape and strides, but of no values."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and issubclass(kind, module.FakeTensor)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it is a FakeTensor."""
+    return is_fake_class(type(tensor))
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether operators only trace it: a FakeTensor, or what export and AOTAutograd trace with."""
+    module = sys.modules.get("torch._subclasses.functional_tensor")
+    return is_fake(tensor) or (module is not None and isinstance(tensor, module.FunctionalTensor))
+
+
+def obstacle(tensor: Tensor) -> Obstacle | None:
+    """Why there is no plain dense memory behind a tensor's elements; None if there is.
+
+    A meta tensor passes, as its elements are nowhere; so do lazily conjugated and negated views, whose
+    memory is plain but holds other values. DTensors and asynchronous results are :func:`local`'s.
+    """
+    if plain_cpu_address(tensor):
+        return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return (
+            NotImplementedError,
+            "is a value inside a torch.func transform (vmap, grad, jvp, ...)",
+        )
+    if is_fake(tensor):
+        return ValueError, "is a FakeTensor, which has no values"
+    if is_traced(tensor) or torch._is_functional_tensor(tensor):
+        return NotImplementedError, "is being functionalised: it has no memory of its own"
+    if tensor.is_nested:
+        return NotImplementedError, "is a nested tensor"
+    if type(tensor).__torch_dispatch__ is not _plain_dispatch:
+        kind = type(tensor)
+        return (
+            NotImplementedError,
+            f"is a {kind.__module__}.{kind.__qualname__}, a tensor subclass with operators of its own: "
+            f"only it knows where its elements are",
+        )
+    if tensor.is_quantized:
+        return NotImplementedError, f"is quantised ({tensor.dtype})"
+    if tensor.layout is not torch.strided:
+        return NotImplementedError, f"has layout {tensor.layout}, not torch.strided"
+    if tensor._is_zerotensor():
+        return NotImplementedError, "is an immutable zero without memory (clone() it first)"
+    if tensor.is_meta or tensor.numel() == 0:
+        return None
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
+    needed = (tensor.storage_offset() + reach + 1) * tensor.itemsize
+    there = tensor.untyped_storage().nbytes()
+    if there < needed or tensor.data_ptr() == 0:
+        return (
+            RuntimeError,
+            f"has elements without memory: they reach to byte {needed} of a storage of {there} bytes "
+            f"(resized or freed, as by FSDP between uses)",
+        )
+    return None
+
+
+def local(tensor: Tensor, argument: str = "tensor") -> Tensor:
+    """What of a tensor is in this process's memory, shared with it, without a gradient.
+
+    Of a DTensor that is this rank's part; an asynchronous result is waited for. Others are returned
+    as they are.
+
+    Raises:
+        NotImplementedError: a DTensor with a placement that holds no elements (Partial).
+    """
+    if shard.is_dtensor(tensor):
+        shard.check_placements(tensor, argument)
+        return local(shard.local(tensor), argument)
+    module = sys.modules.get("torch.distributed._functional_collectives")
+    if module is not None and isinstance(tensor, module.AsyncCollectiveTensor):
+        waited: Tensor = tensor.wait()
+        return waited
+    return tensor
+
+
+def sizes(tensor: Tensor, argument: str = "tensor") -> torch.Size:
+    """Its shape. Raises NotImplementedError where it has none: a nested tensor."""
+    if tensor.is_nested:
+        raise NotImplementedError(f"{argument} is a nested tensor, which has no shape")
+    return tensor.shape
+
+
+def is_left_alone(tensor: Tensor) -> bool:
+    """Whether there is nothing to write: a DTensor of a fake part, or a FakeTensor, unless a mode traces
+    what is done with it."""
+    if torch.compiler.is_compiling():
+        return False
+    if shard.is_dtensor(tensor):
+        return is_fake(shard.local(tensor))
+    return is_fake(tensor) and not torch._C._len_torch_dispatch_stack()
+
+
+def memory(tensor: Tensor, argument: str = "tensor") -> Tensor:
+    """The plain dense memory of a tensor (:func:`local`): what can be written; a meta tensor as it is.
+
+    Raises:
+        NotImplementedError: a kind of tensor that has none (sparse, quantised, nested, inside a
+            torch.func transform, a subclass with operators of its own).
+        ValueError: a FakeTensor.
+        RuntimeError: a tensor whose storage is smaller than its elements need.
+    """
+    if plain_cpu_address(tensor):
+        return tensor
+    here = local(tensor, argument)
+    if found := obstacle(here):
+        raise found[0](f"{argument} {found[1]}")
+    return here
+
+
+def check_memory(tensor: Tensor, argument: str = "tensor") -> None:
+    """For what torch's own operators write: raises RuntimeError where they would write freed memory."""
+    if torch.compiler.is_compiling():
+        return
+    if (found := obstacle(tensor)) and found[0] is RuntimeError:
+        raise RuntimeError(f"{argument} {found[1]}")
+
+
+def values(tensor: Tensor, argument: str = "tensor") -> Tensor:
+    """The plain dense memory that holds a tensor's values: what can be read.
+
+    It is :func:`memory` without a gradient, and a copy of what is lazily conjugated or negated.
+
+    Raises:
+        as :func:`memory`; ValueError: also a meta tensor.
+    """
+    if plain_cpu_address(tensor):
+        return tensor.detach()
+    if found := unreadable(tensor):
+        raise found[0](f"{argument} {found[1]}")
+    with torch.no_grad():
+        return local(tensor, argument).detach().resolve_conj().resolve_neg()
+
+
+def unreadable(tensor: Tensor) -> Obstacle | None:
+    """Why a tensor's values cannot be read, or None."""
+    try:
+        here = local(tensor)
+    except NotImplementedError as error:
+        return NotImplementedError, str(error).removeprefix("tensor ")
+    if found := obstacle(here):
+        return found
+    return (ValueError, "is on meta, which holds no values") if here.is_meta else None
+
+
+def without_modes() -> AbstractContextManager[object]:
+    """Within the block new tensors are real, also under a dispatch mode (FakeTensorMode, say)."""
+    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()

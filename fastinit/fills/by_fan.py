@@ -1,0 +1,199 @@
+"""Scaled weights: the std follows from the fans (xavier, kaiming, variance scaling, lecun)."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from fastinit.fills import fans
+from fastinit.fills.fans import Fans, check_fans
+from fastinit.fills.seeded import draw_, full_shape
+from fastinit.stream import laws
+
+
+def xavier_uniform_(
+    tensor: Tensor,
+    gain: float = 1.0,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+    fan: Fans | None = None,
+) -> Tensor:
+    """Fills with the uniform law of std gain * sqrt(2 / (fan_in + fan_out)): Glorot & Bengio 2010.
+
+    Args:
+        tensor: at least 2-D, unless ``fan`` is given: [out, in, ...], trailing sizes count for both
+            fans.
+        gain: see :func:`fastinit.fills.fans.calculate_gain`.
+        generator, seed, name: as for :func:`fastinit.init.normal_`.
+        fan: (fan_in, fan_out), by default from the shape.
+
+    Raises:
+        ValueError: fewer than 2 dimensions and no ``fan``; and as :func:`fastinit.init.normal_`.
+        NumberRangeError: a gain that is negative, NaN or infinite.
+    """
+    std = fans.xavier_std(_fans(tensor, fan), gain)
+    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name)
+
+
+def xavier_normal_(
+    tensor: Tensor,
+    gain: float = 1.0,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+    fan: Fans | None = None,
+) -> Tensor:
+    """Fills with the normal law of std gain * sqrt(2 / (fan_in + fan_out)): Glorot & Bengio 2010.
+
+    Arguments and errors are those of :func:`xavier_uniform_`.
+    """
+    std = fans.xavier_std(_fans(tensor, fan), gain)
+    return draw_(tensor, laws.normal(0.0, std), generator, seed, name)
+
+
+def kaiming_uniform_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+    fan: Fans | None = None,
+) -> Tensor:
+    """Fills with the uniform law of std gain(nonlinearity, a) / sqrt(fan): He et al. 2015.
+
+    Args:
+        tensor: at least 2-D, unless ``fan`` is given: [out, in, ...], trailing sizes count for both
+            fans.
+        a: the negative slope, for leaky_relu.
+        mode: "fan_in" keeps the variance of activations, "fan_out" of gradients; case does
+            not matter.
+        nonlinearity: see :func:`fastinit.fills.fans.calculate_gain`.
+        generator, seed, name: as for :func:`fastinit.init.normal_`.
+        fan: (fan_in, fan_out), by default from the shape.
+
+    Raises:
+        ValueError: fewer than 2 dimensions and no ``fan``; an unknown mode or nonlinearity; and as
+            :func:`fastinit.init.normal_`.
+        NumberTypeError, NumberRangeError: ``a`` is no number, or not finite.
+
+    Warns:
+        UserWarning: a tensor without elements, which is left alone before anything else is checked.
+    """
+    if has_torch_function_variadic(tensor):
+        return handle_torch_function(
+            kaiming_uniform_,
+            (tensor,),
+            tensor,
+            a=a,
+            mode=mode,
+            nonlinearity=nonlinearity,
+            generator=generator,
+            seed=seed,
+            name=name,
+            fan=fan,
+        )
+    if 0 in full_shape(tensor):
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
+        return tensor
+    std = fans.kaiming_std(_fans(tensor, fan), a, mode, nonlinearity)
+    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name)
+
+
+def kaiming_normal_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+    fan: Fans | None = None,
+) -> Tensor:
+    """Fills with the normal law of std gain(nonlinearity, a) / sqrt(fan): He et al. 2015.
+
+    Arguments, errors and warnings are those of :func:`kaiming_uniform_`.
+    """
+    if 0 in full_shape(tensor):
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
+        return tensor
+    std = fans.kaiming_std(_fans(tensor, fan), a, mode, nonlinearity)
+    return draw_(tensor, laws.normal(0.0, std), generator, seed, name)
+
+
+def variance_scaling_(
+    tensor: Tensor,
+    scale: float = 1.0,
+    mode: str = "fan_in",
+    distribution: str = "truncated_normal",
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+    fan: Fans | None = None,
+) -> Tensor:
+    """Fills with mean 0 and variance scale / n, as ``variance_scaling`` of JAX and TensorFlow.
+
+    Args:
+        tensor: at least 2-D, unless ``fan`` is given: [out, in, ...], trailing sizes count for both
+            fans.
+        scale: at least 0; 2 for relu with fan_in.
+        mode: n is "fan_in", "fan_out", "fan_avg" (their mean) or "fan_geo_avg" (geometric mean).
+        distribution: "normal", "uniform" or "truncated_normal", cut at two standard deviations and
+            widened so that the values have the variance asked for.
+        generator, seed, name: as for :func:`fastinit.init.normal_`.
+        fan: (fan_in, fan_out), by default from the shape.
+
+    Raises:
+        ValueError: fewer than 2 dimensions and no ``fan``; an unknown mode or distribution; and as
+            :func:`fastinit.init.normal_`.
+        NumberRangeError: a scale that is negative, NaN or infinite.
+    """
+    law = fans.variance_scaling(_fans(tensor, fan), scale, mode, distribution)
+    return draw_(tensor, law, generator, seed, name)
+
+
+def lecun_normal_(
+    tensor: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+    fan: Fans | None = None,
+) -> Tensor:
+    """Fills with a truncated normal of variance 1 / fan_in: LeCun et al. 1998, for selu.
+
+    As in JAX and Keras: :func:`variance_scaling_` with its defaults; arguments and errors are
+    there.
+    """
+    law = fans.variance_scaling(_fans(tensor, fan), 1.0, "fan_in", "truncated_normal")
+    return draw_(tensor, law, generator, seed, name)
+
+
+def lecun_uniform_(
+    tensor: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+    fan: Fans | None = None,
+) -> Tensor:
+    """Fills with the uniform law of variance 1 / fan_in: LeCun et al. 1998.
+
+    :func:`variance_scaling_` with distribution "uniform"; arguments and errors are there.
+    """
+    law = fans.variance_scaling(_fans(tensor, fan), 1.0, "fan_in", "uniform")
+    return draw_(tensor, law, generator, seed, name)
+
+
+def _fans(tensor: Tensor, fan: Fans | None) -> Fans:
+    return fans.fans_of(full_shape(tensor)) if fan is None else check_fans(fan)

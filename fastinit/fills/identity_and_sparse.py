@@ -1,0 +1,164 @@
+"""Structured weights: identity, Dirac and sparse."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from fastinit.base import number
+from fastinit.elements import shards as shard
+from fastinit.elements import tensors
+from fastinit.fills import operator as ops
+from fastinit.fills.seeded import draw_, full_shape, warn_if_lost
+from fastinit.stream import laws
+from fastinit.stream.keys import ANONYMOUS, stream_id, substream
+
+
+def eye_(tensor: Tensor) -> Tensor:
+    """Ones on the diagonal, zeros elsewhere: a Linear layer that hands on what it can.
+
+    Args:
+        tensor: [rows, columns], any dtype and strides.
+
+    Raises:
+        ValueError: not 2-D.
+        RuntimeError: elements that overlap.
+    """
+    if len(full_shape(tensor)) != 2:
+        raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(tensor)}")
+    _check(tensor)
+    if tensors.is_left_alone(tensor):
+        return tensor
+    if not is_compiling() and shard.is_dtensor(tensor):
+        return shard.write_whole_(tensor, eye_)
+    with torch.no_grad():
+        tensor.zero_().diagonal().fill_(1)
+    return tensor
+
+
+def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
+    """A one at the kernel's centre from channel i to channel i of each group: the identity.
+
+    Args:
+        tensor: [out, in / groups, 1 to 3 kernel sizes], any dtype and strides; the centre of an
+            even size k is k // 2.
+        groups: of the convolution.
+
+    Raises:
+        ValueError: not 3-, 4- or 5-D; groups is not a positive divisor of the first size.
+        TypeError: groups is no whole number.
+        RuntimeError: elements that overlap.
+    """
+    if len(full_shape(tensor)) not in (3, 4, 5):
+        raise ValueError(f"Only tensors with 3, 4, or 5 dimensions are supported{_but_got(tensor)}")
+    groups = number.integer("groups", groups)
+    if groups < 1 or tensor.size(0) % groups != 0:
+        raise number.NumberRangeError(
+            f"dim 0 must be divisible by groups, but got shape {tuple(tensor.shape)} and "
+            f"groups={number.said(groups)}"
+        )
+    _check(tensor)
+    if tensor.numel() == 0 or tensors.is_left_alone(tensor):
+        return tensor
+    if not is_compiling() and shard.is_dtensor(tensor):
+        return shard.write_whole_(tensor, lambda full: dirac_(full, groups))
+    with torch.no_grad():
+        tensor.zero_()
+        by_group = torch.unflatten(centre(tensor), 0, (groups, tensor.size(0) // groups))
+        by_group.diagonal(dim1=1, dim2=2).fill_(1)
+    return tensor
+
+
+def sparse_(
+    tensor: Tensor,
+    sparsity: float,
+    std: float = 0.01,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """N(0, std^2), with ceil(sparsity * rows) zeros at random places of each column (Martens 2010).
+
+    Which places is drawn from a substream of its own: the values elsewhere are those of
+    ``normal_(tensor, 0, std)``.
+
+    Args:
+        tensor: [rows, columns], any floating or complex dtype and strides.
+        sparsity: the fraction of zeros in a column, in [0, 1].
+        std: of the values that are not zero.
+        generator, seed, name: as for :func:`fastinit.init.normal_`. Without a seed, the values and
+            the places are two draws from the generator.
+
+    Raises:
+        ValueError: not 2-D; sparsity outside [0, 1]; both a seed and a generator.
+        RuntimeError, NotImplementedError: as :func:`fastinit.init.normal_`.
+    """
+    if len(full_shape(tensor)) != 2:
+        raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(tensor)}")
+    sparsity = number.share("sparsity", sparsity)
+    law = laws.normal(0.0, std)
+    ops.check_target(tensor)
+    if tensors.is_left_alone(tensor):
+        return tensor
+    rows, columns = tensor.shape
+    zeros = math.ceil(sparsity * rows)
+    some = zeros > 0 and columns > 0
+    stream = ANONYMOUS if name is None else stream_id(name)
+    if not is_compiling() and shard.is_dtensor(tensor):
+        values = ops.draw_seed(tensor, seed, generator)
+        places = ops.draw_seed(tensor, seed, generator) if some else values
+        warn_if_lost(tensor)
+
+        def write(full: Tensor) -> None:
+            ops.fill_(full, law, seed=values, stream=stream)
+            if some:
+                _zero(full, zeros, stream, places, None)
+
+        return shard.write_whole_(tensor, write)
+    draw_(tensor, law, generator, seed, name)
+    if some and not tensor.is_meta:
+        _zero(tensor, zeros, stream, seed, generator)
+    return tensor
+
+
+def _zero(
+    tensor: Tensor, zeros: int, stream: int, seed: int | None, generator: torch.Generator | None
+) -> None:
+    """Zeros at random places of each column: those of its smallest keys.
+
+    The sort is stable, so that equal keys (24 random bits each) come out in the same order on every
+    device.
+    """
+    rows, columns = tensor.shape
+    order = ops.fill_(
+        torch.empty(columns, rows, dtype=torch.float32, device=tensor.device),
+        laws.uniform(),
+        seed=seed,
+        stream=substream(stream, "zeros"),
+        generator=generator,
+    ).argsort(dim=1, stable=True)
+    with torch.no_grad():
+        tensor.t().scatter_(1, order[:, :zeros], 0)
+
+
+def centre(tensor: Tensor) -> Tensor:
+    """The [out, in] view of a convolution's weight at the centre of its kernel."""
+    for size in tensor.shape[2:]:
+        tensor = tensor.select(2, size // 2)
+    return tensor
+
+
+def _check(tensor: Tensor) -> None:
+    # Integers and booleans are fine here, and torch itself refuses what it cannot write.
+    if tensor.is_floating_point() or tensor.is_complex():
+        ops.check_target(tensor)
+    tensors.check_memory(tensor)
+    warn_if_lost(tensor, stacklevel=4)
+
+
+def _but_got(tensor: Tensor) -> str:
+    return f", but got shape {tuple(tensor.shape)}"

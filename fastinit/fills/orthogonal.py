@@ -1,0 +1,177 @@
+"""Orthogonal weights, uniform over all orthogonal (unitary) matrices: Haar's measure.
+
+The Q of a Gaussian matrix's QR decomposition, signs corrected, is Haar-distributed (Mezzadri 2007,
+arXiv math-ph/0609050). Householder's algorithm makes the reflections one column after the other,
+and what a reflection leaves below its row is Gaussian again, independent of all before. So the
+reflections can be drawn directly, each from a Gaussian vector one shorter than the last, and only
+their product needs computing (Stewart 1980, SIAM J. Numer. Anal. 17, 403-409): half of the work of
+a QR, with no factorisation that could fail, for square, tall and wide alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from fastinit.base import number
+from fastinit.elements import shards as shard
+from fastinit.elements import tensors
+from fastinit.fills import operator as ops
+from fastinit.fills.identity_and_sparse import centre
+from fastinit.fills.seeded import full_shape, warn_if_lost
+from fastinit.stream import laws
+from fastinit.stream.keys import ANONYMOUS, stream_id
+
+_COMPUTED_IN = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.complex32: torch.complex64,
+}
+
+
+def orthogonal_(
+    tensor: Tensor,
+    gain: float = 1,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Fills with gain times a random matrix of orthonormal rows or columns, whichever are fewer.
+
+    Uniform over all such matrices (Haar); exact to 1e-5 in float32. A function of the seed and the
+    shape alone: dtype and strides change no more than rounding. Saxe et al. 2013, arXiv 1312.6120.
+
+    Args:
+        tensor: [rows, ...], at least 2-D; the trailing dimensions count as one. Any floating or
+            complex dtype (half types are computed in float32) and strides. Of a DTensor each rank that
+            holds elements makes the whole matrix and keeps its part.
+        gain: a finite factor; may be negative.
+        generator, seed, name: as for :func:`fastinit.init.normal_`.
+
+    Raises:
+        ValueError: fewer than 2 dimensions; both a seed and a generator.
+        RuntimeError: a tensor whose elements overlap.
+        NumberTypeError, NumberRangeError: a gain that is no number; NaN or infinite.
+        NotImplementedError: an integer, bool, quantised, float8 or sparse tensor.
+    """
+    if len(full_shape(tensor)) < 2:
+        raise ValueError(
+            "Only tensors with 2 or more dimensions are supported, "
+            f"but got shape {tuple(tensor.shape)}"
+        )
+    gain = _checked(tensor, gain)
+    if tensors.is_left_alone(tensor):
+        return tensor
+    if not is_compiling() and shard.is_dtensor(tensor):
+        seed = ops.draw_seed(tensor, seed, generator)
+        return shard.write_whole_(tensor, lambda t: orthogonal_(t, gain, seed=seed, name=name))
+    rows = tensor.size(0)
+    columns = math.prod(tensor.shape[1:])
+    matrix = _matrix(rows, columns, tensor, gain, generator, seed, name)
+    with torch.no_grad():
+        return tensor.copy_(matrix.reshape(tensor.shape))
+
+
+def delta_orthogonal_(
+    tensor: Tensor,
+    gain: float = 1,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """A convolution that maps each position alone, by gain times a random matrix: norms are kept.
+
+    Zero but for the kernel's centre, which holds :func:`orthogonal_`'s matrix. Xiao et al. 2018,
+    arXiv 1806.05393, section 3.
+
+    Args:
+        tensor: [out, in, 1 to 3 kernel sizes] with in <= out, any floating or complex dtype and
+            strides; the centre of an even size k is k // 2.
+        gain, generator, seed, name: as for :func:`orthogonal_`.
+
+    Raises:
+        ValueError: not 3-, 4- or 5-D; more inputs than outputs (no such matrix keeps norms); both a
+            seed and a generator.
+        RuntimeError, NotImplementedError: as :func:`orthogonal_`.
+    """
+    if len(full_shape(tensor)) not in (3, 4, 5):
+        raise ValueError(
+            "Only tensors with 3, 4, or 5 dimensions are supported, "
+            f"but got shape {tuple(tensor.shape)}"
+        )
+    if tensor.size(1) > tensor.size(0):
+        raise ValueError(
+            "delta_orthogonal_ expects no more input than output channels, "
+            f"but got shape {tuple(tensor.shape)}"
+        )
+    gain = _checked(tensor, gain)
+    if tensors.is_left_alone(tensor):
+        return tensor
+    if not is_compiling() and shard.is_dtensor(tensor):
+        seed = ops.draw_seed(tensor, seed, generator)
+        return shard.write_whole_(
+            tensor, lambda t: delta_orthogonal_(t, gain, seed=seed, name=name)
+        )
+    matrix = _matrix(tensor.size(0), tensor.size(1), tensor, gain, generator, seed, name)
+    if tensor.numel() > 0:
+        with torch.no_grad():
+            centre(tensor.zero_()).copy_(matrix)
+    return tensor
+
+
+def _checked(tensor: Tensor, gain: float) -> float:
+    """The gain, if all is well."""
+    gain = number.multiplier("gain", gain, negative=True)
+    ops.check_target(tensor)
+    warn_if_lost(tensor, stacklevel=4)
+    return gain
+
+
+def _matrix(
+    rows: int,
+    columns: int,
+    like: Tensor,
+    gain: float,
+    generator: torch.Generator | None,
+    seed: int | None,
+    name: str | None,
+) -> Tensor:
+    """gain times the [rows, columns] matrix, on ``like``'s device, in the dtype computed in."""
+    gaussians = torch.empty(
+        min(rows, columns),
+        max(rows, columns),
+        dtype=_COMPUTED_IN.get(like.dtype, like.dtype),
+        device=like.device,
+    )
+    stream = ANONYMOUS if name is None else stream_id(name)
+    ops.fill_(gaussians, laws.normal(), seed=seed, stream=stream, generator=generator)
+    tall = product_of_reflections(gaussians, gain)
+    return tall if rows > columns else tall.mT
+
+
+def product_of_reflections(gaussians: Tensor, gain: float = 1.0) -> Tensor:
+    """gain times a Haar-distributed [many, few] matrix from Gaussians [few, many], few <= many.
+
+    Row k of ``gaussians``, from its k-th element on, is the vector x that reflection k maps to a
+    multiple of the unit vector; what is left of the diagonal is not used. ``gaussians`` is
+    overwritten. Reflections are LAPACK's: H = I - tau v v^H with v[0] = 1.
+    """
+    x = gaussians.triu_()
+    first = x.diagonal().clone()
+    norm = torch.linalg.vector_norm(x, dim=1)
+    null = norm == 0  # one number drawn as exactly 0, in the last row of a square matrix
+    first.masked_fill_(null, 1)
+    norm.masked_fill_(null, 1)
+    # H maps x to beta: real, of x's norm, and of the sign that makes first - beta free of
+    # cancellation.
+    beta = -torch.copysign(norm, first.real if first.is_complex() else first)
+    x.div_((first - beta).unsqueeze(1))
+    q: Tensor = torch.linalg.householder_product(x.mT, 1 - first / beta)
+    # R's diagonal would be beta; Haar's measure wants it positive.
+    q.mul_(beta.sign() * gain)
+    return q

@@ -1,0 +1,182 @@
+"""Buffers: what a constructor put in them, known to the plan that was recorded with it.
+
+A plan writes parameters. A model on meta, or one that ``to_empty`` gave memory, has lost its buffers'
+values as well, and nothing about a buffer tells garbage from values. So a recorded plan keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
+
+from fastinit.base.text import listing
+from fastinit.elements import shards as shard
+from fastinit.plan.replay import Computed
+
+Mode = Literal["check", "restore", "keep"]
+"""Of buffers that are not as the constructor made them: an error, made so again, or left alone."""
+
+MODES = ("check", "restore", "keep")
+
+SMALL = 1 << 20
+"""Elements: of smaller buffers a copy is kept; larger ones must stay as they are to be known."""
+
+# Rounding to bfloat16, the coarsest that models are cast to; other devices' arithmetic is far closer.
+_TOLERANCE = 2.0**-7
+
+
+class Values(NamedTuple):
+    """A buffer as it was."""
+
+    tensor: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, buffer: Tensor) -> Values:
+        """A buffer as it is now."""
+        kept = buffer.detach()
+        if buffer.numel() < SMALL:
+            kept = kept.clone()
+        return cls(kept, kept._version)
+
+
+Known = Mapping[str, Values | Computed]
+"""What a constructor put in a model's buffers, by name, and in plain attributes that are on meta."""
+
+
+class _Place(NamedTuple):
+    """Where a module holds a tensor."""
+
+    name: str
+    owner: MutableMapping[str, Any]
+    key: str
+    tensor: Tensor
+
+
+class Restoring(NamedTuple):
+    """What is to be put back, with what it was; found before anything is written."""
+
+    places: list[tuple[_Place, Values | Computed]]
+    seed: int
+    device: torch.device | str | None
+
+    def run(self) -> None:
+        """Puts it back: where there is memory into that, and otherwise into new."""
+        made: dict[int, Tensor] = {}
+        for place, known in self.places:
+            if id(place.tensor) not in made:
+                target = place.tensor
+                if target.is_meta:
+                    target = torch.empty_like(target, device=self.device)
+                _write(target, known, self.seed)
+                made[id(place.tensor)] = target
+            if place.tensor.is_meta:
+                place.owner[place.key] = made[id(place.tensor)]
+
+
+def check_buffers(
+    model: nn.Module, known: Known, seed: int, device: torch.device | str | None, mode: Mode
+) -> Restoring:
+    """What has to be put back in a model's buffers, and plain attributes on meta.
+
+    Args:
+        known: what a constructor put there.
+        seed: of the numbers of what was computed from parameters.
+        device: where those on meta get memory.
+        mode: what is done about others that are not as they were.
+
+    Raises:
+        ValueError: tensors on meta of which nothing is known, or without a device; with "check", buffers
+            of other values than the constructor gave (all are listed); an unknown mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"buffers must be one of {', '.join(MODES)}, but got {mode!r}")
+    lost, changed = [], []
+    places: list[tuple[_Place, Values | Computed]] = []
+    for place in [] if mode == "keep" else list(_places(model)):
+        content = _usable(known.get(place.name))
+        if place.tensor.is_meta:
+            if content is None or device is None:
+                lost.append(place.name)
+            else:
+                places.append((place, content))
+        elif content is not None and not _holds(place.tensor, content, seed):
+            if mode == "restore" and _shape(content) == tuple(place.tensor.shape):
+                places.append((place, content))
+            else:
+                changed.append(place.name)
+    if lost:
+        raise ValueError(
+            f"the plan cannot write {listing('buffer', lost)} on meta: only recorded_plan's plans, of "
+            f"models built within fastinit.deferred(), know what was there, and put it back with "
+            f"device=; give them values first, or say buffers='keep' and do it afterwards"
+        )
+    if changed:
+        raise ValueError(
+            f"{listing('buffer', changed)}: other values than the constructor gave, as after to_empty, "
+            f"training or loading; say buffers='restore' for the constructor's (of its shape), or "
+            f"buffers='keep'"
+        )
+    return Restoring(places, seed, device)
+
+
+def _places(model: nn.Module) -> Iterator[_Place]:
+    """The buffers, and those plain attributes that are on meta."""
+    for prefix, module in model.named_modules():
+        for owner in (module._buffers, vars(module)):
+            for key, tensor in owner.items():
+                if not isinstance(tensor, Tensor) or isinstance(tensor, UninitializedBuffer):
+                    continue
+                if owner is module._buffers or tensor.is_meta:
+                    yield _Place(f"{prefix}.{key}" if prefix else key, owner, key, tensor)
+
+
+def _usable(known: Values | Computed | None) -> Values | Computed | None:
+    """What is known, unless it was changed since."""
+    if isinstance(known, Values) and known.tensor._version != known.version:
+        return None
+    return known
+
+
+def _shape(known: Values | Computed) -> tuple[int, ...]:
+    return known.view.sizes if isinstance(known, Computed) else tuple(known.tensor.shape)
+
+
+def _write(buffer: Tensor, known: Values | Computed, seed: int) -> None:
+    if shard.is_dtensor(buffer):
+        shard.write_whole_(buffer, lambda full: _write(full, known, seed))
+    elif isinstance(known, Computed):
+        known.write_(buffer, seed)
+    else:
+        with torch.no_grad():
+            buffer.copy_(known.tensor)
+
+
+def _holds(buffer: Tensor, known: Values | Computed, seed: int) -> bool:
+    """Whether a buffer has the values that it had, apart from rounding."""
+    if _shape(known) != tuple(buffer.shape):
+        return False
+    full = torch.empty(buffer.shape, dtype=buffer.dtype, device=shard.local(buffer).device)
+    _write(full, known, seed)
+    if not shard.is_dtensor(buffer):
+        return _close(buffer.detach(), full)
+    strides = full.stride()
+    return all(
+        _close(p.tensor, full.as_strided(p.tensor.shape, strides, p.offset(strides)))
+        for p in shard.pieces(buffer)
+    )
+
+
+def _close(tensor: Tensor, values: Tensor) -> bool:
+    if not (values.is_floating_point() or values.is_complex()):
+        return torch.equal(tensor, values)
+    wide = torch.complex128 if values.is_complex() else torch.float64
+    tensor, values = tensor.cpu().to(wide), values.cpu().to(wide)
+    size = values.abs()
+    largest = size[size.isfinite()].amax() if bool(size.isfinite().any()) else 0.0
+    reach = _TOLERANCE * float(largest)
+    return torch.allclose(tensor, values, rtol=0.0, atol=reach, equal_nan=True)

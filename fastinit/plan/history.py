@@ -1,0 +1,247 @@
+"""Contents: what a tensor's memory holds, as recorded: the writes that made it, folded where possible.
+
+A :class:`Contents` is a value: writing makes a new one, so that what was read earlier stays known. Most
+fold to :class:`Piece`, a Fill over a region; the rest stay :class:`Call` and are replayed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from fastinit.elements.regions import Region
+from fastinit.plan.fill import Fill
+
+
+class Origin:
+    """Where random numbers come from: one memory, from when it was last read. Gets a stream's name."""
+
+
+class View(NamedTuple):
+    """A tensor in its memory, in elements."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> View:
+        return cls(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+
+    def on(self, memory: Tensor) -> Tensor:
+        """The tensor, of memory given as one dimension."""
+        return memory.as_strided(self.sizes, self.strides, self.offset)
+
+
+class Own(NamedTuple):
+    """An argument of a call: a view of the memory that it writes."""
+
+    view: View
+
+
+class Snapshot(NamedTuple):
+    """An argument of a call: a view of other memory, as it was then."""
+
+    contents: Contents
+    view: View
+
+
+class Piece(NamedTuple):
+    """A Fill over some elements."""
+
+    region: Region
+    fill: Fill
+    origin: Origin
+    shape: tuple[int, ...] | None = None
+    """Of the tensor, for distributions of whole tensors."""
+
+
+class Call(NamedTuple):
+    """An operation to be replayed. Recorded memory is Own or Snapshot among its arguments."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    line: str
+    origin: Origin | None = None
+    """Of its random numbers, if it draws any."""
+
+
+class Made(NamedTuple):
+    """Memory that a call returned."""
+
+    call: Call
+    which: int
+    """Which of its results."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Contents:
+    """What memory of ``numel`` elements of ``dtype`` holds.
+
+    ``base`` is None if it was never written, values if they are known, or the call that made it;
+    ``writes`` came after, in order.
+    """
+
+    numel: int
+    dtype: torch.dtype
+    device: torch.device
+    base: Tensor | Made | None = None
+    writes: tuple[Piece | Call, ...] = ()
+
+    @classmethod
+    def of_data(cls, tensor: Tensor) -> Contents:
+        """Of known values, of which no copy is made; one number everywhere is a constant."""
+        data = tensor.detach().reshape(-1)
+        known = cls(data.numel(), data.dtype, data.device)
+        value = _only_value(data)
+        if value is None:
+            return replace(known, base=data)
+        return known.filled(Region.make(0, (known.numel,), (1,)), Fill.constant(value), Origin())
+
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether nothing was written."""
+        return self.base is None and not self.writes
+
+    @property
+    def is_random(self) -> bool:
+        """Whether any number in it was drawn."""
+        for call_or_piece in self._all():
+            if isinstance(call_or_piece, Call):
+                if call_or_piece.origin is not None:
+                    return True
+            elif call_or_piece.fill.distribution not in ("constant", "eye", "dirac"):
+                return True
+        return False
+
+    @property
+    def pieces(self) -> tuple[Piece, ...] | None:
+        """The writes, if all are Fills on nothing."""
+        if self.base is None and all(isinstance(write, Piece) for write in self.writes):
+            return self.writes  # type: ignore[return-value]
+        return None
+
+    def filled(
+        self, region: Region, fill: Fill, origin: Origin, shape: tuple[int, ...] | None = None
+    ) -> Contents:
+        """After a Fill was written over a region."""
+        piece = Piece(region, fill, origin, shape)
+        if region.is_whole(self.numel):
+            return replace(self, base=None, writes=(piece,))
+        writes = self.writes
+        if self.pieces is not None and shape is None:
+            writes = tuple(w for w in writes if w.region != region)  # type: ignore[union-attr]
+            before = writes[-1] if writes else None
+            if isinstance(before, Piece) and _continues(before, piece):
+                joined = Region.make(
+                    before.region.offset, (before.region.numel + region.numel,), (1,)
+                )
+                return replace(self, writes=writes[:-1]).filled(joined, fill, origin)
+        return replace(self, writes=(*writes, piece))
+
+    def moved(self, region: Region, factor: float, shift: float) -> Contents | None:
+        """After ``factor * x + shift`` over a region, if that is still a number of Fills."""
+        pieces = self.pieces
+        if not pieces or not math.isfinite(factor) or not math.isfinite(shift):
+            return None
+        if region.is_whole(self.numel):
+            moved = []
+            for piece in pieces:
+                if (fill := piece.fill.affine(factor, shift)) is None:
+                    return None
+                moved.append(piece._replace(fill=fill))
+            return replace(self, writes=tuple(moved))
+        if pieces[-1].region == region or (len(pieces) == 1 and pieces[0].shape is None):
+            # The last piece, or some of the only one: by index they are the same numbers.
+            fill = pieces[-1].fill.affine(factor, shift)
+            return None if fill is None else self.filled(region, fill, pieces[-1].origin)
+        return None
+
+    def called(self, call: Call) -> Contents:
+        """After a call that writes it."""
+        after = replace(self, writes=(*self.writes, call))
+        return _truncated_normal(after) or after
+
+    def origins(self) -> Iterator[Origin]:
+        """Of all numbers in it, in the order of writing."""
+        for write in self._all():
+            if write.origin is not None:
+                yield write.origin
+
+    def _all(self) -> Iterator[Piece | Call]:
+        """All writes that lead to it, those of memory that was read included."""
+        for write in (*((self.base.call,) if isinstance(self.base, Made) else ()), *self.writes):
+            if isinstance(write, Call):
+                for leaf in leaves((write.args, write.kwargs)):
+                    if isinstance(leaf, Snapshot):
+                        yield from leaf.contents._all()
+            yield write
+
+
+def leaves(arguments: Any) -> list[Any]:
+    """The arguments of a call, out of their lists and dicts."""
+    return tree_leaves(arguments, is_leaf=lambda x: isinstance(x, (Own, Snapshot)))
+
+
+def _continues(before: Piece, piece: Piece) -> bool:
+    """Whether two pieces are one, cut in two."""
+    return (
+        before.region.is_run
+        and piece.region.is_run
+        and before.region.offset + before.region.numel == piece.region.offset
+        and before.fill == piece.fill
+        and before.origin is piece.origin
+    )
+
+
+def _only_value(data: Tensor) -> float | None:
+    """The number that all elements are, if they are one."""
+    if not data.numel() or not (data.is_floating_point()) or data.is_meta:
+        return None
+    first = data[0]
+    for part in (data[:1024], data):  # most data show it at once
+        if not bool((part == first).all()):
+            return None
+    return float(first)
+
+
+def _truncated_normal(contents: Contents) -> Contents | None:
+    """uniform, erfinv, times, plus, clamp on all elements (timm's trunc_normal_), as one law."""
+    writes = contents.writes
+    names = [getattr(w.function, "__name__", "") for w in writes[1:] if isinstance(w, Call)]
+    if contents.base is not None or [n.split(".")[0] for n in names] not in (
+        ["erfinv_", "mul_", "add_", "clamp_"],
+        ["erfinv_", "mul_", "add_", "clip_"],
+    ):
+        return None
+    uniform, _, times, plus, clamp = writes
+    whole = Region.make(0, (contents.numel,), (1,))
+    if not isinstance(uniform, Piece) or uniform.fill.distribution != "uniform":
+        return None
+    numbers: list[float] = []
+    for call in (times, plus, clamp):
+        assert isinstance(call, Call)
+        own, *scalars = call.args
+        scalars += list(call.kwargs.values())
+        view = own.view if isinstance(own, Own) else None
+        if view is None or Region.make(view.offset, view.sizes, view.strides) != whole:
+            return None
+        if not all(isinstance(s, (int, float)) for s in scalars):
+            return None
+        numbers += scalars
+    if uniform.region != whole or len(numbers) != 4 or not numbers[0] > 0:
+        return None
+    std, mean, a, b = numbers[0] / math.sqrt(2.0), *numbers[1:]
+    law = uniform.fill.law
+    for bound, drawn in ((a, law.p0), (b, law.p1)):
+        if abs(math.erf((bound - mean) / (std * math.sqrt(2.0))) - drawn) > 1e-6:
+            return None
+    fill = Fill.truncated_normal(mean, std, a, b)
+    return replace(contents, writes=(Piece(whole, fill, uniform.origin),))

@@ -1,0 +1,128 @@
+"""The JSON form of a plan's fills: exact, small, and strict when it is read.
+
+Consecutive layers that are filled alike are written once, so that a 70B model's plan takes a few
+kilobytes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from fastinit.base import number
+from fastinit.elements.regions import Region
+from fastinit.plan.fill import CONSTRUCTORS, Fill, Part
+
+_Named = list[tuple[str, dict[str, Any]]]
+
+
+def fill_to_json(fill: Fill) -> dict[str, object]:
+    names = CONSTRUCTORS[fill.distribution](*fill.parameters).parameters
+    out: dict[str, object] = {"distribution": fill.distribution}
+    out.update((name, v if math.isfinite(v) else str(v)) for name, v in names.items())
+    if fill.scale != 1.0:
+        out["scale"] = fill.scale
+    if fill.stream is not None:
+        out["stream"] = fill.stream
+    if fill.parts:
+        out["parts"] = [{**r._asdict(), **fill_to_json(part)} for r, part in fill.parts]
+    return out
+
+
+def fill_from_json(name: str, fields: dict[str, Any]) -> Fill:
+    rest = dict(fields)
+    try:
+        distribution = rest.pop("distribution")
+        scale, stream = rest.pop("scale", 1.0), rest.pop("stream", None)
+        if stream is not None and not isinstance(stream, str):
+            raise TypeError(f"stream is no name: {stream!r}")
+        parts = tuple(_part_from_json(name, part) for part in rest.pop("parts", ()))
+        law = CONSTRUCTORS[distribution](**{key: _number(key, v) for key, v in rest.items()})
+        if list(rest) != list(law.parameters):
+            raise ValueError(f"expected {', '.join(law.parameters)}, but got {', '.join(rest)}")
+        return Fill(distribution, tuple(law.parameters.values()), scale, parts, stream)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"parameter {name}: no Fill ({error}): {fields}") from None
+
+
+def _number(key: str, value: Any) -> float:
+    """JSON has no infinities and no NaN: they are written as text."""
+    return float(value) if value in ("inf", "-inf", "nan") else number.real(key, value)
+
+
+def _part_from_json(name: str, fields: dict[str, Any]) -> Part:
+    rest = dict(fields)
+    offset, sizes, strides = (rest.pop(key) for key in Region._fields)
+    if len(sizes) != len(strides):
+        raise ValueError(f"{len(sizes)} sizes, {len(strides)} strides")
+    for count in (offset, *sizes, *strides):
+        number.integer("an element count", count, least=0)
+    return Part(Region(offset, tuple(sizes), tuple(strides)), fill_from_json(name, rest))
+
+
+def fold_layers(named: _Named) -> list[dict[str, object]]:
+    """Entries ``{"name", ...fill}``, and ``{"layers", "first", "last", "parameters"}`` for runs of
+    layers ``layers.first`` to ``layers.last`` that hold the same parameters with the same fills.
+    """
+    entries: list[dict[str, Any]] = []
+    for layer, members in _layers(named):
+        previous = entries[-1] if entries else {}
+        if layer is None:
+            entries += [{"name": name, **fill} for name, fill in members]
+            continue
+        parameters = [{"name": name, **fill} for name, fill in members]
+        stem, index = layer
+        if (previous.get("layers"), previous.get("last")) == (stem, index - 1) and (
+            previous["parameters"] == parameters
+        ):
+            previous["last"] = index
+        else:
+            entries.append(
+                {"layers": stem, "first": index, "last": index, "parameters": parameters}
+            )
+    return entries
+
+
+def _layers(named: _Named) -> Iterator[tuple[tuple[str, int] | None, _Named]]:
+    """Consecutive parameters of one layer ``stem.index``, with their names in it; None for no layer."""
+    current: tuple[str, int] | None = None
+    members: _Named = []
+    for name, fill in named:
+        match = re.match(r"(.*?)\.(0|[1-9]\d*)\.(.+)", name)
+        layer = (match[1], int(match[2])) if match else None
+        if layer != current and members:
+            yield current, members
+            members = []
+        current = layer
+        members.append((match[3] if match else name, fill))
+    if members:
+        yield current, members
+
+
+def unfold_layers(entries: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    names = set()
+    for entry in entries:
+        if "layers" in entry:
+            first, last = (number.integer(key, entry[key], least=0) for key in ("first", "last"))
+            indices = range(first, last + 1)
+            prefixes = [f"{entry['layers']}.{index}." for index in indices]
+            members = entry["parameters"]
+        else:
+            prefixes, members = [""], [entry]
+        for prefix in prefixes:
+            for member in members:
+                fields = dict(member)
+                name = prefix + fields.pop("name")
+                if name in names:
+                    raise ValueError(f"not a plan: parameter {name} appears twice")
+                names.add(name)
+                yield name, fields
+
+
+def without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(items)
+    if len(fields) != len(items):
+        raise ValueError(f"not a plan: a key appears twice among {', '.join(k for k, _ in items)}")
+    return fields

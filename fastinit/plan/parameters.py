@@ -1,0 +1,150 @@
+"""Parameters of a model: each tied one once, and memory for those on meta."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from fastinit.base import memory
+from fastinit.elements import shards as shard
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def distinct_parameters(
+    model: nn.Module,
+) -> Iterator[tuple[list[str], nn.Module, nn.Parameter]]:
+    """(all names, the module that owns the first, parameter) of each parameter, tied ones once.
+
+    In the order of ``model.named_parameters()``, whose name is the first.
+    """
+    entries: dict[int, tuple[list[str], nn.Module, nn.Parameter]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            entry = entries.setdefault(id(parameter), ([], module, parameter))
+            entry[0].append(f"{prefix}.{name}" if prefix else name)
+    yield from entries.values()
+
+
+def allocate_(
+    model: M,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    huge_pages: bool = True,
+) -> M:
+    """Gives every meta parameter memory, unwritten, and returns the model; of DTensors this rank's part.
+
+    Parameters that are not on meta and all buffers are left alone; ties, strides and
+    ``requires_grad`` are kept.
+
+    Args:
+        device: where.
+        dtype: of floating-point parameters; by default what they have on meta.
+        huge_pages: asks for huge pages under large CPU parameters
+            (:func:`fastinit.base.memory.advise_huge_pages`).
+
+    Raises:
+        ValueError: device is meta, or dtype is not a floating-point one.
+    """
+    adopt_(model, allocated(model, device, dtype, huge_pages=huge_pages))
+    return model
+
+
+def allocated(
+    model: nn.Module,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    *,
+    huge_pages: bool = True,
+) -> dict[int, nn.Parameter]:
+    """What :func:`allocate_` puts in place of each meta parameter, by the ``id`` of that."""
+    device = torch.device(device)
+    check_place(device, dtype)
+    real: dict[int, nn.Parameter] = {}
+    for _, _, parameter in distinct_parameters(model):
+        if parameter.is_meta and not isinstance(parameter, UninitializedParameter):
+            wanted = dtype if dtype and parameter.is_floating_point() else parameter.dtype
+            real[id(parameter)] = allocate(parameter, device, wanted, huge_pages=huge_pages)
+    return real
+
+
+@contextmanager
+def held(model: nn.Module, device: torch.device | str) -> Iterator[None]:
+    """While in force, meta parameters have memory, as of :func:`allocate_`; afterwards not any more."""
+    meta = {id(parameter): parameter for _, _, parameter in distinct_parameters(model)}
+    real = allocated(model, device)
+    adopt_(model, real)
+    try:
+        yield
+    finally:
+        adopt_(model, {id(new): meta[old] for old, new in real.items()})
+
+
+def check_place(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """Raises ValueError for a device or a dtype that parameters cannot be given."""
+    if device is not None and torch.device(device).type == "meta":
+        raise ValueError(f"device must be one that holds values, but got {device}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point dtype, but got {dtype}")
+
+
+def allocate(
+    parameter: nn.Parameter,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    huge_pages: bool = True,
+) -> nn.Parameter:
+    """Memory for one parameter, as :func:`allocate_` gives it."""
+    real = like(parameter, device, dtype)
+    if huge_pages:
+        memory.advise_huge_pages(shard.local(real))
+    return real
+
+
+def adopt_(model: nn.Module, real: dict[int, nn.Parameter]) -> None:
+    """Puts each parameter of ``real`` in place of the one whose ``id`` is its key, ties included."""
+    for module in model.modules():
+        for name, owned in module._parameters.items():
+            if id(owned) in real:
+                module._parameters[name] = real[id(owned)]
+
+
+def reshard_(model: nn.Module) -> None:
+    """Frees what FSDP2 gathered for computing, so that a module's parameters are the shards again.
+
+    Between forward and backward they can be whole, of memory that is dropped afterwards.
+    """
+    for module in fsdp_modules(model):
+        module.reshard()  # type: ignore[operator]
+
+
+def fsdp_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that ``fully_shard`` was called on."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None:
+        yield from (module for module in model.modules() if isinstance(module, fsdp.FSDPModule))
+
+
+def like(
+    parameter: nn.Parameter,
+    device: torch.device,
+    dtype: torch.dtype,
+    data: Tensor | None = None,
+) -> nn.Parameter:
+    """A parameter of the same class, shape, strides and attributes: of these values, or unwritten."""
+    if data is None:
+        with torch.no_grad():
+            data = torch.empty_like(parameter, device=device, dtype=dtype).detach()
+    new = nn.Parameter(data, requires_grad=parameter.requires_grad)
+    if type(parameter) is not nn.Parameter:
+        new.__class__ = type(parameter)
+    new.__dict__.update(parameter.__dict__)
+    return new

@@ -1,0 +1,423 @@
+"""Plan: what every parameter of a model shall be, apart from where and how it is stored.
+
+A :class:`Plan` maps parameter names to :class:`Fill` and adds a seed. It knows no device, dtype,
+shape or sharding: element ``i`` of a parameter is a function of (seed, name, i) and of its Fill, so
+one plan gives the same values wherever it is applied, in whatever order, and saves as small JSON. Of
+another dtype they are rounded, within the bounds of their law.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from fastinit.base import number, text
+from fastinit.base.files import write_text
+from fastinit.base.text import listing
+from fastinit.elements import shards as shard
+from fastinit.plan import groups
+from fastinit.plan.buffers import Known, Mode, check_buffers
+from fastinit.plan.fill import Fill
+from fastinit.plan.json_form import (
+    fill_from_json,
+    fill_to_json,
+    fold_layers,
+    unfold_layers,
+    without_repeats,
+)
+from fastinit.plan.parameters import adopt_, allocated, distinct_parameters, reshard_
+from fastinit.plan.replay import Computed
+from fastinit.plan.write import Entry, Progress, check_entries, write_entries
+from fastinit.stream.keys import STREAM_VERSION, check_seed
+
+Rule = Callable[[str, nn.Module, torch.Size, Any], Fill | None]
+"""(full name, module that owns the parameter, shape, configuration) to its Fill; None if it has none.
+
+A rule may have a method ``check(names)``, which is given the names of all parameters and raises a
+ValueError for a model that the rule is not made for.
+"""
+
+M = TypeVar("M", bound=nn.Module)
+
+FORMAT = "fastinit.plan"
+FORMAT_VERSION = 1
+
+
+class Plan(Mapping[str, Fill | Computed]):
+    """An ordered map from parameter name to :class:`Fill`, with the seed of its numbers.
+
+    Two plans are equal if they write the same bits: the same fills by name, seed, aliases and
+    stream version. Immutable.
+
+    Args:
+        fills: parameter name to Fill, in the order of the model.
+        seed: an int in [0, 2^64).
+        aliases: further names of tied parameters, each to the name under which it is filled.
+        stream_version: of the number stream; 1 is the only one there is.
+        buffers: what a constructor put in the model's buffers, by name, for :meth:`apply_`. It is not
+            saved, and has no part in equality.
+
+    Raises:
+        TypeError: seed is no whole number, or a value of ``fills`` not a Fill.
+        ValueError: seed out of range, an alias that is itself filled or stands for no parameter, or
+            an unknown stream version.
+    """
+
+    def __init__(
+        self,
+        fills: Mapping[str, Fill | Computed],
+        *,
+        seed: int = 0,
+        aliases: Mapping[str, str] | None = None,
+        stream_version: int = STREAM_VERSION,
+        buffers: Known | None = None,
+    ) -> None:
+        self._fills = dict(fills)
+        self._buffers = dict(buffers or {})
+        self._aliases = dict(aliases or {})
+        self._seed = check_seed(seed)
+        if number.integer("stream_version", stream_version) != STREAM_VERSION:
+            number.out_of_range("stream_version", str(STREAM_VERSION), stream_version)
+        for name, fill in self._fills.items():
+            if not isinstance(fill, (Fill, Computed)):
+                raise TypeError(f"fills[{name!r}] must be a Fill, but got {fill!r}")
+        for alias, name in self._aliases.items():
+            if alias in self._fills or name not in self._fills:
+                raise ValueError(
+                    f"aliases must lead from a name without a fill to one with a fill, "
+                    f"but got {alias!r}: {name!r}"
+                )
+
+    @classmethod
+    def from_model(cls, model: nn.Module, rule: Rule, seed: int = 0, config: Any = None) -> Plan:
+        """The plan that ``rule`` makes for every parameter of ``model``, which may be on meta.
+
+        A tied parameter is planned once, under the first of its names; the others are aliases.
+
+        Args:
+            model: its parameters have shapes.
+            rule: one of :mod:`fastinit.recipes`, or one's own.
+            seed: in [0, 2^64).
+            config: given to the rule; by default ``model.config``, where there is one.
+
+        Raises:
+            ValueError: the rule has no Fill for some parameters (all are listed), or is not made for
+                this model (a pattern of names that fits none).
+            NotImplementedError: a parameter that is a part of one
+            (``fastinit.elements.shards.check_held``). TypeError: a rule that cannot be called, or that
+            gives something else than a Fill or None.
+        """
+        if not callable(rule):
+            raise TypeError(
+                f"rule must be a function such as recipes.torch_default, but got {rule!r}"
+            )
+        if config is None:
+            config = getattr(model, "config", None)
+        fills: dict[str, Fill | Computed] = {}
+        aliases: dict[str, str] = {}
+        uncovered = []
+        if (check := getattr(rule, "check", None)) is not None:
+            check([names[0] for names, _, _ in distinct_parameters(model)])
+        for names, module, parameter in distinct_parameters(model):
+            shard.check_held(parameter, names[0])  # its shape would be that of a part
+            fill = rule(names[0], module, parameter.shape, config)
+            if fill is None:
+                uncovered.append(f"{names[0]} ({type(module).__name__})")
+            else:
+                fills[names[0]] = fill
+                aliases.update(dict.fromkeys(names[1:], names[0]))
+        if uncovered:
+            raise ValueError(f"the rule has no Fill for {listing('parameter', uncovered)}")
+        return cls(fills, seed=seed, aliases=aliases)
+
+    @property
+    def seed(self) -> int:
+        """The seed, in [0, 2^64)."""
+        return self._seed
+
+    @property
+    def stream_version(self) -> int:
+        """The version of the number stream."""
+        return STREAM_VERSION
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Further names of tied parameters, each to the name under which it is filled."""
+        return dict(self._aliases)
+
+    def __getitem__(self, name: str) -> Fill | Computed:
+        return self._fills[self._aliases.get(name, name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fills)
+
+    def __len__(self) -> int:
+        return len(self._fills)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fills or name in self._aliases
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return (self._fills, self._seed, self._aliases) == (
+            other._fills,
+            other._seed,
+            other._aliases,
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Plan({len(self)} parameters, seed={self.seed})"
+
+    def apply_(
+        self,
+        model: M,
+        *,
+        device: torch.device | str | None = None,
+        progress: Progress | None = None,
+        buffers: Mode = "check",
+    ) -> M:
+        """Writes every parameter of ``model`` and returns it.
+
+        All parameters are written in one launch or parallel region for each device that they are on,
+        each tied one once, with the stream of the name under which the plan has it; shapes and dtypes
+        are the model's. Nothing is written unless everything can be.
+
+        Of parameters that are DTensors (FSDP2's ``fully_shard``, tensor parallelism) each rank writes
+        its shard, with the values that the whole parameter has there, and nothing is communicated; on
+        meta they get memory for the shard only. What no element has by itself (distributions of whole
+        tensors, values that a constructor computed) takes the memory of one whole parameter at a time.
+
+        The plan of a recorded model (:func:`fastinit.recorded_plan`) knows what the constructor put in
+        buffers, also in those that are not persistent. Buffers on meta get it back with ``device``.
+        Others must have it, or nobody could tell emptied ones (``model.to_empty``) from values. Other
+        plans know of no buffers, and leave real ones alone, whatever is in them.
+
+        Args:
+            model: its parameters are exactly those of the plan, by name.
+            device: where parameters on meta get memory; those that have some stay where they are.
+                The model gets them when all are written.
+            progress: called with (elements written, elements in all) after each of several batches,
+                in which the parameters are then written; the values are the same.
+            buffers: of those that are not as the constructor made them (to 2^-7 of their largest
+                element, as dtypes and devices may differ): "check" is an error that names them,
+                "restore" writes what it put there, "keep" leaves all buffers alone.
+
+        Raises:
+            ValueError: a parameter on meta without a ``device``; a buffer on meta that the plan does not
+                know, or without a ``device``; buffers that are not as they were made; parameters that
+                the plan lacks or the model lacks; parameters that the plan ties and the model does
+                not, or the other way round.
+            NotImplementedError, RuntimeError: a parameter that cannot be written
+                (``fastinit.ops.check_writable``), or of which nobody knows the elements: parts of
+                FSDP1, ZeRO-3 and Megatron, Partial DTensors (``fastinit.elements.shards.check_held``).
+        """
+        reshard_(model)
+        planned = self._planned(model)
+        real = self._memory(model, [name for name, p in planned if p.is_meta], device)
+        entries = [Entry(name, real.get(id(p), p), self._fills[name]) for name, p in planned]
+        check_entries(entries)
+        restoring = check_buffers(model, self._buffers, self.seed, device, buffers)
+        write_entries(entries, self.seed, progress)
+        adopt_(model, real)
+        restoring.run()
+        return model
+
+    def diff(self, other: Plan) -> list[Difference]:
+        """The parameters that the other plan would initialise otherwise, or lacks, or has beyond this.
+
+        Seeds are not compared. An empty list means that both say the same of every parameter: a recipe
+        that was silently not applied shows here.
+
+        >>> plan = Plan({"weight": Fill.normal(std=0.02), "bias": Fill.constant(0.0)})
+        >>> for difference in plan.diff(Plan({"weight": Fill.normal(std=0.01), "bias": plan["bias"]})):
+        ...     print(difference)
+        weight: normal, std 0.02; other: normal, std 0.01
+        """
+        names = [*self, *(name for name in other if name not in self)]
+        pairs = [(name, self.get(name), other.get(name)) for name in names]
+        return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
+
+    def scaled(self, factors: Mapping[str, float]) -> Plan:
+        """This plan with the values of some parameters multiplied by positive numbers.
+
+        Raises:
+            KeyError: a name that the plan lacks.
+            NumberTypeError, NumberRangeError: what is no number; not positive and finite.
+        """
+        fills = dict(self._fills)
+        for name, factor in factors.items():
+            own = self._aliases.get(name, name)
+            fills[own] = fills[own].scaled(number.positive(f"factors[{name!r}]", factor))
+        return Plan(fills, seed=self.seed, aliases=self._aliases, buffers=self._buffers)
+
+    def _planned(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """The model's parameters by the names under which they are planned, which have to fit."""
+        planned, missing, problems = [], [], []
+        found = set()
+        for names, _, parameter in distinct_parameters(model):
+            here = [name for name in names if name in self._fills]
+            found.update(here)
+            if not here:
+                tied = self._aliases.get(names[0])
+                missing.append(f"{names[0]} (tied to {tied} in the plan)" if tied else names[0])
+            elif len(here) > 1:
+                problems.append(f"tied in the model but not in the plan: {', '.join(here)}")
+            else:
+                planned.append((here[0], parameter))
+        extra = [name for name in self._fills if name not in found]
+        if missing:
+            problems.append(f"the plan has no {listing('parameter', missing)}")
+        if extra:
+            problems.append(f"the model has no {listing('parameter', extra)}")
+        if problems:
+            raise ValueError("the plan does not fit the model: " + "; ".join(problems))
+        return planned
+
+    def _memory(
+        self, model: nn.Module, meta: list[str], device: torch.device | str | None
+    ) -> dict[int, nn.Parameter]:
+        """What takes the place of the parameters on meta."""
+        if device is not None:
+            return allocated(model, device)
+        if meta:
+            raise ValueError(
+                f"meta tensors hold no values; say where they shall be, as in "
+                f"plan.apply_(model, device='cpu'): {listing('parameter', meta)}"
+            )
+        return {}
+
+    def groups(self, model: nn.Module | None = None) -> list[groups.Group]:
+        """The parameters that are called and filled alike, in the order in which each first appears.
+
+        Args:
+            model: where the numbers of elements are taken from; it may be on meta.
+
+        Raises:
+            ValueError: the model lacks parameters of the plan.
+        """
+        sizes: dict[str, int] = {}
+        if model is not None:
+            for names, _, parameter in distinct_parameters(model):
+                if not isinstance(parameter, UninitializedParameter):
+                    sizes.update(dict.fromkeys(names, parameter.numel()))
+            if lacking := [name for name in self if name not in sizes]:
+                raise ValueError(f"the model has no {listing('parameter', lacking)}")
+        return groups.groups(self._fills, sizes)
+
+    def table(self, model: nn.Module | None = None) -> str:
+        """The plan as a text table of 80 columns: one line for each pattern of names and Fill.
+
+        Args:
+            model: gives the numbers of elements, which a plan does not know; it may be on meta.
+        """
+        made = self.groups(model)
+        cells = [["count", "elements", "distribution", "std"]]
+        for group in made:
+            elements = "" if group.elements is None else text.count(group.elements)
+            std = "" if math.isnan(group.fill.std) else f"{group.fill.std:.4g}"
+            cells.append([str(len(group.names)), elements, str(group.fill), std])
+        if model is None:
+            return groups.table(made, [[row[0], *row[2:]] for row in cells], "<><>")
+        cells.append(
+            [str(len(self)), text.count(sum(group.elements or 0 for group in made)), "", ""]
+        )
+        return groups.table(made, cells, "<>><>", total=True)
+
+    def to_json(self) -> str:
+        """The plan as JSON, from which :meth:`from_json` makes an equal one.
+
+        Numbers are written with the digits that give the same double again (infinities and NaN as
+        strings), and consecutive layers that are filled alike once.
+
+        Raises:
+            ValueError: parameters that a constructor computed or was given values for (all are listed).
+        """
+        computed = [f"{n} ({f})" for n, f in self.items() if isinstance(f, Computed)]
+        fills = [(n, fill_to_json(f)) for n, f in self.items() if isinstance(f, Fill)]
+        if computed:
+            raise ValueError(f"JSON cannot hold the values of {listing('parameter', computed)}")
+        document: dict[str, object] = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "stream_version": self.stream_version,
+            "seed": self.seed,
+            "parameters": fold_layers(fills),
+        }
+        if self._aliases:
+            document["aliases"] = self._aliases
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, document: str) -> Plan:
+        """The plan that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, not a plan, a version that this fastinit does not know, or any part
+                that is missing or no good; nothing is guessed.
+        """
+        try:
+            fields = json.loads(document, object_pairs_hook=without_repeats)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a plan: not JSON ({error})") from None
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise ValueError(f'not a plan: "format" is not "{FORMAT}"')
+        for key, known in (("version", FORMAT_VERSION), ("stream_version", STREAM_VERSION)):
+            if fields.get(key) != known:
+                raise ValueError(
+                    f'plan with "{key}" {fields.get(key)!r}: this fastinit knows {known} only'
+                )
+        try:
+            fills = {n: fill_from_json(n, f) for n, f in unfold_layers(fields["parameters"])}
+            return cls(fills, seed=fields["seed"], aliases=fields.get("aliases"))
+        except KeyError as error:
+            raise ValueError(f"not a plan: {error} is missing") from None
+        except (TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"not a plan: {error}") from None
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes :meth:`to_json` to a file. One that is there is replaced when all is on disk.
+
+        Raises:
+            OSError: what the system says, such as a full disk; the file is then as it was.
+        """
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Plan:
+        """Reads a file that :meth:`save` wrote; its errors name the path."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+class Difference(NamedTuple):
+    """A parameter that two plans initialise differently; None where one lacks it."""
+
+    name: str
+    ours: Fill | Computed | None
+    other: Fill | Computed | None
+
+    def __str__(self) -> str:
+        def said(fill: Fill | Computed | None) -> str:
+            if fill is None:
+                return "none"
+            return str(fill) if not fill.std > 0 else f"{fill}, std {fill.std:.4g}"
+
+        ours, other = said(self.ours), said(self.other)
+        if ours == other:  # what was said does not tell them apart
+            ours, other = repr(self.ours), repr(self.other)
+            if ours == other:
+                other += ", with other parts or values"
+        return f"{self.name}: {ours}; other: {other}"

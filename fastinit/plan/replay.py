@@ -1,0 +1,180 @@
+"""Computed: what a parameter shall be, where that is no Fill: recorded operations, replayed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fastinit.base import number
+from fastinit.fills import operator as ops
+from fastinit.plan.fill import Fill
+from fastinit.plan.history import Call, Contents, Made, Origin, Own, Piece, Snapshot, View, leaves
+from fastinit.plan.whole_tensors import write_structure
+from fastinit.stream.keys import stream_id, substream
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """The values of a parameter that a constructor computed, or read from elsewhere.
+
+    Two are equal if they replay the same operations on the same numbers and values.
+
+    Args:
+        contents: of the parameter's memory.
+        view: of the parameter in it.
+        names: the stream of each of its origins, by name.
+        scale: multiplies every value.
+    """
+
+    contents: Contents
+    view: View
+    names: Mapping[Origin, str]
+    scale: float = 1.0
+
+    def scaled(self, factor: float) -> Computed:
+        """The values multiplied by ``factor``, positive and finite."""
+        factor = number.positive("factor", factor)
+        return replace(self, scale=number.positive("scale", self.scale * factor))
+
+    mean = std = math.nan
+    """Not known before the values are."""
+
+    @property
+    def line(self) -> str:
+        """The file and line that made it; empty for values that the constructor was given."""
+        calls = [write for write in self.contents.writes if isinstance(write, Call)]
+        if isinstance(self.contents.base, Made):
+            calls.insert(0, self.contents.base.call)
+        return calls[-1].line if calls else ""
+
+    @property
+    def data(self) -> Tensor | None:
+        """The values, where they are known and need no computing."""
+        base = self.contents.base
+        if isinstance(base, Tensor) and not self.contents.writes and self.scale == 1.0:
+            return self.view.on(base)
+        return None
+
+    def write_(self, tensor: Tensor, seed: int) -> None:
+        """Replays the operations on the tensor's device and copies the result."""
+        memory = _Replay(tensor.device, seed, self.names).memory(self.contents)
+        values = self.view.on(memory)
+        tensor.detach().copy_(values if self.scale == 1.0 else values * self.scale)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Computed):
+            return NotImplemented
+        return bool(self._signature() == other._signature())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        scale = "" if self.scale == 1.0 else f", scale={self.scale!r}"
+        return f"Computed({self.line or 'values'}, shape={self.view.sizes}{scale})"
+
+    def __str__(self) -> str:
+        return f"computed at {Path(self.line).name}" if self.line else "values"
+
+    def _signature(self) -> Any:
+        def of(item: Any) -> Any:
+            if isinstance(item, Contents):
+                return (item.numel, item.dtype, of(item.base), tuple(map(of, item.writes)))
+            if isinstance(item, Tensor):
+                return (item.dtype, tuple(item.shape), item.detach().cpu().flatten().tolist())
+            if isinstance(item, Origin):
+                return self.names[item]
+            if isinstance(item, Call):
+                name = getattr(item.function, "__name__", repr(item.function))
+                origin = None if item.origin is None else self.names[item.origin]
+                return (name, *map(of, leaves((item.args, item.kwargs))), origin)
+            if isinstance(item, (Piece, Made, Own, Snapshot)):
+                return tuple(map(of, item))
+            return item
+
+        return of(self.contents), self.view, self.scale
+
+
+def known_values(fill: Fill | Computed) -> Tensor | None:
+    """The values of a parameter that a constructor was given them for."""
+    return fill.data if isinstance(fill, Computed) else None
+
+
+class _Replay:
+    """One evaluation, in which memory that is read several times is made once."""
+
+    def __init__(self, device: torch.device, seed: int, names: Mapping[Origin, str]) -> None:
+        self.device, self.seed, self.names = device, seed, names
+        self.made: dict[int, Tensor] = {}
+        self.results: dict[int, Any] = {}
+
+    def memory(self, contents: Contents) -> Tensor:
+        """The contents as real memory, of one dimension."""
+        if id(contents) in self.made:
+            return self.made[id(contents)]
+        base = contents.base
+        if isinstance(base, Made):
+            if id(base.call) not in self.results:
+                result = self.call(base.call, None)
+                self.results[id(base.call)] = result
+            results = self.results[id(base.call)]
+            out = results if isinstance(results, Tensor) else results[base.which]
+            memory = _memory_of(out)
+            if contents.writes:  # they must not reach what others read
+                memory = memory.clone()
+        elif base is not None:
+            memory = base.to(self.device, copy=True)
+        else:
+            memory = torch.empty(contents.numel, dtype=contents.dtype, device=self.device)
+        for write in contents.writes:
+            if isinstance(write, Piece):
+                self.fill(memory, write)
+            else:
+                self.call(write, memory)
+        self.made[id(contents)] = memory
+        return memory
+
+    def fill(self, memory: Tensor, piece: Piece) -> None:
+        view = piece.region.view(memory)
+        name = piece.fill.stream or self.names[piece.origin]
+        if piece.shape is not None:
+            write_structure(view.view(piece.shape), piece.fill, self.seed, name)
+            return
+        window = ops.Window(piece.region.strides, piece.region.offset)
+        ops.fill_(view, piece.fill.law, seed=self.seed, stream=stream_id(name), window=window)
+        for region, part in piece.fill.parts:
+            self.fill(memory, Piece(region, part, piece.origin))
+
+    def call(self, call: Call, memory: Tensor | None) -> Any:
+        def real(leaf: Any) -> Any:
+            if isinstance(leaf, Own):
+                assert memory is not None
+                return leaf.view.on(memory)
+            if isinstance(leaf, Snapshot):
+                return leaf.view.on(self.memory(leaf.contents))
+            if isinstance(leaf, Tensor):
+                return leaf.to(self.device)
+            return self.device if isinstance(leaf, torch.device) else leaf
+
+        is_leaf = lambda x: isinstance(x, (Own, Snapshot))  # noqa: E731
+        args, kwargs = tree_map(real, (call.args, call.kwargs), is_leaf=is_leaf)
+        if call.origin is None:
+            with torch.no_grad():
+                return call.function(*args, **kwargs)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            stream = stream_id(self.names[call.origin])
+            torch.manual_seed(substream(stream, f"seed {self.seed}") >> 1)
+            return call.function(*args, **kwargs)
+
+
+def _memory_of(tensor: Tensor) -> Tensor:
+    """The tensor's whole memory, of one dimension."""
+    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.detach().as_strided((size,), (1,), 0)

@@ -1,0 +1,70 @@
+"""What torch's own modules give their parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastinit.fills import fans
+from fastinit.plan.fill import Fill
+from fastinit.recipes.fills import (
+    CONVOLUTIONS,
+    NORMS,
+    ONE,
+    ZERO,
+    embedding,
+    normal,
+    uniform,
+    within,
+)
+from fastinit.recipes.rules import own_name
+
+
+def torch_default(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+    """What the modules of ``torch.nn`` give their parameters in ``reset_parameters``.
+
+    Linear and convolutions: uniform within 1 / sqrt(fan_in), written as kaiming_uniform with
+    a = sqrt(5); Bilinear, RNN, LSTM, GRU and their cells: uniform within 1 / sqrt(size);
+    MultiheadAttention: Xavier, biases 0; embeddings: normal(0, 1), a padding row 0; norms: weight 1,
+    bias 0; PReLU: its constant. ``nn.Transformer`` initialises its parts anew:
+    :func:`torch_transformer`.
+
+    Source: torch 2.13, ``torch/nn/modules``.
+    """
+    own = own_name(name)
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear) and own == "bias":
+        return ZERO  # MultiheadAttention.out_proj
+    if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+        fan_in, fan_out = fans.fans_of(module.weight.shape)
+        if own == "bias":
+            return within(1.0 / math.sqrt(fan_in) if fan_in else 0.0)
+        return uniform(fans.kaiming_std((fan_in, fan_out), a=math.sqrt(5.0)))
+    if isinstance(module, nn.Bilinear):
+        return within(1.0 / math.sqrt(module.weight.shape[1]))
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return within(1.0 / math.sqrt(module.hidden_size) if module.hidden_size else 0.0)
+    if isinstance(module, nn.MultiheadAttention):
+        if own == "in_proj_bias":
+            return ZERO
+        std = fans.xavier_std(fans.fans_of(shape))
+        return normal(std) if "bias" in own else uniform(std)
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return embedding(module, shape, normal(1.0))
+    if isinstance(module, NORMS):
+        return ZERO if own == "bias" else ONE
+    if isinstance(module, nn.PReLU):
+        return Fill.constant(module.init)
+    return None
+
+
+def torch_transformer(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
+    """What ``nn.Transformer`` gives: Xavier uniform to all matrices, else :func:`torch_default`.
+
+    Source: torch 2.13, ``nn.Transformer._reset_parameters``.
+    """
+    if len(shape) > 1:
+        return uniform(fans.xavier_std(fans.fans_of(shape)))
+    return torch_default(name, module, shape, config)

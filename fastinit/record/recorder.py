@@ -1,0 +1,389 @@
+"""Recorder: watches the operations of a constructor at the dispatcher, and keeps what its memory holds.
+
+Parameters are on meta and nothing of theirs is computed: writes change their :class:`Contents`, and what
+is computed from them is on meta too. Other tensors are real and computed as always; of those that hold
+random numbers the contents are kept as well, since they may become parameters.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from fastinit.base.frames import is_inside
+from fastinit.elements.regions import Region
+from fastinit.plan.fill import Fill
+from fastinit.plan.history import Call, Contents, Made, Origin, Own, Snapshot, View
+from fastinit.record import torch_operations as operations
+
+aten = torch.ops.aten
+META = torch.device("meta")
+SMALL = 1 << 20
+"""Elements: of smaller tensors that are read a copy is kept; larger ones must stay as they are."""
+
+
+_HINT = "do that after fastinit.materialize_(), or build the model without fastinit.deferred()"
+
+
+class DeferredError(RuntimeError):
+    """A constructor that cannot be recorded, with the line that did what can't be."""
+
+
+class Memory:
+    """Recorded memory: its contents and where in the stream its next numbers come from."""
+
+    def __init__(self, contents: Contents, seed: int) -> None:
+        self.contents, self.seed = contents, seed
+        self.origin = Origin()
+        self.was_read = False
+
+    def draw(self) -> Origin:
+        """The origin of a write to come: a new one if earlier numbers were read and may be in use."""
+        if self.was_read:
+            self.origin, self.was_read = Origin(), False
+        return self.origin
+
+    def read(self) -> Contents:
+        self.was_read = True
+        return self.contents
+
+
+class Memories:
+    """Recorded memory by storage, for as long as the storage lives."""
+
+    def __init__(self) -> None:
+        self._by_storage: dict[int, tuple[StorageWeakRef, Memory]] = {}
+
+    def get(self, tensor: Tensor) -> Memory | None:
+        entry = (
+            self._by_storage.get(tensor.untyped_storage()._cdata) if _has_memory(tensor) else None
+        )
+        return entry[1] if entry is not None and not entry[0].expired() else None
+
+    def set(self, tensor: Tensor, memory: Memory) -> None:
+        storage = tensor.untyped_storage()
+        self._by_storage[storage._cdata] = (StorageWeakRef(storage), memory)
+
+    def forget(self, tensor: Tensor) -> None:
+        self._by_storage.pop(tensor.untyped_storage()._cdata, None)
+
+    def tidy(self) -> None:
+        """Forgets storages that are gone."""
+        self._by_storage = {k: v for k, v in self._by_storage.items() if not v[0].expired()}
+
+
+memories = Memories()
+
+
+class Recorder(TorchDispatchMode):
+    """The dispatch mode. Its memory outlives it, since parameters are written later."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seed = seed
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        flat, _ = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
+        recorded = [t for t in tensors if memories.get(t) is not None]
+        seeded = torch.Tag.nondeterministic_seeded in func.tags
+        on_meta = any(t.is_meta for t in recorded)
+        if operations.makes_new(func):
+            return self._made_new(func, args, kwargs)
+        if kwargs.get("device") == META and not _default_is_meta():
+            # From "device=self.weight.device", or "to(self.weight)": the weight will be elsewhere.
+            kwargs = {**kwargs, "device": torch.get_default_device() if not on_meta else None}
+        if not recorded and not seeded:
+            return func(*args, **kwargs)
+        written = operations.written(func, args, kwargs)
+        if func is aten._to_copy.default and on_meta:
+            return self._moved(args[0], kwargs)
+        if written:
+            return self._write(func, args, kwargs, written)
+        if operations.is_view(func):
+            return func(*args, **kwargs)
+        return self._compute(func, args, kwargs, tensors, on_meta)
+
+    # --- new tensors, from nothing ---------------------------------------------------------------
+
+    def _made_new(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A tensor whose values do not come from others; of a parameter's shape, it is a real one."""
+        out_on_meta = kwargs.get("device") == META or (
+            kwargs.get("device") is None
+            and args
+            and isinstance(args[0], Tensor)
+            and args[0].is_meta
+        )
+        if out_on_meta and not _default_is_meta():
+            kwargs = {**kwargs, "device": torch.get_default_device()}
+        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if not isinstance(out, Tensor) or not _has_memory(out):
+            return out
+        contents = Contents(_size(out), out.dtype, out.device)
+        if "empty" in name:
+            memories.set(out, Memory(contents, self.seed))
+        elif (fill := operations.fill_of_new(name, args, out)) is not None:
+            memory = Memory(contents, self.seed)
+            memory.contents = contents.filled(_whole(contents), fill, memory.draw())
+            memories.set(out, memory)
+        elif torch.Tag.nondeterministic_seeded in func.tags:
+            call = Call(func, args, {**kwargs, "device": out.device}, line(), Origin())
+            memories.set(out, Memory(_with_base(contents, Made(call, 0)), self.seed))
+        return out
+
+    # --- writes ----------------------------------------------------------------------------------
+
+    def _write(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: list[Tensor]
+    ) -> Any:
+        target = written[0]
+        if any(memories.get(other) is not None for other in written[1:]):
+            raise DeferredError(f"{func} at {line()} writes several recorded tensors at once")
+        out = self._execute(func, args, kwargs, written)
+        memory = memories.get(target)
+        sources = [
+            leaf
+            for leaf in tree_flatten((args, kwargs))[0]
+            if isinstance(leaf, Tensor) and leaf is not target and memories.get(leaf) is not None
+        ]
+        seeded = torch.Tag.nondeterministic_seeded in func.tags
+        if memory is None:
+            if not seeded and not any(memories.get(s).contents.is_random for s in sources):  # type: ignore[union-attr]
+                return out
+            memory = Memory(Contents.of_data(target), self.seed)
+            memories.set(target, memory)
+        if not target.is_meta and not seeded and not sources:
+            overwritten = func.overloadpacket.__name__ in ("zero_", "fill_", "copy_")
+            whole = Region.of(target).is_whole(memory.contents.numel)
+            if memory.contents.is_unwritten or (overwritten and whole):
+                # Values that no chance had a part in are there to be looked at.
+                memories.forget(target)
+                return out
+        memory.contents = self._after(memory, func, args, kwargs, target)
+        return out
+
+    def _execute(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: Sequence[Tensor]
+    ) -> Any:
+        """Runs an operation: on meta, with all its tensors there, if what it writes is."""
+        if any(t.is_meta for t in written):
+            fills = operations.fill_of(func, args, kwargs, _is_known) is not None
+            if fills or func is aten.copy_.default:  # nothing to learn from running it
+                return args[0] if func._schema.returns else None
+            args, kwargs = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
+            return func(*args, **kwargs)
+        flat = tree_flatten((args, kwargs))[0]
+        if any(isinstance(t, Tensor) and t.is_meta for t in flat):
+            raise DeferredError(
+                f"{func} at {line()} reads a parameter that has no values yet, to write a tensor that "
+                f"is no parameter: {_HINT}"
+            )
+        return func(*args, **kwargs)
+
+    def _after(
+        self,
+        memory: Memory,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        target: Tensor,
+    ) -> Contents:
+        """The contents after a write."""
+        contents, region = memory.contents, Region.of(target)
+        if target.dtype == contents.dtype and target is args[0]:
+            if (fill := operations.fill_of(func, args, kwargs, _is_known)) is not None:
+                return contents.filled(region, fill, memory.draw())
+            factors = operations.affine_of(func, args, kwargs, _is_known)
+            moved = contents.moved(region, *factors) if factors is not None else None
+            if moved is not None:
+                return moved
+            if func is aten.copy_.default and (copied := _copied(contents, region, args[1])):
+                return copied
+        origin = memory.draw() if torch.Tag.nondeterministic_seeded in func.tags else None
+        return contents.called(self._call(func, args, kwargs, target, origin))
+
+    # --- what is computed ------------------------------------------------------------------------
+
+    def _compute(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[Tensor],
+        on_meta: bool,
+    ) -> Any:
+        seeded = torch.Tag.nondeterministic_seeded in func.tags
+        if on_meta:
+            if any(
+                not str(r.type).startswith(("Tensor", "List[Tensor")) for r in func._schema.returns
+            ):
+                raise DeferredError(
+                    f"{func} at {line()} reads the values of a parameter, which has none yet: {_HINT}"
+                )
+            meta = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
+            out = func(*meta[0], **meta[1])
+        else:
+            out = func(*args, **kwargs)
+            random = any(
+                m.contents.is_random for t in tensors if (m := memories.get(t)) is not None
+            )
+            if not random and not seeded:
+                return out
+        place = next(
+            (m.contents.device for t in tensors if (m := memories.get(t)) and t.is_meta), None
+        )
+        call: Call | None = None
+        results = out if isinstance(out, (list, tuple)) else [out]
+        for index, result in enumerate(results):
+            if not isinstance(result, Tensor) or not _has_memory(result):
+                continue
+            known = memories.get(result)
+            if known is not None:
+                continue  # a view after all
+            contents = Contents(_size(result), result.dtype, place or result.device)
+            memory = Memory(contents, self.seed)
+            folded = self._folded(func, args, kwargs, result, contents)
+            if folded is None:
+                call = call or self._call(func, args, kwargs, None, Origin() if seeded else None)
+                folded = _with_base(contents, Made(call, index))
+            memory.contents = folded
+            memories.set(result, memory)
+        return out
+
+    def _folded(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor, into: Contents
+    ) -> Contents | None:
+        """A result that is Fills: a copy of what is, or a multiple of it."""
+        if not args or not isinstance(args[0], Tensor) or not out.is_floating_point():
+            return None
+        source = memories.get(args[0])
+        if source is None or args[0].shape != out.shape or args[0].stride() != out.stride():
+            return None
+        # Of these, padding is a copy where it adds nothing.
+        is_copy = func in (aten.clone.default, aten._to_copy.default, aten.constant_pad_nd.default)
+        factors = (1.0, 0.0) if is_copy else operations.affine_of(func, args, kwargs, _is_known)
+        if factors is None:
+            return None
+        copied = _copied(into, _whole(into), args[0])
+        return copied.moved(_whole(into), *factors) if copied is not None else None
+
+    def _moved(self, source: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """A parameter's copy of another dtype, or for another device: still on meta."""
+        device = kwargs.get("device")
+        out: Tensor = self._compute(
+            aten._to_copy.default, (source,), {**kwargs, "device": None}, [source], True
+        )
+        if device is not None and torch.device(device) != META:
+            memory = memories.get(out)
+            assert memory is not None
+            object.__setattr__(memory.contents, "device", torch.device(device))
+        return out
+
+    def call_on(
+        self,
+        tensor: Tensor,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        memory: Memory,
+    ) -> Call:
+        """The call of a function that writes a recorded tensor with numbers that it draws."""
+        return self._call(function, args, kwargs, tensor, memory.draw())
+
+    def _call(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        target: Tensor | None,
+        origin: Origin | None,
+    ) -> Call:
+        """The call, with its tensors as they are now."""
+        own = target.untyped_storage()._cdata if target is not None else None
+
+        def kept(tensor: Tensor) -> Any:
+            if own is not None and _has_memory(tensor) and tensor.untyped_storage()._cdata == own:
+                return Own(View.of(tensor))
+            memory = memories.get(tensor)
+            if memory is not None:
+                if tensor.dtype != memory.contents.dtype:
+                    raise DeferredError(f"{func} at {line()} reads a parameter as another dtype")
+                return Snapshot(memory.read(), View.of(tensor))
+            if tensor.is_meta:
+                raise DeferredError(
+                    f"{func} at {line()} reads a tensor on meta that was never written"
+                )
+            return tensor.detach().clone() if tensor.numel() < SMALL else tensor.detach()
+
+        args, kwargs = tree_map_only(Tensor, kept, (args, kwargs))
+        return Call(func, args, kwargs, line(), origin)
+
+
+def line() -> str:
+    """Where in the user's code this is: the innermost file and line outside torch and fastinit."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and is_inside(frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _is_known(tensor: Tensor) -> bool:
+    """Whether a tensor has values that no chance had a part in."""
+    return not tensor.is_meta and memories.get(tensor) is None
+
+
+def _copied(into: Contents, region: Region, source: Tensor) -> Contents | None:
+    """After a copy over a region, if what is copied is Fills of as many elements, or one number."""
+    memory = memories.get(source)
+    if memory is None:
+        if source.is_meta or not source.is_floating_point():
+            return None
+        if region.is_whole(into.numel) and source.is_contiguous() and source.numel() == into.numel:
+            known = Contents.of_data(source.detach().clone().to(into.dtype))
+            return Contents(into.numel, into.dtype, into.device, known.base, known.writes)
+        if source.numel() == 1:
+            return into.filled(region, Fill.constant(source.item()), Origin())
+        return None
+    pieces, view = memory.contents.pieces, Region.of(source)
+    if not pieces or not region.is_whole(into.numel) or not view.is_whole(into.numel):
+        return None
+    if memory.contents.numel != into.numel:
+        return None
+    memory.read()
+    return Contents(into.numel, into.dtype, into.device, None, pieces)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    plain = type(tensor) is Tensor or isinstance(tensor, (nn.Parameter, nn.Buffer))
+    return plain and tensor.layout is torch.strided
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes() // tensor.element_size()
+
+
+def _whole(contents: Contents) -> Region:
+    return Region.make(0, (contents.numel,), (1,))
+
+
+def _with_base(contents: Contents, base: Made) -> Contents:
+    return Contents(contents.numel, contents.dtype, contents.device, base)
+
+
+def _default_is_meta() -> bool:
+    return torch.get_default_device() == META

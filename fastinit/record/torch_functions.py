@@ -1,0 +1,128 @@
+"""Functions of whole tensors (orthogonal_, trunc_normal_, ...), recorded as what they are.
+
+They look at their tensor (is it on meta?) or compute with it, and other modules hold them by name. So it
+is their code that is exchanged: whoever holds the function runs the recording.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fastinit import init
+from fastinit.elements.regions import Region
+from fastinit.plan.fill import Fill
+from fastinit.record.recorder import Recorder, memories
+
+_STRUCTURED: dict[Callable[..., Any], Callable[..., Fill | None]] = {}
+
+
+def _structured(*functions: Callable[..., Any]) -> Callable[..., Any]:
+    def register(fill: Callable[..., Fill | None]) -> Callable[..., Fill | None]:
+        _STRUCTURED.update(dict.fromkeys(functions, fill))
+        return fill
+
+    return register
+
+
+@_structured(nn.init.trunc_normal_)
+def _(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, **_: Any) -> Fill:
+    return Fill.truncated_normal(mean, std, a, b)
+
+
+@_structured(nn.init.orthogonal_, init.orthogonal_)
+def _(gain: float = 1.0, **_: Any) -> Fill:
+    return Fill.orthogonal(gain)
+
+
+@_structured(init.delta_orthogonal_)
+def _(gain: float = 1.0, **_: Any) -> Fill:
+    return Fill.delta_orthogonal(gain)
+
+
+@_structured(nn.init.sparse_, init.sparse_)
+def _(sparsity: float, std: float = 0.01, **_: Any) -> Fill:
+    return Fill.sparse(sparsity, std)
+
+
+@_structured(nn.init.eye_, init.eye_)
+def _(**_: Any) -> Fill:
+    return Fill.eye()
+
+
+@_structured(nn.init.dirac_, init.dirac_)
+def _(groups: int = 1, **_: Any) -> Fill:
+    return Fill.dirac(groups)
+
+
+def _recorded(*args: Any, **kwargs: Any) -> Any:
+    # Runs with the globals of the function whose code this replaces.
+    import sys
+
+    from fastinit.record.torch_functions import call_recorded
+
+    frame = sys._getframe()
+    return call_recorded(frame.f_globals["__name__"], frame.f_code.co_name, args, kwargs)
+
+
+_recorder: Recorder | None = None
+_originals: dict[tuple[str, str], tuple[Callable[..., Any], Callable[..., Fill | None]]] = {}
+
+
+@contextmanager
+def functions_recorded(recorder: Recorder) -> Iterator[None]:
+    """While in force, a call of one of the functions on recorded memory is recorded as a whole."""
+    global _recorder
+    codes = {function: function.__code__ for function in _STRUCTURED}
+    for function, code in codes.items():
+        untouched = types.FunctionType(
+            code, function.__globals__, function.__name__, function.__defaults__
+        )
+        untouched.__kwdefaults__ = function.__kwdefaults__
+        key = function.__module__, function.__name__
+        _originals[key] = untouched, _STRUCTURED[function]
+        function.__code__ = _recorded.__code__.replace(co_name=function.__name__)
+    _recorder = recorder
+    try:
+        yield
+    finally:
+        _recorder = None
+        for function, code in codes.items():
+            function.__code__ = code
+        _originals.clear()
+
+
+def call_recorded(module: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call of one of the functions above, while they are recorded."""
+    original, fill_of = _originals[module, name]
+    code = original.__code__
+    given = dict(zip(code.co_varnames[: code.co_argcount], args)) | kwargs
+    tensor = given.pop("tensor")
+    memory = memories.get(tensor) if isinstance(tensor, Tensor) else None
+    if _recorder is None or memory is None:
+        return original(*args, **kwargs)
+    with _disable_current_modes():
+        # On meta the function checks its arguments and writes nothing.
+        original(*args, **kwargs)
+    contents = memory.contents
+    region, shape = Region.of(tensor), tuple(tensor.shape)
+    fill = fill_of(**given)
+    keyed = given.get("seed") is not None or given.get("name") is not None
+    if fill is not None and not keyed and fill.has_law:
+        memory.contents = contents.filled(region, fill, memory.draw())
+    elif (
+        fill is not None
+        and not keyed
+        and tensor.is_contiguous()
+        and region.is_whole(contents.numel)
+    ):
+        memory.contents = contents.filled(region, fill, memory.draw(), shape)
+    else:
+        ours = getattr(init, name)  # the same bits everywhere
+        memory.contents = contents.called(_recorder.call_on(tensor, ours, args, kwargs, memory))
+    return tensor

@@ -1,0 +1,123 @@
+"""Operations: what those of torch do to the tensors that they write, as far as a Fill can say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastinit.base.number import FLOAT32_MAX, FLOAT32_MIN
+from fastinit.plan.fill import Fill
+from fastinit.stream import laws
+
+
+def makes_new(func: Any) -> bool:
+    """Whether an operation makes a tensor of values that it takes from no other."""
+    name = func.overloadpacket.__name__
+    return name in _NEW and not func._schema.is_mutable
+
+
+_KINDS = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "randperm")
+_NEW = frozenset(
+    [
+        *_KINDS,
+        *(f"{kind}_like" for kind in _KINDS),
+        *(f"new_{kind}" for kind in _KINDS),
+        "empty_strided",
+        "new_empty_strided",
+        "normal",
+    ]
+)
+
+
+def fill_of_new(name: str, args: tuple[Any, ...], out: Tensor) -> Fill | None:
+    if not out.is_floating_point():
+        return None
+    if name in ("randn", "randn_like"):
+        return Fill.normal(0.0, 1.0)
+    if name in ("rand", "rand_like"):
+        return Fill.uniform(0.0, 1.0)
+    if name == "normal" and all(isinstance(a, (int, float)) for a in args[:2]):
+        return Fill.normal(*args[:2])
+    return None
+
+
+def fill_of(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_known: Callable[[Tensor], bool]
+) -> Fill | None:
+    """The Fill that an operation in place writes, if it writes one."""
+    given = arguments(func, args, kwargs)
+    name = func.overloadpacket.__name__
+    if func is torch.ops.fastinit.fill_.default:
+        if given["seed"] is not None or given["strides"] is not None:
+            return None
+        kind = laws.NAMES[given["kind"]]
+        return Fill(kind, tuple(laws.Law(given["kind"], *given["parameters"]).parameters.values()))
+    if not args[0].is_floating_point():
+        return None
+    if name == "zero_":
+        return Fill.constant(0.0)
+    if name == "fill_":
+        value = given["value"]
+        if isinstance(value, Tensor):
+            if not is_known(value):
+                return None
+            value = value.item()
+        return Fill.constant(float(value))  # torch writes True as 1
+    if name == "normal_":
+        return Fill.normal(given["mean"], given["std"])
+    if name == "uniform_":
+        return Fill.uniform(given["from"], given["to"])
+    return None
+
+
+def affine_of(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_known: Callable[[Tensor], bool]
+) -> tuple[float, float] | None:
+    """(factor, shift), if an operation is ``factor * x + shift`` with numbers."""
+    name = func.overloadpacket.__name__.rstrip("_")
+    if name == "neg":
+        return -1.0, 0.0
+    if name not in ("mul", "div", "add", "sub") or len(args) != 2:
+        return None
+    if kwargs.get("rounding_mode") is not None:
+        return None
+    number = args[1]
+    if isinstance(number, Tensor):
+        if number.dim() or not is_known(number):
+            return None
+        number = number.item()
+    if isinstance(number, (bool, complex)):
+        return None
+    if number and not FLOAT32_MIN <= abs(number) <= FLOAT32_MAX:
+        return None
+    alpha = kwargs.get("alpha", 1)
+    if name == "mul":
+        return float(number), 0.0
+    if name == "div":
+        return (1.0 / number, 0.0) if number else None
+    return 1.0, float(number) * alpha * (1 if name == "add" else -1)
+
+
+def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """An operation's arguments by name, defaults included."""
+    given = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+    given.update((a.name, value) for a, value in zip(func._schema.arguments, args))
+    return {**given, **kwargs}
+
+
+def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation writes."""
+    given = arguments(func, args, kwargs)
+    found = []
+    for argument in func._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = given.get(argument.name)
+            found += [v for v in (value if isinstance(value, list) else [value]) if v is not None]
+    return [t for t in found if isinstance(t, Tensor)]
+
+
+def is_view(func: Any) -> bool:
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)

@@ -1,0 +1,185 @@
+"""Streaming: a recorded model runs without being in memory, its weights made as they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from fastinit.plan import parameters
+from fastinit.plan.plan import Plan
+from fastinit.plan.write import Entry, write_entries
+from fastinit.record.block import recording
+from fastinit.record.materialize import place_of, recorded_plan
+from fastinit.record.recorder import memories
+
+ScaleOf = Callable[[nn.Parameter], float]
+
+
+def weights_of(model: nn.Module) -> InMemory | Recorded:
+    """How a model's weights are run with and changed: as they are, or as ``deferred`` recorded them."""
+    recorded = any(p.is_meta and memories.get(p) is not None for p in model.parameters())
+    return Recorded(model) if recorded else InMemory()
+
+
+class InMemory:
+    """Weights that are there."""
+
+    def unchanged_on_failure(self) -> AbstractContextManager[None]:
+        """After an exception the record, if there is one, is what it was."""
+        return nullcontext()
+
+    def writable(self) -> AbstractContextManager[None]:
+        """Within the block what is written to parameters reaches them, or their record."""
+        return nullcontext()
+
+    def present(self, scale_of: ScaleOf) -> AbstractContextManager[None]:
+        """Within the block the model can run."""
+        return nullcontext()
+
+    def plan(self) -> Plan | None:
+        """What the parameters are by their record."""
+        return None
+
+
+class Recorded(InMemory):
+    """Weights on meta, written while their module runs.
+
+    So a model of any size runs within the memory of its largest module. Parameters are the same objects
+    throughout.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.seed = recorded_plan(model).seed
+
+    @contextmanager
+    def unchanged_on_failure(self) -> Iterator[None]:
+        found = [memories.get(parameter) for parameter in self.model.parameters()]
+        kept = [(memory, memory.contents) for memory in found if memory is not None]
+        try:
+            yield
+        except BaseException:
+            for memory, contents in kept:
+                memory.contents = contents
+            raise
+
+    def writable(self) -> AbstractContextManager[None]:
+        return recording(self.seed)
+
+    @contextmanager
+    def present(self, scale_of: ScaleOf) -> Iterator[None]:
+        """Within the block a parameter is written when it is used, and on meta again after the module
+        that used it.
+
+        Args:
+            scale_of: what a parameter's values are multiplied with; asked at each writing.
+        """
+        stream = _Stream(recorded_plan(self.model), self.model, scale_of)
+        with ExitStack() as stack:
+            stack.callback(stream.leave_all)
+            for module in self.model.modules():
+                # First before the module runs, and last after it: other hooks are inside.
+                enter = module.register_forward_pre_hook(stream.enter, prepend=True)
+                leave = module.register_forward_hook(stream.leave, always_call=True)
+                stack.callback(enter.remove)
+                stack.callback(leave.remove)
+            with stream:
+                yield
+
+    def plan(self) -> Plan:
+        return recorded_plan(self.model)
+
+
+class _Stream(TorchFunctionMode):
+    """The parameters that are written at the moment, by the module that was running when used."""
+
+    def __init__(self, plan: Plan, model: nn.Module, scale_of: ScaleOf) -> None:
+        super().__init__()
+        self.plan, self.scale_of = plan, scale_of
+        self.names = {
+            id(parameter): names[0]
+            for names, _, parameter in parameters.distinct_parameters(model)
+            if parameter.is_meta
+        }
+        self.running = [_Frame()]
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _asks_about(func):
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, nn.Parameter) and leaf.is_meta and id(leaf) in self.names:
+                    self.write(leaf)
+        return func(*args, **kwargs)
+
+    def enter(self, module: nn.Module, args: object) -> None:
+        frame = _Frame()
+        self.running.append(frame)
+        if isinstance(module, nn.MultiheadAttention):
+            # It takes another path, with other roundings, if it sees that a mode is in force.
+            frame.unseen = torch._C.DisableTorchFunction()
+            frame.unseen.__enter__()
+            for parameter in module.parameters():
+                if parameter.is_meta and id(parameter) in self.names:
+                    self.write(parameter)
+
+    def leave(self, *_: object) -> None:
+        frame = self.running.pop()
+        if frame.unseen is not None:
+            frame.unseen.__exit__(None, None, None)
+        for parameter, meta in frame.written:
+            _exchange(parameter, meta)
+
+    def leave_all(self) -> None:
+        while self.running:
+            self.leave()
+
+    def write(self, parameter: nn.Parameter) -> None:
+        name, memory = self.names[id(parameter)], memories.get(parameter)
+        assert memory is not None
+        real = parameters.allocate(parameter, place_of(memory), parameter.dtype)
+        write_entries([Entry(name, real, self.plan[name])], self.plan.seed)
+        factor = self.scale_of(parameter)
+        if factor != 1.0:
+            with torch.no_grad():
+                real.mul_(factor)
+        _exchange(parameter, real)
+        self.running[-1].written.append((parameter, real))
+
+
+class _Frame:
+    """A module that runs: the parameters written for it, with those on meta whose place they take."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self.unseen: Any = None  # the context in which the mode is not in force
+
+
+def _exchange(one: nn.Parameter, other: nn.Parameter) -> None:
+    """Swaps what two parameters are, which are alike in class and attributes.
+
+    ``torch.utils.swap_tensors`` refuses parameters with weak references, as LSTM's have: those of the
+    object, which stays.
+    """
+    torch._C._swap_tensor_impl(one, other)
+
+
+_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))
+
+
+def _asks_about(func: Any) -> bool:
+    """Whether a function is an attribute that needs no values: a shape, a dtype, a device."""
+    if getattr(func, "__name__", "") != "__get__":
+        return False
+    return getattr(func.__self__, "__name__", "") not in _VALUES

@@ -1,0 +1,170 @@
+"""Undo: what operations write to memory is copied just before, and put back.
+
+A dispatch mode sees every operation of its thread, on whatever view of the memory, and the operation's
+schema says what it writes. Batch norms write running statistics without saying so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode,
+    _pop_mode_temporarily,
+    is_traceable_wrapper_subclass,
+)
+
+from fastinit.elements.tensors import is_fake_class, obstacle
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_DISABLED = torch.Tensor.__torch_dispatch__  # by which a class says that it has none
+_RENORM = torch.ops.aten.embedding_renorm_.default
+
+
+class Undo(TorchDispatchMode):
+    """While in force, memory that was given to :meth:`track` is copied before it is first written.
+
+    Only what is written is copied: the view that an operation was given, or rows of it.
+    """
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """What is compiled runs as it does without this mode; flex_attention runs in no other way."""
+        return True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tracked: dict[int, torch.UntypedStorage] = {}
+        self._log: list[tuple[Tensor, Tensor | None, Tensor]] = []  # view, rows of it, copy
+        self._copies: dict[Any, Tensor] = {}  # by where the view lies
+        self._rows: dict[Any, list[Tensor]] = {}  # of which there are copies, likewise
+
+    def track(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            for part in plain_parts(tensor):
+                if not part.is_meta:
+                    storage = part.untyped_storage()
+                    self._tracked[storage._cdata] = storage
+
+    def keep(self, tensor: Tensor) -> Tensor | None:
+        """A copy, as integers, of what a tensor held before it was written; None if it isn't tracked."""
+        if not self._tracks(tensor):
+            return None
+        with torch.inference_mode(False):
+            view = raw(tensor)
+            place = _place(view)
+            if place not in self._copies:
+                self._copies[place] = view.clone()
+                self._log.append((view, None, self._copies[place]))
+            return self._copies[place]
+
+    def put_back(self) -> None:
+        """Undoes all that was written, the last first, so that views may overlap."""
+        while self._log:
+            view, rows, copy = self._log[-1]
+            view[... if rows is None else rows] = copy
+            self._log.pop()
+        self._copies.clear()
+        self._rows.clear()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the block operations are not seen, and cost what they cost without this mode."""
+        if _get_current_dispatch_mode() is self:
+            with _pop_mode_temporarily():
+                yield
+        else:
+            yield
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if any(map(is_fake_class, types)):
+            return func(
+                *args, **kwargs
+            )  # as where a DTensor's shapes are worked out: nothing is written
+        if any(kind.__torch_dispatch__ is not _DISABLED for kind in types):
+            return NotImplemented  # the subclass does it by operations on plain tensors
+        if func is _RENORM:
+            self._keep_rows(*args[:2])
+        else:
+            for place, name in _writes(func):
+                value = args[place] if place < len(args) else kwargs.get(name)
+                for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                    if isinstance(tensor, Tensor):
+                        self.keep(tensor)
+        return func(*args, **kwargs)
+
+    def _tracks(self, tensor: Tensor) -> bool:
+        try:
+            tracked = tensor.untyped_storage()._cdata in self._tracked
+        except RuntimeError:  # no storage to ask
+            return False
+        return tracked and obstacle(tensor) is None
+
+    def _keep_rows(self, table: Tensor, indices: Tensor) -> None:
+        """A renormalised embedding may be large, and one call writes few of its rows."""
+        if not self._tracks(table):
+            return
+        with torch.inference_mode(False):
+            view, rows = raw(table), indices.unique()
+            earlier = self._rows.setdefault(_place(view), [])
+            if earlier:
+                rows = rows[~torch.isin(rows, torch.cat(earlier))]
+            earlier.append(rows)
+            self._log.append((view, rows, view[rows]))
+
+
+def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors with memory of their own that a tensor consists of."""
+    if is_traceable_wrapper_subclass(tensor):
+        for inner in (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]):
+            if isinstance(inner, Tensor):
+                yield from plain_parts(inner)
+    elif tensor.layout is torch.sparse_coo:
+        yield from (tensor._indices(), tensor._values())
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        yield from (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        yield from (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+    elif obstacle(tensor) is None:
+        yield tensor
+
+
+def raw(tensor: Tensor) -> Tensor:
+    """The same memory as integers, so that a copy is one of bits, whatever they mean."""
+    dtype = _INTEGERS.get(tensor.element_size(), tensor.dtype)
+    memory = torch.empty(0, dtype=dtype, device=tensor.device)
+    place = tensor.storage_offset(), tensor.shape, tensor.stride()
+    return memory.set_(tensor.untyped_storage(), *place)
+
+
+def _place(view: Tensor) -> tuple[Any, ...]:
+    return view.data_ptr(), view.shape, view.stride(), view.dtype
+
+
+@cache
+def _writes(func: Any) -> tuple[tuple[int, str], ...]:
+    """(position, name) of the arguments that an operation writes, or may write."""
+    schema = getattr(
+        func, "_schema", None
+    )  # operators of higher order have none, and write nothing
+    return tuple(
+        (place, argument.name)
+        for place, argument in enumerate(schema.arguments if schema is not None else ())
+        if argument.name.startswith("running_")
+        or (argument.alias_info is not None and argument.alias_info.is_write)
+    )

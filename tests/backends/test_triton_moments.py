@@ -1,0 +1,429 @@
+"""Moments in Triton: the native build's bits; products that are measured where they are computed.
+
+In the interpreter, where several thousand steps of a kernel take a second: few tensors are large, and
+most rows are one step of all lanes and two values, which columns read in two rounds. What the compiler
+makes of the kernels for GPUs that are not here, this file run as a script tells.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from same_bits import ISAS, TRITON, bits
+from selection import cases
+from torch import Tensor
+
+from fastinit import linear_moments
+from fastinit.backends import choose as backends
+from fastinit.backends.choose import backend
+from fastinit.statistics.tensor import Moments, moments, moments_many
+from fastinit.stream import laws, reference
+
+needs_triton = pytest.mark.skipif(not TRITON, reason="no triton, or no interpreter")
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton")  # numpy's
+
+
+# --- compiled ------------------------------------------------------------------------------------
+
+LAYOUTS = ("whole", "sliced", "columns", "channels")
+Case = tuple[int, str, str]
+# (compute capability, dtype, layout): each kernel, of rows and of columns, in 16 and in 32 bits.
+COMPILED: list[Case] = [
+    (90, "bfloat16", "channels"),
+    (90, "float32", "columns"),
+    (90, "float16", "product"),
+]
+ALL = [
+    (arch, dtype, layout)
+    for arch in (80, 90, 100)
+    for dtype in ("float32", "float16", "bfloat16", "float64")
+    for layout in (*LAYOUTS, "product")
+    if (dtype, layout) != ("float64", "product")
+]
+
+
+def in_layout(layout: str, dtype: torch.dtype) -> tuple[Tensor, int | None]:
+    """A tensor and the dimension to be measured along."""
+    if layout == "whole":
+        return torch.empty(1, dtype=dtype), None
+    if layout == "sliced":
+        return torch.empty(2000, 2, 300, dtype=dtype)[:, 0], None
+    if layout == "columns":
+        return torch.empty(5000, 640, dtype=dtype), 1
+    return torch.empty(8, 64, 7, 7, dtype=dtype), 1
+
+
+def compile_(some: list[Case]) -> None:
+    """Writes each kernel's PTX and the resources that ptxas gave it."""
+    import triton
+    from triton_ptx import Compiler, Driver, resources
+
+    from fastinit.backends.triton import moments as triton_moments
+    from fastinit.backends.triton import product as triton_product
+
+    compilers = {
+        (module, name): Compiler(getattr(module, name))
+        for module, name in (
+            (triton_moments, "measure"),
+            (triton_moments, "merge_parts"),
+            (triton_product, "product_moments"),
+        )
+    }
+    for (module, name), compiler in compilers.items():
+        setattr(module, name, compiler)
+    records = []
+    for arch, dtype_name, layout in some:
+        triton.runtime.driver.set_active(Driver(arch))
+        dtype = getattr(torch, dtype_name)
+        if layout == "product":
+            x = torch.empty(300, 4096, dtype=dtype)
+            triton_product.linear_moments(x, x, x[:, 0])
+        else:
+            x, dim = in_layout(layout, dtype)
+            triton_moments.moments_many(readings(x, dim))
+        for (_, name), compiler in compilers.items():
+            for kernel in compiler.compiled:
+                record = {"kernel": name, "arch": arch, "dtype": dtype_name, "layout": layout}
+                record["ptx"] = kernel.asm["ptx"]
+                records.append(record | {"resources": resources(kernel.asm["cubin"])})
+            compiler.compiled.clear()
+    json.dump(records, sys.stdout)
+
+
+def readings(x: Tensor, dim: int | None = None) -> list[backends.Reading]:
+    """What moments gives a backend."""
+    seen: list[backends.Reading] = []
+
+    class Seeing(backends.Reference):
+        name = "seeing"
+
+        def moments_many(self, some: Any) -> None:
+            seen.extend(some)
+
+    before = list(backends.BACKENDS)
+    backends.register(Seeing(), before="reference")
+    try:
+        with backend("seeing"):
+            moments(x, dim=dim)
+    finally:
+        backends.BACKENDS[:] = before
+    return seen
+
+
+def compiled(folder: Path, some: list[Case]) -> list[dict[str, Any]]:
+    """Runs this file as a script: in a process of its own, because this one interprets."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3])),
+        "TRITON_CACHE_DIR": str(folder),
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps(some)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    records: list[dict[str, Any]] = json.loads(done.stdout)
+    return records
+
+
+def check_compiled(records: list[dict[str, Any]], some: list[Case]) -> None:
+    """No spills; each operation rounded once, and no multiplication and addition fused."""
+    assert {(r["arch"], r["dtype"], r["layout"]) for r in records} == set(some)
+    for record in records:
+        ptx, what = record["ptx"], {k: v for k, v in record.items() if k != "ptx"}
+        assert record["resources"]["LOCAL"] == 0, what
+        assert record["resources"]["STACK"] == 0, what
+        assert ".local" not in ptx
+        names = set(
+            re.findall(r"\b((?:add|sub|mul|mad|fma|div|sqrt|rcp)\.[\w.]*f(?:32|64)(?:x2)?)", ptx)
+        )
+        assert names
+        for name in names:
+            assert ".rn" in name, (name, what)
+            assert not re.search(r"\.(approx|ftz|full|sat)\b", name), (name, what)
+        # float32 products of the matrix kernel are fused, as those of a GPU's own library.
+        if record["kernel"] != "product_moments":
+            assert not any(name.startswith(("fma", "mad")) for name in names), what
+
+
+# --- bits ----------------------------------------------------------------------------------------
+
+
+def assert_native_bits(x: Tensor, dim: int | None = None) -> Moments:
+    """The native build's bits, and what is exact of the reference, which sums in another order."""
+    with backend("triton"):
+        m = moments(x, dim=dim)
+    got = m.raw
+    if ISAS:
+        with backend("native"):
+            expected = moments(x, dim=dim).raw
+        assert bits(got).equal(bits(expected)), (got, expected)
+    if x.numel():
+        with backend("reference"):
+            expected = moments(x, dim=dim).raw
+        fields = [getattr(reference, f) for f in ("COUNT", "MIN", "MAX", "ZEROS", "NONFINITE")]
+        assert got[..., fields].equal(expected[..., fields])
+    return m
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@needs_triton
+@pytest.mark.parametrize("size", [0, 1, 31, 33])
+@pytest.mark.parametrize("dtype", laws.DTYPES)
+def test_small_and_empty(dtype: torch.dtype, size: int) -> None:
+    x = normal(size).to(dtype)
+    x[::7] = 0
+    assert_native_bits(x)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", cases(laws.DTYPES, [torch.float32, torch.bfloat16]))
+def test_over_the_end_of_a_chunk(dtype: torch.dtype) -> None:
+    x = normal(2, 16384 + 34).to(dtype)
+    assert_native_bits(x[:, 1:], dim=0)  # a chunk, and a step and one value
+
+
+@needs_triton
+def test_over_the_end_of_a_task() -> None:
+    assert_native_bits(normal(2 * 16 * 16384 - 1).half())
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", cases(laws.DTYPES, [torch.bfloat16]))
+def test_rows_of_columns_over_the_end_of_a_chunk(dtype: torch.dtype) -> None:
+    assert_native_bits(normal(512 + 31, 40).to(dtype), dim=1)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides(dtype: torch.dtype) -> None:
+    x = normal(3, 4, 5, 8).to(dtype)
+    for view in (
+        x[:, 1:, ::2, 1:],
+        x.transpose(0, 3)[1:],
+        x[:, :1].expand(-1, 3, -1, -1),
+        x[0, 0, 0, 0],
+        x.flatten()[::3],
+    ):
+        assert_native_bits(view)
+
+
+@needs_triton
+def test_more_dimensions_than_the_native_build_takes() -> None:
+    x = normal(*[3] * 9)[(slice(0, 2),) * 9].float()
+    with backend("triton"):
+        assert bits(moments(x).raw).equal(bits(moments(x.contiguous()).raw))
+
+
+@needs_triton
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_channels(dtype: torch.dtype, dim: int) -> None:
+    x = (normal(3, 7, 5) * 2).to(dtype)
+    x[0, :, 1], x[1, 1, 1] = 0, math.nan
+    assert_native_bits(x, dim)
+
+
+@needs_triton
+def test_no_rows_and_no_channels() -> None:
+    assert_native_bits(torch.empty(0, 5), dim=1)
+    assert_native_bits(torch.empty(5, 0), dim=0)
+    with backend("triton"):
+        assert moments(torch.empty(3, 0), dim=1).raw.shape == (0, 7)
+        assert moments_many([]) == []
+
+
+@needs_triton
+@pytest.mark.parametrize("by_column", [False, True])
+@pytest.mark.parametrize("dtype", laws.DTYPES)
+def test_what_one_sum_does_not_tell(dtype: torch.dtype, by_column: bool) -> None:
+    """Infinities and NaN, squares that overflow, and means that are far from zero."""
+    largest = torch.finfo(dtype).max
+    x = normal(9, 34).to(dtype)
+    x[0, 3] = x[0, -1] = math.nan
+    x[1, 20], x[2, 0], x[3] = math.inf, -math.inf, math.nan
+    x[4, :30] = math.inf
+    x[5] *= largest / 8
+    x[6] = x[6] / 2 + 40
+    x[7], x[7, 9] = 3, 3.25
+    x[8] = x[8].abs() * (largest / 1e4)
+    assert_native_bits(x.t().contiguous() if by_column else x, dim=int(by_column))
+
+
+@needs_triton
+@pytest.mark.parametrize("by_column", [False, True])
+@pytest.mark.parametrize("dtype", laws.DTYPES)
+def test_a_constant_has_no_variance(dtype: torch.dtype, by_column: bool) -> None:
+    values = torch.tensor([0.0, -0.0, 0.1, -6e4, 3e38, 1e-40], dtype=torch.float64)
+    x = values.clamp(max=torch.finfo(dtype).max).to(dtype)[:, None].expand(-1, 34)
+    x = x.t().contiguous() if by_column else x.contiguous()
+    m = assert_native_bits(x, dim=int(by_column))
+    values = x.select(1 - by_column, 0).double()
+    assert m.var.eq(0).all()
+    assert m.mean.equal(values)
+    assert m.min.equal(values)
+
+
+@needs_triton
+def test_indices_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastinit.backends.triton import moments as triton_moments
+
+    monkeypatch.setattr(triton_moments, "INDEX_32", 0)
+    x = normal(6, 70, 3).float()
+    assert_native_bits(x[:, 1:, 1:])
+    assert_native_bits(x, dim=2)
+
+
+@needs_triton
+def test_parts_are_merged_one_by_one_then_pairwise() -> None:
+    """Two passes: 16 after each other, 256 and 44 of these pairwise, and both results."""
+    from fastinit.backends.triton.moments import merge_in_order
+
+    chunks = 16 * 300 - 3
+    raw = normal(2, chunks, 7).abs()
+    raw[..., reference.COUNT] = 1 + (raw[..., reference.COUNT] * 100).floor()
+    raw[0, 5] = torch.tensor([0, 0, 0, math.inf, -math.inf, 0, 2])  # nothing finite
+    raw[0, 70:72, reference.MEAN] = torch.tensor([1.7e308, -1.7e308], dtype=torch.float64)
+    got = torch.empty(2, 7, dtype=torch.float64)
+    parts = raw.permute(2, 0, 1).contiguous().view(7, -1)
+    merge_in_order(parts, 2, chunks, chunks, 1, got, 7)
+    for one, expected in zip(got, raw):
+        tasks = expected[::16].clone()
+        for i in range(1, 16):  # of all tasks at once, but for the last ones, which have ended
+            some = expected[i::16]
+            tasks[: len(some)] = reference.merged(tasks[: len(some)], some)
+        while len(tasks) > 1:
+            even = len(tasks) // 2 * 2
+            pairs = reference.merged(tasks[:even:2], tasks[1:even:2])
+            tasks = torch.cat((pairs, tasks[even:]))
+        assert bits(one).equal(bits(tasks[0]))
+
+
+@needs_triton
+def test_channels_of_a_tensor_are_one_launch() -> None:
+    from fastinit.backends.triton.moments import batches
+
+    x = torch.empty(3, 64, 5)
+    (batch,) = batches(readings(x, 1))
+    assert (batch.readings, batch.pitch, batch.raw_pitch) == (64, 5, 7)
+    some = [*readings(x, 1), *readings(x), *readings(x), *readings(x.transpose(1, 2), 1)]
+    assert [b.readings for b in batches(some)] == [64, 1, 1, 1]
+
+
+@needs_triton
+def test_many_at_once_are_each_alone() -> None:
+    xs = [normal(n, 3).float() for n in (0, 1, 100)] + [normal(5).bfloat16()]
+    with backend("triton"):
+        for alone, together in zip(map(moments, xs), moments_many(xs)):
+            assert bits(alone.raw).equal(bits(together.raw))
+
+
+# --- products ------------------------------------------------------------------------------------
+
+
+def assert_of_the_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Of the float64 product, rounded to the dtype.
+
+    Each sum of float32 is off by a few roundings of its largest part, which is less than the product
+    of magnitudes, and so are the extremes. Of many outputs the mean and the variance are off by less.
+    """
+    with backend("triton"):
+        got = linear_moments(x, weight, bias)
+    parts = [None if t is None else t.double() for t in (x, weight, bias)]
+    expected = moments(torch.nn.functional.linear(*parts).to(x.dtype))
+    eps = torch.finfo(x.dtype).eps
+    size = torch.nn.functional.linear(*[None if t is None else t.abs() for t in parts]).max().item()
+    assert got.count == expected.count
+    assert got.mean == pytest.approx(expected.mean, abs=eps * expected.absmax)
+    assert got.std == pytest.approx(expected.std, abs=eps * expected.absmax)
+    for field in ("min", "max"):
+        assert getattr(got, field) == pytest.approx(getattr(expected, field), abs=eps * size)
+
+
+@needs_triton
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_as_of_the_output(dtype: torch.dtype, with_bias: bool) -> None:
+    x, weight = normal(3, 47, 72).to(dtype), normal(150, 72, seed=1).to(dtype)
+    if with_bias:
+        assert_of_the_product(x, weight, normal(150, 2, seed=2)[:, 1].to(dtype))
+    else:  # nothing behind the 64th of the inner dimension; strides
+        assert_of_the_product(x[..., :64].transpose(0, 1), weight[:, 8:], None)
+        assert_of_the_product(x[0, 0], weight[:2].t().contiguous().t(), None)
+
+
+@needs_triton
+def test_float64_is_measured_in_blocks() -> None:
+    x, weight = normal(8, 20), normal(7, 20, seed=1)
+    with backend("triton"):
+        got, expected = linear_moments(x, weight).raw, moments(x @ weight.t()).raw
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@needs_triton
+def test_tiles_of_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastinit.backends.triton import product as triton_product
+
+    x, weight = normal(70, 9).float(), normal(66, 9, seed=1).float()
+    expected = triton_product.linear_moments(x, weight, None)
+    monkeypatch.setattr(triton_product, "TILES", 3)  # two wide, so one tall
+    torch.testing.assert_close(
+        triton_product.linear_moments(x, weight, None), expected, rtol=1e-14, atol=1e-14
+    )
+
+
+@needs_triton
+@pytest.mark.parametrize("shape", [(0, 3, 4), (4, 3, 0), (5, 0, 6)])
+def test_empty_products(shape: tuple[int, int, int]) -> None:
+    rows, inner, columns = shape
+    with backend("triton"):
+        got = linear_moments(torch.ones(rows, inner), torch.ones(columns, inner)).raw
+    assert bits(got).equal(bits(moments(torch.zeros(rows, columns)).raw))
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_outputs_that_are_zero_constant_or_not_finite(dtype: torch.dtype) -> None:
+    large = torch.finfo(dtype).max
+    x = torch.tensor([[math.nan, 1], [large, 1], [1, 2], [0, 0], [-1, -1]], dtype=dtype)
+    weight = torch.tensor([[2.0, 0], [1, 1]], dtype=dtype)
+    with backend("triton"):
+        got = linear_moments(x, weight)
+        constant = linear_moments(torch.full((150, 3), 0.1, dtype=dtype), x[2:3, :1].expand(9, 3))
+    assert (got.count, got.nonfinite, got.zeros) == (7, 3, 2)
+    assert (got.min, got.max) == (-2, large)
+    assert constant.var == 0.0
+
+
+def test_forced_it_serves_no_cpu_tensor_without_the_interpreter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for measure in (moments, lambda x: linear_moments(x, x)):
+        with backend("triton"), pytest.raises(RuntimeError, match="'triton' cannot measure"):
+            measure(torch.zeros(3, 3))
+
+
+@needs_triton
+@pytest.mark.compiler
+@pytest.mark.parametrize("some", [COMPILED, pytest.param(ALL, marks=pytest.mark.slow)])
+def test_compiled_kernels_spill_nothing_and_round_once(some: list[Case], tmp_path: Path) -> None:
+    check_compiled(compiled(tmp_path, some), some)
+
+
+if __name__ == "__main__":
+    compile_([(arch, dtype, layout) for arch, dtype, layout in json.loads(sys.argv[1])])

@@ -1,0 +1,483 @@
+"""Ranks: what they draw alike, what they hold only a part of, and what is refused on each of them.
+
+The first tests see one rank of a mesh from one process; the others run four processes over gloo, once
+for all: this file as a program.
+"""
+
+import copy
+import re
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import fastinit
+from fastinit import init
+from fastinit.checkpoint import writing as checkpoint
+from fastinit.fills import agreement
+from fastinit.fills import operator as ops
+from fastinit.plan.fill import Fill
+from fastinit.plan.plan import Plan
+from fastinit.stream import laws
+
+if not dist.is_available():
+    pytest.skip("a torch without distributed", allow_module_level=True)
+
+from test_shards import as_rank, fsdp, fsdp_and_tensor_parallel, mesh_of, one, sharded
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+WORLD = 4
+
+FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
+    "uniform_": (init.uniform_, (6, 5)),
+    "normal_": (init.normal_, (5,)),
+    "trunc_normal_": (init.trunc_normal_, (6, 5)),
+    "xavier_uniform_": (init.xavier_uniform_, (6, 5)),
+    "xavier_normal_": (init.xavier_normal_, (6, 5, 3)),
+    "kaiming_uniform_": (init.kaiming_uniform_, (6, 5)),
+    "kaiming_normal_": (init.kaiming_normal_, (6, 5, 2, 2)),
+    "lecun_uniform_": (init.lecun_uniform_, (6, 5)),
+    "lecun_normal_": (init.lecun_normal_, (6, 5)),
+    "variance_scaling_": (init.variance_scaling_, (6, 5)),
+    "orthogonal_": (init.orthogonal_, (6, 5)),
+    "delta_orthogonal_": (init.delta_orthogonal_, (6, 5, 3)),
+    "sparse_": (lambda t, **k: init.sparse_(t, 0.3, **k), (6, 5)),
+    "eye_": (lambda t, **_: init.eye_(t), (6, 5)),
+    "dirac_": (lambda t, **_: init.dirac_(t), (6, 5, 3)),
+    "constant_": (lambda t, **_: init.constant_(t, 2.0), (6, 5)),
+    "ones_": (lambda t, **_: init.ones_(t), (6, 5)),
+    "zeros_": (lambda t, **_: init.zeros_(t), (6, 5)),
+}
+CONSTANTS = ("constant_", "ones_", "zeros_")
+
+
+def test_all_functions_are_asked() -> None:
+    written = {n for n in init.__all__ if n.endswith("_") and not n.startswith("_")}
+    assert written == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("how", ["seed", "generator", "default"])
+def test_every_function_writes_its_part_of_the_whole(name: str, how: str) -> None:
+    function, shape = FUNCTIONS[name]
+
+    def run(tensor: Tensor) -> Tensor:
+        """The generator's state afterwards."""
+        generator = torch.Generator().manual_seed(3)
+        torch.manual_seed(4)
+        options = {"seed": {"seed": 5}, "generator": {"generator": generator}, "default": {}}
+        assert function(tensor, **options[how]) is tensor
+        return torch.stack([generator.get_state(), torch.get_rng_state()])
+
+    full = torch.full(shape, 9.0)
+    state = run(full)
+    for layout in ([Shard(0), Replicate()], [Shard(0), Shard(0)], [Replicate(), Replicate()]):
+        for rank in (0, 3):  # the last holds nothing of 5 in 4
+            with as_rank(rank):
+                mesh = mesh_of((2, 2))
+                w = sharded(torch.full(shape, 9.0), mesh, layout)
+                assert torch.equal(run(w), state)  # also where nothing is held
+                assert torch.equal(w.to_local(), sharded(full, mesh, layout).to_local())
+                meta = sharded(torch.empty(shape, device="meta"), mesh, layout)
+                torch.manual_seed(4)
+                before = torch.get_rng_state()
+                if how != "generator":
+                    assert function(meta, **({"seed": 5} if how == "seed" else {})) is meta
+                assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_partial_is_refused_except_over_one_rank(name: str) -> None:
+    function, shape = FUNCTIONS[name]
+    full = function(torch.zeros(shape), seed=5)
+    with as_rank(1):
+        mesh = mesh_of((4, 1))
+        w = DTensor.from_local(torch.zeros(shape), mesh, [Replicate(), Partial()], run_check=False)
+        assert torch.equal(function(w, seed=5).to_local(), full)
+        w = DTensor.from_local(torch.zeros(shape), mesh, [Partial(), Replicate()], run_check=False)
+        with pytest.raises(NotImplementedError, match=r"placement Partial\(sum\)"):
+            function(w)
+        assert not w.to_local().any()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_views_that_torch_gathered_are_refused(name: str) -> None:
+    function, shape = FUNCTIONS[name]
+    with as_rank(1):
+        mesh = mesh_of((4,))
+        base = nn.Parameter(sharded(torch.zeros(4, *shape), mesh, [Shard(0)]))
+        before = torch.get_rng_state()
+        for view in (base[2], base.chunk(4)[1][0], base.narrow(0, 1, 1)[0]):
+            with pytest.raises(NotImplementedError, match="is a view that torch gathered"):
+                function(view)
+        assert torch.equal(torch.get_rng_state(), before)
+        inner = base.narrow(1, 1, 2)  # of this rank's memory
+        init.normal_(inner, seed=5)
+        assert base.to_local().count_nonzero() == inner.to_local().numel()
+
+
+# --- parts that are no DTensors ------------------------------------------------------------------
+
+
+def _zero3(shape: tuple[int, ...]) -> nn.Parameter:
+    """What deepspeed.zero.Init leaves of a parameter (0.19)."""
+    parameter = nn.Parameter(torch.empty(0))
+    parameter.ds_shape = torch.Size(shape)
+    return parameter
+
+
+def _flat(shape: tuple[int, ...]) -> nn.Parameter:
+    """What FSDP1 with use_orig_params leaves of a parameter in a shard."""
+    parameter = nn.Parameter(torch.zeros(3))
+    parameter._fsdp_flattened = True
+    return parameter
+
+
+def _flat_parameter(shape: tuple[int, ...]) -> nn.Parameter:
+    parameter = nn.Parameter(torch.zeros(12))
+    parameter._is_flat_param = True
+    return parameter
+
+
+def _megatron(shape: tuple[int, ...]) -> nn.Parameter:
+    """What megatron.core's parallel layers mark."""
+    parameter = nn.Parameter(torch.zeros(shape))
+    parameter.tensor_model_parallel, parameter.partition_dim = True, 0
+    return parameter
+
+
+PARTS: dict[str, tuple[Callable[[tuple[int, ...]], nn.Parameter], str]] = {
+    "ZeRO-3": (_zero3, "a stand-in of shape .*GatheredParameters"),
+    "FSDP1's view": (_flat, r"a flat view of FSDP1's \(shape \(3,\).*fully_shard"),
+    "FSDP1's flat parameter": (_flat_parameter, "FSDP1's flat parameter, which is several"),
+    "Megatron": (_megatron, "one rank's part, along dimension 0"),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_parts_are_refused_by_name(kind: str, name: str) -> None:
+    (make, message), (function, shape) = PARTS[kind], FUNCTIONS[name]
+    with as_rank(1):
+        for part in (make(shape), make(shape)[:]):  # and what was taken from it
+            before = torch.get_rng_state()
+            if name in CONSTANTS and kind != "ZeRO-3":
+                function(part)  # right for any elements
+                continue
+            with pytest.raises(NotImplementedError, match=message):
+                function(part)
+            assert not part.any()
+            assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_model_with_a_part_is_refused_whole(kind: str, tmp_path: Path) -> None:
+    make, message = PARTS[kind]
+    with as_rank(1):
+        model = one(torch.zeros(4))
+        model.z = make((4, 6))
+        with pytest.raises(NotImplementedError, match=f"z is {message}"):
+            Plan({"w": Fill.normal(), "z": Fill.normal()}).apply_(model)
+        assert not model.w.any()
+        with pytest.raises(NotImplementedError, match=f"z is {message}"):
+            Plan.from_model(model, normal)
+        with pytest.raises(NotImplementedError, match=f"z is {message}"):
+            checkpoint.write(model, tmp_path / "out")
+        if kind == "ZeRO-3":  # the others' parts can be scaled where they are
+            model.layer = nn.Linear(4, 2)
+            with pytest.raises(NotImplementedError, match=f"z is {message}"):
+                fastinit.lsuv_(model, torch.ones(3, 4))
+        requests = [ops.Request(p, laws.normal(), 3) for p in model.parameters()]
+        with pytest.raises(NotImplementedError, match=rf"requests\[1\]\.tensor is {message}"):
+            ops.fill_many_(requests)
+        assert not model.w.any()
+
+
+def test_whole_parameters_with_marks_are_written() -> None:
+    gathered = _zero3((4, 6))
+    gathered.data = torch.zeros(4, 6)
+    init.normal_(gathered, seed=1)
+    full = init.normal_(torch.empty(4, 6), seed=1)
+    assert torch.equal(gathered.detach(), full)
+    init.normal_(_megatron((4, 6)), seed=1)  # one rank
+    with as_rank(1):
+        summoned = _flat((4, 6))
+        summoned.data = torch.zeros(4, 6)
+        assert torch.equal(init.normal_(summoned, seed=1).detach(), full)
+        part = _megatron((2, 6))  # whoever calls says which elements these are
+        ops.fill_(part, laws.normal(), seed=1, window=ops.Window((6, 1), 12))
+        assert torch.equal(part.detach(), full[2:])
+
+
+# --- four processes ------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Modules whose reset_parameters are torch's, of sizes that four ranks cannot share evenly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 7)
+        self.conv = nn.Conv1d(3, 2, 3)
+        self.norm = nn.BatchNorm1d(7)
+        self.lstm = nn.LSTM(5, 3)
+        self.bilinear = nn.Bilinear(3, 2, 5)
+        self.register_buffer("frequencies", 2.0 ** -torch.arange(5.0), persistent=False)
+
+
+def reset(model: nn.Module) -> None:
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+def meshes() -> list[DeviceMesh]:
+    return [init_device_mesh("cpu", shape) for shape in ((4,), (2, 2), (2, 1, 2))]
+
+
+def raised(call: Callable[[], object]) -> str:
+    """The error of a call, which every rank has to give."""
+    try:
+        call()
+    except (RuntimeError, NotImplementedError) as error:
+        message = f"{type(error).__name__}: {error}"
+    else:
+        message = ""
+    everywhere: list[str] = [""] * WORLD
+    dist.all_gather_object(everywhere, message)
+    assert all(everywhere), everywhere
+    return message
+
+
+def alike(tensor: Tensor) -> bool:
+    """Whether all ranks have the same."""
+    some = [torch.empty_like(tensor) for _ in range(WORLD)]
+    dist.all_gather(some, tensor)
+    return all(torch.equal(tensor, other) for other in some)
+
+
+def torchs_idiom() -> None:
+    """to_empty and reset_parameters on FSDP2's modules give what they give on plain ones."""
+    from torch.distributed.fsdp import fully_shard
+
+    plain = Net()
+    torch.manual_seed(0)
+    with fastinit.patched():
+        reset(plain)
+    with torch.device("meta"):
+        model = Net()
+    fully_shard(model, mesh=init_device_mesh("cpu", (WORLD,)))
+    model.to_empty(device="cpu")
+    torch.manual_seed(0)
+    gathers: list[int] = []
+    gather, dist.all_gather = dist.all_gather, lambda *a, **k: (gathers.append(1), gather(*a, **k))
+    with fastinit.patched():
+        reset(model)
+    dist.all_gather = gather
+    assert len(gathers) == 1  # of all parameters
+    for (name, got), expected in zip(model.named_parameters(), plain.parameters()):
+        assert torch.equal(got.full_tensor(), expected), name
+    assert alike(torch.get_rng_state())
+
+
+def ranks_that_differ() -> None:
+    """An error on each, that names them, also on those that agree with all in their row and column."""
+    for mesh in meshes():
+        for odd in (0, 3):
+            w = DTensor.from_local(torch.zeros(2, 2), mesh, [Shard(0)] * mesh.ndim, run_check=False)
+            generator = torch.Generator().manual_seed(int(dist.get_rank() == odd))
+            message = raised(lambda w=w, generator=generator: init.normal_(w, generator=generator))
+            assert "ranks differ in the seed" in message
+            assert f"rank {odd} drew " in message
+            assert not w.to_local().any()
+    torch.manual_seed(dist.get_rank())
+    dist.barrier()
+    agreement._agreed.clear()  # as in a new program
+    for function in (init.normal_, init.orthogonal_, lambda t: init.sparse_(t, 0.5)):
+        assert len(re.findall(r"drew \d", raised(lambda f=function: f(w)))) == WORLD
+    torch.manual_seed(7)
+    init.normal_(w)  # as they agree now, and are asked again
+    assert alike(torch.get_rng_state())
+
+
+def when_ranks_are_asked() -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
+    w = DTensor.from_local(torch.zeros(2, 2), mesh, [Shard(0), Shard(0)], run_check=False)
+    part = DTensor.from_local(torch.zeros(2, 2), mesh["b"], [Shard(0)], run_check=False)
+    agreement._agreed.clear()
+    torch.manual_seed(1)
+    init.normal_(w)
+    torch.manual_seed(dist.get_rank())  # not seen any more: ranks were asked, of the submesh too
+    init.normal_(w)
+    init.normal_(part)
+    agreement.check = "always"
+    assert "ranks differ" in raised(lambda: init.normal_(w))
+    assert "ranks differ" in raised(lambda: init.normal_(part))
+    agreement.check = "never"
+    agreement._agreed.clear()
+    init.normal_(w)
+    agreement.check = "once"
+    assert "ranks differ" in raised(lambda: init.normal_(w))
+
+
+def meshes_of_some_ranks() -> None:
+    """A rank that is not in a mesh draws, and neither waits nor is waited for."""
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    for ranks in ([0, 1, 2], [1, 3], [2]):
+        mesh = DeviceMesh("cpu", ranks)
+        full = torch.empty(2 * len(ranks), 3)
+        w = sharded(full, mesh, [Shard(0)])
+        state = torch.get_rng_state()
+        init.normal_(full)
+        torch.set_rng_state(state)
+        init.normal_(w)
+        if rank in ranks:
+            first = 2 * ranks.index(rank)
+            assert torch.equal(w.to_local(), full[first : first + 2])
+    assert alike(torch.get_rng_state())
+
+
+def lsuv_on_ranks() -> None:
+    """All scale their parts alike, as with whole outputs, or none does, as with some columns each."""
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    torch.manual_seed(0)
+    x, plain = torch.randn(32, 8), nn.Linear(8, 8, bias=False)
+    columns, layer = (copy.deepcopy(plain) for _ in range(2))
+    parallelize_module(columns, mesh, ColwiseParallel())
+    message = raised(lambda: fastinit.lsuv_(columns, x, layers=[""]))
+    assert "1, 2, 3 not as the first" in message, message
+    assert torch.equal(columns.weight.full_tensor(), plain.weight)
+    parallelize_module(layer, mesh, RowwiseParallel(input_layouts=Replicate()))
+    expected = fastinit.lsuv_(plain, x).layers[0].scale
+    got = fastinit.lsuv_(layer, x, layers=[""]).layers[0].scale
+    # The ranks' partial products are added in another order: float32's rounding.
+    assert abs(got / expected - 1) < 1e-5
+    torch.testing.assert_close(layer.weight.full_tensor(), plain.weight.detach())
+
+
+def normal(*_: object) -> Fill:
+    return Fill.normal()
+
+
+def fsdp1() -> None:
+    """Flat views are refused, before anything is written; a model wrapped afterwards is right."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 6))
+
+    plain = build()
+    plan = Plan({name: Fill.normal() for name, _ in plain.named_parameters()}, seed=2)
+    plan.apply_(plain)
+    cpu = torch.device("cpu")
+    for views in (True, False):
+        model = FullyShardedDataParallel(copy.deepcopy(plain), device_id=cpu, use_orig_params=views)
+        before = [p.detach().clone() for p in model.parameters()]
+        names = dict.fromkeys(dict(model.named_parameters()), Fill.normal())
+        assert "FSDP1's" in raised(lambda names=names, model=model: Plan(names).apply_(model))
+        assert "FSDP1's" in raised(lambda model=model: Plan.from_model(model, normal))
+        for p in model.parameters():
+            assert "FSDP1's" in raised(lambda p=p: init.normal_(p, seed=1))
+        assert all(map(torch.equal, before, (p.detach() for p in model.parameters())))
+        with FullyShardedDataParallel.summon_full_params(model):
+            for got, expected in zip(model.parameters(), plain.parameters()):
+                assert torch.equal(got, expected)
+            if views:  # whole, for as long as this lasts
+                init.normal_(model[0].weight, seed=1)
+        with FullyShardedDataParallel.summon_full_params(model):
+            if views:
+                assert torch.equal(model[0].weight, init.normal_(torch.empty(8, 8), seed=1))
+        if views:
+            for p in model.parameters():
+                init.ones_(p)  # no element differs from another
+            with FullyShardedDataParallel.summon_full_params(model):
+                assert all(bool((p == 1).all()) for p in model.parameters())
+
+
+def emptied_buffers() -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    with fastinit.deferred(seed=3):
+        model = Net()
+    plan = fastinit.recorded_plan(model)
+    fully_shard(model, mesh=init_device_mesh("cpu", (WORLD,)))
+    model.to_empty(device="cpu")
+    for buffer in model.buffers():
+        buffer.fill_(77)
+    with pytest.raises(ValueError, match=r"buffers frequencies, norm\.running_mean, .*restore"):
+        plan.apply_(model)
+    plan.apply_(model, buffers="restore")
+    plain = plan.apply_(Net())
+    for got, expected in zip(model.buffers(), plain.buffers()):
+        assert torch.equal(got, expected)
+    for got, expected in zip(model.parameters(), plain.parameters()):
+        assert torch.equal(got.full_tensor(), expected)
+
+
+WORK: dict[str, Callable[[], None]] = {
+    work.__name__: work
+    for work in (
+        torchs_idiom,
+        ranks_that_differ,
+        when_ranks_are_asked,
+        meshes_of_some_ranks,
+        lsuv_on_ranks,
+        fsdp1,
+        emptied_buffers,
+        fsdp,
+        fsdp_and_tensor_parallel,
+    )
+}
+
+
+def run(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    for name, work in WORK.items():
+        try:
+            work()
+        except BaseException:
+            sys.stderr.write(f"{name} failed on rank {rank}:\n{traceback.format_exc()}\n")
+            raise
+        if rank == 0:
+            sys.stdout.write(f"{name} passed\n")
+            sys.stdout.flush()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """What four processes said of all work."""
+    store = tmp_path_factory.mktemp("ranks") / "store"
+    command = [sys.executable, __file__, str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_four_processes(work: str, outcome: tuple[str, str]) -> None:
+    passed, said = outcome
+    assert f"{work} passed" in passed, said[-4000:]
+
+
+if __name__ == "__main__":
+    # Forked, so that torch, and what FSDP2 imports late, is imported once; no thread runs by now.
+    import torch._dynamo
+    import torch.distributed.fsdp
+    import torch.distributed.tensor.parallel
+
+    torch.multiprocessing.start_processes(run, (sys.argv[1],), nprocs=WORLD, start_method="fork")

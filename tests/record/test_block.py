@@ -1,0 +1,523 @@
+"""deferred(): any constructor is recorded, and its parameters are written afterwards."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from same_bits import assert_values
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn.init import dirac_, eye_, orthogonal_, sparse_, trunc_normal_
+from torch.nn.utils import parametrizations
+
+from benchmarks.constructors import constructors
+from fastinit import DeferredError, Fill, Plan, deferred, init, materialize_, recorded_plan
+from fastinit.plan.groups import pattern
+
+pytest.importorskip("transformers")
+CONSTRUCTORS = constructors(small=True)
+LEVEL = 1e-4  # of all tests of a distribution in a model together, by Bonferroni
+
+
+class Holder(nn.Module):
+    """One parameter, written by a function."""
+
+    def __init__(self, write: Callable[[Tensor], object], *shape: int, **kwargs: object) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(shape, **kwargs))
+        write(self.w)
+
+
+def recorded(construct: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    with deferred(seed):
+        return construct()
+
+
+def written(construct: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    return materialize_(recorded(construct, seed))
+
+
+def holder(write: Callable[[Tensor], object], *shape: int) -> Tensor:
+    return written(lambda: Holder(write, *shape)).w.detach()
+
+
+def quiet(write: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
+    def without_gradients(w: Tensor) -> None:
+        with torch.no_grad():
+            write(w)
+
+    return without_gradients
+
+
+# --- real constructors --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_a_constructor_gives_the_same_model_with_the_same_distributions(name: str) -> None:
+    """Each group of parameters (names without layer numbers, pooled) by a two-sample KS test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, eager = recorded(CONSTRUCTORS[name]), CONSTRUCTORS[name]()
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
+    assert materialize_(model) is model
+    assert [n for n, p in model.named_parameters(remove_duplicate=False)] == [
+        n for n, p in eager.named_parameters(remove_duplicate=False)
+    ]
+    for (key, ours), (_, theirs) in zip(model.named_buffers(), eager.named_buffers(), strict=True):
+        assert torch.equal(ours, theirs), key
+    groups: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for (key, ours), (_, theirs) in zip(
+        model.named_parameters(), eager.named_parameters(), strict=True
+    ):
+        assert (ours.shape, ours.dtype, ours.requires_grad, ours.device, ours.stride()) == (
+            *(theirs.shape, theirs.dtype, theirs.requires_grad, theirs.device, theirs.stride()),
+        ), key
+        assert not ours.is_meta, key
+        group = groups.setdefault(pattern(key), ([], []))
+        group[0].append(ours.detach().flatten())
+        group[1].append(theirs.detach().flatten())
+    for key, (ours_, theirs_) in groups.items():
+        ours, theirs = torch.cat(ours_), torch.cat(theirs_)
+        if theirs.std(correction=0) == 0 or torch.equal(ours, theirs):
+            assert torch.equal(ours, theirs), key
+        else:
+            assert stats.ks_2samp(ours, theirs).pvalue > LEVEL / len(groups), key
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Mamba", "nn.Transformer"])
+def test_values_are_the_plans_whatever_the_order(name: str) -> None:
+    first, second = written(CONSTRUCTORS[name], seed=3), written(CONSTRUCTORS[name], seed=3)
+    for (key, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b), key
+    other = written(CONSTRUCTORS[name], seed=4)
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters()))
+    torch.manual_seed(5)  # neither torch's generator nor what was drawn before has a part in it
+    torch.randn(3)
+    third = written(CONSTRUCTORS[name], seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), third.parameters()))
+
+
+def test_siblings_may_be_built_in_any_order() -> None:
+    class Pair(nn.Module):
+        def __init__(self, order: str) -> None:
+            super().__init__()
+            made = {name: nn.Linear(8, 8) for name in order}
+            self.a, self.b = made["a"], made["b"]
+
+    ab, ba = written(lambda: Pair("ab")), written(lambda: Pair("ba"))
+    assert torch.equal(ab.a.weight, ba.a.weight)
+    assert torch.equal(ab.b.bias, ba.b.bias)
+
+
+def test_the_generator_is_where_it_was() -> None:
+    before = torch.get_rng_state()
+    written(CONSTRUCTORS["GPT-2"])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# --- what is recorded ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("by_name", "function", "shape", "arguments"),
+    [
+        (trunc_normal_, "trunc_normal_", (64, 32), {"std": 0.02, "a": -0.04, "b": 0.04}),
+        (orthogonal_, "orthogonal_", (64, 32), {"gain": 2.0}),
+        (sparse_, "sparse_", (64, 32), {"sparsity": 0.3}),
+        (eye_, "eye_", (16, 8), {}),
+        (dirac_, "dirac_", (8, 4, 3), {"groups": 2}),
+        *(
+            (getattr(nn.init, n), n, (64, 32), {})
+            for n in ("uniform_", "normal_", "zeros_", "ones_")
+        ),
+        *((getattr(nn.init, n), n, (64, 32), {}) for n in ("xavier_uniform_", "xavier_normal_")),
+        *((getattr(nn.init, n), n, (64, 32), {}) for n in ("kaiming_uniform_", "kaiming_normal_")),
+        (nn.init.constant_, "constant_", (3,), {"val": 2.5}),
+    ],
+)
+def test_each_init_function_however_it_was_imported(
+    by_name: Callable[..., Tensor], function: str, shape: tuple[int, ...], arguments: dict
+) -> None:
+    """Imported by name, through the module, or fastinit's own: the bits of fastinit's with a name."""
+    wanted = torch.empty(shape)
+    fixed = function in ("eye_", "dirac_", "zeros_", "ones_", "constant_")
+    keys = {} if fixed else {"seed": 0, "name": "w"}
+    getattr(init, function)(wanted, **arguments, **keys)
+    through_module = lambda w: getattr(nn.init, function)(w, **arguments)  # noqa: E731
+    ours = lambda w: getattr(init, function)(w, **arguments)  # noqa: E731
+    for write in (lambda w: by_name(w, **arguments), through_module, ours):
+        assert_values(holder(write, *shape), wanted, function)
+
+
+def test_functions_are_as_before_afterwards() -> None:
+    with pytest.raises(ZeroDivisionError), deferred():
+        nn.Linear(3, 1 // len(nn.Linear(3, 3).weight[:0]))
+    weight = orthogonal_(torch.empty(4, 4))
+    assert torch.allclose(weight @ weight.T, torch.eye(4), atol=1e-5)
+    assert not nn.Linear(3, 3).weight.is_meta
+    assert not Holder(trunc_normal_, 5).w.is_meta
+
+
+def test_methods_and_views() -> None:
+    std = torch.empty(24, 8)
+    init.normal_(std, seed=0, name="w")
+
+    def fused(w: Tensor) -> None:
+        w[:8].normal_(0, 0.1)
+        w[8:16].normal_(0, 0.1)
+        w[16:].normal_(0, 0.2)
+        w[3].zero_()
+        w.mul_(2.0)
+
+    values = holder(quiet(fused), 24, 8)
+    wanted = std * torch.tensor([0.2] * 16 + [0.4] * 8)[:, None]
+    wanted[3] = 0
+    torch.testing.assert_close(values, wanted, rtol=1e-6, atol=0)
+    plan = recorded_plan(recorded(lambda: Holder(quiet(fused), 24, 8)))
+    assert isinstance(plan["w"], Fill)
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_shift_and_scale_fold() -> None:
+    def write(w: Tensor) -> None:
+        w.uniform_(0, 1).sub_(0.5).mul_(4).add_(1).div_(2)
+
+    plan = recorded_plan(recorded(lambda: Holder(quiet(write), 9)))
+    assert plan["w"].law == Fill.uniform(-0.5, 1.5).law
+    negative = recorded_plan(recorded(lambda: Holder(quiet(lambda w: w.normal_(1, 2).neg_()), 9)))
+    assert negative["w"].law == Fill.normal(-1.0, 2.0).law
+
+
+def test_timms_own_truncated_normal_is_the_law_that_it_is() -> None:
+    def write(w: Tensor) -> None:
+        low, high = ((1 + math.erf(x / math.sqrt(2.0))) / 2 for x in (-2.0, 2.0))
+        w.uniform_(2 * low - 1, 2 * high - 1).erfinv_()
+        w.mul_(0.02 * math.sqrt(2.0)).add_(0.0).clamp_(min=-0.04, max=0.04)
+
+    values, wanted = holder(quiet(write), 32, 32), torch.empty(32, 32)
+    init.trunc_normal_(wanted, std=0.02, a=-0.04, b=0.04, seed=0, name="w")
+    torch.testing.assert_close(values, wanted, rtol=1e-6, atol=0)
+
+
+def test_the_last_full_write_counts() -> None:
+    def write(w: Tensor) -> None:
+        w.uniform_().exp_()
+        orthogonal_(w)
+        w[2].zero_()
+        w.normal_(0, 0.5)
+
+    wanted = init.normal_(torch.empty(6, 6), 0, 0.5, seed=0, name="w")
+    assert torch.equal(holder(quiet(write), 6, 6), wanted)
+
+
+def test_what_is_no_fill_is_replayed_on_the_parameters_own_numbers() -> None:
+    def write(w: Tensor) -> None:
+        w.uniform_(0.5, 1.0).log_().mul_(torch.arange(5.0))
+
+    uniform = init.uniform_(torch.empty(4, 5), 0.5, 1.0, seed=0, name="w")
+    wanted = uniform.log_().mul_(torch.arange(5.0))
+    torch.testing.assert_close(holder(quiet(write), 4, 5), wanted)  # the logarithm is torch's
+
+
+def test_other_random_operations_are_drawn_from_the_parameters_own_stream() -> None:
+    write = quiet(lambda w: w.bernoulli_(0.5))
+    values = holder(write, 64, 64)
+    assert torch.equal(values, holder(write, 64, 64))
+    assert stats.binomtest(int(values.sum()), values.numel(), 0.5).pvalue > LEVEL
+
+
+def test_parameters_made_of_values_that_exist() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a_log = nn.Parameter(torch.log(torch.arange(1.0, 9.0)))
+            self.ones = nn.Parameter(torch.ones(3, 3))
+            self.noise = nn.Parameter(torch.randn(64, 64) * 0.02)
+            self.old = nn.Parameter(torch.Tensor(8, 8).uniform_(-0.5, 0.5))
+            self.exp = nn.Parameter(torch.rand(7).exp())
+
+    model = written(Given)
+    torch.testing.assert_close(model.a_log.detach(), torch.log(torch.arange(1.0, 9.0)))
+    assert torch.equal(model.ones, torch.ones(3, 3))
+    assert torch.equal(
+        model.noise, init.normal_(torch.empty(64, 64), 0, 0.02, seed=0, name="noise")
+    )
+    assert torch.equal(model.old, init.uniform_(torch.empty(8, 8), -0.5, 0.5, seed=0, name="old"))
+    exp = init.uniform_(torch.empty(7), seed=0, name="exp").exp()
+    torch.testing.assert_close(model.exp.detach(), exp)
+
+
+def test_copies_are_equal_to_what_they_were_copied_from() -> None:
+    class Student(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+            self.teacher = copy.deepcopy(self.a)
+            self.loaded = nn.Linear(8, 8)
+            self.loaded.load_state_dict(self.a.state_dict())
+            self.register_buffer("ema", self.a.weight.detach().clone())
+            self.register_buffer("norm", self.a.weight.detach().norm())
+            nn.init.normal_(self.a.bias)  # after it was copied
+
+    model = written(Student)
+    for same in (model.teacher.weight, model.loaded.weight, model.ema):
+        assert torch.equal(model.a.weight, same)
+    torch.testing.assert_close(model.norm, model.a.weight.detach().norm())
+    assert not torch.equal(model.a.bias, model.teacher.bias)
+    assert torch.equal(model.teacher.bias, model.loaded.bias)
+    assert model.teacher.bias.abs().max() <= 1 / math.sqrt(8)
+    independent = written(lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
+    assert not torch.equal(independent[0].weight, independent[1].weight)
+
+
+def test_numbers_read_before_a_second_draw_are_others() -> None:
+    def write(w: Tensor) -> None:
+        first = w.normal_().clone()
+        w.normal_().add_(first)
+
+    values = holder(quiet(write), 64, 64)
+    assert stats.kstest(values.flatten() / math.sqrt(2), "norm").pvalue > LEVEL
+
+
+def test_data_assigned() -> None:
+    class Assigned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.fc.bias.data = torch.full((4,), 0.5)
+            self.fc.weight.data = self.fc.weight.data.t().contiguous() * 2
+
+    model = written(Assigned)
+    assert torch.equal(model.fc.bias, torch.full((4,), 0.5))
+    drawn = init.uniform_(torch.empty(4, 4), -0.5, 0.5, seed=0, name="fc.weight")
+    torch.testing.assert_close(model.fc.weight.detach(), drawn.t() * 2, rtol=1e-6, atol=1e-7)
+
+
+def test_ties_lists_dtypes_flags_and_subclasses() -> None:
+    class Marked(nn.Parameter):
+        pass
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(16, 8), nn.Linear(8, 16, bias=False)
+            self.head.weight = self.embed.weight
+            self.list = nn.ParameterList(
+                [nn.Parameter(torch.randn(3)), nn.Parameter(torch.zeros(2))]
+            )
+            self.dict = nn.ParameterDict({"x": torch.full((2,), 3.0)})
+            self.low = nn.Linear(8, 8, dtype=torch.bfloat16).requires_grad_(False)
+            self.late = nn.Linear(8, 8).to(torch.float16)
+            self.marked = Marked(torch.ones(2))
+            self.embed.weight.note = "kept"
+
+    model = written(Mixed)
+    assert model.head.weight is model.embed.weight
+    assert model.embed.weight.note == "kept"
+    assert (model.list[0].numel(), model.dict["x"].tolist()) == (3, [3.0, 3.0])
+    assert (model.low.weight.dtype, model.low.weight.requires_grad) == (torch.bfloat16, False)
+    assert model.late.weight.dtype == torch.float16
+    assert model.late.weight.abs().sum() > 0
+    assert type(model.marked) is Marked
+    assert recorded_plan(recorded(Mixed)).aliases == {"head.weight": "embed.weight"}
+
+
+def test_a_padding_row() -> None:
+    weight = written(lambda: nn.Embedding(10, 4, padding_idx=3)).weight.detach()
+    assert not weight[3].any()
+    assert weight[2].all()
+
+
+def test_reset_parameters_again_is_the_same() -> None:
+    def twice() -> nn.Module:
+        module = nn.Linear(8, 8)
+        module.reset_parameters()
+        return module
+
+    assert torch.equal(written(twice).weight, written(lambda: nn.Linear(8, 8)).weight)
+    model = written(twice)
+    model.reset_parameters()
+    assert model.weight.abs().sum() > 0
+
+
+def test_lazy_modules_stay_lazy() -> None:
+    model = written(lambda: nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(3)))
+    assert model(torch.ones(2, 4)).shape == (2, 3)
+    inside = written(lambda: _ran(nn.Sequential(nn.LazyLinear(3))))
+    assert inside[0].weight.abs().sum() > 0
+
+
+def _ran(model: nn.Module) -> nn.Module:
+    model(torch.ones(2, 4))
+    return model
+
+
+def test_weight_norm_old_and_new() -> None:
+    new = written(lambda: parametrizations.weight_norm(nn.Linear(8, 4)))
+    wanted = init.uniform_(
+        *(torch.empty(4, 8), -1 / math.sqrt(8), 1 / math.sqrt(8)),
+        seed=0,
+        name="parametrizations.weight.original1",
+    )
+    torch.testing.assert_close(new.weight.detach(), wanted, rtol=1e-5, atol=1e-7)
+    with pytest.warns(FutureWarning):
+        old = written(lambda: nn.utils.weight_norm(nn.Linear(8, 4)))
+    assert not old.weight.is_meta
+    assert old(torch.ones(1, 8)).isfinite().all()
+
+
+def test_devices_asked_of_a_parameter_are_real() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.register_buffer("steps", torch.arange(4, device=self.fc.weight.device))
+            self.register_buffer("like", torch.zeros_like(self.fc.weight))
+            self.register_buffer("there", torch.ones(3).to(self.fc.weight))
+
+    model = recorded(Asks)
+    assert model.steps.tolist() == [0, 1, 2, 3]
+    assert model.like.sum() == 0
+    assert model.there.sum() == 3
+
+
+# --- what cannot be recorded --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda w: w.sum().item(),
+        lambda w: bool((w > 0).any()),
+        lambda w: w.tolist(),
+        lambda w: w.detach().numpy(),
+        lambda w: torch.zeros(4, 4).copy_(w.detach()),
+        lambda w: torch.allclose(w, w),
+    ],
+)
+def test_reading_a_parameter_is_an_error_that_names_the_line(read: Callable) -> None:
+    line = read.__code__.co_firstlineno
+    with pytest.raises(DeferredError, match=rf"test_block\.py:{line}\b"), deferred():
+        Holder(read, 4, 4)
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_what_the_constructor_left_unwritten_is_an_error() -> None:
+    for write in (lambda w: None, quiet(lambda w: w[:2].normal_())):
+        model = recorded(lambda write=write: Holder(write, 4, 4))
+        with pytest.raises(ValueError, match="left unwritten, at least in part: parameter w"):
+            materialize_(model)
+        assert model.w.is_meta
+
+
+def test_what_was_not_recorded_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"not recorded.*weight, bias"):
+        materialize_(nn.Linear(2, 2, device="meta"))
+    both = nn.Sequential(recorded(lambda: nn.Linear(2, 2), 0), recorded(lambda: nn.Linear(2, 2), 1))
+    with pytest.raises(ValueError, match="seeds \\[0, 1\\]"):
+        materialize_(both)
+
+
+def test_a_model_that_is_written_or_was_never_recorded_is_an_error() -> None:
+    for model in (nn.Linear(2, 2), written(lambda: nn.Linear(2, 2))):
+        for function in (recorded_plan, materialize_):
+            with pytest.raises(ValueError, match=r"not built within fastinit\.deferred\(\)"):
+                function(model)
+    assert len(recorded_plan(recorded(nn.ReLU))) == 0
+
+
+def test_a_model_that_cannot_be_written_stays_on_meta() -> None:
+    model = recorded(lambda: nn.Sequential(nn.Linear(2, 2), Holder(lambda w: None, 3)))
+    with pytest.raises(ValueError, match=r"1\.w"):
+        materialize_(model)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="seed"), deferred(-1):
+        pass
+    with torch.device("meta"), pytest.raises(ValueError, match="default device"), deferred():
+        pass
+    with deferred(), pytest.raises(RuntimeError, match="already in force"), deferred():
+        pass
+    with pytest.raises(ValueError, match="meta"):
+        materialize_(recorded(lambda: nn.Linear(2, 2)), device="meta")
+
+
+# --- plans and places ---------------------------------------------------------------------------------
+
+
+def test_materialize_elsewhere_and_as_something_else() -> None:
+    model = materialize_(recorded(CONSTRUCTORS["Llama"]), device="cpu", dtype=torch.bfloat16)
+    exact = written(CONSTRUCTORS["Llama"])
+    for (key, ours), wanted in zip(model.named_parameters(), exact.parameters(), strict=True):
+        assert torch.equal(ours, wanted.bfloat16()), key
+
+
+def test_the_plan_writes_what_materialize_does(tmp_path) -> None:
+    model = recorded(CONSTRUCTORS["GPT-2"])
+    plan = recorded_plan(model)
+    plan.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert loaded == plan
+    elsewhere = loaded.apply_(CONSTRUCTORS["GPT-2"]())
+    for (key, ours), wanted in zip(
+        materialize_(model).named_parameters(), elsewhere.parameters(), strict=True
+    ):
+        assert torch.equal(ours, wanted), key
+
+
+def test_diff_shows_a_recipe_not_applied() -> None:
+    def small_head() -> nn.Module:
+        model = CONSTRUCTORS["GPT-2"]()
+        nn.init.normal_(model.transformer.h[1].mlp.c_fc.weight, std=0.5)
+        return model
+
+    usual, other = (
+        recorded_plan(recorded(CONSTRUCTORS["GPT-2"])),
+        recorded_plan(recorded(small_head)),
+    )
+    (difference,) = usual.diff(other)
+    assert difference.name == "transformer.h.1.mlp.c_fc.weight"
+    assert str(difference).endswith("normal, std 0.02; other: normal, std 0.5")
+    assert usual.diff(recorded_plan(recorded(CONSTRUCTORS["GPT-2"], seed=9))) == []
+    mamba = recorded_plan(recorded(CONSTRUCTORS["Mamba"]))
+    assert mamba.diff(recorded_plan(recorded(CONSTRUCTORS["Mamba"]))) == []
+
+
+def test_values_that_json_cannot_hold_are_named() -> None:
+    with pytest.raises(ValueError, match=r"backbone\.layers\.0\.mixer\.A_log \(values\)"):
+        recorded_plan(recorded(CONSTRUCTORS["Mamba"])).to_json()
+
+
+def test_from_pretrained_keeps_what_was_loaded(tmp_path) -> None:
+    """Loaded weights are not written; those that the file lacks are initialised."""
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    saved = CONSTRUCTORS["GPT-2"]()
+    saved.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    missing = [key for key in tensors if "h.1.mlp.c_fc" in key]
+    save_file({k: v for k, v in tensors.items() if k not in missing}, file, {"format": "pt"})
+    with deferred(seed=2):
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    materialize_(model)
+    wanted = dict(saved.named_parameters())
+    for key, parameter in model.named_parameters():
+        if "h.1.mlp.c_fc" in key:
+            assert not torch.equal(parameter, wanted[key]) or key.endswith("bias")
+        else:
+            assert torch.equal(parameter, wanted[key]), key
+    weight = model.transformer.h[1].mlp.c_fc.weight.detach()
+    drawn = init.normal_(
+        torch.empty_like(weight), std=0.02, seed=2, name="transformer.h.1.mlp.c_fc.weight"
+    )
+    assert torch.equal(weight, drawn)
