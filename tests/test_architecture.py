@@ -108,6 +108,33 @@ def test_the_bottom_knows_no_modules(room: str) -> None:
             assert not lines, f"{path} imports torch.nn in line {lines}"
 
 
+def _private_names_of_torch(tree: ast.AST) -> Iterator[str]:
+    """torch's modules and attributes with an underscore that a module names, with the line."""
+    roots = {"torch", "nn"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "torch":
+            path = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Attribute):
+            path, inner = [node.attr], node.value
+            while isinstance(inner, ast.Attribute):
+                path, inner = [inner.attr, *path], inner.value
+            of_torch = isinstance(inner, ast.Name) and inner.id in roots
+            if not of_torch and node.attr not in ("_base", "_version", "_cdata", "_schema"):
+                continue
+        else:
+            continue
+        if any(name.startswith("_") and not name.startswith("__") for name in path):
+            yield f"{'.'.join(path)} in line {node.lineno}"
+
+
+def test_torchs_private_names_are_in_one_file() -> None:
+    assert list(_private_names_of_torch(ast.parse("torch._C.x\ny._cdata\nfrom torch._d import e")))
+    for name, path in modules().items():
+        if name != "base.torch_internals":
+            found = list(_private_names_of_torch(ast.parse(path.read_text("utf-8"))))
+            assert not found, f"{path}: {found}"
+
+
 TRANSFORMERS = ("recipes", "checkpoint.entries", "command.models", "patching")
 """Who may name it; patching swaps the functions of tables that transformers keeps of torch's."""
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastinit.base import torch_internals as internals
 from fastinit.base.text import listing
 from fastinit.elements import shards as shard
 from fastinit.elements.regions import Region
@@ -174,14 +174,14 @@ def _as_saved(model: nn.Module, sources: Mapping[str, Source]) -> list[Stored]:
         for source in dict.fromkeys(sources.values())
     }
     kept = {name: stand_ins[sources[name]] for name in _untied(model, sources)}
-    by_storage = {t.untyped_storage()._cdata: source for source, t in stand_ins.items()}
+    by_storage = {internals.storage_id(t): source for source, t in stand_ins.items()}
     tensors = _reverted(model, kept)
-    if any(tensor.untyped_storage()._cdata not in by_storage for tensor in tensors.values()):
+    if any(internals.storage_id(tensor) not in by_storage for tensor in tensors.values()):
         tensors = kept  # computed from the parameters: from_pretrained knows their own names too
     return [
         Stored(
             name,
-            by_storage[tensor.untyped_storage()._cdata],
+            by_storage[internals.storage_id(tensor)],
             tuple(tensor.shape),
             tensor.stride(),
             int(tensor.storage_offset()),
@@ -207,13 +207,13 @@ def _tied_names(model: nn.Module) -> Iterable[str]:
     return getattr(model, "all_tied_weights_keys", None) or ()
 
 
-class _Views(TorchDispatchMode):
+class _Views(internals.TorchDispatchMode):
     """While in force, copies are views: what was only moved can be told from what was computed."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.clone.default:
             return torch.ops.aten.alias.default(args[0])
-        if func._schema.is_mutable:
+        if any(map(internals.is_written, internals.schema_arguments(func))):
             raise NotImplementedError(f"{func} changes values")
         return func(*args, **(kwargs or {}))
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastinit.base.torch_internals import base_of
+
 
 class Part(NamedTuple):
     """What a tensor is, that is not all of its parameter."""
@@ -27,7 +29,7 @@ class Part(NamedTuple):
 
 def is_marked(tensor: Tensor) -> bool:
     """Whether a tensor, or what it is a view of, has attributes: only then is more to be asked."""
-    base = tensor._base
+    base = base_of(tensor)
     return bool(tensor.__dict__) or (base is not None and bool(base.__dict__))
 
 
@@ -36,7 +38,7 @@ def part_of(tensor: Tensor) -> Part | None:
 
     What was taken from a part is one too. ``.data`` and ``.detach()`` give tensors that carry no mark.
     """
-    base = tensor._base
+    base = base_of(tensor)
     if is_marked(tensor):
         for marked in (tensor,) if base is None else (tensor, base):
             for kept_by in _KEPT_BY:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
+from fastinit.base import torch_internals as internals
 from fastinit.elements import partitioned
 from fastinit.elements.regions import Region
 
@@ -80,10 +81,10 @@ def check_placements(tensor: DTensor, argument: str = "tensor") -> None:
     So it does if each placement is Replicate or Shard (or FSDP2's strided one). Partial is refused,
     except over one rank, whose part of the sum is the sum.
     """
-    from torch.distributed.tensor.placement_types import Partial, Replicate, Shard, _StridedShard
+    from torch.distributed.tensor.placement_types import Partial, Replicate
 
     for mesh_dim, placement in enumerate(tensor.placements):
-        if isinstance(placement, (Replicate, Shard, _StridedShard)):
+        if isinstance(placement, (Replicate, *internals.shard_placements())):
             continue
         if isinstance(placement, Partial) and tensor.device_mesh.size(mesh_dim) == 1:
             continue
@@ -108,7 +109,7 @@ def check_held(tensor: Tensor, argument: str = "tensor", *, constant: bool = Fal
         partitioned.check_whole(tensor, argument, constant=constant)
         return
     check_placements(tensor, argument)
-    base = tensor._base
+    base = internals.base_of(tensor)
     if is_dtensor(base) and _storage(tensor) != _storage(base):
         raise NotImplementedError(
             f"{argument} is a view that torch gathered of a DTensor with placements {base.placements}: "
@@ -117,7 +118,7 @@ def check_held(tensor: Tensor, argument: str = "tensor", *, constant: bool = Fal
 
 
 def _storage(tensor: DTensor) -> int:
-    return int(local(tensor).untyped_storage()._cdata)
+    return internals.storage_id(local(tensor))
 
 
 def pieces(tensor: Tensor, argument: str = "tensor") -> list[Piece]:
@@ -127,8 +128,6 @@ def pieces(tensor: Tensor, argument: str = "tensor") -> list[Piece]:
         NotImplementedError: as :func:`check_held`; a local tensor of another shape than the placements
             say.
     """
-    from torch.distributed.tensor.placement_types import Shard, _StridedShard
-
     assert is_dtensor(tensor)
     check_held(tensor, argument)
     mesh, here = tensor.device_mesh, local(tensor)
@@ -138,7 +137,7 @@ def pieces(tensor: Tensor, argument: str = "tensor") -> list[Piece]:
     held: list[Runs] = [[(0, size)] for size in tensor.shape]
     for mesh_dim in _order(tensor):
         placement = tensor.placements[mesh_dim]
-        if isinstance(placement, (Shard, _StridedShard)):
+        if isinstance(placement, internals.shard_placements()):
             # Of an ordinary shard there is one turn: all indices are chunked at once.
             turns = int(getattr(placement, "split_factor", 1))
             dim, ranks, rank = placement.dim, mesh.size(mesh_dim), coordinate[mesh_dim]
@@ -230,10 +229,8 @@ def copy_(tensor: Tensor, full: Tensor) -> None:
 
 def _order(tensor: DTensor) -> Sequence[int]:
     """The mesh's dimensions in the order in which they shard: from the left, unless the spec says."""
-    order = getattr(tensor._spec, "shard_order", None)
-    if order is None:
-        return range(tensor.device_mesh.ndim)
-    return [mesh_dim for entry in order for mesh_dim in entry.mesh_dims]
+    order = internals.shard_order(tensor)
+    return range(tensor.device_mesh.ndim) if order is None else order
 
 
 def _chunk(runs: Runs, chunks: int, which: int) -> Runs:

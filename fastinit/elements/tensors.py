@@ -6,17 +6,13 @@ here, and asks the tensor itself (its storage, its dispatch, its placements), ne
 
 from __future__ import annotations
 
-import sys
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_plain_dispatch = Tensor.__torch_dispatch__  # of a class that leaves dispatch alone
 
 Obstacle = tuple[type[Exception], str]
 """What stands between a tensor and its elements: the exception it is, and the rest of "tensor ..."."""
@@ -45,21 +41,14 @@ def plain_cpu_address(tensor: Tensor) -> int:
     return 0
 
 
-def is_fake_class(kind: type) -> bool:
-    """Whether its tensors are FakeTensors: of a device, a shape and strides, but of no values."""
-    module = sys.modules.get("torch._subclasses.fake_tensor")
-    return module is not None and issubclass(kind, module.FakeTensor)
-
-
 def is_fake(tensor: Tensor) -> bool:
     """Whether it is a FakeTensor."""
-    return is_fake_class(type(tensor))
+    return internals.is_fake_class(type(tensor))
 
 
 def is_traced(tensor: Tensor) -> bool:
     """Whether operators only trace it: a FakeTensor, or what export and AOTAutograd trace with."""
-    module = sys.modules.get("torch._subclasses.functional_tensor")
-    return is_fake(tensor) or (module is not None and isinstance(tensor, module.FunctionalTensor))
+    return is_fake(tensor) or internals.is_export_tensor(tensor)
 
 
 def obstacle(tensor: Tensor) -> Obstacle | None:
@@ -70,18 +59,18 @@ def obstacle(tensor: Tensor) -> Obstacle | None:
     """
     if plain_cpu_address(tensor):
         return None
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if internals.is_in_transform(tensor):
         return (
             NotImplementedError,
             "is a value inside a torch.func transform (vmap, grad, jvp, ...)",
         )
     if is_fake(tensor):
         return ValueError, "is a FakeTensor, which has no values"
-    if is_traced(tensor) or torch._is_functional_tensor(tensor):
+    if is_traced(tensor) or internals.is_functionalised(tensor):
         return NotImplementedError, "is being functionalised: it has no memory of its own"
     if tensor.is_nested:
         return NotImplementedError, "is a nested tensor"
-    if type(tensor).__torch_dispatch__ is not _plain_dispatch:
+    if type(tensor).__torch_dispatch__ is not internals.plain_dispatch:
         kind = type(tensor)
         return (
             NotImplementedError,
@@ -92,7 +81,7 @@ def obstacle(tensor: Tensor) -> Obstacle | None:
         return NotImplementedError, f"is quantised ({tensor.dtype})"
     if tensor.layout is not torch.strided:
         return NotImplementedError, f"has layout {tensor.layout}, not torch.strided"
-    if tensor._is_zerotensor():
+    if internals.is_zero_tensor(tensor):
         return NotImplementedError, "is an immutable zero without memory (clone() it first)"
     if tensor.is_meta or tensor.numel() == 0:
         return None
@@ -120,11 +109,7 @@ def local(tensor: Tensor, argument: str = "tensor") -> Tensor:
     if shard.is_dtensor(tensor):
         shard.check_placements(tensor, argument)
         return local(shard.local(tensor), argument)
-    module = sys.modules.get("torch.distributed._functional_collectives")
-    if module is not None and isinstance(tensor, module.AsyncCollectiveTensor):
-        waited: Tensor = tensor.wait()
-        return waited
-    return tensor
+    return internals.awaited(tensor)
 
 
 def sizes(tensor: Tensor, argument: str = "tensor") -> torch.Size:
@@ -141,7 +126,7 @@ def is_left_alone(tensor: Tensor) -> bool:
         return False
     if shard.is_dtensor(tensor):
         return is_fake(shard.local(tensor))
-    return is_fake(tensor) and not torch._C._len_torch_dispatch_stack()
+    return is_fake(tensor) and not internals.dispatch_modes()
 
 
 def memory(tensor: Tensor, argument: str = "tensor") -> Tensor:
@@ -194,8 +179,3 @@ def unreadable(tensor: Tensor) -> Obstacle | None:
     if found := obstacle(here):
         return found
     return (ValueError, "is on meta, which holds no values") if here.is_meta else None
-
-
-def without_modes() -> AbstractContextManager[object]:
-    """Within the block new tensors are real, also under a dispatch mode (FakeTensorMode, say)."""
-    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()

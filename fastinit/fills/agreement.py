@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from fastinit.base.torch_internals import without_dispatch
 from fastinit.stream import keys
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def draw_seed(mesh: DeviceMesh, generator: torch.Generator | None = None) -> int
         )
     if check == "never" or mesh.size() == 1 or mesh.get_coordinate() is None:
         return seed
-    with _disable_current_modes():
+    with without_dispatch():
         ranks = frozenset(mesh.mesh.flatten().tolist())
         agreed = _agreed_here().setdefault(generator or torch.default_generator, set())
         # If more ranks agreed, so did these; and those all know it, so that none waits for another.
@@ -70,7 +70,7 @@ def differing(mesh: DeviceMesh, numbers: list[float]) -> list[int]:
     if mesh.size() == 1 or mesh.get_coordinate() is None:
         return []
     bits = torch.tensor(numbers, dtype=torch.float64).view(torch.int64).tolist()
-    with _disable_current_modes():
+    with without_dispatch():
         rows = sorted(_gathered(mesh, [torch.distributed.get_rank(), *bits]).tolist())
     return [rank for rank, *others in rows if others != rows[0][1:]]
 

@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fastinit.backends import choose as backends
 from fastinit.backends.contract import Write
+from fastinit.base import torch_internals as internals
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.fills import agreement
@@ -33,7 +34,7 @@ _CONSTANT = laws.CONSTANT
 _threads = torch.get_num_threads
 _is_compiling = torch.compiler.is_compiling
 _traced = torch.compiler.is_dynamo_compiling
-_dispatch_modes = torch._C._len_torch_dispatch_stack
+_dispatch_modes = internals.dispatch_modes
 _increment_version = torch.autograd.graph.increment_version
 
 _is_marked = partitioned.is_marked

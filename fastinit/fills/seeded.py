@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from fastinit.base.torch_internals import base_of
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.fills import operator as ops
@@ -82,7 +83,7 @@ def _is_computed(tensor: Tensor) -> bool:
 
 def _source(tensor: Tensor) -> Tensor:
     """What a tensor is a view of, or itself."""
-    base = tensor._base
+    base = base_of(tensor)
     return tensor if base is None else base
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from fastinit.base.text import listing
+from fastinit.base.torch_internals import version_of
 from fastinit.elements import shards as shard
 from fastinit.plan.replay import Computed
 
@@ -41,7 +42,7 @@ class Values(NamedTuple):
         kept = buffer.detach()
         if buffer.numel() < SMALL:
             kept = kept.clone()
-        return cls(kept, kept._version)
+        return cls(kept, version_of(kept))
 
 
 Known = Mapping[str, Values | Computed]
@@ -137,7 +138,7 @@ def _places(model: nn.Module) -> Iterator[_Place]:
 
 def _usable(known: Values | Computed | None) -> Values | Computed | None:
     """What is known, unless it was changed since."""
-    if isinstance(known, Values) and known.tensor._version != known.version:
+    if isinstance(known, Values) and version_of(known.tensor) != known.version:
         return None
     return known
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from fastinit.base.torch_internals import tree_leaves
 from fastinit.elements.regions import Region
 from fastinit.plan.fill import Fill
 

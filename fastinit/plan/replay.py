@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from fastinit.base import number
+from fastinit.base.torch_internals import tree_map
 from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
 from fastinit.plan.history import Call, Contents, Made, Origin, Own, Piece, Snapshot, View, leaves

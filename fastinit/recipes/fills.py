@@ -25,7 +25,8 @@ NORMS = (
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
-    nn.modules.batchnorm._NormBase,  # of BatchNorm and InstanceNorm
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
 
 

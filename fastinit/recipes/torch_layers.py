@@ -22,6 +22,9 @@ from fastinit.recipes.fills import (
 )
 from fastinit.recipes.rules import own_name
 
+_OUT_PROJ = type(nn.MultiheadAttention(1, 1).out_proj)
+"""A class of its own, with a bias of 0."""
+
 
 def torch_default(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
     """What the modules of ``torch.nn`` give their parameters in ``reset_parameters``.
@@ -35,7 +38,7 @@ def torch_default(name: str, module: nn.Module, shape: torch.Size, config: Any) 
     Source: torch 2.13, ``torch/nn/modules``.
     """
     own = own_name(name)
-    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear) and own == "bias":
+    if isinstance(module, _OUT_PROJ) and own == "bias":
         return ZERO  # MultiheadAttention.out_proj
     if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         fan_in, fan_out = fans.fans_of(module.weight.shape)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
+from fastinit.base.torch_internals import set_data, without_dispatch
 from fastinit.plan import parameters
 from fastinit.plan.history import Call, Contents, Made, Snapshot, View
 from fastinit.record.recorder import META, DeferredError, Memory, Recorder, line, memories
@@ -57,7 +57,7 @@ def deferred(seed: int = 0) -> Iterator[None]:
 
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if isinstance(param, nn.Parameter) and not isinstance(param, UninitializedParameter):
-            with _disable_current_modes():
+            with without_dispatch():
                 _to_meta(param, seed)
         original(self, name, param)
 
@@ -80,9 +80,6 @@ def recording(seed: int) -> Iterator[None]:
         yield
 
 
-_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
-
-
 class _Access(TorchFunctionMode):
     """What goes past the dispatcher to a parameter: ``parameter.data = x``, ``tolist()`` and so on."""
 
@@ -99,7 +96,7 @@ class _Access(TorchFunctionMode):
     ) -> Any:
         tensor = args[0] if args else None
         if isinstance(tensor, Tensor) and tensor.is_meta:
-            if func == _SET_DATA and not args[1].is_meta:
+            if func == set_data and not args[1].is_meta:
                 return self._set_data(tensor, args[1])
             if func in (Tensor.tolist, Tensor.numpy, Tensor.data_ptr) and memories.get(tensor):
                 raise DeferredError(
@@ -108,7 +105,7 @@ class _Access(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _set_data(self, tensor: Tensor, value: Tensor) -> None:
-        with _disable_current_modes():
+        with without_dispatch():
             contents = _registered(value, memories.get(value))
             tensor.data = torch.empty_like(value, device=META)
             memories.set(tensor, Memory(contents, self.seed))

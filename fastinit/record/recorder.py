@@ -13,10 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
 
+from fastinit.base import torch_internals as internals
 from fastinit.base.frames import is_inside
 from fastinit.elements.regions import Region
 from fastinit.plan.fill import Fill
@@ -59,20 +57,18 @@ class Memories:
     """Recorded memory by storage, for as long as the storage lives."""
 
     def __init__(self) -> None:
-        self._by_storage: dict[int, tuple[StorageWeakRef, Memory]] = {}
+        self._by_storage: dict[int, tuple[internals.StorageWeakRef, Memory]] = {}
 
     def get(self, tensor: Tensor) -> Memory | None:
-        entry = (
-            self._by_storage.get(tensor.untyped_storage()._cdata) if _has_memory(tensor) else None
-        )
+        entry = self._by_storage.get(internals.storage_id(tensor)) if _has_memory(tensor) else None
         return entry[1] if entry is not None and not entry[0].expired() else None
 
     def set(self, tensor: Tensor, memory: Memory) -> None:
-        storage = tensor.untyped_storage()
-        self._by_storage[storage._cdata] = (StorageWeakRef(storage), memory)
+        kept = internals.StorageWeakRef(tensor.untyped_storage())
+        self._by_storage[internals.storage_id(tensor)] = kept, memory
 
     def forget(self, tensor: Tensor) -> None:
-        self._by_storage.pop(tensor.untyped_storage()._cdata, None)
+        self._by_storage.pop(internals.storage_id(tensor), None)
 
     def tidy(self) -> None:
         """Forgets storages that are gone."""
@@ -82,7 +78,7 @@ class Memories:
 memories = Memories()
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(internals.TorchDispatchMode):
     """The dispatch mode. Its memory outlives it, since parameters are written later."""
 
     def __init__(self, seed: int) -> None:
@@ -97,7 +93,7 @@ class Recorder(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        flat, _ = tree_flatten((args, kwargs))
+        flat, _ = internals.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
         recorded = [t for t in tensors if memories.get(t) is not None]
         seeded = torch.Tag.nondeterministic_seeded in func.tags
@@ -131,7 +127,7 @@ class Recorder(TorchDispatchMode):
         if out_on_meta and not _default_is_meta():
             kwargs = {**kwargs, "device": torch.get_default_device()}
         out = func(*args, **kwargs)
-        name = func.overloadpacket.__name__
+        name = internals.operator_name(func)
         if not isinstance(out, Tensor) or not _has_memory(out):
             return out
         contents = Contents(_size(out), out.dtype, out.device)
@@ -158,7 +154,7 @@ class Recorder(TorchDispatchMode):
         memory = memories.get(target)
         sources = [
             leaf
-            for leaf in tree_flatten((args, kwargs))[0]
+            for leaf in internals.tree_flatten((args, kwargs))[0]
             if isinstance(leaf, Tensor) and leaf is not target and memories.get(leaf) is not None
         ]
         seeded = torch.Tag.nondeterministic_seeded in func.tags
@@ -168,7 +164,7 @@ class Recorder(TorchDispatchMode):
             memory = Memory(Contents.of_data(target), self.seed)
             memories.set(target, memory)
         if not target.is_meta and not seeded and not sources:
-            overwritten = func.overloadpacket.__name__ in ("zero_", "fill_", "copy_")
+            overwritten = internals.operator_name(func) in ("zero_", "fill_", "copy_")
             whole = Region.of(target).is_whole(memory.contents.numel)
             if memory.contents.is_unwritten or (overwritten and whole):
                 # Values that no chance had a part in are there to be looked at.
@@ -184,10 +180,10 @@ class Recorder(TorchDispatchMode):
         if any(t.is_meta for t in written):
             fills = operations.fill_of(func, args, kwargs, _is_known) is not None
             if fills or func is aten.copy_.default:  # nothing to learn from running it
-                return args[0] if func._schema.returns else None
-            args, kwargs = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
+                return args[0] if internals.schema_returns(func) else None
+            args, kwargs = internals.tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
             return func(*args, **kwargs)
-        flat = tree_flatten((args, kwargs))[0]
+        flat = internals.tree_flatten((args, kwargs))[0]
         if any(isinstance(t, Tensor) and t.is_meta for t in flat):
             raise DeferredError(
                 f"{func} at {line()} reads a parameter that has no values yet, to write a tensor that "
@@ -230,12 +226,13 @@ class Recorder(TorchDispatchMode):
         seeded = torch.Tag.nondeterministic_seeded in func.tags
         if on_meta:
             if any(
-                not str(r.type).startswith(("Tensor", "List[Tensor")) for r in func._schema.returns
+                not str(r.type).startswith(("Tensor", "List[Tensor"))
+                for r in internals.schema_returns(func)
             ):
                 raise DeferredError(
                     f"{func} at {line()} reads the values of a parameter, which has none yet: {_HINT}"
                 )
-            meta = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
+            meta = internals.tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
             out = func(*meta[0], **meta[1])
         else:
             out = func(*args, **kwargs)
@@ -314,10 +311,10 @@ class Recorder(TorchDispatchMode):
         origin: Origin | None,
     ) -> Call:
         """The call, with its tensors as they are now."""
-        own = target.untyped_storage()._cdata if target is not None else None
+        own = internals.storage_id(target) if target is not None else None
 
         def kept(tensor: Tensor) -> Any:
-            if own is not None and _has_memory(tensor) and tensor.untyped_storage()._cdata == own:
+            if own is not None and _has_memory(tensor) and internals.storage_id(tensor) == own:
                 return Own(View.of(tensor))
             memory = memories.get(tensor)
             if memory is not None:
@@ -330,7 +327,7 @@ class Recorder(TorchDispatchMode):
                 )
             return tensor.detach().clone() if tensor.numel() < SMALL else tensor.detach()
 
-        args, kwargs = tree_map_only(Tensor, kept, (args, kwargs))
+        args, kwargs = internals.tree_map_only(Tensor, kept, (args, kwargs))
         return Call(func, args, kwargs, line(), origin)
 
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fastinit import init
+from fastinit.base.torch_internals import without_dispatch
 from fastinit.elements.regions import Region
 from fastinit.plan.fill import Fill
 from fastinit.record.recorder import Recorder, memories
@@ -106,7 +106,7 @@ def call_recorded(module: str, name: str, args: tuple[Any, ...], kwargs: dict[st
     memory = memories.get(tensor) if isinstance(tensor, Tensor) else None
     if _recorder is None or memory is None:
         return original(*args, **kwargs)
-    with _disable_current_modes():
+    with without_dispatch():
         # On meta the function checks its arguments and writes nothing.
         original(*args, **kwargs)
     contents = memory.contents

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastinit.base import torch_internals as internals
 from fastinit.base.number import FLOAT32_MAX, FLOAT32_MIN
 from fastinit.plan.fill import Fill
 from fastinit.stream import laws
@@ -15,8 +16,8 @@ from fastinit.stream import laws
 
 def makes_new(func: Any) -> bool:
     """Whether an operation makes a tensor of values that it takes from no other."""
-    name = func.overloadpacket.__name__
-    return name in _NEW and not func._schema.is_mutable
+    name = internals.operator_name(func)
+    return name in _NEW and not any(map(internals.is_written, internals.schema_arguments(func)))
 
 
 _KINDS = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "randperm")
@@ -49,7 +50,7 @@ def fill_of(
 ) -> Fill | None:
     """The Fill that an operation in place writes, if it writes one."""
     given = arguments(func, args, kwargs)
-    name = func.overloadpacket.__name__
+    name = internals.operator_name(func)
     if func is torch.ops.fastinit.fill_.default:
         if given["seed"] is not None or given["strides"] is not None:
             return None
@@ -77,7 +78,7 @@ def affine_of(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_known: Callable[[Tensor], bool]
 ) -> tuple[float, float] | None:
     """(factor, shift), if an operation is ``factor * x + shift`` with numbers."""
-    name = func.overloadpacket.__name__.rstrip("_")
+    name = internals.operator_name(func).rstrip("_")
     if name == "neg":
         return -1.0, 0.0
     if name not in ("mul", "div", "add", "sub") or len(args) != 2:
@@ -103,8 +104,10 @@ def affine_of(
 
 def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """An operation's arguments by name, defaults included."""
-    given = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
-    given.update((a.name, value) for a, value in zip(func._schema.arguments, args))
+    given = {
+        a.name: a.default_value for a in internals.schema_arguments(func) if a.has_default_value()
+    }
+    given.update((a.name, value) for a, value in zip(internals.schema_arguments(func), args))
     return {**given, **kwargs}
 
 
@@ -112,12 +115,14 @@ def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Te
     """The tensors that an operation writes."""
     given = arguments(func, args, kwargs)
     found = []
-    for argument in func._schema.arguments:
-        if argument.alias_info is not None and argument.alias_info.is_write:
+    for argument in internals.schema_arguments(func):
+        if internals.is_written(argument):
             value = given.get(argument.name)
             found += [v for v in (value if isinstance(value, list) else [value]) if v is not None]
     return [t for t in found if isinstance(t, Tensor)]
 
 
 def is_view(func: Any) -> bool:
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+    """Whether an operation gives a tensor that shares memory with what it takes, and writes none."""
+    returns = internals.schema_returns(func)
+    return any(r.alias_info is not None and not internals.is_written(r) for r in returns)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from fastinit.base import torch_internals as internals
 from fastinit.plan import parameters
 from fastinit.plan.plan import Plan
 from fastinit.plan.write import Entry, write_entries
@@ -118,7 +118,7 @@ class _Stream(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not _asks_about(func):
-            for leaf in tree_leaves((args, kwargs)):
+            for leaf in internals.tree_leaves((args, kwargs)):
                 if isinstance(leaf, nn.Parameter) and leaf.is_meta and id(leaf) in self.names:
                     self.write(leaf)
         return func(*args, **kwargs)
@@ -128,7 +128,7 @@ class _Stream(TorchFunctionMode):
         self.running.append(frame)
         if isinstance(module, nn.MultiheadAttention):
             # It takes another path, with other roundings, if it sees that a mode is in force.
-            frame.unseen = torch._C.DisableTorchFunction()
+            frame.unseen = internals.without_functions()
             frame.unseen.__enter__()
             for parameter in module.parameters():
                 if parameter.is_meta and id(parameter) in self.names:
@@ -139,7 +139,7 @@ class _Stream(TorchFunctionMode):
         if frame.unseen is not None:
             frame.unseen.__exit__(None, None, None)
         for parameter, meta in frame.written:
-            _exchange(parameter, meta)
+            internals.swap(parameter, meta)
 
     def leave_all(self) -> None:
         while self.running:
@@ -154,7 +154,7 @@ class _Stream(TorchFunctionMode):
         if factor != 1.0:
             with torch.no_grad():
                 real.mul_(factor)
-        _exchange(parameter, real)
+        internals.swap(parameter, real)
         self.running[-1].written.append((parameter, real))
 
 
@@ -164,15 +164,6 @@ class _Frame:
     def __init__(self) -> None:
         self.written: list[tuple[nn.Parameter, nn.Parameter]] = []
         self.unseen: Any = None  # the context in which the mode is not in force
-
-
-def _exchange(one: nn.Parameter, other: nn.Parameter) -> None:
-    """Swaps what two parameters are, which are alike in class and attributes.
-
-    ``torch.utils.swap_tensors`` refuses parameters with weak references, as LSTM's have: those of the
-    object, which stays.
-    """
-    torch._C._swap_tensor_impl(one, other)
 
 
 _VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))

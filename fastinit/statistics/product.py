@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastinit.backends import choose as backends
 from fastinit.base import number
+from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.statistics.tensor import Moments, moments
@@ -52,7 +53,7 @@ def linear_moments(
     correction = number.finite("correction", correction)
     x, weight = tensors.values(x, "x"), tensors.values(weight, "weight")
     bias = None if bias is None else tensors.values(bias, "bias")
-    with tensors.without_modes(), torch.no_grad():
+    with internals.without_modes(), torch.no_grad():
         rows = _rows(x)
         if _by_triton(rows):
             return Moments(backends.triton.product_moments(rows, weight, bias), correction)

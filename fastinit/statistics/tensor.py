@@ -17,6 +17,7 @@ from torch import Tensor
 from fastinit.backends import choose as backends
 from fastinit.backends.contract import Reading
 from fastinit.base import number
+from fastinit.base import torch_internals as internals
 from fastinit.elements import tensors
 from fastinit.elements.runs import in_memory_order
 from fastinit.stream import laws
@@ -171,7 +172,7 @@ def moments_many(
     raws: list[Tensor] = []
     readings: dict[torch.device, list[Reading]] = {}
     split: list[tuple[Tensor, Tensor]] = []
-    with tensors.without_modes(), torch.no_grad():
+    with internals.without_modes(), torch.no_grad():
         for x in xs:
             shape = (FIELDS,) if dim is None else (x.shape[dim], FIELDS)
             raws.append(torch.empty(shape, dtype=torch.float64, device=x.device))

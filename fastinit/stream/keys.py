@@ -9,6 +9,7 @@ from hashlib import blake2b
 import torch
 
 from fastinit.base import number
+from fastinit.base.torch_internals import constant_when_compiled
 
 STREAM_VERSION = 1
 """The version of the number stream: a change of any output bit is a new one."""
@@ -54,9 +55,8 @@ def signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
-# torch.compile takes what these give as a constant instead of tracing BLAKE2b.
-stream_id._dynamo_marked_constant = True  # type: ignore[attr-defined]
-substream._dynamo_marked_constant = True  # type: ignore[attr-defined]
+constant_when_compiled(stream_id)
+constant_when_compiled(substream)
 
 
 class _Cell(threading.local):

@@ -21,6 +21,7 @@ _CONVOLUTIONS = {
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 _ATTEND = nn.MultiheadAttention.forward
+_OUT_PROJ = type(nn.MultiheadAttention(1, 1).out_proj)  # a class of its own
 
 Which = type | tuple[type, ...] | Iterable[str] | Callable[[str, nn.Module], bool] | None
 """Which layers: types, names, a predicate of (name, module), or None for all known kinds."""
@@ -127,7 +128,7 @@ def find(model: nn.Module, which: Which = None) -> tuple[list[Layer], dict[str, 
     wanted = _wanted(model, which)
     layers, passed = [], {}
     for prefix, module in model.named_modules():
-        if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        if isinstance(module, _OUT_PROJ):
             continue  # MultiheadAttention's, which is not called as a module
         for name, weight, bias, projection in _parts(prefix, module):
             if not wanted(name, module):

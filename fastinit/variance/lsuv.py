@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fastinit import init
 from fastinit.base import number, text
+from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.fills import agreement
@@ -529,22 +530,14 @@ class _Run:
     def apply(self) -> None:
         """Scales the weights and shifts the biases."""
         self._check_ranks()
-        weights: list[Tensor] = []
-        scales = []
         for scaling in self.scalings.values():
             layer, measured = scaling.layer, self.measured[scaling.layer.name]
             measured.scale, measured.shift = scaling.scale, scaling.shift
             if scaling.scale != 1.0:
-                weights.append(tensors.local(layer.weight))
-                scales.append(scaling.scale)
+                tensors.local(layer.weight).mul_(scaling.scale)
             bias = _bias_of(layer)
             if bias is not None and scaling.shift:
                 tensors.local(bias).add_(scaling.shift)
-        if any(weight.is_meta for weight in weights):  # recorded, one by one
-            for weight, scale in zip(weights, scales):
-                weight.mul_(scale)
-        elif weights:
-            torch._foreach_mul_(weights, scales)
 
 
 def _bias_of(layer: Layer) -> Tensor | None:
@@ -558,7 +551,11 @@ def _first(output: Any) -> Any:
 
 def _version(tensor: Any) -> int:
     """How often it was written, as far as that is counted."""
-    return tensor._version if isinstance(tensor, Tensor) and not tensor.is_inference() else 0
+    return (
+        internals.version_of(tensor)
+        if isinstance(tensor, Tensor) and not tensor.is_inference()
+        else 0
+    )
 
 
 def _measurable(layer: Layer, out: Any) -> Tensor:

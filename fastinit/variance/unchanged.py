@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from fastinit.base import torch_internals as internals
 from fastinit.plan.parameters import reshard_
 from fastinit.variance.affine import LSUVError
 from fastinit.variance.undo import Undo, plain_parts
@@ -52,9 +52,8 @@ class Kept:
         for name, module in model.named_modules():
             self.modules.append(_Module(module))
             buffers += self._found(name, module)
-            if (
-                isinstance(module, _NormBase) and module.training
-            ):  # which may be compiled, and not seen
+            if module.training and getattr(module, "track_running_stats", False):
+                # A norm: if it is compiled, what it writes is not seen.
                 norms += [b for b in module._buffers.values() if b is not None and not is_lazy(b)]
         for buffer in norms:
             self.undo.keep(buffer)
@@ -63,7 +62,7 @@ class Kept:
             if buffer.nbytes <= min(KEPT, room):
                 room -= buffer.nbytes
                 self.undo.keep(buffer)
-            elif (key := buffer.untyped_storage()._cdata) not in self.sums:
+            elif (key := internals.storage_id(buffer)) not in self.sums:
                 self.sums[key] = name, buffer.detach(), _sum(buffer)
         for lazy in (module.module for module in self.modules if module.lazy):
             # They have memory from their first call on.
@@ -244,7 +243,7 @@ def _where(tensor: Tensor) -> list[tuple[Any, ...]]:
     """Where a tensor's values are."""
     return [
         (
-            part.untyped_storage()._cdata,
+            internals.storage_id(part),
             part.storage_offset(),
             part.shape,
             part.stride(),

@@ -7,27 +7,21 @@ schema says what it writes. Batch norms write running statistics without saying 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,
-    _get_current_dispatch_mode,
-    _pop_mode_temporarily,
-    is_traceable_wrapper_subclass,
-)
 
-from fastinit.elements.tensors import is_fake_class, obstacle
+from fastinit.base import torch_internals as internals
+from fastinit.elements.tensors import obstacle
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_DISABLED = torch.Tensor.__torch_dispatch__  # by which a class says that it has none
 _RENORM = torch.ops.aten.embedding_renorm_.default
 
 
-class Undo(TorchDispatchMode):
+class Undo(internals.TorchDispatchMode):
     """While in force, memory that was given to :meth:`track` is copied before it is first written.
 
     Only what is written is copied: the view that an operation was given, or rows of it.
@@ -52,7 +46,7 @@ class Undo(TorchDispatchMode):
             for part in plain_parts(tensor):
                 if not part.is_meta:
                     storage = part.untyped_storage()
-                    self._tracked[storage._cdata] = storage
+                    self._tracked[internals.storage_id(part)] = storage
 
     def keep(self, tensor: Tensor) -> Tensor | None:
         """A copy, as integers, of what a tensor held before it was written; None if it isn't tracked."""
@@ -75,14 +69,9 @@ class Undo(TorchDispatchMode):
         self._copies.clear()
         self._rows.clear()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[object]:
         """Within the block operations are not seen, and cost what they cost without this mode."""
-        if _get_current_dispatch_mode() is self:
-            with _pop_mode_temporarily():
-                yield
-        else:
-            yield
+        return internals.paused(self)
 
     def __torch_dispatch__(
         self,
@@ -92,11 +81,11 @@ class Undo(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if any(map(is_fake_class, types)):
+        if any(map(internals.is_fake_class, types)):
             return func(
                 *args, **kwargs
             )  # as where a DTensor's shapes are worked out: nothing is written
-        if any(kind.__torch_dispatch__ is not _DISABLED for kind in types):
+        if any(kind.__torch_dispatch__ is not internals.plain_dispatch for kind in types):
             return NotImplemented  # the subclass does it by operations on plain tensors
         if func is _RENORM:
             self._keep_rows(*args[:2])
@@ -110,7 +99,7 @@ class Undo(TorchDispatchMode):
 
     def _tracks(self, tensor: Tensor) -> bool:
         try:
-            tracked = tensor.untyped_storage()._cdata in self._tracked
+            tracked = internals.storage_id(tensor) in self._tracked
         except RuntimeError:  # no storage to ask
             return False
         return tracked and obstacle(tensor) is None
@@ -130,7 +119,7 @@ class Undo(TorchDispatchMode):
 
 def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
     """The tensors with memory of their own that a tensor consists of."""
-    if is_traceable_wrapper_subclass(tensor):
+    if internals.is_traceable_wrapper_subclass(tensor):
         for inner in (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]):
             if isinstance(inner, Tensor):
                 yield from plain_parts(inner)
@@ -159,12 +148,8 @@ def _place(view: Tensor) -> tuple[Any, ...]:
 @cache
 def _writes(func: Any) -> tuple[tuple[int, str], ...]:
     """(position, name) of the arguments that an operation writes, or may write."""
-    schema = getattr(
-        func, "_schema", None
-    )  # operators of higher order have none, and write nothing
     return tuple(
         (place, argument.name)
-        for place, argument in enumerate(schema.arguments if schema is not None else ())
-        if argument.name.startswith("running_")
-        or (argument.alias_info is not None and argument.alias_info.is_write)
+        for place, argument in enumerate(internals.schema_arguments(func))
+        if argument.name.startswith("running_") or internals.is_written(argument)
     )

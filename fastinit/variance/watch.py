@@ -12,7 +12,7 @@ import json
 import math
 import textwrap
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinit.base import text
+from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.fills.fans import Fans, fans_of
@@ -39,7 +40,7 @@ FOLD = 64  # moments of so many calls are merged, so that a long watch needs no 
 SAMPLE = 16  # values of a unit that are looked at before all of them are
 
 # Set while a backward pass runs; a layer that runs then is one that checkpointing runs again.
-_backward_pass: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+_backward_pass = internals.backward_pass
 
 
 @dataclass

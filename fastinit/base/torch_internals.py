@@ -1,0 +1,194 @@
+"""torch's private names, each with what breaks without it: nothing else in fastinit uses one.
+
+A torch that renames one of them breaks this file and its test (tests/base/test_torch_internals.py, one
+for each), not something that is found later. All are there in torch 2.6 and in 2.13: on both the tests
+pass. Where torch has a public way that does, that is taken.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import (
+    _disable_current_modes,
+    _get_current_dispatch_mode,
+    _pop_mode_temporarily,
+)
+from torch.utils._python_dispatch import (
+    is_traceable_wrapper_subclass as is_traceable_wrapper_subclass,
+)
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+from torch.utils._pytree import tree_map_only as tree_map_only
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.placement_types import Shard, _StridedShard
+
+# StorageWeakRef: a record of a parameter that is gone would be taken for that of the next one at its
+# place. TorchDispatchMode: nothing is recorded, and nothing that a forward writes is put back.
+# is_traceable_wrapper_subclass: what wrapper subclasses hold would not be put back. tree_*: tensors in
+# lists and dicts of arguments would not be seen.
+
+# --- dispatch ------------------------------------------------------------------------------------
+
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+"""How many dispatch modes are in force. Without it, fills under FakeTensorMode would write memory."""
+
+without_dispatch: Callable[[], AbstractContextManager[object]] = _disable_current_modes
+"""Within the block no dispatch mode is in force. Without it, what a mode does would be shown to it."""
+
+
+def without_modes() -> AbstractContextManager[object]:
+    """:data:`without_dispatch` where there is a mode, for what is called often."""
+    return without_dispatch() if dispatch_modes() else nullcontext()
+
+
+def paused(mode: TorchDispatchMode) -> AbstractContextManager[object]:
+    """Within the block a mode is out of force, if it is the innermost. Without it, all is slower."""
+    return _pop_mode_temporarily() if _get_current_dispatch_mode() is mode else nullcontext()
+
+
+def without_functions() -> AbstractContextManager[object]:
+    """Within the block no ``__torch_function__`` is asked, that of modes included.
+
+    Without it, MultiheadAttention would take another path, with other roundings.
+    """
+    return torch._C.DisableTorchFunction()
+
+
+set_data = Tensor.data.__set__  # type: ignore[attr-defined]
+"""What ``tensor.data = x`` is to a torch function mode. Without it, such writes are not recorded."""
+
+plain_dispatch = Tensor.__torch_dispatch__
+"""Of a class that leaves dispatch alone. Without it, wrapper tensors would be taken for memory."""
+
+
+# --- operators -----------------------------------------------------------------------------------
+
+
+def operator_name(func: Any) -> str:
+    """As in ``aten::normal_``, without namespace and overload. Without it, a write is not recognised."""
+    return str(func.overloadpacket.__name__)
+
+
+def schema_arguments(func: Any) -> Sequence[Any]:
+    """What an operator takes, and which of it it writes; nothing of one of higher order, which has no
+    schema. Without it, writes go unseen."""
+    schema = getattr(func, "_schema", None)
+    return schema.arguments if schema is not None else ()
+
+
+def schema_returns(func: Any) -> Sequence[Any]:
+    """What an operator gives. Without it, views and numbers read from a parameter go unseen."""
+    returns: Sequence[Any] = func._schema.returns
+    return returns
+
+
+def is_written(argument: Any) -> bool:
+    """Whether an operator writes this argument of its schema."""
+    return argument.alias_info is not None and bool(argument.alias_info.is_write)
+
+
+# --- tensors -------------------------------------------------------------------------------------
+
+base_of: Callable[[Tensor], Tensor | None] = Tensor._base.__get__  # type: ignore[union-attr]
+"""What a tensor is a view of. Without it, chunks of a parameter cannot be written one after another."""
+
+version_of: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
+"""How often a tensor was written. Without it, changed values would be taken for known ones."""
+
+
+def storage_id(tensor: Tensor) -> int:
+    """What tensors of one storage have in common, also on meta, where addresses are all 0.
+
+    Without it, views of a recorded parameter are not told from other tensors.
+    """
+    return int(tensor.untyped_storage()._cdata)
+
+
+def is_in_transform(tensor: Tensor) -> bool:
+    """Whether it is a value inside torch.func. Without it, an address would be read that it has not."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def is_zero_tensor(tensor: Tensor) -> bool:
+    """Whether it is an immutable zero without memory, as autograd makes them. Without it: as above."""
+    return bool(tensor._is_zerotensor())
+
+
+def is_functionalised(tensor: Tensor) -> bool:
+    """Whether it is being functionalised (torch.func.functionalize). Without it: as above."""
+    return bool(torch._is_functional_tensor(tensor))
+
+
+def is_fake_class(kind: type) -> bool:
+    """Whether a class's tensors are FakeTensors: a device, a shape and strides, but no values."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and issubclass(kind, module.FakeTensor)
+
+
+def is_export_tensor(tensor: Tensor) -> bool:
+    """Whether export or AOTAutograd trace with it. Without it, tracing would write memory."""
+    module = sys.modules.get("torch._subclasses.functional_tensor")
+    return module is not None and isinstance(tensor, module.FunctionalTensor)
+
+
+def swap(one: Tensor, other: Tensor) -> None:
+    """Swaps what two tensors of one class are.
+
+    ``torch.utils.swap_tensors`` refuses those with weak references, as LSTM's have. Without it, a
+    recorded LSTM could not run while it is on meta.
+    """
+    torch._C._swap_tensor_impl(one, other)
+
+
+def constant_when_compiled(function: Callable[..., Any]) -> None:
+    """torch.compile takes what a function gives for a constant. Without it, it would trace BLAKE2b.
+
+    ``torch.compiler.assume_constant_result`` does the same, and imports all of dynamo.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+backward_pass: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+"""Which backward pass runs here, or -1. Without it, watch counts checkpointed layers twice."""
+
+
+# --- distributed ---------------------------------------------------------------------------------
+
+
+def awaited(tensor: Tensor) -> Tensor:
+    """The result of a collective that may still run, waited for; another tensor as it is.
+
+    Without it, results are read too early.
+    """
+    module = sys.modules.get("torch.distributed._functional_collectives")
+    if module is not None and isinstance(tensor, module.AsyncCollectiveTensor):
+        waited: Tensor = tensor.wait()
+        return waited
+    return tensor
+
+
+def shard_placements() -> tuple[type[Shard], type[_StridedShard]]:
+    """Those that cut: Shard, and that of FSDP2 over tensor parallelism, refused without it."""
+    from torch.distributed.tensor.placement_types import Shard, _StridedShard
+
+    return Shard, _StridedShard
+
+
+def shard_order(tensor: DTensor) -> list[int] | None:
+    """The mesh's dimensions in the order in which they cut a DTensor, where it says so: torch 2.10 on.
+
+    Without it, what is cut in another order than from the left would be written with others' values.
+    """
+    order = getattr(tensor._spec, "shard_order", None)
+    return None if order is None else [dim for entry in order for dim in entry.mesh_dims]

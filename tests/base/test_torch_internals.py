@@ -1,0 +1,228 @@
+"""A test for each of torch's private names, with what it is used for: a torch without it fails here."""
+
+import gc
+from hashlib import blake2b
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from fastinit.base import torch_internals as internals
+
+aten = torch.ops.aten
+
+
+class Seen(internals.TorchDispatchMode):
+    """Counts what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.functions: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.functions.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_dispatch_modes_are_counted_left_and_paused() -> None:
+    x = torch.zeros(2)
+    assert internals.dispatch_modes() == 0
+    with internals.without_modes():
+        x.add_(1)
+    with Seen() as outer, Seen() as inner:
+        assert internals.dispatch_modes() == 2
+        for block, shown in (
+            (internals.without_modes(), (0, 0)),
+            (internals.without_dispatch(), (0, 0)),
+            (internals.paused(inner), (1, 0)),
+            (internals.paused(outer), (1, 1)),  # it is not the innermost, so nothing is paused
+        ):
+            outer.functions.clear()
+            inner.functions.clear()
+            with block:
+                x.add_(1)
+            assert (len(outer.functions), len(inner.functions)) == shown
+    assert x.tolist() == [5.0, 5.0]
+
+
+def test_without_functions() -> None:
+    class Asked(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    x = torch.zeros(2)
+    with Asked() as mode:
+        with internals.without_functions():
+            x.add_(1)
+        assert mode.calls == 0
+        x.add_(1)
+        assert mode.calls == 1
+
+
+def test_an_assignment_to_data_is_seen() -> None:
+    class Assigned(TorchFunctionMode):
+        seen = False
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.seen |= func == internals.set_data
+            return func(*args, **(kwargs or {}))
+
+    x = torch.zeros(2)
+    with Assigned() as mode:
+        x.add_(1)
+        assert not mode.seen
+        x.data = torch.ones(2)
+        assert mode.seen
+
+
+def test_a_wrapper_says_that_it_has_operators_of_its_own() -> None:
+    class Wrapper(Tensor):
+        @classmethod
+        def __torch_dispatch__(
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    assert nn.Parameter.__torch_dispatch__ is internals.plain_dispatch
+    assert Wrapper.__torch_dispatch__ is not internals.plain_dispatch
+    assert not internals.is_traceable_wrapper_subclass(torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("func", "name", "written", "gives_view"),
+    [
+        (aten.normal_.default, "normal_", ["self"], False),
+        (aten.add.Tensor, "add", [], False),
+        (aten.add.out, "add", ["out"], False),
+        (aten.t.default, "t", [], True),
+    ],
+)
+def test_schemas(func: Any, name: str, written: list[str], gives_view: bool) -> None:
+    assert internals.operator_name(func) == name
+    arguments = internals.schema_arguments(func)
+    assert [a.name for a in arguments if internals.is_written(a)] == written
+    (given,) = internals.schema_returns(func)
+    assert (given.alias_info is not None and not internals.is_written(given)) == gives_view
+    assert internals.schema_arguments(object()) == ()
+
+
+def test_views_know_their_base_and_versions_count() -> None:
+    x = torch.zeros(4, 4)
+    assert internals.base_of(x) is None
+    assert internals.base_of(x[1:].t()) is x
+    before = internals.version_of(x)
+    x.t()[0].add_(1)
+    assert internals.version_of(x) == before + 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_storages(device: str) -> None:
+    x, y = torch.empty(4, device=device), torch.empty(4, device=device)
+    assert internals.storage_id(x) == internals.storage_id(x[1:]) != internals.storage_id(y)
+    kept = internals.StorageWeakRef(x.untyped_storage())
+    assert not kept.expired()
+    del x
+    gc.collect()
+    assert kept.expired()
+
+
+def test_what_has_no_memory() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append((internals.is_in_transform(x), internals.is_functionalised(x)))
+        return x
+
+    torch.func.vmap(look)(torch.zeros(3))
+    torch.func.functionalize(look)(torch.zeros(3))
+    assert seen[0] == (True, False)
+    assert seen[1][1]
+    plain, zero = torch.zeros(3), torch._efficientzerotensor((3,))
+    assert not internals.is_in_transform(plain)
+    assert not internals.is_functionalised(plain)
+    assert (internals.is_zero_tensor(plain), internals.is_zero_tensor(zero)) == (False, True)
+    with FakeTensorMode():
+        fake = torch.zeros(3)
+    assert internals.is_fake_class(type(fake))
+    assert not internals.is_fake_class(Tensor)
+    assert not internals.is_export_tensor(plain)
+
+
+def test_what_export_traces_with() -> None:
+    from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+
+    with FunctionalTensorMode():
+        traced = FunctionalTensor.to_functional(torch.zeros(2))
+    assert internals.is_export_tensor(traced)
+
+
+def test_tensors_with_weak_references_are_swapped() -> None:
+    lstm = nn.LSTM(2, 2)  # which keeps weak references to its parameters
+    one, other = lstm.weight_ih_l0, nn.Parameter(torch.zeros(8, 2))
+    values = one.detach().clone()
+    with pytest.raises(RuntimeError, match="weakref"):
+        torch.utils.swap_tensors(one, other)
+    internals.swap(one, other)
+    assert lstm.weight_ih_l0 is one
+    assert not one.any()
+    assert torch.equal(other, values)
+
+
+def test_a_constant_when_compiled() -> None:
+    def untraceable(text: str) -> int:
+        return blake2b(text.encode()).digest()[0]
+
+    def function(x: Tensor) -> Tensor:
+        return x + untraceable("name")
+
+    internals.constant_when_compiled(untraceable)
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(torch.zeros(2)), function(torch.zeros(2)))
+
+
+def test_a_backward_pass_is_known_while_it_runs() -> None:
+    seen = []
+
+    class Looking(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+            seen.append(internals.backward_pass())
+            return grad
+
+    assert internals.backward_pass() == -1
+    Looking.apply(torch.ones(2, requires_grad=True)).sum().backward()  # type: ignore[no-untyped-call]
+    assert len(seen) == 1
+    assert seen[0] >= 0
+
+
+def test_trees() -> None:
+    tree = ([1, (torch.zeros(2), "a")], {"k": torch.ones(1)})
+    leaves = internals.tree_leaves(tree)
+    assert [type(leaf).__name__ for leaf in leaves] == ["int", "Tensor", "str", "Tensor"]
+    assert internals.tree_flatten(tree)[0] == leaves
+    assert internals.tree_map_only(Tensor, Tensor.numel, tree) == ([1, (2, "a")], {"k": 1})
+    assert internals.tree_map(str, ([1], {"k": 2})) == (["1"], {"k": "2"})
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="a torch without distributed")
+def test_distributed() -> None:
+    from torch.distributed.tensor import Shard
+
+    assert issubclass(Shard, internals.shard_placements())
+    assert len(internals.shard_placements()) == 2
+    plain = torch.zeros(2)
+    assert internals.awaited(plain) is plain
