@@ -18,13 +18,14 @@ from fastinit.record.block import deferred
 from fastinit.record.materialize import materialize_, recorded_plan
 from fastinit.record.recorder import DeferredError
 from fastinit.statistics.product import linear_moments
-from fastinit.statistics.tensor import Moments, moments, moments_many
+from fastinit.statistics.tensor import ChannelMoments, Moments, moments, moments_many
 from fastinit.variance import schedules
 from fastinit.variance.lsuv import LSUVError, LSUVResult, lsuv_, transfer_scale_
 from fastinit.variance.watch import watch
 
 __version__ = version()
 __all__ = [
+    "ChannelMoments",
     "DeferredError",
     "Fill",
     "LSUVError",

@@ -81,6 +81,6 @@ def _stds(layers: list[Watched]) -> dict[str, float]:
     stds = {}
     for layer in layers:
         for key, moments in (("forward_std", layer.forward), ("gradient_std", layer.backward)):
-            if moments is not None and not math.isnan(float(moments.std)):
-                stds[f"{key}/{layer.name}"] = float(moments.std)
+            if moments is not None and not math.isnan(moments.std):
+                stds[f"{key}/{layer.name}"] = moments.std
     return stds

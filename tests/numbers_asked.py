@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import fastinit
 from fastinit import (
+    ChannelMoments,
     Fill,
     Moments,
     Plan,
@@ -259,6 +260,9 @@ ARGUMENTS |= {
         error=IndexError,
     ),
     "fastinit.Moments:correction": Argument(lambda v: Moments(moments(X).raw, v), finite),
+    "fastinit.ChannelMoments:correction": Argument(
+        lambda v: ChannelMoments(moments(X, dim=1).raw, v), finite
+    ),
     "fastinit.linear_moments:correction": Argument(lambda v: linear_moments(X, W, None, v), finite),
     # LSUV
     "fastinit.lsuv_:target_std": Argument(

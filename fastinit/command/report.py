@@ -58,7 +58,7 @@ def init_table(measured: Sequence[tuple[Group, Moments]]) -> str:
     cells = [["count", "elements", "distribution", "std asked", "measured"]]
     for group, moments in measured:
         numbers = (str(len(group.names)), text.count(group.elements or 0))
-        stds = (_std(group.fill.std), _std(float(moments.std)))
+        stds = (_std(group.fill.std), _std(moments.std))
         cells.append([*numbers, text.shorten(str(group.fill), 20), *stds])
     parameters = sum(len(group.names) for group in made)
     elements = sum(group.elements or 0 for group in made)

@@ -9,7 +9,9 @@ float64's rounding, not in bits.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -23,29 +25,37 @@ from fastinit.elements.runs import in_memory_order
 from fastinit.stream import laws
 from fastinit.stream.reference import COUNT, FIELDS, M2, MAX, MEAN, MIN, NONFINITE, ZEROS, merged
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 MAX_DIMS = 8
 """Dimensions that cannot be merged, of what a backend reads at once: csrc/kernels.h and triton_moments
 have no more."""
 
 
-class Moments:
-    """The moments of a set of values, or (``dim=``) of one set for each channel.
+Value = TypeVar("Value", float, Tensor)
+"""What a field is: a number, or a float64 CPU tensor of shape [channels]."""
 
-    Every field is a float, or a float64 CPU tensor with one entry for each channel. Infinities and NaN
-    are counted in ``nonfinite`` and enter nothing else. Looking at a field waits for the device.
 
-    Args:
-        raw: float64 of shape (7,) or (channels, 7): count, mean, sum of squared distances from the
-            mean, min, max, zeros, nonfinite.
-        correction: what is taken from the count in the variance's denominator (1: unbiased).
+class _Fields(ABC, Generic[Value]):
+    """What :class:`Moments` and :class:`ChannelMoments` have in common: the fields, from ``raw``."""
 
-    Raises:
-        NumberTypeError, NumberRangeError: a correction that is no number, or not finite.
-    """
+    _DIMS: int
+    """Of ``raw``."""
 
     def __init__(self, raw: Tensor, correction: float = 1) -> None:
+        if raw.dim() != self._DIMS:
+            raise ValueError(
+                f"raw must have {self._DIMS} dimensions in {type(self).__name__}, but has shape "
+                f"{tuple(raw.shape)}"
+            )
         self.raw, self.correction = raw, number.finite("correction", correction)
         self._read: Tensor | None = None
+
+    @staticmethod
+    @abstractmethod
+    def _plain(field: Tensor) -> Value:
+        """What users see of a column of ``raw``."""
 
     def _field(self, column: int) -> Tensor:
         if self._read is None:
@@ -53,57 +63,55 @@ class Moments:
         return self._read[..., column]
 
     @property
-    def count(self) -> float | Tensor:
+    def count(self) -> Value:
         """How many values are finite."""
-        return _plain(self._field(COUNT))
+        return self._plain(self._field(COUNT))
 
     @property
-    def mean(self) -> float | Tensor:
+    def mean(self) -> Value:
         """NaN where no value is finite."""
-        return _plain(torch.where(self._field(COUNT) > 0, self._field(MEAN), math.nan))
+        return self._plain(torch.where(self._field(COUNT) > 0, self._field(MEAN), math.nan))
 
     @property
-    def var(self) -> float | Tensor:
+    def var(self) -> Value:
         """The sum of squared distances from the mean over count - correction; NaN without any.
 
         0 exactly where all values are the same: what is smaller than float64's least normal number
         (2.2e-308) is given as that, and what is larger than its largest as infinity.
         """
-        left, differ = self._field(COUNT) - self.correction, self._field(MIN) < self._field(MAX)
-        least = differ.to(torch.float64) * torch.finfo(torch.float64).smallest_normal
-        return _plain(torch.where(left > 0, torch.maximum(self._field(M2) / left, least), math.nan))
+        return self._plain(self._variance())
 
     @property
-    def std(self) -> float | Tensor:
+    def std(self) -> Value:
         """The square root of ``var``."""
-        return _plain(torch.as_tensor(self.var, dtype=torch.float64).sqrt())
+        return self._plain(self._variance().sqrt())
 
     @property
-    def min(self) -> float | Tensor:
+    def min(self) -> Value:
         """Infinity where no value is finite."""
-        return _plain(self._field(MIN))
+        return self._plain(self._field(MIN))
 
     @property
-    def max(self) -> float | Tensor:
+    def max(self) -> Value:
         """Minus infinity where no value is finite."""
-        return _plain(self._field(MAX))
+        return self._plain(self._field(MAX))
 
     @property
-    def absmax(self) -> float | Tensor:
+    def absmax(self) -> Value:
         """The largest absolute value; minus infinity where no value is finite."""
-        return _plain(torch.maximum(self._field(MAX), -self._field(MIN)))
+        return self._plain(torch.maximum(self._field(MAX), -self._field(MIN)))
 
     @property
-    def zeros(self) -> float | Tensor:
+    def zeros(self) -> Value:
         """How many values are 0 (or -0)."""
-        return _plain(self._field(ZEROS))
+        return self._plain(self._field(ZEROS))
 
     @property
-    def nonfinite(self) -> float | Tensor:
+    def nonfinite(self) -> Value:
         """How many values are infinite or NaN."""
-        return _plain(self._field(NONFINITE))
+        return self._plain(self._field(NONFINITE))
 
-    def merge(self, *others: Moments) -> Moments:
+    def merge(self, *others: Self) -> Self:
         """The moments of these values and the others' together, as of micro-batches.
 
         Raises:
@@ -117,16 +125,68 @@ class Moments:
                     f"but got {tuple(other.raw.shape)}"
                 )
             raw = merged(raw, other.raw.to(raw.device))
-        return Moments(raw, self.correction)
+        return type(self)(raw, self.correction)
+
+    def _variance(self) -> Tensor:
+        left, differ = self._field(COUNT) - self.correction, self._field(MIN) < self._field(MAX)
+        least = differ.to(torch.float64) * torch.finfo(torch.float64).smallest_normal
+        return torch.where(left > 0, torch.maximum(self._field(M2) / left, least), math.nan)
+
+
+class Moments(_Fields[float]):
+    """The moments of a set of values.
+
+    Every field is a float. Infinities and NaN are counted in ``nonfinite`` and enter nothing else.
+    Looking at a field waits for the device.
+
+    Args:
+        raw: float64 of shape [7]: count, mean, sum of squared distances from the mean, min, max, zeros,
+            nonfinite.
+        correction: what is taken from the count in the variance's denominator (1: unbiased).
+
+    Raises:
+        NumberTypeError, NumberRangeError: a correction that is no number, or not finite.
+        ValueError: raw moments of channels.
+    """
+
+    _DIMS = 1
+
+    @staticmethod
+    def _plain(field: Tensor) -> float:
+        return field.item()
 
     def __repr__(self) -> str:
-        if self.raw.dim() > 1:
-            return f"Moments({self.raw.shape[0]} channels)"
         fields = ("count", "mean", "std", "min", "max", "zeros", "nonfinite")
         return f"Moments({', '.join(f'{name}={getattr(self, name):.6g}' for name in fields)})"
 
 
-def moments(x: Tensor, correction: float = 1, *, dim: int | None = None) -> Moments:
+class ChannelMoments(_Fields[Tensor]):
+    """The moments of each channel's values: as :class:`Moments`, but of shape [channels].
+
+    Every field is a float64 CPU tensor.
+
+    Args:
+        raw: float64 of shape [channels, 7].
+        correction: as of :class:`Moments`.
+    """
+
+    _DIMS = 2
+
+    @staticmethod
+    def _plain(field: Tensor) -> Tensor:
+        return field
+
+    def __repr__(self) -> str:
+        return f"ChannelMoments({self.raw.shape[0]} channels)"
+
+
+@overload
+def moments(x: Tensor, correction: float = 1, *, dim: None = None) -> Moments: ...
+@overload
+def moments(x: Tensor, correction: float = 1, *, dim: int) -> ChannelMoments: ...
+def moments(
+    x: Tensor, correction: float = 1, *, dim: int | None = None
+) -> Moments | ChannelMoments:
     """The moments of a tensor.
 
     Sums are float64 (of 16-bit values, float32 over 32 of them), around a pivot where the mean is
@@ -151,12 +211,22 @@ def moments(x: Tensor, correction: float = 1, *, dim: int | None = None) -> Mome
     >>> moments(torch.tensor([1.0, 2.0, 3.0])).var
     1.0
     """
+    if dim is None:
+        return moments_many([x], correction)[0]
     return moments_many([x], correction, dim=dim)[0]
 
 
+@overload
+def moments_many(
+    xs: Sequence[Tensor], correction: float = 1, *, dim: None = None
+) -> list[Moments]: ...
+@overload
+def moments_many(
+    xs: Sequence[Tensor], correction: float = 1, *, dim: int
+) -> list[ChannelMoments]: ...
 def moments_many(
     xs: Sequence[Tensor], correction: float = 1, *, dim: int | None = None
-) -> list[Moments]:
+) -> list[Moments] | list[ChannelMoments]:
     """:func:`moments` of many tensors, in one launch or parallel region for each device.
 
     The triton backend launches two kernels for each tensor.
@@ -186,7 +256,9 @@ def moments_many(
             for part in parts[1:]:
                 total = merged(total, part)
             whole.copy_(total)
-    return [Moments(raw, correction) for raw in raws]
+    if dim is None:
+        return [Moments(raw, correction) for raw in raws]
+    return [ChannelMoments(raw, correction) for raw in raws]
 
 
 def _checked(x: Tensor, i: int) -> Tensor:
@@ -229,7 +301,3 @@ def _readings(
         return
     for part, result in zip(x.unbind(dim), raw.unbind()):
         yield from _readings(part, None, result, split)
-
-
-def _plain(field: Tensor) -> float | Tensor:
-    return field.item() if field.dim() == 0 else field

@@ -197,7 +197,7 @@ def test_dead_and_broken_values_are_counted() -> None:
     m = moments(x)
     assert (m.count, m.zeros, m.nonfinite, m.min, m.max) == (3, 2, 2, 0.0, 1.0)
     assert "count=3" in repr(m)
-    assert repr(moments(torch.zeros(4, 2), dim=1)) == "Moments(2 channels)"
+    assert repr(moments(torch.zeros(4, 2), dim=1)) == "ChannelMoments(2 channels)"
 
 
 def test_a_large_tensor_costs_no_memory() -> None:
