@@ -335,7 +335,7 @@ def _writes(
         yield Write(pairs[..., 0], law, seed, stream, strides, offset)
         yield Write(pairs[..., 1], laws.constant(0.0), seed, stream, strides, offset + 1)
     else:
-        yield Write(pairs, laws.split_complex(law), seed, stream, (*strides, 1), offset)
+        yield Write(pairs, law.split_complex(), seed, stream, (*strides, 1), offset)
 
 
 # --- the operator --------------------------------------------------------------------------------

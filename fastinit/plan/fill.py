@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,57 +11,16 @@ from torch import Tensor
 
 from fastinit.base import number
 from fastinit.elements.regions import Region
+from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.stream import laws
+from fastinit.stream.kinds import KINDS
 from fastinit.stream.laws import Law
 
-
-class Structure(NamedTuple):
-    """A distribution of whole tensors: one of fastinit.init's functions, with its arguments."""
-
-    name: str
-    parameters: dict[str, float]
-
-
-def orthogonal(gain: float = 1.0) -> Structure:
-    return Structure("orthogonal", {"gain": number.multiplier("gain", gain, negative=True)})
-
-
-def delta_orthogonal(gain: float = 1.0) -> Structure:
-    return Structure("delta_orthogonal", {"gain": number.multiplier("gain", gain, negative=True)})
-
-
-def sparse(sparsity: float, std: float = 0.01) -> Structure:
-    return Structure(
-        "sparse",
-        {"sparsity": number.share("sparsity", sparsity), "std": laws.normal(0.0, std).p1},
-    )
-
-
-def eye() -> Structure:
-    return Structure("eye", {})
-
-
-def dirac(groups: float = 1) -> Structure:
-    count = number.positive("groups", groups)
-    if not count.is_integer():
-        number.out_of_range("groups", "a positive whole number", groups)
-    return Structure("dirac", {"groups": count})
-
-
-LAWS: dict[str, Callable[..., Law]] = {
-    "uniform": laws.uniform,
-    "normal": laws.normal,
-    "truncated_normal": laws.truncated_normal,
-    "constant": laws.constant,
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    **{kind.name: kind.parameters for kind in KINDS},
+    **{name: structure.parameters for name, structure in STRUCTURES.items()},
 }
-STRUCTURES: dict[str, Callable[..., Structure]] = {
-    "orthogonal": orthogonal,
-    "delta_orthogonal": delta_orthogonal,
-    "sparse": sparse,
-    "eye": eye,
-    "dirac": dirac,
-}
-CONSTRUCTORS: dict[str, Callable[..., Law | Structure]] = {**LAWS, **STRUCTURES}
+"""Of each distribution, of values and of whole tensors, in the order of a Fill's."""
 
 
 class Part(NamedTuple):
@@ -103,25 +62,21 @@ class Fill:
     stream: str | None = None
 
     def __post_init__(self) -> None:
-        if self.distribution not in CONSTRUCTORS:
-            known = ", ".join(CONSTRUCTORS)
+        if self.distribution not in PARAMETERS:
+            known = ", ".join(PARAMETERS)
             raise ValueError(f"distribution must be one of {known}, but got {self.distribution!r}")
         object.__setattr__(self, "scale", number.positive("scale", self.scale))
-        try:
-            unscaled = CONSTRUCTORS[self.distribution](*self.parameters)
-        except number.NumberTypeError:
-            raise
-        except TypeError as error:
-            raise ValueError(
-                f"parameters do not fit {self.distribution}: got {self.parameters!r}"
-            ) from error
-        names = unscaled.parameters
-        if len(self.parameters) != len(names):
+        names, given = PARAMETERS[self.distribution], self.parameters
+        if not isinstance(given, Iterable) or len(given := tuple(given)) != len(names):
             raise ValueError(
                 f"{self.distribution} takes {len(names)} parameters ({', '.join(names)}), "
                 f"but got {self.parameters!r}"
             )
-        object.__setattr__(self, "parameters", tuple(names.values()))
+        if self.has_law:
+            checked = laws.make(self.distribution, *given).arguments
+        else:
+            checked = STRUCTURES[self.distribution].check(*given)
+        object.__setattr__(self, "parameters", checked)
         if self.has_law:
             _ = self.law  # refuses what scaling takes out of range
         for _, part in self.parts:
@@ -199,20 +154,8 @@ class Fill:
             if (moved := fill.affine(factor, shift)) is None:
                 return None
             parts.append(Part(region, moved))
-        law = self.law
-        if factor == 0.0 or law.kind == laws.CONSTANT:
-            made = Fill.constant(factor * law.p0 + shift if law.kind == laws.CONSTANT else shift)
-        elif law.kind == laws.NORMAL:
-            made = Fill.normal(factor * law.p0 + shift, abs(factor) * law.p1)
-        else:
-            bounds = (law.p0, law.p1) if law.kind == laws.UNIFORM else (law.p2, law.p3)
-            low, high = sorted(factor * bound + shift for bound in bounds)
-            if law.kind == laws.UNIFORM:
-                made = Fill.uniform(low, high)
-            else:
-                mean, std = factor * law.p0 + shift, abs(factor) * law.p1
-                made = Fill.truncated_normal(mean, std, low, high)
-        return replace(made, parts=tuple(parts), stream=self.stream)
+        made = self.law.affine(factor, shift)
+        return Fill(made.name, made.arguments, parts=tuple(parts), stream=self.stream)
 
     def with_part(self, view: Tensor, fill: Fill) -> Fill:
         """This Fill, with ``fill`` written over a part of the parameter.
@@ -226,7 +169,14 @@ class Fill:
     @property
     def has_law(self) -> bool:
         """Whether every value is drawn from one law by itself (parts apart)."""
-        return self.distribution in LAWS
+        return self.distribution not in STRUCTURES
+
+    @property
+    def is_random(self) -> bool:
+        """Whether any value is drawn (parts apart)."""
+        if self.has_law:
+            return self.law.kind != laws.CONSTANT
+        return STRUCTURES[self.distribution].is_random
 
     @property
     def law(self) -> Law:
@@ -237,17 +187,12 @@ class Fill:
         """
         if not self.has_law:
             raise TypeError(f"{self.distribution} is not a law of single values")
-        return LAWS[self.distribution](*(self.scale * p for p in self.parameters))
-
-    @property
-    def structure(self) -> Structure:
-        """The function and arguments of a distribution of whole tensors, unscaled."""
-        return STRUCTURES[self.distribution](*self.parameters)
+        return laws.make(self.distribution, *(self.scale * p for p in self.parameters))
 
     @property
     def mean(self) -> float:
         """The expectation of the values, parts apart; NaN where that depends on the shape."""
-        return _moments(self.law)[0] if self.has_law else math.nan
+        return self.law.mean if self.has_law else math.nan
 
     @property
     def std(self) -> float:
@@ -255,7 +200,7 @@ class Fill:
 
         Parts apart; NaN where that depends on the shape.
         """
-        return _moments(self.law)[1] if self.has_law else math.nan
+        return self.law.std if self.has_law else math.nan
 
     def __repr__(self) -> str:
         """With all numbers, but of more than two parts only how many there are."""
@@ -270,45 +215,7 @@ class Fill:
         return f"Fill({', '.join(said)})"
 
     def __str__(self) -> str:
-        if self.distribution == "constant":
-            said = f"constant {self.law.p0:g}"
-        else:
-            said = self.distribution.replace("_", " ")
+        said = str(self.law) if self.has_law else self.distribution.replace("_", " ")
         return (
             f"{said}, {', '.join(sorted({str(f) for _, f in self.parts}))}" if self.parts else said
         )
-
-
-def _moments(law: Law) -> tuple[float, float]:
-    """Mean and standard deviation of a law, in doubles.
-
-    For the truncated normal see Johnson, Kotz & Balakrishnan, Continuous Univariate Distributions 1
-    (1994), section 13.10.1.
-    """
-    if law.kind == laws.UNIFORM:
-        return (law.p0 + law.p1) / 2, (law.p1 - law.p0) / math.sqrt(12.0)
-    if law.kind == laws.NORMAL:
-        return law.p0, law.p1
-    if law.kind == laws.CONSTANT:
-        return law.p0, 0.0
-    mean, std, a, b = law[1:]
-    if std == 0.0 or a == b:
-        return min(max(mean, a), b), 0.0
-    alpha, beta = (a - mean) / std, (b - mean) / std
-    if beta - alpha < 1e-3:
-        # The formula cancels to 1e-16 / (beta - alpha)^2, and the density is flat to 1e-3 of itself
-        # times the distance from the mean: the uniform law.
-        return (a + b) / 2, (b - a) / math.sqrt(12.0)
-    if alpha + beta > 0:  # the mass from the tail that holds less of it
-        mass = math.erfc(alpha / math.sqrt(2)) - math.erfc(beta / math.sqrt(2))
-    else:
-        mass = math.erfc(-beta / math.sqrt(2)) - math.erfc(-alpha / math.sqrt(2))
-    mass /= 2
-    density_a, density_b = _density(alpha), _density(beta)
-    shift = (density_a - density_b) / mass
-    pull = (alpha * density_a if density_a else 0.0) - (beta * density_b if density_b else 0.0)
-    return mean + std * shift, std * math.sqrt(max(0.0, 1.0 + pull / mass - shift * shift))
-
-
-def _density(x: float) -> float:
-    return math.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)

@@ -117,7 +117,7 @@ class Contents:
             if isinstance(call_or_piece, Call):
                 if call_or_piece.origin is not None:
                     return True
-            elif call_or_piece.fill.distribution not in ("constant", "eye", "dirac"):
+            elif call_or_piece.fill.is_random:
                 return True
         return False
 

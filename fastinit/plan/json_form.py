@@ -13,15 +13,15 @@ from typing import Any
 
 from fastinit.base import number
 from fastinit.elements.regions import Region
-from fastinit.plan.fill import CONSTRUCTORS, Fill, Part
+from fastinit.plan.fill import PARAMETERS, Fill, Part
 
 _Named = list[tuple[str, dict[str, Any]]]
 
 
 def fill_to_json(fill: Fill) -> dict[str, object]:
-    names = CONSTRUCTORS[fill.distribution](*fill.parameters).parameters
     out: dict[str, object] = {"distribution": fill.distribution}
-    out.update((name, v if math.isfinite(v) else str(v)) for name, v in names.items())
+    for name, value in zip(PARAMETERS[fill.distribution], fill.parameters):
+        out[name] = value if math.isfinite(value) else str(value)
     if fill.scale != 1.0:
         out["scale"] = fill.scale
     if fill.stream is not None:
@@ -39,10 +39,11 @@ def fill_from_json(name: str, fields: dict[str, Any]) -> Fill:
         if stream is not None and not isinstance(stream, str):
             raise TypeError(f"stream is no name: {stream!r}")
         parts = tuple(_part_from_json(name, part) for part in rest.pop("parts", ()))
-        law = CONSTRUCTORS[distribution](**{key: _number(key, v) for key, v in rest.items()})
-        if list(rest) != list(law.parameters):
-            raise ValueError(f"expected {', '.join(law.parameters)}, but got {', '.join(rest)}")
-        return Fill(distribution, tuple(law.parameters.values()), scale, parts, stream)
+        names = PARAMETERS[distribution]
+        if tuple(rest) != names:
+            raise ValueError(f"expected {', '.join(names)}, but got {', '.join(rest)}")
+        parameters = tuple(_number(name, value) for name, value in rest.items())
+        return Fill(distribution, parameters, scale, parts, stream)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"parameter {name}: no Fill ({error}): {fields}") from None
 

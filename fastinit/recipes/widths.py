@@ -21,6 +21,7 @@ from fastinit.base.text import listing
 from fastinit.plan.fill import Fill, Part
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan, Rule
+from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.recipes.fills import CONVOLUTIONS, TRANSPOSED
 from fastinit.recipes.rules import Checked
 
@@ -29,9 +30,6 @@ Shapes = Mapping[str, Sequence[int]]
 
 OPTIMIZERS = ("adam", "sgd")
 TABLES = (3, 8)
-
-_OF_NORM_1 = frozenset({"orthogonal", "delta_orthogonal", "eye", "dirac"})
-"""Matrices whose values get smaller by themselves with their larger size: rms 1 / sqrt(size)."""
 
 
 class Growth(NamedTuple):
@@ -94,8 +92,9 @@ def mup(base: nn.Module, rule: Rule, *, base_config: Any = None, table: int = 3)
             factor = ratio**-0.5
         elif grown.is_output and table == 3:
             factor = 1 / ratio
-        if fill.distribution in _OF_NORM_1:
-            factor *= _rms(fill, shapes[name]) / _rms(fill, shape)
+        if not fill.has_law:  # the larger a matrix of norm 1, the smaller its values already
+            rms = STRUCTURES[fill.distribution].rms
+            factor *= rms(shapes[name]) / rms(shape)
         return fill if factor == 1 else fill.scaled(factor)
 
     def check(names: Sequence[str]) -> None:
@@ -179,12 +178,6 @@ def growth(name: str, module: nn.Module, shape: Sequence[int], base: Sequence[in
         flipped = isinstance(module, (nn.Embedding, *TRANSPOSED)) or kind == "Conv1D"
         return Growth(*(ratios[:2] if flipped else ratios[1::-1]))
     return Growth(1.0, math.prod(ratios))
-
-
-def _rms(fill: Fill, shape: Sequence[int]) -> float:
-    """The root mean square of a matrix of norm 1, up to what kernels of one size have in common."""
-    flat = fill.distribution in ("orthogonal", "eye")
-    return 1 / math.sqrt(max(shape[0], math.prod(shape[1:] if flat else shape[1:2])))
 
 
 def _check_table(table: int) -> None:

@@ -16,48 +16,17 @@ from torch import Tensor, nn
 from fastinit import init
 from fastinit.base.torch_internals import without_dispatch
 from fastinit.elements.regions import Region
-from fastinit.plan.fill import Fill
+from fastinit.plan.fill import PARAMETERS, Fill
+from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.record.recorder import Recorder, memories
 
-_STRUCTURED: dict[Callable[..., Any], Callable[..., Fill | None]] = {}
-
-
-def _structured(*functions: Callable[..., Any]) -> Callable[..., Any]:
-    def register(fill: Callable[..., Fill | None]) -> Callable[..., Fill | None]:
-        _STRUCTURED.update(dict.fromkeys(functions, fill))
-        return fill
-
-    return register
-
-
-@_structured(nn.init.trunc_normal_)
-def _(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, **_: Any) -> Fill:
-    return Fill.truncated_normal(mean, std, a, b)
-
-
-@_structured(nn.init.orthogonal_, init.orthogonal_)
-def _(gain: float = 1.0, **_: Any) -> Fill:
-    return Fill.orthogonal(gain)
-
-
-@_structured(init.delta_orthogonal_)
-def _(gain: float = 1.0, **_: Any) -> Fill:
-    return Fill.delta_orthogonal(gain)
-
-
-@_structured(nn.init.sparse_, init.sparse_)
-def _(sparsity: float, std: float = 0.01, **_: Any) -> Fill:
-    return Fill.sparse(sparsity, std)
-
-
-@_structured(nn.init.eye_, init.eye_)
-def _(**_: Any) -> Fill:
-    return Fill.eye()
-
-
-@_structured(nn.init.dirac_, init.dirac_)
-def _(groups: int = 1, **_: Any) -> Fill:
-    return Fill.dirac(groups)
+_FUNCTIONS: dict[Callable[..., Any], str] = {
+    getattr(module, f"{name}_"): name
+    for module in (nn.init, init)
+    for name in STRUCTURES
+    if hasattr(module, f"{name}_")
+} | {nn.init.trunc_normal_: "truncated_normal"}
+"""What is recorded, and the distribution that it writes."""
 
 
 def _recorded(*args: Any, **kwargs: Any) -> Any:
@@ -71,21 +40,21 @@ def _recorded(*args: Any, **kwargs: Any) -> Any:
 
 
 _recorder: Recorder | None = None
-_originals: dict[tuple[str, str], tuple[Callable[..., Any], Callable[..., Fill | None]]] = {}
+_originals: dict[tuple[str, str], tuple[Callable[..., Any], str]] = {}
 
 
 @contextmanager
 def functions_recorded(recorder: Recorder) -> Iterator[None]:
     """While in force, a call of one of the functions on recorded memory is recorded as a whole."""
     global _recorder
-    codes = {function: function.__code__ for function in _STRUCTURED}
+    codes = {function: function.__code__ for function in _FUNCTIONS}
     for function, code in codes.items():
         untouched = types.FunctionType(
             code, function.__globals__, function.__name__, function.__defaults__
         )
         untouched.__kwdefaults__ = function.__kwdefaults__
         key = function.__module__, function.__name__
-        _originals[key] = untouched, _STRUCTURED[function]
+        _originals[key] = untouched, _FUNCTIONS[function]
         function.__code__ = _recorded.__code__.replace(co_name=function.__name__)
     _recorder = recorder
     try:
@@ -99,7 +68,7 @@ def functions_recorded(recorder: Recorder) -> Iterator[None]:
 
 def call_recorded(module: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A call of one of the functions above, while they are recorded."""
-    original, fill_of = _originals[module, name]
+    original, distribution = _originals[module, name]
     code = original.__code__
     given = dict(zip(code.co_varnames[: code.co_argcount], args)) | kwargs
     tensor = given.pop("tensor")
@@ -111,16 +80,12 @@ def call_recorded(module: str, name: str, args: tuple[Any, ...], kwargs: dict[st
         original(*args, **kwargs)
     contents = memory.contents
     region, shape = Region.of(tensor), tuple(tensor.shape)
-    fill = fill_of(**given)
+    parameters = {key: given[key] for key in PARAMETERS[distribution] if key in given}
+    fill: Fill = getattr(Fill, distribution)(**parameters)
     keyed = given.get("seed") is not None or given.get("name") is not None
-    if fill is not None and not keyed and fill.has_law:
+    if not keyed and fill.has_law:
         memory.contents = contents.filled(region, fill, memory.draw())
-    elif (
-        fill is not None
-        and not keyed
-        and tensor.is_contiguous()
-        and region.is_whole(contents.numel)
-    ):
+    elif not keyed and tensor.is_contiguous() and region.is_whole(contents.numel):
         memory.contents = contents.filled(region, fill, memory.draw(), shape)
     else:
         ours = getattr(init, name)  # the same bits everywhere

@@ -54,8 +54,8 @@ def fill_of(
     if func is torch.ops.fastinit.fill_.default:
         if given["seed"] is not None or given["strides"] is not None:
             return None
-        kind = laws.NAMES[given["kind"]]
-        return Fill(kind, tuple(laws.Law(given["kind"], *given["parameters"]).parameters.values()))
+        law = laws.Law(given["kind"], *given["parameters"])
+        return Fill(law.name, law.arguments)
     if not args[0].is_floating_point():
         return None
     if name == "zero_":

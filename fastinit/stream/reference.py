@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastinit.stream.laws import CONSTANT, NORMAL, UNIFORM, Params
+from fastinit.stream.kinds import Params
+from fastinit.stream.laws import CONSTANT, NORMAL, UNIFORM
 
 MASK = 0xFFFF_FFFF
 SIGN = 0x8000_0000

@@ -464,7 +464,7 @@ def test_what_becomes_of_a_mistake(run: Run, name: str) -> None:
     mistake = MISTAKES[name]
     if "-mfma" in mistake.flags and "fma" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this CPU has no fma")
-    law = LAWS[laws.NAMES.index(mistake.law.lower())]
+    law = LAWS[laws.CODES[mistake.law.lower()]]
     if mistake.file == MOMENTS:
         work = readings((torch.float32,), few=True)
     else:

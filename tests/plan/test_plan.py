@@ -70,7 +70,7 @@ def test_scale_multiplies_values() -> None:
     [
         (("cauchy", (0.0,)), "distribution must be one of"),
         (("normal", (0.0,)), "normal takes 2 parameters"),
-        (("normal", (0.0, 1.0, 2.0)), "do not fit normal"),
+        (("normal", (0.0, 1.0, 2.0)), "normal takes 2 parameters"),
         (("normal", (0.0, 1.0), 0.0), "scale must be positive"),
         (("normal", (0.0, 1.0), math.nan), "scale must be positive"),
         (("normal", (0.0, 1.0), "2"), "scale must be a number"),

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from fastinit.fills.operator import fill_
-from fastinit.stream import laws
+from fastinit.stream import kinds, laws, rounding
 from fastinit.stream.laws import Law
 
 NAN, INF = math.nan, math.inf
@@ -49,9 +49,9 @@ def test_a_uniform_value_is_in_its_interval(a: float, b: float, dtype: torch.dty
     if dtype == torch.float16 and abs(b) > 65504:
         pytest.skip("beyond float16")
     values = drawn(laws.uniform(a, b), dtype)
-    held = laws.round_up(a, dtype)
+    held = rounding.round_up(a, dtype)
     if held >= b:  # the dtype has no value in [a, b): the nearest one to a
-        assert bool((values == laws.nearest(a, dtype)).all())
+        assert bool((values == rounding.nearest(a, dtype)).all())
         return
     assert values.min() >= a
     assert values.max() < b
@@ -68,7 +68,7 @@ def test_any_uniform_value_is_in_its_interval(
     a: float, b: float, dtype: torch.dtype, seed: int
 ) -> None:
     a, b = min(a, b), max(a, b)
-    if laws.round_up(a, dtype) < b:
+    if rounding.round_up(a, dtype) < b:
         values = drawn(laws.uniform(a, b), dtype, 2000, seed)
         assert a <= values.min()
         assert values.max() < b
@@ -115,8 +115,8 @@ def test_a_truncated_normal_value_is_in_its_window(
     for bound, inner in ((a, 1), (b, -1)):
         if math.isinf(bound):
             continue
-        last = laws.round_up(bound, dtype) if inner == 1 else laws.round_down(bound, dtype)
-        middle = (last + laws._next(last, dtype, inner)) / 2
+        last = rounding.round_up(bound, dtype) if inner == 1 else rounding.round_down(bound, dtype)
+        middle = (last + rounding.neighbour(last, dtype, inner)) / 2
         mass = abs(law.cdf(middle) - law.cdf(bound))
         # Float32 arithmetic puts a value up to 1e-6 max(1, |z|) off: in float32 several ulps.
         mass += law.pdf(bound) * 1e-6 * max(std, abs(bound - mean))
@@ -262,7 +262,7 @@ def test_kernel_parameters_are_float32_and_the_interval_is_not_empty(
     params = laws.kernel_params(law, dtype)
     for name, value in params._asdict().items():
         assert not math.isnan(value), name
-        assert laws.float32(value) == value, name
+        assert rounding.float32(value) == value, name
     assert params.lo <= params.hi
     if law.kind == laws.TRUNCATED_NORMAL:  # probabilities within (0, 1) at both ends of the words
         assert min(params.t_below, params.t_above) > 0
@@ -275,14 +275,14 @@ def test_normal_tail(x: float) -> None:
     with mpmath.workdps(60):
         for y in (x, -x):
             exact = mpmath.erfc(mpmath.mpf(y) / mpmath.sqrt(2)) / 2
-            got = laws.normal_tail(y)
+            got = kinds.normal_tail(y)
             assert abs(mpmath.mpf(got) - exact) <= mpmath.mpf(math.ulp(got)) / 2
             assert got == pytest.approx(stats.norm.sf(y), rel=1e-14)
 
 
 def test_normal_tail_at_the_ends() -> None:
-    assert (laws.normal_tail(INF), laws.normal_tail(-INF)) == (0.0, 1.0)
-    assert (laws.normal_tail(39.0), laws.normal_tail(-39.0)) == (0.0, 1.0)
+    assert (kinds.normal_tail(INF), kinds.normal_tail(-INF)) == (0.0, 1.0)
+    assert (kinds.normal_tail(39.0), kinds.normal_tail(-39.0)) == (0.0, 1.0)
 
 
 # --- rounding to a dtype -----------------------------------------------------------------------------
@@ -313,31 +313,35 @@ def test_neighbours_are_the_neighbours(dtype: torch.dtype) -> None:
     ]
     zero = values.index(0.0)
     for i in (*places, *range(zero - 3, zero + 4)):
-        assert laws._next(values[i], dtype, 1) == values[i + 1]
-        assert laws._next(values[i], dtype, -1) == values[i - 1]
-        assert laws.below(values[i], dtype) == values[i - 1]
-        assert laws.round_up(values[i], dtype) == laws.round_down(values[i], dtype) == values[i]
+        assert rounding.neighbour(values[i], dtype, 1) == values[i + 1]
+        assert rounding.neighbour(values[i], dtype, -1) == values[i - 1]
+        assert rounding.below(values[i], dtype) == values[i - 1]
+        assert (
+            rounding.round_up(values[i], dtype)
+            == rounding.round_down(values[i], dtype)
+            == values[i]
+        )
         between = (values[i] + values[i + 1]) / 2
-        assert laws.round_up(between, dtype) == values[i + 1]
-        assert laws.round_down(between, dtype) == laws.below(between, dtype) == values[i]
+        assert rounding.round_up(between, dtype) == values[i + 1]
+        assert rounding.round_down(between, dtype) == rounding.below(between, dtype) == values[i]
 
 
 @settings(max_examples=300)
 @given(SOME, st.sampled_from(laws.DTYPES))
 def test_rounding_up_and_down(value: float, dtype: torch.dtype) -> None:
     held = torch.float32 if dtype == torch.float64 else dtype
-    up, down = laws.round_up(value, dtype), laws.round_down(value, dtype)
-    under, near = laws.below(value, dtype), laws.nearest(value, dtype)
+    up, down = rounding.round_up(value, dtype), rounding.round_down(value, dtype)
+    under, near = rounding.below(value, dtype), rounding.nearest(value, dtype)
     assert under < value <= up
     assert down <= value
     assert near in (up, down)
     for number in (up, down, under, near):
         assert torch.tensor(number, dtype=torch.float64).to(held).item() == number
     if up != down:
-        assert laws._next(down, dtype, 1) == up
+        assert rounding.neighbour(down, dtype, 1) == up
         middle = (Fraction(up) + Fraction(down)) / 2
         # To float32 first, as every value is: that may make a tie of what is not one.
-        single = Fraction(laws.float32(value))
+        single = Fraction(rounding.float32(value))
         assert near == (up if single > middle else down) or single == middle
     elif value != 0:
-        assert laws._next(under, dtype, 1) == value
+        assert rounding.neighbour(under, dtype, 1) == value

@@ -80,7 +80,7 @@ def test_known_answers(name: str, step: int) -> None:
         for line in islice(known_answers(), 0, None, step):
             count += 1
             law = Law(
-                laws.NAMES.index(line["law"]),
+                laws.CODES[line["law"]],
                 *(float.fromhex(p) for p in line["parameters"].split()),
             )
             words = line["bits"].split()

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastinit.elements.runs import runs
 from fastinit.stream import laws
 from fastinit.stream.keys import signed
-from fastinit.stream.laws import Params
+from fastinit.stream.kinds import Params
 
 # A kernel sees globals only if they are constexpr.
 UNIFORM, NORMAL, CONSTANT = map(tl.constexpr, (laws.UNIFORM, laws.NORMAL, laws.CONSTANT))
