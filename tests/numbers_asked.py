@@ -293,7 +293,7 @@ ARGUMENTS |= {
     "fastinit.command.models.from_function:seed": Argument(
         lambda v: models.from_function("torch.nn:ReLU", seed=v), seed, whole=True
     ),
-    "fastinit.checkpoint.writing.layout:shard_size": Argument(
+    "fastinit.checkpoint.layout:shard_size": Argument(
         laid_out,
         lambda n: n >= 1,
         whole=True,

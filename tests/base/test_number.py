@@ -200,8 +200,8 @@ RESULTS = {
 ELSEWHERE = {
     "fastinit.init.constant_:val": "torch's own fill_, any number of the tensor's dtype",
     "fastinit.init.sparse_:std": "asked as an argument of init",
-    "fastinit.checkpoint.writing.write:shard_size": "test_shards_on_disk",
-    "fastinit.checkpoint.writing.measure_rates:size": "of a sample, by the command line",
+    "fastinit.checkpoint.write:shard_size": "test_shards_on_disk",
+    "fastinit.checkpoint.measure_rates:size": "of a sample, by the command line",
     "fastinit.command.models.from_config:seed": "needs transformers; hands it to deferred",
     "fastinit.fills.operator.fill_:seed": "asked by fastinit.init",
     "fastinit.fills.operator.draw_seed:seed": "of DTensors, asked by fastinit.init with keys.check_seed",
