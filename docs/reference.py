@@ -18,7 +18,8 @@ from pdoc import docstrings
 PAGES = {
     "fastinit": "models, plans, statistics, LSUV: what is used most",
     "fastinit.plan.plan": "plans, and what their methods give",
-    "fastinit.variance.lsuv": "LSUV, and what it gives",
+    "fastinit.variance.lsuv": "LSUV",
+    "fastinit.variance.lsuv_result": "what LSUV gives",
     "fastinit.variance.watch": "watching a model, and what that gives",
     "fastinit.init": "the functions of torch.nn.init",
     "fastinit.recipes": "rules for whole models",

@@ -20,7 +20,10 @@ from fastinit.record.recorder import DeferredError
 from fastinit.statistics.product import linear_moments
 from fastinit.statistics.tensor import ChannelMoments, Moments, moments, moments_many
 from fastinit.variance import schedules
-from fastinit.variance.lsuv import LSUVError, LSUVResult, lsuv_, transfer_scale_
+from fastinit.variance.affine import LSUVError
+from fastinit.variance.lsuv import lsuv_
+from fastinit.variance.lsuv_result import LSUVResult
+from fastinit.variance.transfer import transfer_scale_
 from fastinit.variance.watch import watch
 
 __version__ = version()

@@ -61,6 +61,11 @@ class Layer(NamedTuple):
         return None if self.bias_in is None else self._own(self.bias_in)
 
     @property
+    def trained_bias(self) -> Tensor | None:
+        """The bias, if it needs a gradient: only then it may be shifted."""
+        return self.bias if self.bias_in is not None and self.bias_in.requires_grad else None
+
+    @property
     def key(self) -> tuple[int, int | None]:
         """Equal for layers whose weights are tied."""
         if self.projection is None or self._rows(self.weight_in) is None:

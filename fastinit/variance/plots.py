@@ -14,9 +14,6 @@ from fastinit.variance.layers import abbreviated
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from fastinit.variance.lsuv import Measured
-    from fastinit.variance.watch import Watched
-
 NAMED = 12  # layers up to which each has its name below the axis
 ROOM = 20  # letters of a name
 _TARGET = "fastinit-target"
@@ -29,7 +26,10 @@ _DOTTED: dict[str, Any] = {
 
 
 def variance_through_depth(
-    layers: Sequence[Watched],
+    names: Sequence[str],
+    forward: Sequence[float],
+    backward: Sequence[float | None],
+    *,
     path: str | os.PathLike[str] | None = None,
     ax: Axes | None = None,
     label: str = "",
@@ -41,76 +41,82 @@ def variance_through_depth(
     cross stands at the foot of the axis.
 
     Args:
-        layers: ``Watch.layers``.
+        names: the layers', in the order of execution.
+        forward: the variance of each layer's output, from 0 on, or NaN.
+        backward: that of the gradient; None where there was no gradient.
         path: a file to write, its format by its name (.png, .pdf, .svg); needs no display.
-        ax: axes to draw on, so as to compare several watches; by default those of a new figure.
-        label: what this watch is called in the legend.
+        ax: axes to draw on, so as to compare several models; by default those of a new figure.
+        label: what this model is called in the legend.
 
     Returns:
         The axes; ``ax.figure`` is the figure.
 
     Raises:
         ImportError: matplotlib is not there.
-        ValueError: no layer ran, or a name that ends in no format.
+        ValueError: no layer, or a name that ends in no format.
     """
-    ax = _axes(ax, len(layers), path)
+    ax = _axes(ax, len(names), path)
     if not any(line.get_gid() == _TARGET for line in ax.lines):
         ax.axhline(1.0, label="target", gid=_TARGET, **_DOTTED)
     prefix = f"{label}: " if label else ""
-    forward = [_positive(layer.forward.var) for layer in layers]
-    color = _draw(ax, forward, f"{prefix}output")
-    backward = [_positive(layer.backward.var) if layer.backward else math.nan for layer in layers]
-    if begin := [v for v in reversed(backward) if not math.isnan(v)]:
-        relative = [v / begin[0] for v in backward]
+    outputs = list(map(_positive, forward))
+    color = _draw(ax, outputs, f"{prefix}output")
+    gradients = [math.nan if v is None else _positive(v) for v in backward]
+    if begin := [v for v in reversed(gradients) if not math.isnan(v)]:
+        relative = [v / begin[0] for v in gradients]
         name = f"{prefix}gradient, relative to the last"
         _draw(ax, relative, name, linestyle="--", color=color, markerfacecolor="white")
-    graded = [i for i, layer in enumerate(layers) if layer.backward is not None]
-    lost = [i for i, v in enumerate(forward) if math.isnan(v)]
-    lost += [i for i in graded if math.isnan(backward[i])]
+    lost = [i for i, v in enumerate(outputs) if math.isnan(v)]
+    lost += [i for i, v in enumerate(gradients) if math.isnan(v) and backward[i] is not None]
     _cross(ax, lost, f"{prefix}no variance", color)
-    return _finished(ax, "variance", [layer.name for layer in layers], path)
+    return _finished(ax, "variance", names, path)
 
 
 def std_before_and_after(
-    layers: Sequence[Measured],
+    names: Sequence[str],
+    before: Sequence[float],
+    after: Sequence[float],
+    targets: Sequence[float],
+    *,
     path: str | os.PathLike[str] | None = None,
     ax: Axes | None = None,
     label: str = "",
 ) -> Axes:
     """Draws each layer's std before and after :func:`fastinit.lsuv_`, on a logarithmic axis.
 
-    "Before" is a layer as it was in the pass, where those before it are scaled already. Frozen layers
-    have no target, and a cross at the foot of the axis where their std is 0 or there is none.
+    Where a std is 0 or there is none after, a cross stands at the foot of the axis.
 
     Args:
-        layers: ``LSUVResult.layers``.
+        names: the layers', in the order of execution.
+        before: the std of each layer's output as it was in the pass, where those before it are scaled
+            already.
+        after: that of the output when it was scaled.
+        targets: the std asked for; NaN for frozen layers.
         path: a file to write, its format by its name (.png, .pdf, .svg); needs no display.
-        ax: axes to draw on, so as to compare several results; by default those of a new figure.
-        label: what this result is called in the legend.
+        ax: axes to draw on, so as to compare several models; by default those of a new figure.
+        label: what this model is called in the legend.
 
     Returns:
         The axes; ``ax.figure`` is the figure.
 
     Raises:
         ImportError: matplotlib is not there.
-        ValueError: no layer ran, or a name that ends in no format.
+        ValueError: no layer, or a name that ends in no format.
     """
-    ax = _axes(ax, len(layers), path)
-    targets = [layer.target for layer in layers]
+    ax = _axes(ax, len(names), path)
     if not any(line.get_gid() == _TARGET for line in ax.lines):
         aims = {target for target in targets if not math.isnan(target)}
         if len(aims) == 1:
             ax.axhline(aims.pop(), label="target", gid=_TARGET, **_DOTTED)
         else:
-            ax.plot(_depth(layers), targets, label="target", gid=_TARGET, **_DOTTED)
+            ax.plot(_depth(names), targets, label="target", gid=_TARGET, **_DOTTED)
     prefix = f"{label}: " if label else ""
-    before = [_positive(layer.before.std) for layer in layers]
-    after = [_positive(layer.std) for layer in layers]
+    scaled = list(map(_positive, after))
     open_: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
-    color = _draw(ax, before, f"{prefix}before", **open_)
-    _draw(ax, after, f"{prefix}after", color=color)
-    _cross(ax, [i for i, v in enumerate(after) if math.isnan(v)], f"{prefix}no variance", color)
-    return _finished(ax, "standard deviation", [layer.name for layer in layers], path)
+    color = _draw(ax, list(map(_positive, before)), f"{prefix}before", **open_)
+    _draw(ax, scaled, f"{prefix}after", color=color)
+    _cross(ax, [i for i, v in enumerate(scaled) if math.isnan(v)], f"{prefix}no variance", color)
+    return _finished(ax, "standard deviation", names, path)
 
 
 def check_format(path: str | os.PathLike[str]) -> None:
@@ -170,7 +176,7 @@ def _cross(ax: Axes, places: list[int], label: str, color: Any) -> None:
         ax.plot([i + 1 for i in places], [0.0] * len(places), "x", **style)
 
 
-def _finished(ax: Axes, what: str, names: list[str], path: Any) -> Axes:
+def _finished(ax: Axes, what: str, names: Sequence[str], path: Any) -> Axes:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     def tick(value: float, place: int) -> str:
@@ -203,7 +209,6 @@ def _finished(ax: Axes, what: str, names: list[str], path: Any) -> Axes:
     return ax
 
 
-def _positive(value: Any) -> float:
+def _positive(value: float) -> float:
     """NaN where a logarithmic axis has no place for a number."""
-    number = float(value)
-    return number if 0 < number < math.inf else math.nan
+    return value if 0 < value < math.inf else math.nan

@@ -33,13 +33,12 @@ _OWN = frozenset(
 _ABSENT = object()
 
 
-class Kept:
+class ModelState:
     """What a model is before it runs, and putting it back."""
 
     def __init__(self, model: nn.Module) -> None:
         self.undo = Undo()
         self.model = model
-        self.held: list[tuple[nn.Module, Tensor, Tensor]] = []
         self.copies: dict[int, tuple[Tensor, Tensor]] = {}  # of weights
         self.modules: list[_Module] = []
         self.tensors: dict[int, _Tensor] = {}
@@ -56,12 +55,12 @@ class Kept:
                 # A norm: if it is compiled, what it writes is not seen.
                 norms += [b for b in module._buffers.values() if b is not None and not is_lazy(b)]
         for buffer in norms:
-            self.undo.keep(buffer)
+            self.undo.copy_before_write(buffer)
         room = ALL_KEPT
         for name, buffer in sorted(buffers, key=lambda named: named[1].nbytes):
             if buffer.nbytes <= min(KEPT, room):
                 room -= buffer.nbytes
-                self.undo.keep(buffer)
+                self.undo.copy_before_write(buffer)
             elif (key := internals.storage_id(buffer)) not in self.sums:
                 self.sums[key] = name, buffer.detach(), _sum(buffer)
         for lazy in (module.module for module in self.modules if module.lazy):
@@ -91,29 +90,18 @@ class Kept:
             if tensor is not None and not is_lazy(tensor):
                 self.undo.track([tensor])
 
-    def keep(self, weight: Tensor) -> Tensor:
+    def original(self, weight: Tensor) -> Tensor:
         """A copy of a weight that is about to change, as it was when it was first asked for."""
         if id(weight) not in self.copies:
-            copy = self.undo.keep(weight)
+            copy = self.undo.copy_before_write(weight)
             copy = weight.detach().clone() if copy is None else copy.view(weight.dtype)
             self.copies[id(weight)] = weight, copy
         return self.copies[id(weight)][1]
-
-    def hold(self, module: nn.Module, weight: Tensor) -> None:
-        """Copies a weight that is to be another while ``module`` runs, until its :meth:`release`."""
-        self.held.append((module, weight, weight.clone()))
-
-    def release(self, module: nn.Module | None = None) -> None:
-        """Puts back what is held for a module, or for all, and lets go of the copies."""
-        while self.held and module in (None, self.held[-1][0]):
-            _, weight, copy = self.held.pop()
-            weight.copy_(copy)
 
     def put_back(self, failed: bool) -> None:
         """All as it was; but lazy modules stay initialised unless the run failed."""
         for hook in self.hooks:
             hook.remove()
-        self.release()
         reshard_(self.model)
         for module in self.modules:
             if failed or not module.lazy:
@@ -131,7 +119,7 @@ class Kept:
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[Kept]:
+def unchanged(model: nn.Module) -> Iterator[ModelState]:
     """Within the block the model may run, without gradients; after it everything is as before.
 
     Parameters, buffers, tensors in attributes, gradients, modes, hooks, what is registered, and random
@@ -141,15 +129,15 @@ def unchanged(model: nn.Module) -> Iterator[Kept]:
         LSUVError: a large buffer was written where torch cannot see it, and is not as before.
     """
     with same_random_numbers(model), torch.no_grad():
-        kept = Kept(model)
+        state = ModelState(model)
         failed = True
         try:
-            with kept.undo:
-                yield kept
+            with state.undo:
+                yield state
             failed = False
         finally:
-            kept.put_back(failed)
-            if lost := kept.changed_for_good():
+            state.put_back(failed)
+            if lost := state.changed_for_good():
                 message = (
                     f"forward writes large buffers where torch cannot see it, by their address or in "
                     f"another thread, so that they cannot be put back: {', '.join(lost)}"

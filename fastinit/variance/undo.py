@@ -48,7 +48,7 @@ class Undo(internals.TorchDispatchMode):
                     storage = part.untyped_storage()
                     self._tracked[internals.storage_id(part)] = storage
 
-    def keep(self, tensor: Tensor) -> Tensor | None:
+    def copy_before_write(self, tensor: Tensor) -> Tensor | None:
         """A copy, as integers, of what a tensor held before it was written; None if it isn't tracked."""
         if not self._tracks(tensor):
             return None
@@ -88,13 +88,13 @@ class Undo(internals.TorchDispatchMode):
         if any(kind.__torch_dispatch__ is not internals.plain_dispatch for kind in types):
             return NotImplemented  # the subclass does it by operations on plain tensors
         if func is _RENORM:
-            self._keep_rows(*args[:2])
+            self._copy_rows(*args[:2])
         else:
             for place, name in _writes(func):
                 value = args[place] if place < len(args) else kwargs.get(name)
                 for tensor in value if isinstance(value, (list, tuple)) else (value,):
                     if isinstance(tensor, Tensor):
-                        self.keep(tensor)
+                        self.copy_before_write(tensor)
         return func(*args, **kwargs)
 
     def _tracks(self, tensor: Tensor) -> bool:
@@ -104,7 +104,7 @@ class Undo(internals.TorchDispatchMode):
             return False
         return tracked and obstacle(tensor) is None
 
-    def _keep_rows(self, table: Tensor, indices: Tensor) -> None:
+    def _copy_rows(self, table: Tensor, indices: Tensor) -> None:
         """A renormalised embedding may be large, and one call writes few of its rows."""
         if not self._tracks(table):
             return

@@ -184,7 +184,15 @@ class Watch:
         """:func:`fastinit.variance.plots.variance_through_depth`: a picture of the variance by layer."""
         from fastinit.variance.plots import variance_through_depth
 
-        return variance_through_depth(self.layers, path, ax, label)
+        layers = self.layers
+        return variance_through_depth(
+            [layer.name for layer in layers],
+            [layer.forward.var for layer in layers],
+            [None if layer.backward is None else layer.backward.var for layer in layers],
+            path=path,
+            ax=ax,
+            label=label,
+        )
 
     def to_json(self) -> str:
         """Everything as strict JSON: NaN (what is not there) as null, infinities as strings."""
@@ -597,11 +605,11 @@ def _on_cpu(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _var(m: Moments | None) -> float:
-    return math.nan if m is None else float(m.var)
+    return math.nan if m is None else m.var
 
 
 def _std(m: Moments | None) -> float:
-    return math.nan if m is None else float(m.std)
+    return math.nan if m is None else m.std
 
 
 def _digits(value: float) -> str:

@@ -22,7 +22,7 @@ from fastinit.elements import tensors
 from fastinit.fills import operator as ops
 from fastinit.statistics.tensor import MAX_DIMS
 from fastinit.stream import laws
-from fastinit.variance.lsuv import LSUVError
+from fastinit.variance.affine import LSUVError
 
 SHAPE = (4, 6)
 

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from fastinit.variance import schedules
-from fastinit.variance.lsuv import LSUVError, LSUVResult, lsuv_, transfer_scale_
+from fastinit.variance.affine import LSUVError
+from fastinit.variance.lsuv import lsuv_
+from fastinit.variance.lsuv_result import LSUVResult
+from fastinit.variance.transfer import transfer_scale_
 from tests.running_models import differences, everything
 
 # Weights and outputs are rounded to float32 after the scale is known: some 1e-6 of the std.
