@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastinit.base import torch_internals as internals
 from fastinit.base.text import listing
 from fastinit.elements import shards as shard
-from fastinit.elements.regions import Region
+from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan
@@ -56,14 +56,12 @@ class Stored(NamedTuple):
 
     name: str
     source: Source
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int
+    which: Strided
 
     @property
     def numel(self) -> int:
         """How many elements."""
-        return math.prod(self.shape)
+        return self.which.numel
 
     @property
     def nbytes(self) -> int:
@@ -71,16 +69,11 @@ class Stored(NamedTuple):
         return self.numel * self.source.dtype.itemsize
 
     @property
-    def is_run(self) -> bool:
-        """Whether the elements are neighbours in the source, in order."""
-        return Region.make(self.offset, self.shape, self.strides).is_run
-
-    @property
     def needs_whole(self) -> bool:
         """Whether no element can be made without all of the source."""
         content = self.source.content
         if isinstance(content, Fill):
-            return not content.has_law or bool(content.parts and not self.is_run)
+            return not content.has_law or bool(content.parts and not self.which.is_run)
         return isinstance(content, Computed)
 
 
@@ -179,13 +172,7 @@ def _as_saved(model: nn.Module, sources: Mapping[str, Source]) -> list[Stored]:
     if any(internals.storage_id(tensor) not in by_storage for tensor in tensors.values()):
         tensors = kept  # computed from the parameters: from_pretrained knows their own names too
     return [
-        Stored(
-            name,
-            by_storage[internals.storage_id(tensor)],
-            tuple(tensor.shape),
-            tensor.stride(),
-            int(tensor.storage_offset()),
-        )
+        Stored(name, by_storage[internals.storage_id(tensor)], Strided.of(tensor))
         for name, tensor in tensors.items()
     ]
 

@@ -120,7 +120,7 @@ def _shard(file: str, tensors: Sequence[Stored], metadata: Mapping[str, str]) ->
     for tensor in ordered:
         fields[tensor.name] = {
             "dtype": _DTYPES[tensor.source.dtype],
-            "shape": tensor.shape,
+            "shape": tensor.which.sizes,
             "data_offsets": (begin, begin + tensor.nbytes),
         }
         begin += tensor.nbytes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastinit.checkpoint import disk as stream_file
-from fastinit.checkpoint.ranges import Piece, Pieces
+from fastinit.checkpoint.ranges import Range, Ranges
 from fastinit.checkpoint.safetensors import Shard
 from fastinit.plan.write import Progress
 
@@ -26,14 +26,14 @@ class Done:
             self.progress(self.so_far, self.total)
 
 
-def make(shard: Shard, start: int, stop: int, out: Tensor, pieces: Pieces) -> None:
+def make(shard: Shard, start: int, stop: int, out: Tensor, ranges: Ranges) -> None:
     """Writes bytes ``start`` to ``stop`` of a shard."""
     if start < len(shard.header):
         header = bytearray(shard.header[start:stop])
         out[: len(header)] = torch.frombuffer(header, dtype=torch.uint8)
-    pieces.write(
+    ranges.write(
         [
-            Piece(tensor, first, out[at - start :][: (last - first) * each].view(dtype))
+            Range(tensor, first, out[at - start :][: (last - first) * each].view(dtype))
             for tensor, first, last, at in shard.within(start, stop)
             for dtype in (tensor.source.dtype,)
             for each in (dtype.itemsize,)
@@ -41,7 +41,7 @@ def make(shard: Shard, start: int, stop: int, out: Tensor, pieces: Pieces) -> No
     )
 
 
-def first_wrong(path: Path, shard: Shard, pieces: Pieces, done: Done) -> int | None:
+def first_wrong(path: Path, shard: Shard, ranges: Ranges, done: Done) -> int | None:
     """The first byte of a file that is not the shard's, or None. The disk is read, not the cache."""
     size = min(stream_file.CHUNK, shard.size)
     read = bytearray(size)
@@ -51,7 +51,7 @@ def first_wrong(path: Path, shard: Shard, pieces: Pieces, done: Done) -> int | N
         for start in range(0, shard.size, size):
             length = min(size, shard.size - start)
             _advise(file.fileno(), start, length, "POSIX_FADV_WILLNEED")  # while it is computed
-            make(shard, start, start + length, want[:length], pieces)
+            make(shard, start, start + length, want[:length], ranges)
             got = 0
             while got < length and (count := file.readinto(view[got:length])):
                 got += count

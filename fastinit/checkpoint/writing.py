@@ -33,7 +33,7 @@ from fastinit.base.files import remove_left, sync_directory, write_text
 from fastinit.base.memory import free_disk_bytes, nearest_directory
 from fastinit.checkpoint.disk import CHUNK, StreamWriter
 from fastinit.checkpoint.entries import Stored, stored_tensors
-from fastinit.checkpoint.ranges import Piece, Pieces
+from fastinit.checkpoint.ranges import Range, Ranges
 from fastinit.checkpoint.safetensors import INDEX, IS_SHARD, Shard, index, shards
 from fastinit.checkpoint.shard_bytes import Done, first_wrong, make
 from fastinit.plan.fill import Fill
@@ -217,15 +217,15 @@ def measure_rates(planned: Layout, directory: str | PathLike[str], size: int = 1
         directory: it need not exist, and is not made.
         size: bytes, of which nothing is left.
     """
-    pieces = Pieces(planned.seed)
+    ranges = Ranges(planned.seed)
     shard = max(planned.shards, key=lambda shard: shard.size)
     size = min(size, -(-shard.size // CHUNK) * CHUNK)
     buffer = torch.empty(min(CHUNK, shard.size), dtype=torch.uint8)
     chunks = [(at, min(at + CHUNK, shard.size)) for at in range(0, size, CHUNK)]
-    make(shard, *chunks[0], buffer[: chunks[0][1]], pieces)  # in memory that is new
+    make(shard, *chunks[0], buffer[: chunks[0][1]], ranges)  # in memory that is new
     begun = time.perf_counter()
     for start, stop in chunks:
-        make(shard, start, stop, buffer[: stop - start], pieces)
+        make(shard, start, stop, buffer[: stop - start], ranges)
     rate = chunks[-1][1] / (time.perf_counter() - begun)
 
     near = nearest_directory(directory)
@@ -239,10 +239,10 @@ def measure_rates(planned: Layout, directory: str | PathLike[str], size: int = 1
 
 def _write_shards(folder: Path, planned: Layout, todo: Sequence[Shard], done: Done) -> float:
     """Returns the seconds in which the disk was at work."""
-    pieces = Pieces(planned.seed)
+    ranges = Ranges(planned.seed)
 
     def made(shard: Shard, start: int, stop: int, out: Tensor) -> None:
-        make(shard, start, stop, out, pieces)
+        make(shard, start, stop, out, ranges)
         done.add(stop - start)
 
     with StreamWriter() as writer:
@@ -257,12 +257,13 @@ def _write_shards(folder: Path, planned: Layout, todo: Sequence[Shard], done: Do
 
 def _fingerprint(tensors: Sequence[Stored], seed: int) -> str:
     """A hash of all that the values follow from; of those that were computed or given, the values."""
-    pieces = Pieces(seed)
+    ranges = Ranges(seed)
     digest = blake2b(f"{STREAM_VERSION} {seed}".encode(), digest_size=16)
     buffer = bytearray()
     for tensor in tensors:
-        name, source, *place = tensor
-        digest.update(repr((name, source.name, source.shape, str(source.dtype), place)).encode())
+        name, source, which = tensor
+        what = (name, source.name, source.shape, str(source.dtype), *which)
+        digest.update(repr(what).encode())
         if isinstance(source.content, Fill):
             digest.update(repr(astuple(source.content)).encode())
             continue
@@ -271,7 +272,7 @@ def _fingerprint(tensors: Sequence[Stored], seed: int) -> str:
         for start in range(0, tensor.numel, CHUNK // each):
             stop = min(start + CHUNK // each, tensor.numel)
             out = torch.frombuffer(buffer, dtype=source.dtype, count=stop - start)
-            pieces.write([Piece(tensor, start, out)])
+            ranges.write([Range(tensor, start, out)])
             digest.update(memoryview(buffer)[: (stop - start) * each])
     return digest.hexdigest()
 
@@ -294,12 +295,12 @@ def _existing(folder: Path, planned: Layout) -> tuple[set[str], list[tuple[Path,
 
 def _damaged(folder: Path, planned: Layout, kept: set[str], done: Done) -> list[tuple[Path, str]]:
     """Shards that are not what would be written, with the tensor of the first byte that is wrong."""
-    pieces = Pieces(planned.seed)
+    ranges = Ranges(planned.seed)
     found = []
     for shard in planned.shards:
         if shard.file in kept:
             path = folder / shard.file
-            wrong = first_wrong(path, shard, pieces, done)
+            wrong = first_wrong(path, shard, ranges, done)
             if wrong is not None:
                 within = next((t.name for t, *_ in shard.within(wrong, wrong + 1)), "its header")
                 found.append((path, f"{path} is damaged in {within}, at byte {wrong:,}"))

@@ -9,51 +9,21 @@ torch.distributed is only looked at if someone has imported it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
-from typing import TYPE_CHECKING, NamedTuple, TypeGuard
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
 from fastinit.base import torch_internals as internals
 from fastinit.elements import partitioned
-from fastinit.elements.regions import Region
+from fastinit.elements.strided import Piece, Strided
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 Runs = list[tuple[int, int]]
 """(start, length) of the indices that are held of one dimension, in their order."""
-
-
-class Block(NamedTuple):
-    """The elements of a tensor from ``start`` on, ``sizes`` of them by dimension."""
-
-    start: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-class Piece(NamedTuple):
-    """A block of the full tensor that this rank holds: where it starts, and a view of its memory."""
-
-    start: tuple[int, ...]
-    tensor: Tensor
-
-    def offset(self, strides: Sequence[int]) -> int:
-        """The index of its first element in the full tensor, which has these strides."""
-        return sum(i * s for i, s in zip(self.start, strides))
-
-    def common(self, block: Block) -> Piece | None:
-        """What it has in common with a block of the full tensor."""
-        start, view = [], self.tensor
-        for dim, (own, wanted, size) in enumerate(zip(self.start, block.start, block.sizes)):
-            first, last = max(own, wanted), min(own + view.size(dim), wanted + size)
-            if first >= last:
-                return None
-            view = view.narrow(dim, first - own, last - first)
-            start.append(first)
-        return Piece(tuple(start), view)
 
 
 def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
@@ -63,7 +33,7 @@ def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What of a tensor is in this rank's memory, which is shared; of no DTensor the tensor itself."""
+    """What this rank has of a tensor, in the same memory: all of it, unless it is a DTensor."""
     if not is_dtensor(tensor):
         return tensor
     with torch.no_grad():
@@ -152,55 +122,7 @@ def pieces(tensor: Tensor, argument: str = "tensor") -> list[Piece]:
             f"{argument} is a DTensor whose local tensor has shape {tuple(here.shape)}, but its "
             f"placements {tensor.placements} give {shape} on this rank"
         )
-    return [Piece(start, view) for start, view in _blocks(here, held) if view.numel()]
-
-
-def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a contiguous tensor.
-
-    >>> row_major((2, 3, 4))
-    (12, 4, 1)
-    """
-    strides, step = [0] * len(shape), 1
-    for dim in range(len(shape) - 1, -1, -1):
-        strides[dim] = step
-        step *= shape[dim]
-    return tuple(strides)
-
-
-def block_of(region: Region, shape: Sequence[int]) -> Block | None:
-    """A region of a parameter of this shape as a block; None if it is no block.
-
-    >>> block_of(Region(3, (3,), (1,)), (4, 3))
-    Block(start=(1, 0), sizes=(1, 3))
-    >>> block_of(Region(1, (4, 2), (3, 1)), (4, 3))
-    Block(start=(0, 1), sizes=(4, 2))
-    >>> block_of(Region(1, (4,), (1,)), (4, 3)) is None
-    True
-    """
-    if region.numel == 0 or 0 in shape:
-        return None
-    strides, start, rest = row_major(shape), [], region.offset
-    for stride in strides:
-        start.append(rest // stride)
-        rest %= stride
-    sizes, dim = [1] * len(shape), len(shape) - 1
-    for size, step in zip(reversed(region.sizes), reversed(region.strides)):
-        while dim >= 0 and strides[dim] < step:
-            dim -= 1
-        if dim < 0 or strides[dim] != step:
-            return None
-        while size > 1:  # a region's dimension may be several of the parameter's, merged
-            if dim < 0:
-                return None
-            if start[dim] + size <= shape[dim]:
-                sizes[dim], size = size, 1
-            elif start[dim] == 0 and size % shape[dim] == 0:
-                sizes[dim], size = shape[dim], size // shape[dim]
-            else:
-                return None
-            dim -= 1
-    return Block(tuple(start), tuple(sizes))
+    return [piece for piece in _blocks(here, held, tensor.shape) if piece.which.numel]
 
 
 def write_whole_(tensor: DTensor, write: Callable[[Tensor], object]) -> DTensor:
@@ -219,11 +141,9 @@ def write_whole_(tensor: DTensor, write: Callable[[Tensor], object]) -> DTensor:
 
 def copy_(tensor: Tensor, full: Tensor) -> None:
     """Copies this rank's elements of a DTensor from the full tensor, which is contiguous."""
-    strides = full.stride()
     with torch.no_grad():
         for piece in pieces(tensor):
-            view = piece.tensor
-            view.copy_(full.as_strided(view.shape, strides, piece.offset(strides)))
+            piece.tensor.copy_(piece.which.on(full))
     torch.autograd.graph.increment_version(tensor)
 
 
@@ -234,7 +154,13 @@ def _order(tensor: DTensor) -> Sequence[int]:
 
 
 def _chunk(runs: Runs, chunks: int, which: int) -> Runs:
-    """One of the chunks that ``torch.chunk`` would make of the indices, empty ones included."""
+    """One of the chunks, empty ones included, that ``torch.chunk`` would make of a dimension's indices.
+
+    Args:
+        runs: the indices, n in all.
+        chunks: at least 1; each has ceil(n / chunks) indices, but for the last ones.
+        which: in ``range(chunks)``.
+    """
     size = -(-sum(length for _, length in runs) // chunks)
     first, last = which * size, (which + 1) * size
     taken, before = [], 0
@@ -258,10 +184,21 @@ def _merged(runs: Iterable[tuple[int, int]]) -> Runs:
     return merged
 
 
-def _blocks(here: Tensor, held: list[Runs]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """Each combination of the dimensions' runs: its start in the full tensor, its view of the local."""
-    for chosen in product(*([(k, *run) for k, run in enumerate(runs)] for runs in held)):
-        view = here
-        for dim, (k, _, length) in enumerate(chosen):
-            view = view.narrow(dim, sum(n for _, n in held[dim][:k]), length)
-        yield tuple(start for _, start, _ in chosen), view
+def _blocks(here: Tensor, held: Sequence[Runs], shape: Sequence[int]) -> list[Piece]:
+    """Each combination of the dimensions' runs.
+
+    Args:
+        here: the local tensor, of as many indices in each dimension as are held.
+        held: runs of the full tensor's indices, for each dimension.
+        shape: the full tensor's.
+    """
+    _, _, strides = Strided.contiguous(shape)
+    pieces = [Piece(here, Strided(0, tuple(here.shape), strides))]
+    for dim, runs in enumerate(held):
+        lengths = [length for _, length in runs]
+        pieces = [
+            Piece(view, Strided(offset + start * strides[dim], tuple(view.shape), strides))
+            for tensor, (offset, _, _) in pieces
+            for (start, _), view in zip(runs, tensor.split(lengths, dim))
+        ]
+    return pieces

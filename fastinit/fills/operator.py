@@ -18,6 +18,7 @@ from fastinit.backends.contract import Write
 from fastinit.base import torch_internals as internals
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
+from fastinit.elements.strided import Piece, Strided
 from fastinit.fills import agreement
 from fastinit.stream import keys, laws
 from fastinit.stream.laws import Law
@@ -44,7 +45,7 @@ _WRITABLE = _SHORT_WAY | frozenset(laws.COMPLEX)
 
 
 class Window(NamedTuple):
-    """Which elements of the full logical tensor a tensor holds.
+    """Which elements of the full logical tensor a tensor holds, said by who has the tensor's sizes.
 
     Element (i, j, ...) of the tensor is element ``offset + i * strides[0] + j * strides[1] + ...`` of
     the full one, counted in row-major order.
@@ -55,13 +56,16 @@ class Window(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One tensor of :func:`fill_many_`: its law, key and window (by default the whole tensor)."""
+    """One tensor of :func:`fill_many_`: its law, its key, and which elements these are.
+
+    By default they are 0, 1, 2, ... in row-major order.
+    """
 
     tensor: Tensor
     law: Law
     seed: int
     stream: int = keys.ANONYMOUS
-    window: Window | None = None
+    window: Window | Strided | None = None
 
 
 def fill_(
@@ -71,7 +75,7 @@ def fill_(
     seed: int | None = None,
     stream: int = keys.ANONYMOUS,
     generator: torch.Generator | None = None,
-    window: Window | None = None,
+    window: Window | Strided | None = None,
 ) -> Tensor:
     """Writes ``law`` into ``tensor`` and returns it.
 
@@ -127,8 +131,7 @@ def fill_(
         if generator is not None:
             raise ValueError("seed and generator exclude each other, but got both")
         seed = keys.check_seed(seed)
-    if window is not None:
-        _check_window(tensor, window)
+    which = _elements(tensor, window) if window is not None else None
     if tensor.numel() == 0 or (tensor.device.type == "meta" and not _dispatch_modes()):
         return tensor  # a dispatch mode is shown what would be written on meta (fastinit.deferred)
     if not _is_compiling() and not _is_itself(tensor):
@@ -144,8 +147,8 @@ def fill_(
             keys.signed(seed) if seed is not None else None,
             keys.signed(stream),
             generator,
-            list(window.strides) if window is not None else None,
-            window.offset if window is not None else 0,
+            list(which.strides) if which is not None else None,
+            which.offset if which is not None else 0,
         )
     return tensor
 
@@ -166,16 +169,16 @@ def fill_many_(requests: Sequence[Request]) -> None:
         argument = f"requests[{i}].tensor"
         seed = keys.check_seed(seed)
         if shard.is_dtensor(tensor):
-            here = list(_windows(tensor, window, argument))
+            here: Sequence[tuple[Tensor, Window | Strided | None]]
+            here = _of_this_rank(tensor, window, argument)
             sharded.append(tensor)
         else:
             here = [(tensor, window)]
         for part, its_window in here:
             check_writable(part, argument)
-            if its_window is not None:
-                _check_window(part, its_window)
-            else:
+            if its_window is None:
                 shard.check_held(part, argument, constant=law.kind == _CONSTANT)
+            which = _elements(part, its_window)
             if part.device.type == "meta" or not part.numel() or tensors.is_fake(part):
                 continue
             if not _is_itself(part):
@@ -183,7 +186,7 @@ def fill_many_(requests: Sequence[Request]) -> None:
                 part = torch.empty(part.shape, dtype=part.dtype, device=part.device)
                 copied.append((view, part))
             some = writes.setdefault(part.device, [])
-            some.extend(_writes(part, law, seed, stream, its_window))
+            some.extend(_writes(part, law, seed, stream, which))
     for write in (write for some in writes.values() for write in some):
         laws.kernel_params(write.law, write.tensor.dtype)  # which may refuse the law
     chosen = {device: backends.choose(device) for device in writes}
@@ -219,16 +222,12 @@ def draw_seed(tensor: DTensor, seed: int | None, generator: torch.Generator | No
     return agreement.draw_seed(tensor.device_mesh, generator)
 
 
-def _windows(
-    tensor: Tensor, window: Window | None, argument: str
-) -> Iterator[tuple[Tensor, Window | None]]:
-    """This rank's shard of a DTensor, as views of memory and which elements they are."""
+def _of_this_rank(tensor: DTensor, window: Window | Strided | None, argument: str) -> list[Piece]:
+    """This rank's part of a DTensor."""
     if window is not None:
         raise NotImplementedError(f"{argument} is a DTensor, which has a window of its own already")
     check_writable(shard.local(tensor), argument)  # also where this rank holds nothing
-    strides = shard.row_major(tensor.shape)
-    for piece in shard.pieces(tensor, argument):
-        yield piece.tensor, Window(strides, piece.offset(strides))
+    return shard.pieces(tensor, argument)
 
 
 def check_target(tensor: Tensor, argument: str = "tensor") -> None:
@@ -307,30 +306,30 @@ def _overlaps(tensor: Tensor) -> bool:
     return bool(address.unique().numel() < tensor.numel())
 
 
-def _check_window(tensor: Tensor, window: Window) -> None:
+def _elements(tensor: Tensor, window: Window | Strided | None) -> Strided:
+    """Which elements a tensor holds; raises ValueError for a window that it cannot have."""
+    if window is None:
+        return Strided.contiguous(tensor.shape)
     if len(window.strides) != tensor.dim():
         raise ValueError(
             f"window.strides must have one entry for each of the tensor's {tensor.dim()} dimensions, "
             f"but got {window.strides}"
         )
-    last = window.offset + sum(s * (n - 1) for s, n in zip(window.strides, tensor.shape) if n)
+    which = Strided(window.offset, tuple(tensor.shape), window.strides)
     bits = 62 if tensor.dtype in laws.COMPLEX else 63  # a complex element is two of the stream's
-    if window.offset < 0 or any(s < 0 for s in window.strides) or last >= 1 << bits:
+    if which.offset < 0 or any(s < 0 for s in which.strides) or which.end > 1 << bits:
         raise ValueError(f"window must address elements in [0, 2**{bits}), but got {window}")
+    return which
 
 
-def _writes(
-    tensor: Tensor, law: Law, seed: int, stream: int, window: Window | None
-) -> Iterator[Write]:
-    """What a request means: the default window filled in, complex as pairs of reals."""
-    if window is None:
-        window = Window(shard.row_major(tensor.shape))
-    tensor = tensor.detach()
+def _writes(tensor: Tensor, law: Law, seed: int, stream: int, which: Strided) -> Iterator[Write]:
+    """What a request means to a backend: complex tensors as pairs of reals."""
+    tensor, (offset, _, strides) = tensor.detach(), which
     if tensor.dtype not in laws.COMPLEX:
-        yield Write(tensor, law, seed, stream, *window)
+        yield Write(tensor, law, seed, stream, strides, offset)
         return
     pairs = torch.view_as_real(tensor)
-    strides, offset = tuple(2 * s for s in window.strides), 2 * window.offset
+    strides, offset = tuple(2 * s for s in strides), 2 * offset
     if law.kind == laws.CONSTANT:  # a real number: the imaginary part is 0
         yield Write(pairs[..., 0], law, seed, stream, strides, offset)
         yield Write(pairs[..., 1], laws.constant(0.0), seed, stream, strides, offset + 1)
@@ -368,8 +367,8 @@ def _fill_real(
         seed = keys.draw_seed(generator) if kind != laws.CONSTANT else 0
     window = Window(tuple(strides), offset) if strides is not None else None
     mask = (1 << 64) - 1
-    writes = list(_writes(tensor, law, seed & mask, stream & mask, window))
-    backends.choose(tensor.device).fill_many(writes)
+    writes = _writes(tensor, law, seed & mask, stream & mask, _elements(tensor, window))
+    backends.choose(tensor.device).fill_many(list(writes))
     _increment_version(tensor)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fastinit.base import number
-from fastinit.elements.regions import Region
+from fastinit.elements.strided import Strided
 from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.stream import laws
 from fastinit.stream.kinds import KINDS
@@ -26,7 +26,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 class Part(NamedTuple):
     """Some elements of a parameter that are filled otherwise than the rest."""
 
-    region: Region
+    region: Strided
     fill: Fill
 
 
@@ -164,7 +164,7 @@ class Fill:
             view: of the contiguous parameter, which may be on meta: ``parameter[padding_idx]``.
             fill: one law of values; it draws the numbers that the elements have in the parameter.
         """
-        return replace(self, parts=(*self.parts, Part(Region.of(view), fill)))
+        return replace(self, parts=(*self.parts, Part(Strided.of(view).merged(), fill)))
 
     @property
     def has_law(self) -> bool:

@@ -1,7 +1,7 @@
 """Contents: what a tensor's memory holds, as recorded: the writes that made it, folded where possible.
 
 A :class:`Contents` is a value: writing makes a new one, so that what was read earlier stays known. Most
-fold to :class:`Piece`, a Fill over a region; the rest stay :class:`Call` and are replayed.
+fold to :class:`Filled`, a Fill over a region; the rest stay :class:`Call` and are replayed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastinit.base.torch_internals import tree_leaves
-from fastinit.elements.regions import Region
+from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
 
 
@@ -23,39 +23,23 @@ class Origin:
     """Where random numbers come from: one memory, from when it was last read. Gets a stream's name."""
 
 
-class View(NamedTuple):
-    """A tensor in its memory, in elements."""
-
-    sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> View:
-        return cls(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
-
-    def on(self, memory: Tensor) -> Tensor:
-        """The tensor, of memory given as one dimension."""
-        return memory.as_strided(self.sizes, self.strides, self.offset)
-
-
 class Own(NamedTuple):
     """An argument of a call: a view of the memory that it writes."""
 
-    view: View
+    view: Strided
 
 
 class Snapshot(NamedTuple):
     """An argument of a call: a view of other memory, as it was then."""
 
     contents: Contents
-    view: View
+    view: Strided
 
 
-class Piece(NamedTuple):
-    """A Fill over some elements."""
+class Filled(NamedTuple):
+    """A Fill over some elements, merged."""
 
-    region: Region
+    region: Strided
     fill: Fill
     origin: Origin
     shape: tuple[int, ...] | None = None
@@ -93,17 +77,22 @@ class Contents:
     dtype: torch.dtype
     device: torch.device
     base: Tensor | Made | None = None
-    writes: tuple[Piece | Call, ...] = ()
+    writes: tuple[Filled | Call, ...] = ()
 
     @classmethod
     def of_data(cls, tensor: Tensor) -> Contents:
-        """Of known values, of which no copy is made; one number everywhere is a constant."""
-        data = tensor.detach().reshape(-1)
+        """Of known values, not copied if they are contiguous; one number everywhere is a constant."""
+        data = tensor.detach().contiguous().view(-1)
         known = cls(data.numel(), data.dtype, data.device)
         value = _only_value(data)
         if value is None:
             return replace(known, base=data)
-        return known.filled(Region.make(0, (known.numel,), (1,)), Fill.constant(value), Origin())
+        return known.filled(known.whole, Fill.constant(value), Origin())
+
+    @property
+    def whole(self) -> Strided:
+        """All its elements."""
+        return Strided.run(0, self.numel)
 
     @property
     def is_unwritten(self) -> bool:
@@ -113,55 +102,53 @@ class Contents:
     @property
     def is_random(self) -> bool:
         """Whether any number in it was drawn."""
-        for call_or_piece in self._all():
-            if isinstance(call_or_piece, Call):
-                if call_or_piece.origin is not None:
+        for write in self._all():
+            if isinstance(write, Call):
+                if write.origin is not None:
                     return True
-            elif call_or_piece.fill.is_random:
+            elif write.fill.is_random:
                 return True
         return False
 
     @property
-    def pieces(self) -> tuple[Piece, ...] | None:
+    def fills(self) -> tuple[Filled, ...] | None:
         """The writes, if all are Fills on nothing."""
-        if self.base is None and all(isinstance(write, Piece) for write in self.writes):
+        if self.base is None and all(isinstance(write, Filled) for write in self.writes):
             return self.writes  # type: ignore[return-value]
         return None
 
     def filled(
-        self, region: Region, fill: Fill, origin: Origin, shape: tuple[int, ...] | None = None
+        self, region: Strided, fill: Fill, origin: Origin, shape: tuple[int, ...] | None = None
     ) -> Contents:
-        """After a Fill was written over a region."""
-        piece = Piece(region, fill, origin, shape)
-        if region.is_whole(self.numel):
-            return replace(self, base=None, writes=(piece,))
+        """After a Fill was written over a region, which is merged."""
+        filled = Filled(region, fill, origin, shape)
+        if region == self.whole:
+            return replace(self, base=None, writes=(filled,))
         writes = self.writes
-        if self.pieces is not None and shape is None:
+        if self.fills is not None and shape is None:
             writes = tuple(w for w in writes if w.region != region)  # type: ignore[union-attr]
             before = writes[-1] if writes else None
-            if isinstance(before, Piece) and _continues(before, piece):
-                joined = Region.make(
-                    before.region.offset, (before.region.numel + region.numel,), (1,)
-                )
+            if isinstance(before, Filled) and _continues(before, filled):
+                joined = Strided.run(before.region.offset, before.region.numel + region.numel)
                 return replace(self, writes=writes[:-1]).filled(joined, fill, origin)
-        return replace(self, writes=(*writes, piece))
+        return replace(self, writes=(*writes, filled))
 
-    def moved(self, region: Region, factor: float, shift: float) -> Contents | None:
+    def moved(self, region: Strided, factor: float, shift: float) -> Contents | None:
         """After ``factor * x + shift`` over a region, if that is still a number of Fills."""
-        pieces = self.pieces
-        if not pieces or not math.isfinite(factor) or not math.isfinite(shift):
+        fills = self.fills
+        if not fills or not math.isfinite(factor) or not math.isfinite(shift):
             return None
-        if region.is_whole(self.numel):
+        if region == self.whole:
             moved = []
-            for piece in pieces:
-                if (fill := piece.fill.affine(factor, shift)) is None:
+            for filled in fills:
+                if (fill := filled.fill.affine(factor, shift)) is None:
                     return None
-                moved.append(piece._replace(fill=fill))
+                moved.append(filled._replace(fill=fill))
             return replace(self, writes=tuple(moved))
-        if pieces[-1].region == region or (len(pieces) == 1 and pieces[0].shape is None):
-            # The last piece, or some of the only one: by index they are the same numbers.
-            fill = pieces[-1].fill.affine(factor, shift)
-            return None if fill is None else self.filled(region, fill, pieces[-1].origin)
+        if fills[-1].region == region or (len(fills) == 1 and fills[0].shape is None):
+            # The last one, or some of the only one: by index they are the same numbers.
+            fill = fills[-1].fill.affine(factor, shift)
+            return None if fill is None else self.filled(region, fill, fills[-1].origin)
         return None
 
     def called(self, call: Call) -> Contents:
@@ -175,7 +162,7 @@ class Contents:
             if write.origin is not None:
                 yield write.origin
 
-    def _all(self) -> Iterator[Piece | Call]:
+    def _all(self) -> Iterator[Filled | Call]:
         """All writes that lead to it, those of memory that was read included."""
         for write in (*((self.base.call,) if isinstance(self.base, Made) else ()), *self.writes):
             if isinstance(write, Call):
@@ -190,14 +177,14 @@ def leaves(arguments: Any) -> list[Any]:
     return tree_leaves(arguments, is_leaf=lambda x: isinstance(x, (Own, Snapshot)))
 
 
-def _continues(before: Piece, piece: Piece) -> bool:
-    """Whether two pieces are one, cut in two."""
+def _continues(before: Filled, after: Filled) -> bool:
+    """Whether two are one, cut in two."""
     return (
         before.region.is_run
-        and piece.region.is_run
-        and before.region.offset + before.region.numel == piece.region.offset
-        and before.fill == piece.fill
-        and before.origin is piece.origin
+        and after.region.is_run
+        and before.region.offset + before.region.numel == after.region.offset
+        and before.fill == after.fill
+        and before.origin is after.origin
     )
 
 
@@ -222,16 +209,15 @@ def _truncated_normal(contents: Contents) -> Contents | None:
     ):
         return None
     uniform, _, times, plus, clamp = writes
-    whole = Region.make(0, (contents.numel,), (1,))
-    if not isinstance(uniform, Piece) or uniform.fill.distribution != "uniform":
+    whole = contents.whole
+    if not isinstance(uniform, Filled) or uniform.fill.distribution != "uniform":
         return None
     numbers: list[float] = []
     for call in (times, plus, clamp):
         assert isinstance(call, Call)
         own, *scalars = call.args
         scalars += list(call.kwargs.values())
-        view = own.view if isinstance(own, Own) else None
-        if view is None or Region.make(view.offset, view.sizes, view.strides) != whole:
+        if not isinstance(own, Own) or own.view.merged() != whole:
             return None
         if not all(isinstance(s, (int, float)) for s in scalars):
             return None
@@ -244,4 +230,4 @@ def _truncated_normal(contents: Contents) -> Contents | None:
         if abs(math.erf((bound - mean) / (std * math.sqrt(2.0))) - drawn) > 1e-6:
             return None
     fill = Fill.truncated_normal(mean, std, a, b)
-    return replace(contents, writes=(Piece(whole, fill, uniform.origin),))
+    return replace(contents, writes=(Filled(whole, fill, uniform.origin),))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastinit.base import number
-from fastinit.elements.regions import Region
+from fastinit.elements.strided import Strided
 from fastinit.plan.fill import PARAMETERS, Fill, Part
 
 _Named = list[tuple[str, dict[str, Any]]]
@@ -55,12 +55,12 @@ def _number(key: str, value: Any) -> float:
 
 def _part_from_json(name: str, fields: dict[str, Any]) -> Part:
     rest = dict(fields)
-    offset, sizes, strides = (rest.pop(key) for key in Region._fields)
+    offset, sizes, strides = (rest.pop(key) for key in Strided._fields)
     if len(sizes) != len(strides):
         raise ValueError(f"{len(sizes)} sizes, {len(strides)} strides")
     for count in (offset, *sizes, *strides):
         number.integer("an element count", count, least=0)
-    return Part(Region(offset, tuple(sizes), tuple(strides)), fill_from_json(name, rest))
+    return Part(Strided(offset, tuple(sizes), tuple(strides)), fill_from_json(name, rest))
 
 
 def fold_layers(named: _Named) -> list[dict[str, object]]:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fastinit.base import number
 from fastinit.base.torch_internals import tree_map
+from fastinit.elements.strided import Strided
 from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
-from fastinit.plan.history import Call, Contents, Made, Origin, Own, Piece, Snapshot, View, leaves
+from fastinit.plan.history import Call, Contents, Filled, Made, Origin, Own, Snapshot, leaves
 from fastinit.plan.whole_tensors import write_structure
 from fastinit.stream.keys import stream_id, substream
 
@@ -34,7 +35,7 @@ class Computed:
     """
 
     contents: Contents
-    view: View
+    view: Strided
     names: Mapping[Origin, str]
     scale: float = 1.0
 
@@ -94,7 +95,7 @@ class Computed:
                 name = getattr(item.function, "__name__", repr(item.function))
                 origin = None if item.origin is None else self.names[item.origin]
                 return (name, *map(of, leaves((item.args, item.kwargs))), origin)
-            if isinstance(item, (Piece, Made, Own, Snapshot)):
+            if isinstance(item, (Filled, Made, Own, Snapshot)):
                 return tuple(map(of, item))
             return item
 
@@ -133,23 +134,23 @@ class _Replay:
         else:
             memory = torch.empty(contents.numel, dtype=contents.dtype, device=self.device)
         for write in contents.writes:
-            if isinstance(write, Piece):
+            if isinstance(write, Filled):
                 self.fill(memory, write)
             else:
                 self.call(write, memory)
         self.made[id(contents)] = memory
         return memory
 
-    def fill(self, memory: Tensor, piece: Piece) -> None:
-        view = piece.region.view(memory)
-        name = piece.fill.stream or self.names[piece.origin]
-        if piece.shape is not None:
-            write_structure(view.view(piece.shape), piece.fill, self.seed, name)
+    def fill(self, memory: Tensor, filled: Filled) -> None:
+        region, fill, origin, shape = filled
+        name = fill.stream or self.names[origin]
+        view = region.on(memory)
+        if shape is not None:
+            write_structure(view.view(shape), fill, self.seed, name)
             return
-        window = ops.Window(piece.region.strides, piece.region.offset)
-        ops.fill_(view, piece.fill.law, seed=self.seed, stream=stream_id(name), window=window)
-        for region, part in piece.fill.parts:
-            self.fill(memory, Piece(region, part, piece.origin))
+        ops.fill_(view, fill.law, seed=self.seed, stream=stream_id(name), window=region)
+        for some, part in fill.parts:
+            self.fill(memory, Filled(some, part, origin))
 
     def call(self, call: Call, memory: Tensor | None) -> Any:
         def real(leaf: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastinit.elements import shards as shard
-from fastinit.elements.regions import Region
+from fastinit.elements.strided import Piece, Strided
 from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
@@ -112,20 +112,18 @@ def _write(entries: Sequence[Entry], seed: int) -> None:
 
 
 def _part(
-    tensor: Tensor, region: Region, part: Fill, seed: int, name: str
+    tensor: Tensor, region: Strided, part: Fill, seed: int, name: str
 ) -> Iterator[ops.Request]:
-    """A part of a tensor; of a DTensor what is in this rank's shard."""
-    stream = stream_id(part.stream or name)
-    block = shard.block_of(region, tensor.shape) if shard.is_dtensor(tensor) else None
-    if block is None:
-        window = ops.Window(region.strides, region.offset)
-        yield ops.Request(region.view(tensor.detach()), part.law, seed, stream, window)
-        return
-    strides = shard.row_major(tensor.shape)
-    for piece in shard.pieces(tensor, name):
-        if (common := piece.common(block)) is not None:
-            window = ops.Window(strides, common.offset(strides))
-            yield ops.Request(common.tensor, part.law, seed, stream, window)
+    """A part of a tensor; of a DTensor what is in this rank's shard, as it is a block."""
+    if shard.is_dtensor(tensor):
+        block = region.block(tensor.shape)
+        assert block is not None
+        held = (piece.common(block) for piece in shard.pieces(tensor, name))
+        pieces = [piece for piece in held if piece is not None]
+    else:
+        pieces = [Piece(region.on(tensor.detach()), region)]
+    for view, which in pieces:
+        yield ops.Request(view, part.law, seed, stream_id(part.stream or name), which)
 
 
 def _is_by_blocks(fill: Fill | Computed, tensor: Tensor) -> bool:
@@ -133,7 +131,7 @@ def _is_by_blocks(fill: Fill | Computed, tensor: Tensor) -> bool:
     return (
         isinstance(fill, Fill)
         and fill.has_law
-        and all(shard.block_of(region, tensor.shape) is not None for region, _ in fill.parts)
+        and all(region.block(tensor.shape) is not None for region, _ in fill.parts)
     )
 
 

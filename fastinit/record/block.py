@@ -12,8 +12,9 @@ from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from fastinit.base.torch_internals import set_data, without_dispatch
+from fastinit.elements.strided import Strided
 from fastinit.plan import parameters
-from fastinit.plan.history import Call, Contents, Made, Snapshot, View
+from fastinit.plan.history import Call, Contents, Made, Snapshot
 from fastinit.record.recorder import META, DeferredError, Memory, Recorder, line, memories
 from fastinit.record.torch_functions import functions_recorded
 from fastinit.stream import keys
@@ -147,7 +148,7 @@ def _registered(param: Tensor, memory: Memory | None) -> Contents:
         return memory.contents
     copy = Call(
         torch.ops.aten.clone.default,
-        (Snapshot(memory.read(), View.of(param)),),
+        (Snapshot(memory.read(), Strided.of(param)),),
         {"memory_format": torch.contiguous_format},
         line(),
     )

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fastinit.base.text import listing
-from fastinit.elements.regions import Region
 from fastinit.elements.shards import is_dtensor
+from fastinit.elements.strided import Strided
 from fastinit.plan import parameters
 from fastinit.plan.buffers import Known, Values
 from fastinit.plan.fill import Fill, Part
-from fastinit.plan.history import Contents, Origin, View
+from fastinit.plan.history import Contents, Origin
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
@@ -85,7 +85,7 @@ def materialize_(
     made = []
     for _, module, key, tensor, memory in record.computed:
         value = torch.empty_like(tensor, device=place_of(memory, device))
-        Computed(memory.contents, View.of(tensor), record.names).write_(value, plan.seed)
+        Computed(memory.contents, Strided.of(tensor), record.names).write_(value, plan.seed)
         made.append((module, key, value))
     parameters.adopt_(model, real)
     for module, key, value in made:
@@ -102,7 +102,7 @@ def recorded_buffers(model: nn.Module) -> dict[str, Computed]:
     """
     record = _Record(model)
     computed = {
-        id(tensor): Computed(memory.contents, View.of(tensor), record.names)
+        id(tensor): Computed(memory.contents, Strided.of(tensor), record.names)
         for _, _, _, tensor, memory in record.computed
     }
     return {
@@ -215,7 +215,7 @@ class _Record:
                 kept[id(buffer)] = kept.get(id(buffer)) or Values.of(buffer)
                 known[name] = kept[id(buffer)]
         for name, _, _, tensor, memory in self.computed:
-            known[name] = Computed(memory.contents, View.of(tensor), self.names)
+            known[name] = Computed(memory.contents, Strided.of(tensor), self.names)
         return known
 
     def plan(self) -> Plan:
@@ -242,22 +242,22 @@ class _Record:
             return Fill.constant(0.0)
         if contents.is_unwritten:
             return None
-        computed = Computed(contents, View.of(tensor), self.names)
-        pieces = contents.pieces
-        if pieces is None:
+        computed = Computed(contents, Strided.of(tensor), self.names)
+        filled = contents.fills
+        if filled is None:
             return computed
-        whole = Region.make(0, (contents.numel,), (1,))
-        ordered = Region.of(tensor) == whole and tensor.is_contiguous()
-        alike = len(pieces) == 1 and pieces[0].region == whole and tensor.numel() == contents.numel
+        whole = contents.whole
+        ordered = Strided.of(tensor).merged() == whole and tensor.is_contiguous()
+        alike = len(filled) == 1 and filled[0].region == whole and tensor.numel() == contents.numel
         if not ordered and not alike:  # of larger memory, or of other order
             return computed
         fills = []
-        for piece in pieces:
-            if piece.shape not in (None, tuple(tensor.shape)):
+        for region, fill, origin, shape in filled:
+            if shape not in (None, tuple(tensor.shape)):
                 return computed
-            stream = self.names[piece.origin]
-            own = stream == name or piece.fill.distribution == "constant"
-            fills.append((piece.region, replace(piece.fill, stream=None if own else stream)))
+            stream = self.names[origin]
+            own = stream == name or fill.distribution == "constant"
+            fills.append((region, replace(fill, stream=None if own else stream)))
         if fills[0][0] != whole:
             if not _covers([region for region, _ in fills], contents.numel):
                 return None
@@ -267,9 +267,9 @@ class _Record:
         return replace(base, parts=(*base.parts, *added))
 
 
-def _covers(regions: list[Region], numel: int) -> bool:
+def _covers(regions: list[Strided], numel: int) -> bool:
     """Whether every element is in one of the regions."""
     written = torch.zeros(numel, dtype=torch.bool)
     for region in regions:
-        region.view(written).fill_(True)
+        region.on(written).fill_(True)
     return bool(written.all())

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from fastinit.base import torch_internals as internals
 from fastinit.base.frames import is_inside
-from fastinit.elements.regions import Region
+from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
-from fastinit.plan.history import Call, Contents, Made, Origin, Own, Snapshot, View
+from fastinit.plan.history import Call, Contents, Made, Origin, Own, Snapshot
 from fastinit.record import torch_operations as operations
 
 aten = torch.ops.aten
@@ -135,7 +135,7 @@ class Recorder(internals.TorchDispatchMode):
             memories.set(out, Memory(contents, self.seed))
         elif (fill := operations.fill_of_new(name, args, out)) is not None:
             memory = Memory(contents, self.seed)
-            memory.contents = contents.filled(_whole(contents), fill, memory.draw())
+            memory.contents = contents.filled(contents.whole, fill, memory.draw())
             memories.set(out, memory)
         elif torch.Tag.nondeterministic_seeded in func.tags:
             call = Call(func, args, {**kwargs, "device": out.device}, line(), Origin())
@@ -165,7 +165,7 @@ class Recorder(internals.TorchDispatchMode):
             memories.set(target, memory)
         if not target.is_meta and not seeded and not sources:
             overwritten = internals.operator_name(func) in ("zero_", "fill_", "copy_")
-            whole = Region.of(target).is_whole(memory.contents.numel)
+            whole = Strided.of(target).merged() == memory.contents.whole
             if memory.contents.is_unwritten or (overwritten and whole):
                 # Values that no chance had a part in are there to be looked at.
                 memories.forget(target)
@@ -200,7 +200,7 @@ class Recorder(internals.TorchDispatchMode):
         target: Tensor,
     ) -> Contents:
         """The contents after a write."""
-        contents, region = memory.contents, Region.of(target)
+        contents, region = memory.contents, Strided.of(target).merged()
         if target.dtype == contents.dtype and target is args[0]:
             if (fill := operations.fill_of(func, args, kwargs, _is_known)) is not None:
                 return contents.filled(region, fill, memory.draw())
@@ -276,8 +276,8 @@ class Recorder(internals.TorchDispatchMode):
         factors = (1.0, 0.0) if is_copy else operations.affine_of(func, args, kwargs, _is_known)
         if factors is None:
             return None
-        copied = _copied(into, _whole(into), args[0])
-        return copied.moved(_whole(into), *factors) if copied is not None else None
+        copied = _copied(into, into.whole, args[0])
+        return copied.moved(into.whole, *factors) if copied is not None else None
 
     def _moved(self, source: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """A parameter's copy of another dtype, or for another device: still on meta."""
@@ -315,12 +315,12 @@ class Recorder(internals.TorchDispatchMode):
 
         def kept(tensor: Tensor) -> Any:
             if own is not None and _has_memory(tensor) and internals.storage_id(tensor) == own:
-                return Own(View.of(tensor))
+                return Own(Strided.of(tensor))
             memory = memories.get(tensor)
             if memory is not None:
                 if tensor.dtype != memory.contents.dtype:
                     raise DeferredError(f"{func} at {line()} reads a parameter as another dtype")
-                return Snapshot(memory.read(), View.of(tensor))
+                return Snapshot(memory.read(), Strided.of(tensor))
             if tensor.is_meta:
                 raise DeferredError(
                     f"{func} at {line()} reads a tensor on meta that was never written"
@@ -344,25 +344,23 @@ def _is_known(tensor: Tensor) -> bool:
     return not tensor.is_meta and memories.get(tensor) is None
 
 
-def _copied(into: Contents, region: Region, source: Tensor) -> Contents | None:
+def _copied(into: Contents, region: Strided, source: Tensor) -> Contents | None:
     """After a copy over a region, if what is copied is Fills of as many elements, or one number."""
     memory = memories.get(source)
     if memory is None:
         if source.is_meta or not source.is_floating_point():
             return None
-        if region.is_whole(into.numel) and source.is_contiguous() and source.numel() == into.numel:
+        if region == into.whole and source.is_contiguous() and source.numel() == into.numel:
             known = Contents.of_data(source.detach().clone().to(into.dtype))
             return Contents(into.numel, into.dtype, into.device, known.base, known.writes)
         if source.numel() == 1:
             return into.filled(region, Fill.constant(source.item()), Origin())
         return None
-    pieces, view = memory.contents.pieces, Region.of(source)
-    if not pieces or not region.is_whole(into.numel) or not view.is_whole(into.numel):
-        return None
-    if memory.contents.numel != into.numel:
+    fills, all_there = memory.contents.fills, Strided.of(source).merged() == memory.contents.whole
+    if not fills or not all_there or not region == into.whole == memory.contents.whole:
         return None
     memory.read()
-    return Contents(into.numel, into.dtype, into.device, None, pieces)
+    return Contents(into.numel, into.dtype, into.device, None, fills)
 
 
 def _has_memory(tensor: Tensor) -> bool:
@@ -372,10 +370,6 @@ def _has_memory(tensor: Tensor) -> bool:
 
 def _size(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes() // tensor.element_size()
-
-
-def _whole(contents: Contents) -> Region:
-    return Region.make(0, (contents.numel,), (1,))
 
 
 def _with_base(contents: Contents, base: Made) -> Contents:

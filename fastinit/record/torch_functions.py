@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastinit import init
 from fastinit.base.torch_internals import without_dispatch
-from fastinit.elements.regions import Region
+from fastinit.elements.strided import Strided
 from fastinit.plan.fill import PARAMETERS, Fill
 from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.record.recorder import Recorder, memories
@@ -79,13 +79,13 @@ def call_recorded(module: str, name: str, args: tuple[Any, ...], kwargs: dict[st
         # On meta the function checks its arguments and writes nothing.
         original(*args, **kwargs)
     contents = memory.contents
-    region, shape = Region.of(tensor), tuple(tensor.shape)
+    region, shape = Strided.of(tensor).merged(), tuple(tensor.shape)
     parameters = {key: given[key] for key in PARAMETERS[distribution] if key in given}
     fill: Fill = getattr(Fill, distribution)(**parameters)
     keyed = given.get("seed") is not None or given.get("name") is not None
     if not keyed and fill.has_law:
         memory.contents = contents.filled(region, fill, memory.draw())
-    elif not keyed and tensor.is_contiguous() and region.is_whole(contents.numel):
+    elif not keyed and tensor.is_contiguous() and region == contents.whole:
         memory.contents = contents.filled(region, fill, memory.draw(), shape)
     else:
         ours = getattr(init, name)  # the same bits everywhere

@@ -21,7 +21,7 @@ from fastinit.backends.contract import Reading
 from fastinit.base import number
 from fastinit.base import torch_internals as internals
 from fastinit.elements import tensors
-from fastinit.elements.runs import in_memory_order
+from fastinit.elements.strided import Strided
 from fastinit.stream import laws
 from fastinit.stream.reference import COUNT, FIELDS, M2, MAX, MEAN, MIN, NONFINITE, ZEROS, merged
 
@@ -280,7 +280,7 @@ def _readings(
             backend reads at once.
     """
     if dim is None:
-        shape, strides = in_memory_order(x.shape, x.stride()) if x.numel() else ([0], [1])
+        _, shape, strides = Strided.of(x).in_memory_order() if x.numel() else Strided.run(0, 0)
         if len(shape) <= MAX_DIMS:
             yield Reading(x, shape, strides, False, raw)
             return
@@ -295,7 +295,7 @@ def _readings(
     if channels == 0:
         return
     rest = x.select(dim, 0)
-    shape, strides = in_memory_order(rest.shape, rest.stride())
+    _, shape, strides = Strided.of(rest).in_memory_order()
     if x.stride(dim) == 1 and channels > 1 and len(shape) < MAX_DIMS:
         yield Reading(x, [*shape, channels], [*strides, 1], True, raw)
         return

@@ -15,10 +15,9 @@ from torch import nn
 from fastinit import Fill, Plan, deferred, materialize_
 from fastinit.base import files
 from fastinit.checkpoint import disk as stream_file
-from fastinit.checkpoint import ranges as pieces
+from fastinit.checkpoint import ranges
 from fastinit.checkpoint import safetensors as checkpoint_files
 from fastinit.checkpoint import writing as checkpoint
-from fastinit.elements.regions import Region
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -178,7 +177,7 @@ def test_from_pretrained_loads_the_bits_of_materialize(name: str, tmp_path) -> N
 def test_resuming_gives_the_files_of_an_uninterrupted_run(tmp_path, monkeypatch) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     checkpoint.write(family("llama"), whole, shard_size="6KB")
-    make, calls = pieces.Pieces.write, []
+    make, calls = ranges.Ranges.write, []
 
     def fail_at_the_fourth_shard(self, some) -> None:
         calls.append(some)
@@ -186,7 +185,7 @@ def test_resuming_gives_the_files_of_an_uninterrupted_run(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         make(self, some)
 
-    monkeypatch.setattr(pieces.Pieces, "write", fail_at_the_fourth_shard)
+    monkeypatch.setattr(ranges.Ranges, "write", fail_at_the_fourth_shard)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write(family("llama"), folder, shard_size="6KB")
     monkeypatch.undo()
@@ -368,37 +367,6 @@ def test_what_must_be_made_whole_has_a_bound(tmp_path) -> None:
         checkpoint.write(recorded(large), tmp_path)
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (4, 3), (2, 3, 4), (3, 1, 2)])
-def test_boxes_are_the_elements_in_order(shape: tuple[int, ...]) -> None:
-    places = torch.arange(max(1, torch.Size(shape).numel())).view(shape)
-    for start in range(places.numel() + 1):
-        for stop in range(start, places.numel() + 1):
-            found = []
-            for corner, size in pieces.boxes(shape, start, stop):
-                box = places[tuple(slice(c, c + n) for c, n in zip(corner, size))]
-                found += box.reshape(-1).tolist()
-            assert found == list(range(start, stop))
-
-
-@pytest.mark.parametrize(
-    "region",
-    [
-        Region(2, (3, 4), (10, 1)),
-        Region(1, (4, 3), (1, 9)),
-        Region(5, (), ()),
-        Region(0, (5,), (4,)),
-    ],
-)
-def test_clipped_regions_are_the_elements_within(region: Region) -> None:
-    memory = torch.arange(40)
-    all_ = region.view(memory).reshape(-1).tolist()
-    for start in range(40):
-        for stop in range(start + 1, 40):
-            some = pieces.clipped(region, start, stop)
-            found = [i for part in some for i in part.view(memory).reshape(-1).tolist()]
-            assert sorted(found) == sorted(i for i in all_ if start <= i < stop)
-
-
 @pytest.mark.parametrize(
     "size", ["", "0", "5", "5PB", "-1GB", "GB", "0.0001KB", "nanGB", "٥GB", 0, -5, 5.0, True]
 )
@@ -445,7 +413,7 @@ def test_two_writers_that_do_not_see_each_other(tmp_path, monkeypatch) -> None:
     """As of two machines: the second begins, and is killed, while the first writes."""
     checkpoint.write(recorded(), tmp_path / "whole")
     folder = tmp_path / "both"
-    make, second = pieces.Pieces.write, []
+    make, second = ranges.Ranges.write, []
     monkeypatch.setattr(checkpoint.fcntl, "flock", lambda *args: None)
 
     def meanwhile(self, some) -> None:
@@ -465,7 +433,7 @@ def test_two_writers_that_do_not_see_each_other(tmp_path, monkeypatch) -> None:
             assert warm.run(code, folder).returncode == -9
         make(self, some)
 
-    monkeypatch.setattr(pieces.Pieces, "write", meanwhile)
+    monkeypatch.setattr(ranges.Ranges, "write", meanwhile)
     checkpoint.write(recorded(), folder)
     name = checkpoint_files.SINGLE
     assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -18,7 +18,6 @@ from torch import nn
 import fastinit
 from fastinit import init
 from fastinit.elements import shards as shard
-from fastinit.elements.regions import Region
 from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Plan
@@ -165,27 +164,6 @@ def test_parts_and_distributions_of_whole_tensors(
     assert bool(made) != by_blocks  # blocks never take the memory of the whole
 
 
-def test_blocks_are_the_elements_of_their_region() -> None:
-    found = 0
-    for shape in ((4, 1, 6), (5, 6), (24,), (2, 3, 1, 4)):
-        marks = torch.zeros(shape)
-        for begin in range(0, 24, 5):
-            for sizes, strides in (((2,), (1,)), ((3, 2), (6, 1)), ((4,), (6,)), ((12,), (1,))):
-                region = Region.make(begin, sizes, strides)
-                block = shard.block_of(region, shape)
-                if region.end > marks.numel() or block is None:
-                    continue
-                found += 1
-                by_region, by_block = marks.clone(), marks.clone()
-                region.view(by_region).fill_(1)
-                for dim, (start, size) in enumerate(zip(block.start, block.sizes)):
-                    by_block = by_block.narrow(dim, start, size)
-                by_block.fill_(1)
-                base = by_block._base
-                assert torch.equal(by_region.flatten(), base.flatten())
-    assert found > 20
-
-
 def test_a_local_tensor_of_any_strides() -> None:
     full = whole(Fill.normal(), (8, 6))
     with as_rank(2):
@@ -214,7 +192,7 @@ def test_dims_that_shard_in_an_order_of_their_own() -> None:
             dtensor = DTensor(torch.zeros(2, 3), layout, requires_grad=False)
             init.normal_(dtensor, seed=5)  # no parameter: torch forgets the order in making one
             (piece,) = shard.pieces(dtensor)
-            starts.append(piece.start[0])
+            starts.append(piece.which.start[0])
             assert torch.equal(dtensor.to_local(), full[starts[-1] : starts[-1] + 2])
     assert starts == [0, 4, 2, 6]
 

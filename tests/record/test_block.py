@@ -253,6 +253,25 @@ def test_parameters_made_of_values_that_exist() -> None:
     torch.testing.assert_close(model.exp.detach(), exp)
 
 
+def test_parameters_that_are_views_of_values() -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            values = torch.arange(24.0).view(4, 6)
+            self.row, self.rows = nn.Parameter(values[2]), nn.Parameter(values[1:3])
+            self.turned, self.columns = nn.Parameter(values.t()), nn.Parameter(values[:, 1:3])
+            self.thirds, self.one = nn.Parameter(values.flatten()[2::3]), nn.Parameter(values[3, 5])
+
+    model, eager = recorded(Views), Views()
+    planned = recorded_plan(model).apply_(Views())
+    materialize_(model)
+    for (name, wanted), ours, again in zip(
+        eager.named_parameters(), model.parameters(), planned.parameters(), strict=True
+    ):
+        assert torch.equal(ours, wanted), name
+        assert torch.equal(again, wanted), name
+
+
 def test_copies_are_equal_to_what_they_were_copied_from() -> None:
     class Student(nn.Module):
         def __init__(self) -> None:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastinit.elements.runs import runs
+from fastinit.elements.strided import Strided, runs
 from fastinit.stream import laws
 from fastinit.stream.keys import signed
 from fastinit.stream.kinds import Params
@@ -352,7 +352,8 @@ def fill(
     """
     if tensor.numel() == 0:
         return
-    outer, length, local = runs(tensor.shape, tensor.stride(), strides)
+    which = Strided(offset, tuple(tensor.shape), strides)
+    outer, length, local = runs(Strided.of(tensor), which)
     rows = tensor.numel() // length
     skip = offset % 4
     slots = (length + 6) // 4 if outer else (skip + length + 3) // 4
@@ -365,9 +366,7 @@ def fill(
         offset,
         skip,
         rows,
-        tuple(d.size for d in outer),
-        tuple(d.local for d in outer),
-        tuple(d.stream for d in outer),
+        *(tuple(dim[i] for dim in outer) for i in range(3)),
         signed(seed),
         signed(stream),
         tuple(p),

@@ -1,0 +1,238 @@
+"""Strided: the one way to say which elements of a tensor are meant, and where they are in memory.
+
+Elements are counted in a storage, or in a full tensor in row-major order. Sets of the same sizes make a
+pair: where elements are, and which of the full tensor's they are (:class:`Piece`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Strided(NamedTuple):
+    """Elements ``offset + i * strides[0] + j * strides[1] + ...``, i in ``range(sizes[0])`` and so on.
+
+    >>> Strided.contiguous((4, 3))
+    Strided(offset=0, sizes=(4, 3), strides=(3, 1))
+    """
+
+    offset: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Strided:
+        """A tensor's elements in its storage."""
+        return cls(int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
+
+    @classmethod
+    def contiguous(cls, shape: Sequence[int]) -> Strided:
+        """All elements of a tensor of this shape."""
+        return cls(0, tuple(shape), row_major(shape))
+
+    @classmethod
+    def run(cls, start: int, count: int) -> Strided:
+        """Consecutive elements, merged."""
+        return cls(start, (count,), (1,)).merged()
+
+    @property
+    def numel(self) -> int:
+        """How many elements."""
+        return math.prod(self.sizes)
+
+    @property
+    def end(self) -> int:
+        """One past the last element, if there are any."""
+        return self.offset + sum((n - 1) * s for n, s in zip(self.sizes, self.strides)) + 1
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the elements are consecutive and in order."""
+        return self.merged().strides in ((), (1,))
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """Where in a full tensor a :meth:`block` of it begins, by dimension."""
+        places, rest = [], self.offset
+        for stride in self.strides:
+            place, rest = divmod(rest, stride)
+            places.append(place)
+        return tuple(places)
+
+    def on(self, memory: Tensor) -> Tensor:
+        """The view of a contiguous tensor that has these of its elements."""
+        return memory.as_strided(self.sizes, self.strides, memory.storage_offset() + self.offset)
+
+    def merged(self) -> Strided:
+        """With no more dimensions than needed: the same elements in the same order are then equal.
+
+        >>> Strided(3, (2, 1, 4), (4, 9, 1)).merged()
+        Strided(offset=3, sizes=(8,), strides=(1,))
+        """
+        return _of_dims(self.offset, _merged(zip(self.sizes, self.strides)))
+
+    def in_memory_order(self) -> Strided:
+        """The same elements in the order of their addresses, merged; of one dimension at least.
+
+        >>> Strided(0, (2, 3, 4), (12, 1, 3)).in_memory_order()
+        Strided(offset=0, sizes=(24,), strides=(1,))
+        """
+        dims = sorted(zip(self.sizes, self.strides), key=lambda d: -d[1])
+        return _of_dims(self.offset, _merged(dims) or [(1, 1)])
+
+    def numbered(self, start: int, stop: int) -> Iterator[Strided]:
+        """Of its elements, counted in their order, those from ``start`` on and before ``stop``.
+
+        >>> list(Strided.contiguous((4, 3)).numbered(2, 10))  # doctest: +NORMALIZE_WHITESPACE
+        [Strided(offset=2, sizes=(1,), strides=(1,)), Strided(offset=3, sizes=(2, 3), strides=(3, 1)),
+        Strided(offset=9, sizes=(1,), strides=(1,))]
+        """
+        if start >= stop:
+            return
+        if not self.sizes:
+            yield self
+            return
+        (_, *sizes), (step, *strides) = self.sizes, self.strides
+        row = math.prod(sizes)
+        first, last = -(-start // row), stop // row  # whole rows; the first may be behind the last
+
+        def within(index: int, low: int, high: int) -> Iterator[Strided]:
+            one = Strided(self.offset + index * step, tuple(sizes), tuple(strides))
+            return one.numbered(low, high)
+
+        if start % row:
+            yield from within(first - 1, start % row, min(row, stop - (first - 1) * row))
+        if first < last:
+            yield Strided(self.offset + first * step, (last - first, *sizes), self.strides)
+        if first <= last:
+            yield from within(last, 0, stop % row)
+
+    def clipped(self, start: int, stop: int) -> Iterator[Strided]:
+        """Its elements within ``range(start, stop)`` of what they are counted in, each once.
+
+        >>> list(Strided(1, (4,), (3,)).clipped(3, 8))
+        [Strided(offset=4, sizes=(2,), strides=(3,))]
+        """
+        if not self.numel or self.end <= start or stop <= self.offset:
+            return
+        if start <= self.offset and self.end <= stop:
+            yield self
+            return
+        dim = max(range(len(self.strides)), key=self.strides.__getitem__)
+        stride, size = self.strides[dim], self.sizes[dim]
+        if len(self.strides) == 1:  # cut where it has to be
+            low = max(0, -(-(start - self.offset) // stride))
+            high = min(size, -(-(stop - self.offset) // stride))
+            cuts = [(low, high)] if low < high else []
+        else:
+            cuts = [(0, size // 2), (size // 2, size)]
+        for low, high in cuts:
+            sizes = (*self.sizes[:dim], high - low, *self.sizes[dim + 1 :])
+            some = Strided(self.offset + low * stride, sizes, self.strides)
+            yield from some.merged().clipped(start, stop)
+
+    def block(self, shape: Sequence[int]) -> Strided | None:
+        """The same elements with the strides of a full tensor of this shape; None if they are no block.
+
+        A block is a range of indices in each dimension.
+
+        >>> Strided(1, (4, 2), (3, 1)).block((4, 3))
+        Strided(offset=1, sizes=(4, 2), strides=(3, 1))
+        >>> Strided(3, (3,), (1,)).block((4, 3))
+        Strided(offset=3, sizes=(1, 3), strides=(3, 1))
+        >>> Strided(1, (4,), (1,)).block((4, 3)) is None
+        True
+        """
+        if self.numel == 0 or 0 in shape:
+            return None
+        strides = row_major(shape)
+        start = Strided(self.offset, tuple(shape), strides).start
+        sizes, dim = [1] * len(shape), len(shape) - 1
+        for size, step in zip(reversed(self.sizes), reversed(self.strides)):
+            while dim >= 0 and strides[dim] < step:
+                dim -= 1
+            if dim < 0 or strides[dim] != step:
+                return None
+            while size > 1:  # a dimension here may be several of the tensor's, merged
+                if dim < 0:
+                    return None
+                if start[dim] + size <= shape[dim]:
+                    sizes[dim], size = size, 1
+                elif start[dim] == 0 and size % shape[dim] == 0:
+                    sizes[dim], size = shape[dim], size // shape[dim]
+                else:
+                    return None
+                dim -= 1
+        return Strided(self.offset, tuple(sizes), strides)
+
+
+class Piece(NamedTuple):
+    """Elements of a full tensor that are in memory: a view of that, and which they are, of its sizes."""
+
+    tensor: Tensor
+    which: Strided
+
+    def common(self, block: Strided) -> Piece | None:
+        """What is also in a block; both have the strides of the full tensor."""
+        view, offset = self.tensor, 0
+        places = zip(self.which.start, block.start, block.sizes, block.strides)
+        for dim, (own, other, size, stride) in enumerate(places):
+            first, last = max(own, other), min(own + view.size(dim), other + size)
+            if first >= last:
+                return None
+            view = view.narrow(dim, first - own, last - first)
+            offset += first * stride
+        return Piece(view, Strided(offset, tuple(view.shape), block.strides))
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor.
+
+    >>> row_major((2, 3, 4))
+    (12, 4, 1)
+    """
+    strides, step = [0] * len(shape), 1
+    for dim in range(len(shape) - 1, -1, -1):
+        strides[dim] = step
+        step *= shape[dim]
+    return tuple(strides)
+
+
+def runs(where: Strided, which: Strided) -> tuple[list[tuple[int, ...]], int, int]:
+    """(dimensions that runs stand in, each its size and both strides; a run's length, and its stride).
+
+    A run is neighbours in the full tensor: the dimension in which the stride of ``which`` is 1. Without
+    one, each element is a run. Dimensions come in the order of these strides, merged where they are one
+    in both sets: a contiguous tensor is one run.
+
+    >>> runs(Strided(0, (2, 3), (3, 1)), Strided(0, (2, 3), (3, 1)))
+    ([], 6, 1)
+    >>> runs(Strided(0, (2, 3), (1, 2)), Strided(0, (2, 3), (3, 1)))
+    ([(2, 1, 3)], 3, 2)
+    """
+    dims = _merged(sorted(zip(where.sizes, where.strides, which.strides), key=lambda d: -d[2]))
+    length, stride, _ = dims.pop() if dims and dims[-1][2] == 1 else (1, 1, 1)
+    return dims, length, stride
+
+
+def _merged(dims: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Dimensions (size, stride, ...) without those of one element, neighbours as one where they are.
+
+    There are as many strides as sets that share the sizes; two dimensions are one if they are in each.
+    """
+    found: list[tuple[int, ...]] = []
+    for size, *strides in dims:
+        if size == 1:
+            continue
+        if found and all(outer == size * s for outer, s in zip(found[-1][1:], strides)):
+            size *= found.pop()[0]
+        found.append((size, *strides))
+    return found
+
+
+def _of_dims(offset: int, dims: list[tuple[int, ...]]) -> Strided:
+    return Strided(offset, tuple(size for size, _ in dims), tuple(stride for _, stride in dims))
