@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -150,7 +151,6 @@ class Recorder(internals.TorchDispatchMode):
         target = written[0]
         if any(memories.get(other) is not None for other in written[1:]):
             raise DeferredError(f"{func} at {line()} writes several recorded tensors at once")
-        out = self._execute(func, args, kwargs, written)
         memory = memories.get(target)
         sources = [
             leaf
@@ -158,11 +158,12 @@ class Recorder(internals.TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf is not target and memories.get(leaf) is not None
         ]
         seeded = torch.Tag.nondeterministic_seeded in func.tags
+        if memory is None and (seeded or any(_is_random(source) for source in sources)):
+            memory = Memory(_known_contents(target), self.seed) if _has_memory(target) else None
+        out = self._execute(func, args, kwargs, written)
         if memory is None:
-            if not seeded and not any(memories.get(s).contents.is_random for s in sources):  # type: ignore[union-attr]
-                return out
-            memory = Memory(Contents.of_data(target), self.seed)
-            memories.set(target, memory)
+            return out
+        memories.set(target, memory)
         if not target.is_meta and not seeded and not sources:
             overwritten = internals.operator_name(func) in ("zero_", "fill_", "copy_")
             whole = Strided.of(target).merged() == memory.contents.whole
@@ -236,10 +237,7 @@ class Recorder(internals.TorchDispatchMode):
             out = func(*meta[0], **meta[1])
         else:
             out = func(*args, **kwargs)
-            random = any(
-                m.contents.is_random for t in tensors if (m := memories.get(t)) is not None
-            )
-            if not random and not seeded:
+            if not seeded and not any(_is_random(tensor) for tensor in tensors):
                 return out
         place = next(
             (m.contents.device for t in tensors if (m := memories.get(t)) and t.is_meta), None
@@ -342,6 +340,18 @@ def line() -> str:
 def _is_known(tensor: Tensor) -> bool:
     """Whether a tensor has values that no chance had a part in."""
     return not tensor.is_meta and memories.get(tensor) is None
+
+
+def _is_random(tensor: Tensor) -> bool:
+    """Whether any number in its memory was drawn."""
+    memory = memories.get(tensor)
+    return memory is not None and memory.contents.is_random
+
+
+def _known_contents(tensor: Tensor) -> Contents:
+    """What the whole memory of a tensor of known values holds now, as it may be written next."""
+    known = Contents.of_data(tensor.detach().as_strided((_size(tensor),), (1,), 0))
+    return replace(known, base=known.base.clone()) if isinstance(known.base, Tensor) else known
 
 
 def _copied(into: Contents, region: Strided, source: Tensor) -> Contents | None:

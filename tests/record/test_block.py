@@ -272,6 +272,32 @@ def test_parameters_that_are_views_of_values() -> None:
         assert torch.equal(again, wanted), name
 
 
+def test_values_into_which_numbers_are_drawn() -> None:
+    """What they were before, once, and the whole memory of what was written in part."""
+
+    class Drawn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            values = torch.arange(4.0)[:, None] * 100
+            self.added = nn.Parameter(values.expand(4, 6).clone().add_(torch.rand(4, 6)))
+            part = values.expand(4, 6).clone()
+            part[1:3].uniform_()
+            part[2:, 1:4].add_(torch.rand(2, 3))
+            self.part = nn.Parameter(part.add_(1000))
+            self.rows = nn.Parameter(part[1:])
+
+    model = written(Drawn)
+    drawn = init.uniform_(torch.empty(4, 6), seed=0, name="part")[1] + 1000
+    torch.testing.assert_close(model.part[1].detach(), drawn)
+    assert torch.equal(model.rows, model.part[1:])
+    hundreds = (model.added / 100).floor()
+    assert torch.equal(hundreds, torch.arange(4.0)[:, None].expand(4, 6))
+    assert len(model.added.detach().remainder(100).unique()) > 12  # drawn, not given
+    kept = (model.part.detach()[[0, 3], ::5], model.part.detach()[3, 1:4])
+    assert kept[0].tolist() == [[1000, 1000], [1300, 1300]]
+    assert bool(((kept[1] > 1300) & (kept[1] < 1301)).all())
+
+
 def test_copies_are_equal_to_what_they_were_copied_from() -> None:
     class Student(nn.Module):
         def __init__(self) -> None:
