@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fastinit.base import torch_internals as internals
-from fastinit.base.text import listing
 from fastinit.elements import shards as shard
 from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
-from fastinit.plan.parameters import distinct_parameters
+from fastinit.plan.fit import fitted
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
 from fastinit.plan.write import Entry, check_entries
@@ -98,7 +97,15 @@ def stored_tensors(
     if plan is None:
         on_meta = any(parameter.is_meta for parameter in model.parameters())
         plan = recorded_plan(model) if on_meta else Plan({})
-    by_id = _parameters(model, plan, dtype, recorded)
+    by_id: dict[int, Source] = {}
+    entries: list[Entry] = []
+    for name, parameter in fitted(model, dict(plan), plan.aliases, given=recorded):
+        values = known_values(plan[name])
+        source = _source(name, parameter, dtype, plan[name] if values is None else values)
+        as_stored = torch.empty(source.shape, dtype=source.dtype, device="meta")
+        entries.append(Entry(name, as_stored, plan[name]))
+        by_id[id(parameter)] = source
+    check_entries(entries)
     buffers = recorded_buffers(model)
     sources: dict[str, Source] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -109,7 +116,7 @@ def stored_tensors(
             if tensor.is_meta and name not in buffers:
                 raise ValueError(f"{name} is on meta, so it has no values to store")
             content = buffers[name] if tensor.is_meta else tensor.detach()
-            by_id[id(tensor)] = Source(name, tuple(tensor.shape), tensor.dtype, content)
+            by_id[id(tensor)] = _source(name, tensor, dtype, content)
         sources[name] = by_id[id(tensor)]
     stored = _as_saved(model, sources)
     for tensor in stored:
@@ -117,37 +124,13 @@ def stored_tensors(
     return stored, plan.seed
 
 
-def _parameters(
-    model: nn.Module, plan: Plan, dtype: torch.dtype | None, recorded: bool
-) -> dict[int, Source]:
-    """The source of each parameter, by the parameter's ``id``; the plan has to fit."""
-    by_id: dict[int, Source] = {}
-    entries: list[Entry] = []
-    missing: list[str] = []
-    found: set[str] = set()
-    for names, _, parameter in distinct_parameters(model):
-        here = [name for name in names if name in plan and name not in plan.aliases]
-        if len(here) > 1:
-            raise ValueError(f"tied in the model but not in the plan: {', '.join(here)}")
-        found.update(here)
-        wanted = dtype if dtype and parameter.is_floating_point() else parameter.dtype
-        shape = tuple(parameter.shape)
-        if here:
-            fill = plan[here[0]]
-            entries.append(Entry(here[0], torch.empty(shape, dtype=wanted, device="meta"), fill))
-            data = known_values(fill)
-            content = fill if data is None else data
-            by_id[id(parameter)] = Source(here[0], shape, wanted, content)
-        elif recorded and not parameter.is_meta:
-            by_id[id(parameter)] = Source(names[0], shape, wanted, parameter.detach())
-        else:
-            missing.append(names[0])
-    if missing:
-        raise ValueError(f"the plan does not fit: it has no {listing('parameter', missing)}")
-    if extra := [name for name in plan if name not in found]:
-        raise ValueError(f"the plan does not fit: the model has no {listing('parameter', extra)}")
-    check_entries(entries)
-    return by_id
+def _source(
+    name: str, tensor: Tensor, dtype: torch.dtype | None, content: Fill | Computed | Tensor
+) -> Source:
+    """A tensor of the model as it is stored: floating-point parameters as ``dtype``, if there is one."""
+    if dtype is None or not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
+        dtype = tensor.dtype
+    return Source(name, tuple(tensor.shape), dtype, content)
 
 
 def _check_whole(stored: Stored) -> None:

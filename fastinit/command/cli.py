@@ -188,7 +188,6 @@ def inspect_command(
 
     def watched_on(place: devices.Choice) -> tuple[devices.Choice, Watch]:
         with held(model, place.device):
-            models.check_written(model, plan)
             plan.apply_(model)
             wanted = getattr(torch, dtype.value)
             with devices.buffers_on(model, place.device), watch(model, gradients=gradients) as seen:

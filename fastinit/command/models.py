@@ -15,8 +15,6 @@ import torch
 from torch import nn
 
 from fastinit.command import faults
-from fastinit.plan.parameters import distinct_parameters
-from fastinit.plan.plan import Plan
 from fastinit.record.block import deferred
 from fastinit.record.recorder import DeferredError
 from fastinit.stream.keys import check_seed
@@ -147,22 +145,6 @@ def _imported(source: str) -> Any:
     for part in function.split("."):
         made = getattr(made, part)
     return made
-
-
-def unwritten(model: nn.Module, plan: Plan) -> list[str]:
-    """Names of parameters that are on meta or not in the plan, and of buffers that are on meta."""
-    names = [
-        names[0]
-        for names, _, parameter in distinct_parameters(model)
-        if parameter.is_meta or not any(name in plan for name in names)
-    ]
-    return names + [name for name, buffer in model.named_buffers() if buffer.is_meta]
-
-
-def check_written(model: nn.Module, plan: Plan) -> None:
-    """Raises ValueError with their names if the plan leaves parameters or buffers unwritten."""
-    if names := unwritten(model, plan):
-        raise ValueError("left unwritten: " + ", ".join(names))
 
 
 def _config_path(source: str | PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""The JSON form of a plan's fills: exact, small, and strict when it is read.
+"""The JSON form of a plan: exact, small, and strict when it is read.
 
 Consecutive layers that are filled alike are written once, so that a 70B model's plan takes a few
 kilobytes.
@@ -6,16 +6,56 @@ kilobytes.
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastinit.base import number
 from fastinit.elements.strided import Strided
 from fastinit.plan.fill import PARAMETERS, Fill, Part
+from fastinit.stream.keys import STREAM_VERSION
+
+FORMAT = "fastinit.plan"
+FORMAT_VERSION = 1
 
 _Named = list[tuple[str, dict[str, Any]]]
+
+
+def plan_to_json(fills: Mapping[str, Fill], seed: int, aliases: Mapping[str, str]) -> str:
+    document: dict[str, object] = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "stream_version": STREAM_VERSION,
+        "seed": seed,
+        "parameters": fold_layers([(name, fill_to_json(fill)) for name, fill in fills.items()]),
+    }
+    if aliases:
+        document["aliases"] = dict(aliases)
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def plan_from_json(document: str) -> dict[str, Any]:
+    """The arguments of a Plan, of which it checks ``seed`` and ``aliases`` itself.
+
+    Raises:
+        ValueError: no JSON, no plan, another version, or a parameter that is no Fill.
+        KeyError, TypeError, AttributeError: a part of the document that is missing, or no good.
+    """
+    try:
+        fields = json.loads(document, object_pairs_hook=without_repeats)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not a plan: not JSON ({error})") from None
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise ValueError(f'not a plan: "format" is not "{FORMAT}"')
+    for key, known in (("version", FORMAT_VERSION), ("stream_version", STREAM_VERSION)):
+        if fields.get(key) != known:
+            raise ValueError(
+                f'plan with "{key}" {fields.get(key)!r}: this fastinit knows {known} only'
+            )
+    fills = {n: fill_from_json(n, f) for n, f in unfold_layers(fields["parameters"])}
+    return {"fills": fills, "seed": fields["seed"], "aliases": fields.get("aliases")}
 
 
 def fill_to_json(fill: Fill) -> dict[str, object]:

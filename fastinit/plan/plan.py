@@ -8,7 +8,6 @@ another dtype they are rounded, within the bounds of their law.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
@@ -26,13 +25,8 @@ from fastinit.elements import shards as shard
 from fastinit.plan import groups
 from fastinit.plan.buffers import Known, Mode, check_buffers
 from fastinit.plan.fill import Fill
-from fastinit.plan.json_form import (
-    fill_from_json,
-    fill_to_json,
-    fold_layers,
-    unfold_layers,
-    without_repeats,
-)
+from fastinit.plan.fit import fitted
+from fastinit.plan.json_form import plan_from_json, plan_to_json
 from fastinit.plan.parameters import adopt_, allocated, distinct_parameters, reshard_
 from fastinit.plan.replay import Computed
 from fastinit.plan.write import Entry, Progress, check_entries, write_entries
@@ -46,9 +40,6 @@ ValueError for a model that the rule is not made for.
 """
 
 M = TypeVar("M", bound=nn.Module)
-
-FORMAT = "fastinit.plan"
-FORMAT_VERSION = 1
 
 
 class Plan(Mapping[str, Fill | Computed]):
@@ -223,7 +214,7 @@ class Plan(Mapping[str, Fill | Computed]):
                 FSDP1, ZeRO-3 and Megatron, Partial DTensors (``fastinit.elements.shards.check_held``).
         """
         reshard_(model)
-        planned = self._planned(model)
+        planned = fitted(model, self._fills, self._aliases)
         real = self._memory(model, [name for name, p in planned if p.is_meta], device)
         entries = [Entry(name, real.get(id(p), p), self._fills[name]) for name, p in planned]
         check_entries(entries)
@@ -260,29 +251,6 @@ class Plan(Mapping[str, Fill | Computed]):
             own = self._aliases.get(name, name)
             fills[own] = fills[own].scaled(number.positive(f"factors[{name!r}]", factor))
         return Plan(fills, seed=self.seed, aliases=self._aliases, buffers=self._buffers)
-
-    def _planned(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """The model's parameters by the names under which they are planned, which have to fit."""
-        planned, missing, problems = [], [], []
-        found = set()
-        for names, _, parameter in distinct_parameters(model):
-            here = [name for name in names if name in self._fills]
-            found.update(here)
-            if not here:
-                tied = self._aliases.get(names[0])
-                missing.append(f"{names[0]} (tied to {tied} in the plan)" if tied else names[0])
-            elif len(here) > 1:
-                problems.append(f"tied in the model but not in the plan: {', '.join(here)}")
-            else:
-                planned.append((here[0], parameter))
-        extra = [name for name in self._fills if name not in found]
-        if missing:
-            problems.append(f"the plan has no {listing('parameter', missing)}")
-        if extra:
-            problems.append(f"the model has no {listing('parameter', extra)}")
-        if problems:
-            raise ValueError("the plan does not fit the model: " + "; ".join(problems))
-        return planned
 
     def _memory(
         self, model: nn.Module, meta: list[str], device: torch.device | str | None
@@ -344,19 +312,10 @@ class Plan(Mapping[str, Fill | Computed]):
             ValueError: parameters that a constructor computed or was given values for (all are listed).
         """
         computed = [f"{n} ({f})" for n, f in self.items() if isinstance(f, Computed)]
-        fills = [(n, fill_to_json(f)) for n, f in self.items() if isinstance(f, Fill)]
         if computed:
             raise ValueError(f"JSON cannot hold the values of {listing('parameter', computed)}")
-        document: dict[str, object] = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "stream_version": self.stream_version,
-            "seed": self.seed,
-            "parameters": fold_layers(fills),
-        }
-        if self._aliases:
-            document["aliases"] = self._aliases
-        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+        fills = {n: f for n, f in self.items() if isinstance(f, Fill)}
+        return plan_to_json(fills, self.seed, self._aliases)
 
     @classmethod
     def from_json(cls, document: str) -> Plan:
@@ -367,19 +326,7 @@ class Plan(Mapping[str, Fill | Computed]):
                 that is missing or no good; nothing is guessed.
         """
         try:
-            fields = json.loads(document, object_pairs_hook=without_repeats)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a plan: not JSON ({error})") from None
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            raise ValueError(f'not a plan: "format" is not "{FORMAT}"')
-        for key, known in (("version", FORMAT_VERSION), ("stream_version", STREAM_VERSION)):
-            if fields.get(key) != known:
-                raise ValueError(
-                    f'plan with "{key}" {fields.get(key)!r}: this fastinit knows {known} only'
-                )
-        try:
-            fills = {n: fill_from_json(n, f) for n, f in unfold_layers(fields["parameters"])}
-            return cls(fills, seed=fields["seed"], aliases=fields.get("aliases"))
+            return cls(**plan_from_json(document))
         except KeyError as error:
             raise ValueError(f"not a plan: {error} is missing") from None
         except (TypeError, AttributeError, RuntimeError) as error:

@@ -117,7 +117,9 @@ def test_a_plan_is_stored_instead_of_what_was_recorded(tmp_path) -> None:
     checkpoint.write(model, tmp_path, plan)
     want = plan.apply_(nn.Linear(5, 4)).state_dict()
     assert all(bits(value) == bits(want[name]) for name, value in loaded(tmp_path).items())
-    with pytest.raises(ValueError, match="it has no parameter bias"):
+    with pytest.raises(
+        ValueError, match="plan does not fit the model: the plan has no parameter bias"
+    ):
         checkpoint.write(model, tmp_path, Plan({"weight": Fill.normal()}))
     with pytest.raises(ValueError, match="the model has no parameter other"):
         checkpoint.write(model, tmp_path, Plan({**plan, "other": Fill.normal()}))

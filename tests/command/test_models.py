@@ -12,7 +12,7 @@ import fastinit
 from fastinit.base import memory
 from fastinit.command import models
 from fastinit.plan.parameters import allocate_
-from fastinit.plan.plan import Fill, Plan
+from fastinit.plan.plan import Plan
 from fastinit.recipes import transformers_default, transformers_family
 
 transformers = pytest.importorskip("transformers")
@@ -92,12 +92,10 @@ def test_the_recipe_agrees_with_transformers(config) -> None:
 def test_from_config_to_a_written_model(config) -> None:
     model = models.from_config(config)
     plan = Plan.from_model(model, transformers_default, seed=1)
-    assert set(models.unwritten(model, plan)) == set(plan)
-    with pytest.raises(ValueError, match="left unwritten"):
-        models.check_written(model, plan)
+    with pytest.raises(ValueError, match="meta tensors hold no values"):
+        plan.apply_(model)
     tied = config.tie_word_embeddings
     assert allocate_(model) is model
-    models.check_written(model, plan)
     plan.apply_(model)
     assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied
     logits = model.eval()(torch.arange(8)[None]).logits
@@ -216,13 +214,6 @@ def test_parameters_on_meta_keeps_ties_flags_and_buffers() -> None:
     assert a.w.is_meta
     assert not a.frozen.requires_grad
     assert torch.equal(norm.running_var, torch.ones(4))
-
-
-def test_a_parameter_outside_the_plan_and_a_meta_buffer_are_unwritten() -> None:
-    model = nn.Sequential(nn.Linear(2, 2))
-    model.register_buffer("table", torch.empty(2, device="meta"))
-    plan = Plan({"0.weight": Fill.normal()})
-    assert models.unwritten(model, plan) == ["0.bias", "table"]
 
 
 def test_huge_pages_are_advice_for_large_cpu_tensors_only() -> None:
