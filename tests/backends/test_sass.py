@@ -1,6 +1,6 @@
 """The ledger of instructions: what the CUDA kernel costs for each value, against what was committed.
 
-Counts are those of one compiler: with another nvcc than the ledger's there is nothing to compare.
+Counts are those of one compiler. One that the ledger has no lines of may take a tenth more than it has.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ def test_each_law_dtype_and_architecture_has_its_loop(lines: list[sass.Line]) ->
 
 @needs_code
 def test_no_count_rises(lines: list[sass.Line]) -> None:
-    kept = {(line.nvcc, line.arch, line.law, line.dtype): line for line in sass.recorded()}
-    compared = [(line, kept[line[:4]]) for line in lines if line[:4] in kept]
-    if not compared:
-        pytest.skip("the ledger is of another nvcc")
-    for line, before in compared:
-        assert line.instructions <= before.instructions, line
-        assert line.registers <= before.registers, line
+    kept = {line[:4]: line for line in sass.recorded()}
+    others = {line[1:4]: line for line in sass.recorded()}
+    for line in lines:
+        before = kept.get(line[:4]) or others.get(line[1:4])
+        assert before is not None, f"{line}: the ledger knows no such architecture"
+        more = 1.0 if before.nvcc == line.nvcc else 1.1
+        assert line.instructions <= more * before.instructions, line
+        assert line.registers <= more * before.registers, line
 
 
 @needs_code
@@ -56,6 +57,7 @@ def test_nothing_is_spilled() -> None:
         assert sass.memory(arch) == {"STACK": 0, "LOCAL": 0}, arch
 
 
-def test_the_ledger_holds_what_was_asked() -> None:
-    for line in sass.recorded():
+@needs_code
+def test_no_loop_takes_more_than_was_asked(lines: list[sass.Line]) -> None:
+    for line in lines:
         assert line.instructions <= ASKED.get((line.law, line.dtype), 50), line
