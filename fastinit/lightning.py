@@ -10,7 +10,8 @@ from typing import Any
 
 from fastinit.base import number
 from fastinit.variance.layers import Which
-from fastinit.variance.watch import Watch, Watched, watch
+from fastinit.variance.watch import Watch, watch
+from fastinit.variance.watched import Watched
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -12,15 +12,6 @@ from fastinit.plan.fill import Fill
 ZERO = Fill.constant(0.0)
 ONE = Fill.constant(1.0)
 
-CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-TRANSPOSED = CONVOLUTIONS[3:]
 NORMS = (
     nn.LayerNorm,
     nn.GroupNorm,

@@ -9,9 +9,10 @@ from torch import nn
 
 from fastinit.base import number
 from fastinit.fills import fans
+from fastinit.fills.layer_kinds import CONVOLUTIONS, TRANSPOSED
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Rule
-from fastinit.recipes.fills import CONVOLUTIONS, TRANSPOSED, ZERO
+from fastinit.recipes.fills import ZERO
 from fastinit.recipes.rules import first_of, own_name
 from fastinit.recipes.torch_layers import torch_default
 

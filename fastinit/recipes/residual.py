@@ -10,9 +10,10 @@ from torch import nn
 
 from fastinit.base import number
 from fastinit.fills import fans
+from fastinit.fills.layer_kinds import CONVOLUTIONS
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Rule
-from fastinit.recipes.fills import CONVOLUTIONS, ONE, ZERO, embedding, normal, uniform
+from fastinit.recipes.fills import ONE, ZERO, embedding, normal, uniform
 from fastinit.recipes.rules import (
     Checked,
     Patterns,

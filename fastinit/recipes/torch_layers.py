@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from fastinit.fills import fans
+from fastinit.fills.layer_kinds import CONVOLUTIONS, EMBEDDINGS
 from fastinit.plan.fill import Fill
 from fastinit.recipes.fills import (
-    CONVOLUTIONS,
     NORMS,
     ONE,
     ZERO,
@@ -54,7 +54,7 @@ def torch_default(name: str, module: nn.Module, shape: torch.Size, config: Any) 
             return ZERO
         std = fans.xavier_std(fans.fans_of(shape))
         return normal(std) if "bias" in own else uniform(std)
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+    if isinstance(module, EMBEDDINGS):
         return embedding(module, shape, normal(1.0))
     if isinstance(module, NORMS):
         return ZERO if own == "bias" else ONE

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from fastinit.fills import fans
+from fastinit.fills.layer_kinds import CONVOLUTIONS, is_conv1d
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Rule
-from fastinit.recipes.fills import CONVOLUTIONS, ONE, ZERO, embedding, normal, uniform
+from fastinit.recipes.fills import ONE, ZERO, embedding, normal, uniform
 from fastinit.recipes.rules import count_of, needs, number_of, own_name, setting
 from fastinit.recipes.torch_layers import torch_default
 
@@ -62,7 +63,7 @@ def gpt2(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill |
     std = number_of(config, "initializer_range", default=0.02)
     if name.endswith("c_proj.weight"):
         return normal(std / math.sqrt(2 * count_of(config, "n_layer", "num_hidden_layers")))
-    if type(module).__name__ == "Conv1D":  # transformers' Linear with the weight transposed
+    if is_conv1d(module):  # transformers' Linear with the weight transposed
         return ZERO if own_name(name) == "bias" else normal(std)
     return _plain(name, module, shape, _std(config))
 

@@ -18,11 +18,11 @@ from torch import nn
 
 from fastinit.base import number
 from fastinit.base.text import listing
+from fastinit.fills.layer_kinds import CONVOLUTIONS, TRANSPOSED, is_conv1d
 from fastinit.plan.fill import Fill, Part
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan, Rule
 from fastinit.plan.whole_tensors import STRUCTURES
-from fastinit.recipes.fills import CONVOLUTIONS, TRANSPOSED
 from fastinit.recipes.rules import Checked
 
 Shapes = Mapping[str, Sequence[int]]
@@ -172,10 +172,9 @@ def growth(name: str, module: nn.Module, shape: Sequence[int], base: Sequence[in
     grown = [dim for dim, ratio in enumerate(ratios) if ratio != 1]
     if len(grown) > 2 or (len(grown) == 2 and grown != [0, 1]):
         raise ValueError(f"{name} grows in more than a matrix's two sizes: {base} to {shape}")
-    kind = type(module).__name__
-    is_matrix = isinstance(module, (nn.Linear, nn.Embedding, *CONVOLUTIONS)) or kind == "Conv1D"
+    flipped = isinstance(module, (nn.Embedding, *TRANSPOSED)) or is_conv1d(module)
+    is_matrix = flipped or isinstance(module, (nn.Linear, *CONVOLUTIONS))
     if len(shape) > 1 and (is_matrix or len(grown) == 2):
-        flipped = isinstance(module, (nn.Embedding, *TRANSPOSED)) or kind == "Conv1D"
         return Growth(*(ratios[:2] if flipped else ratios[1::-1]))
     return Growth(1.0, math.prod(ratios))
 

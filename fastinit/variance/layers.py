@@ -9,15 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fastinit.elements import shards as shard
-
-_CONVOLUTIONS = {
-    nn.Conv1d: 1,
-    nn.Conv2d: 2,
-    nn.Conv3d: 3,
-    nn.ConvTranspose1d: 1,
-    nn.ConvTranspose2d: 2,
-    nn.ConvTranspose3d: 3,
-}
+from fastinit.fills.layer_kinds import EMBEDDINGS, kind_of
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 _ATTEND = nn.MultiheadAttention.forward
@@ -95,8 +87,8 @@ class Layer(NamedTuple):
 
     def channel_dim(self, output: Tensor) -> int:
         """The dimension of the output along which the bias lies."""
-        spatial = _CONVOLUTIONS.get(_kind(self.module), 0)
-        return output.dim() - spatial - 1
+        kind = kind_of(self.module)
+        return output.dim() - 1 - (0 if kind is None else kind.spatial)
 
     def bias_like(self, output: Tensor) -> Tensor | None:
         """The bias in a shape that adds to the output; None if there is none or it is all zeros.
@@ -188,18 +180,9 @@ def _names(attention: str) -> list[str]:
 
 
 def _known(module: nn.Module) -> bool:
-    kinds = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention)
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+    if isinstance(module, EMBEDDINGS) and module.max_norm is not None:
         return False  # a renormalised weight is not proportional to anything
-    return (
-        isinstance(module, kinds)
-        or _kind(module) in _CONVOLUTIONS
-        or type(module).__name__ == "Conv1D"
-    )
-
-
-def _kind(module: nn.Module) -> type:
-    return next((kind for kind in _CONVOLUTIONS if isinstance(module, kind)), type(module))
+    return kind_of(module) is not None
 
 
 def _wanted(model: nn.Module, which: Which) -> Callable[[str, nn.Module], bool]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastinit import init
 from fastinit.base import number
 from fastinit.elements import shards as shard
+from fastinit.fills.layer_kinds import EMBEDDINGS
 from fastinit.record.weights_on_demand import InMemory, weights_of
 from fastinit.variance.layers import Layer, Which, find
 from fastinit.variance.lsuv_passes import PASSES, Options, PassEnded, Passes
@@ -167,7 +168,7 @@ def _orthonormal(found: list[Layer], weights: InMemory) -> Iterator[None]:
         for layer in found
         if layer.weight.dim() > 1
         and layer.weight_in.requires_grad
-        and not isinstance(layer.module, (nn.Embedding, nn.EmbeddingBag))
+        and not isinstance(layer.module, EMBEDDINGS)
     ]
     before = [(w, w.clone()) for w in (layer.weight for layer in drawn) if not w.is_meta]
     try:

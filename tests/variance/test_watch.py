@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fastinit.statistics.tensor import Moments
 from fastinit.variance import schedules
-from fastinit.variance.watch import FOLD, Watch, watch
+from fastinit.variance.watch import Watch, watch
+from fastinit.variance.watch_block import FOLD
 
 
 def mlp(depth: int = 4, width: int = 32, inplace: bool = False) -> nn.Sequential:

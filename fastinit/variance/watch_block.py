@@ -1,0 +1,293 @@
+"""One block in which a model is watched: hooks, and what they measured of each layer.
+
+Nothing waits for the device, and no output is kept or copied, until :meth:`Block.read`.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fastinit.base import torch_internals as internals
+from fastinit.elements import shards as shard
+from fastinit.elements import tensors
+from fastinit.fills.layer_kinds import layer_fans
+from fastinit.statistics.tensor import Moments, moments, moments_many
+from fastinit.stream import laws
+from fastinit.stream.reference import merged
+from fastinit.variance.layers import Layer
+from fastinit.variance.watch_units import Units
+from fastinit.variance.watched import Watched
+
+FOLD = 64  # moments of so many calls are merged, so that a long watch needs no more memory
+
+
+@dataclass
+class Target:
+    """A module to watch. ``layer`` is None where its output is measured and its weight is not."""
+
+    name: str
+    module: nn.Module
+    layer: Layer | None
+    why: str = ""
+
+    @property
+    def inside(self) -> bool:
+        """Whether it is a projection inside MultiheadAttention, and computed once more to be seen."""
+        return self.layer is not None and self.layer.projection is not None
+
+
+@dataclass
+class Signal:
+    """A layer's outputs, or their gradients, over all calls. Nothing in here has been waited for."""
+
+    units: Units
+    calls: int = 0
+    raws: list[Tensor] = field(default_factory=list)  # raw moments, float64 [7] each
+
+    def add(self, raw: Tensor) -> None:
+        """Takes up the raw moments of one call."""
+        if len(self.raws) >= FOLD:
+            self.raws[:] = [_together(self.raws)]
+        self.raws.append(raw)
+        self.calls += 1
+
+
+@dataclass
+class Record:
+    """What is known of one layer while it is watched."""
+
+    target: Target
+    forward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=False)))
+    backward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=True)))
+    units: int = 0
+    parts: bool = False  # whether other ranks have other parts of what was measured
+    why: str = "not reached by a backward pass"
+    lock: threading.Lock = field(default_factory=threading.Lock)  # replicas run in threads
+
+    def measure(self, x: Tensor, signal: Signal) -> str | None:
+        """Takes up an output or a gradient. Why it could not, if so: the user's own step goes on."""
+        try:
+            here = tensors.values(x)
+            if signal is self.backward and 0 in here.stride():
+                here = here.contiguous()  # expanded, as by sum(); element by element is slow
+            raw = moments(here).raw
+            layer = self.target.layer
+            if layer is not None and layer.affine and here.dim():
+                dim = layer.channel_dim(here)
+                self.units = here.shape[dim]
+                with self.lock:
+                    signal.units.add(here, dim, raw)
+        except Exception as error:
+            return f"could not be measured: {type(error).__name__}: {error}".split("\n")[0]
+        with self.lock:
+            signal.add(raw)
+        self.parts = self.parts or shard.is_part(x)
+        return None
+
+    def dead(self) -> Tensor | None:
+        """How many units are, float64 []; None if that is not known or none is."""
+        both = (self.forward.units.dead(), self.backward.units.dead())
+        masks = [mask for mask in both if mask is not None]
+        if len(masks) == 2:
+            masks = [masks[0] | masks[1].to(masks[0].device)]
+        return masks[0].sum(dtype=torch.float64) if masks else None
+
+
+class Block:
+    """What the hooks of one block saw, and the weights at its end."""
+
+    def __init__(self, gradients: bool) -> None:
+        self.gradients = gradients
+        self.open = True
+        self.begun: dict[str, Record] = {}
+        self.records: dict[str, Record] = {}  # of those that could be measured
+        self.unseen: dict[str, str] = {}
+        self.leaves: list[RemovableHandle] = []
+        self.weights: dict[Any, Moments] = {}  # by the layer's key
+
+    def hook(self, target: Target) -> RemovableHandle:
+        """Measures a target's output from now on."""
+        layer = target.layer
+        if layer is None or not target.inside:
+            return target.module.register_forward_hook(
+                lambda module, args, output: self._measure(target, _tensor_in(output))
+            )
+
+        def project(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not _runs_again():
+                with torch.no_grad():
+                    self._measure(target, layer.projected(args, kwargs))
+
+        return target.module.register_forward_pre_hook(project, with_kwargs=True)
+
+    def _measure(self, target: Target, x: Tensor | None) -> None:
+        if not self.open:
+            return  # in a copy of the model, that was made within the block
+        if torch.compiler.is_compiling():
+            return  # there is nothing to see yet, and compiled code would not come here again
+        if why := _immeasurable(x):
+            self.unseen[target.name] = why
+            return
+        assert x is not None
+        again = _runs_again()
+        if again and target.name not in self.records:
+            return
+        record = self.begun.setdefault(target.name, Record(target))
+        if not again:
+            if why := record.measure(x, record.forward):
+                self.unseen[target.name] = why
+                return
+            self.records[target.name] = record
+        if not self.gradients:
+            return
+        if x.requires_grad:
+            self._await_gradient(x, record)
+        elif target.inside:
+            record.why = "computed inside MultiheadAttention"
+        elif not again:
+            graded = torch.is_grad_enabled()
+            record.why = "its output needs none" if graded else "it ran under no_grad"
+
+    def _await_gradient(self, x: Tensor, record: Record) -> None:
+        def backward(grad: Tensor) -> None:
+            if self.open and grad is not None:
+                if found := tensors.unreadable(grad):
+                    record.why = f"it {found[1]}"
+                elif why := record.measure(grad, record.backward):
+                    record.why = f"it {why}"
+
+        # The hook goes with the graph, but for a leaf, such as a parameter that a module returns.
+        handle = x.register_hook(backward)
+        if x.is_leaf:
+            self.leaves.append(handle)
+
+    def close(self) -> None:
+        """The end of the block: measures the weights."""
+        self.open = False
+        for handle in self.leaves:
+            handle.remove()
+        weights = {}
+        for record in self.records.values():
+            layer = record.target.layer
+            if layer is None:
+                continue
+            if found := tensors.unreadable(layer.weight_in):
+                record.target.why = record.target.why or f"its weight {found[1]}"
+            elif layer.weight_in.dtype in laws.DTYPES:
+                weights[layer.key] = layer.weight
+                record.parts = record.parts or shard.is_part(layer.weight_in)
+        self.weights = dict(zip(weights, moments_many(list(weights.values()))))
+
+    def read(self) -> list[Watched]:
+        """All numbers, in one transfer from each device."""
+        records = list(self.records.values())
+        deads = [record.dead() for record in records]
+        sent = [_together(r.forward.raws) for r in records]
+        sent += [_together(r.backward.raws) for r in records if r.backward.calls]
+        sent += [m.raw for m in self.weights.values()]
+        sent += [dead for dead in deads if dead is not None]
+        got = iter(_on_cpu(sent))
+        forward = [Moments(next(got)) for _ in records]
+        backward = [Moments(next(got)) if r.backward.calls else None for r in records]
+        weights = {key: Moments(next(got)) for key in self.weights}
+        dead = [0 if mask is None else int(next(got).item()) for mask in deads]
+        layers: list[Watched] = []
+        product, first = 1.0, dict[Any, str]()
+        for i, record in enumerate(records):
+            target, layer = record.target, record.target.layer
+            weight = None if layer is None else weights.get(layer.key)
+            fan_in, fan_out = math.nan, math.nan
+            if layer is not None and not layer.weight_in.is_nested:
+                fan_in, fan_out = layer_fans(layer.module, layer.shape)
+            factor = math.nan if weight is None else fan_in * weight.var / 2
+            notes = [target.why] if target.why else []
+            if why := self.unseen.get(target.name):
+                notes.append(f"a call is not counted: {why}")
+            if record.parts:
+                notes.append("this rank's part")
+            if layer is not None and not math.isnan(factor):
+                tied = first.setdefault(layer.key, target.name)
+                if tied == target.name:
+                    product *= factor
+                else:
+                    notes.append(f"weight tied to {tied}, counted there")
+            if self.gradients and not record.backward.calls:
+                notes.append(f"no gradient, {record.why}")
+            layers.append(
+                Watched(
+                    target.name,
+                    type(target.module).__name__,
+                    record.forward.calls,
+                    forward[i],
+                    backward[i],
+                    weight,
+                    fan_in,
+                    fan_out,
+                    factor,
+                    product,
+                    record.units,
+                    dead[i],
+                    "; ".join(notes),
+                )
+            )
+        return layers
+
+
+def _runs_again() -> bool:
+    """Whether a backward pass runs: a layer that runs in it is one that checkpointing runs again."""
+    return internals.backward_pass() != -1
+
+
+def _tensor_in(output: Any) -> Tensor | None:
+    """The first floating-point tensor in an output."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    parts: Iterable[Any] = ()
+    if isinstance(output, Mapping):
+        parts = output.values()
+    elif isinstance(output, (tuple, list)):
+        parts = output
+    return next((x for x in map(_tensor_in, parts) if x is not None), None)
+
+
+def _immeasurable(x: Tensor | None) -> str | None:
+    """Why a tensor has no moments, or None."""
+    if x is None:
+        return "gives no floating-point tensor"
+    if x.dtype not in laws.DTYPES:
+        return f"gives {x.dtype}"
+    found = tensors.unreadable(x)
+    return f"its output {found[1]}" if found else None
+
+
+def _together(raws: list[Tensor]) -> Tensor:
+    """Raw moments, [7], of at least one set, all together, merged pairwise."""
+    stacked = (
+        torch.stack([raw.to(raws[0].device) for raw in raws]) if len(raws) > 1 else raws[0][None]
+    )
+    while len(stacked) > 1:
+        half = len(stacked) // 2
+        pairs = merged(stacked[:half], stacked[half : 2 * half])
+        stacked = torch.cat((pairs, stacked[2 * half :]))
+    return stacked[0]
+
+
+def _on_cpu(tensors: list[Tensor]) -> list[Tensor]:
+    """Copies of float64 tensors, from each device in one transfer."""
+    found: list[Tensor] = list(tensors)
+    places: dict[torch.device, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        places.setdefault(tensor.device, []).append(i)
+    for some in places.values():
+        flat = torch.cat([tensors[i].reshape(-1) for i in some]).cpu()
+        for i, part in zip(some, flat.split([tensors[i].numel() for i in some])):
+            found[i] = part.view(tensors[i].shape)
+    return found

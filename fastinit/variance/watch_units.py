@@ -1,0 +1,103 @@
+"""Dead units: channels or features whose values never vary, or whose gradient is 0 throughout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastinit.stream.reference import ZEROS
+
+SAMPLE = 16  # values of a unit that are looked at before all of them are
+
+
+@dataclass
+class Units:
+    """The extremes of each unit's values, over all calls: enough to tell which units are dead.
+
+    Of outputs, those whose values are all the same; of gradients, those whose values are all 0.
+
+    Attributes:
+        of_gradients: which of the two.
+        high, low: [units], in the values' dtype, on their device; None before there is a need.
+        values: how many there were of each unit.
+        alive: whether all units are known to be alive.
+    """
+
+    of_gradients: bool
+    high: Tensor | None = None
+    low: Tensor | None = None
+    values: int = 0
+    alive: bool = False
+
+    def add(self, x: Tensor, dim: int, raw: Tensor) -> None:
+        """Takes up the values of one call.
+
+        A few of them mostly show that all units are alive. All are read only where they do not, and on
+        devices that would have to be waited for to know.
+
+        Args:
+            x: floating-point, of any shape.
+            dim: its dimension of units.
+            raw: the moments of x, [7].
+        """
+        values = x.numel() // max(x.shape[dim], 1)
+        self.values += values
+        if self.alive or not x.numel():
+            return
+        on_cpu = x.device.type == "cpu"
+        if on_cpu:
+            self.alive = raw[ZEROS].item() < values if self.of_gradients else _ends_differ(x, dim)
+            if self.alive:
+                return
+        high, low = _extremes(_sample(x, dim) if on_cpu else x, dim)
+        if on_cpu and self._dead(high, low).any():
+            high, low = _extremes(x, dim)
+        if self.high is None or self.low is None:
+            self.high, self.low = high, low
+        else:
+            self.high, self.low = torch.maximum(self.high, high), torch.minimum(self.low, low)
+        self.alive = on_cpu and not self._dead(self.high, self.low).any()
+
+    def dead(self) -> Tensor | None:
+        """Which units are dead, bool [units]; None if that is not known or none is."""
+        if self.alive or self.high is None or self.low is None:
+            return None
+        if self.values < 2 and not self.of_gradients:
+            return None
+        return self._dead(self.high, self.low)
+
+    def _dead(self, high: Tensor, low: Tensor) -> Tensor:
+        return (high == 0) & (low == 0) if self.of_gradients else high == low
+
+
+def _sample(x: Tensor, dim: int) -> Tensor:
+    """A view with some SAMPLE values of each unit, from all over its dimensions."""
+    index = [slice(None)] * x.dim()
+    left = SAMPLE
+    for d in range(x.dim()):
+        if d != dim % x.dim():
+            step = -(-x.shape[d] // left)
+            index[d] = slice(None, None, step)
+            left = max(left // -(-x.shape[d] // step), 1)
+    return x[tuple(index)]
+
+
+def _ends_differ(x: Tensor, dim: int) -> bool:
+    """Whether each unit's first and last value differ."""
+    first: list[Any] = [0] * x.dim()
+    last: list[Any] = [-1] * x.dim()
+    first[dim] = last[dim] = slice(None)
+    return not bool((x[tuple(first)] == x[tuple(last)]).any())
+
+
+def _extremes(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Each unit's largest and smallest value, [units] each."""
+    rows = x.movedim(dim, 0)
+    if x.numel() <= SAMPLE * rows.shape[0]:  # cheap to copy, and then one reduction does
+        low, high = rows.reshape(rows.shape[0], -1).aminmax(dim=1)
+        return high, low
+    others = list(range(1, x.dim()))
+    return (rows.amax(others), rows.amin(others)) if others else (rows, rows)

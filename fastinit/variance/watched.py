@@ -1,0 +1,122 @@
+"""What a watch saw of a model: one row for each layer, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastinit.base import text
+from fastinit.statistics.tensor import Moments
+from fastinit.variance.layers import abbreviated
+
+
+@dataclass
+class Watched:
+    """One layer, over all its calls in the block.
+
+    Attributes:
+        name, kind: its name in the model, its class's name.
+        calls: how often it ran.
+        forward: the moments of its output.
+        backward: those of the loss's gradient with respect to that output; None if there was none.
+        weight: those of its weight, at the end of the block; None if it has none.
+        fan_in, fan_out: how many inputs feed one output and the reverse; NaN for tables and vectors.
+        factor: fan_in Var[W] / 2; NaN if there is no fan.
+        product: of the factors up to and with this layer, each weight counted once.
+        units: output units (channels, features); 0 where it is not known which they are.
+        dead: units whose output never varied, or whose gradient was 0 throughout.
+        note: what is missing of all this, and why.
+    """
+
+    name: str
+    kind: str
+    calls: int
+    forward: Moments
+    backward: Moments | None
+    weight: Moments | None
+    fan_in: float
+    fan_out: float
+    factor: float
+    product: float
+    units: int
+    dead: int
+    note: str
+
+    @property
+    def nonfinite(self) -> int:
+        """Infinities and NaN in the output and the gradient."""
+        return int(sum(m.nonfinite for m in (self.forward, self.backward) if m is not None))
+
+
+def table(layers: Sequence[Watched], missing: Mapping[str, str], gradients: bool) -> str:
+    """One line for each layer, in 80 columns, and what is to be said below.
+
+    Args:
+        missing: by name, the layers that were not measured, and why.
+        gradients: whether they were watched; else there is no column for them.
+    """
+    rows = [["layer", "std", "grad std", "fan in", "Var[W]", "nVar[W]/2", "product", "dead"]]
+    for layer in layers:
+        dead = str(layer.dead) if layer.units else ""
+        var = math.nan if layer.weight is None else layer.weight.var
+        values = [var, layer.factor, layer.product]
+        fan = "" if math.isnan(layer.fan_in) else text.count(round(layer.fan_in))
+        stds = [layer.forward.std, math.nan if layer.backward is None else layer.backward.std]
+        rows.append([layer.name, *map(_digits, stds), fan, *map(_digits, values), dead])
+    if any(layer.nonfinite for layer in layers):
+        counts = [text.count(layer.nonfinite) for layer in layers]
+        rows = [[*row, bad] for row, bad in zip(rows, ["inf/nan", *counts])]
+    if not gradients:
+        rows = [[*row[:2], *row[3:]] for row in rows]
+    columns = len(rows[0])
+    others = sum(max(len(row[i]) for row in rows) for i in range(1, columns))
+    room = text.WIDTH - others - 2 * (columns - 1)
+    for row in rows:
+        row[0] = abbreviated(row[0], room)
+    lines = [text.table(rows, "<" + ">" * (columns - 1))]
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.note:
+            reasons.setdefault(layer.note, []).append(layer.name)
+    for name, why in missing.items():
+        reasons.setdefault(f"not measured: {why}", []).append(name)
+    for why, names in reasons.items():
+        who = f"all {len(names)} layers" if len(names) == len(layers) > 1 else ", ".join(names)
+        lines.append(textwrap.fill(f"{why}: {who}", text.WIDTH, subsequent_indent="  "))
+    return "\n".join(lines)
+
+
+def to_json(layers: Sequence[Watched], missing: Mapping[str, str]) -> str:
+    """Everything as strict JSON: NaN (what is not there) as null, infinities as strings."""
+    rows = []
+    for layer in layers:
+        plain = {k: _plain(v) for k, v in vars(layer).items()}
+        rows.append({**plain, "nonfinite": layer.nonfinite})
+    whole = {"product": _plain(product(layers)), "layers": rows, "missing": missing}
+    return json.dumps(whole, allow_nan=False, indent=2)
+
+
+def product(layers: Sequence[Watched]) -> float:
+    """The product of all factors n Var[W] / 2; 1 is Kaiming's condition."""
+    return layers[-1].product if layers else 1.0
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a value."""
+    if isinstance(value, Moments):
+        counts = ("count", "zeros", "nonfinite")
+        fields = (*counts, "mean", "var", "std", "min", "max")
+        return {
+            f: int(getattr(value, f)) if f in counts else _plain(getattr(value, f)) for f in fields
+        }
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value
+
+
+def _digits(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3g}"
