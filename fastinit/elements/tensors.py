@@ -98,10 +98,10 @@ def obstacle(tensor: Tensor) -> Obstacle | None:
 
 
 def local(tensor: Tensor, argument: str = "tensor") -> Tensor:
-    """What of a tensor is in this process's memory, shared with it, without a gradient.
+    """The part of a tensor that is in this process's memory.
 
-    Of a DTensor that is this rank's part; an asynchronous result is waited for. Others are returned
-    as they are.
+    Of a DTensor it is this rank's part, in the same memory and without a gradient; of an asynchronous
+    result its value, for which this waits; any other tensor is returned as it is.
 
     Raises:
         NotImplementedError: a DTensor with a placement that holds no elements (Partial).
@@ -120,8 +120,7 @@ def sizes(tensor: Tensor, argument: str = "tensor") -> torch.Size:
 
 
 def is_left_alone(tensor: Tensor) -> bool:
-    """Whether there is nothing to write: a DTensor of a fake part, or a FakeTensor, unless a mode traces
-    what is done with it."""
+    """Whether there is nothing to write: a FakeTensor that no mode traces, or a DTensor of one."""
     if torch.compiler.is_compiling():
         return False
     if shard.is_dtensor(tensor):

@@ -133,18 +133,18 @@ class Contents:
                 return replace(self, writes=writes[:-1]).filled(joined, fill, origin)
         return replace(self, writes=(*writes, filled))
 
-    def moved(self, region: Strided, factor: float, shift: float) -> Contents | None:
+    def affine(self, region: Strided, factor: float, shift: float) -> Contents | None:
         """After ``factor * x + shift`` over a region, if that is still a number of Fills."""
         fills = self.fills
         if not fills or not math.isfinite(factor) or not math.isfinite(shift):
             return None
         if region == self.whole:
-            moved = []
+            after = []
             for filled in fills:
                 if (fill := filled.fill.affine(factor, shift)) is None:
                     return None
-                moved.append(filled._replace(fill=fill))
-            return replace(self, writes=tuple(moved))
+                after.append(filled._replace(fill=fill))
+            return replace(self, writes=tuple(after))
         if fills[-1].region == region or (len(fills) == 1 and fills[0].shape is None):
             # The last one, or some of the only one: by index they are the same numbers.
             fill = fills[-1].fill.affine(factor, shift)

@@ -24,6 +24,7 @@ _Named = list[tuple[str, dict[str, Any]]]
 
 
 def plan_to_json(fills: Mapping[str, Fill], seed: int, aliases: Mapping[str, str]) -> str:
+    """The document of a Plan, of one line for each field; fills in their order."""
     document: dict[str, object] = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -59,6 +60,7 @@ def plan_from_json(document: str) -> dict[str, Any]:
 
 
 def fill_to_json(fill: Fill) -> dict[str, object]:
+    """A Fill's fields, without those that have their default; infinities and NaN as text."""
     out: dict[str, object] = {"distribution": fill.distribution}
     for name, value in zip(PARAMETERS[fill.distribution], fill.parameters):
         out[name] = value if math.isfinite(value) else str(value)
@@ -72,6 +74,7 @@ def fill_to_json(fill: Fill) -> dict[str, object]:
 
 
 def fill_from_json(name: str, fields: dict[str, Any]) -> Fill:
+    """The Fill of a parameter; raises ValueError, with its name, for fields that are none."""
     rest = dict(fields)
     try:
         distribution = rest.pop("distribution")
@@ -143,6 +146,11 @@ def _layers(named: _Named) -> Iterator[tuple[tuple[str, int] | None, _Named]]:
 
 
 def unfold_layers(entries: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, fields) of each parameter that :func:`fold_layers` folded, in their order.
+
+    Raises:
+        ValueError: a parameter that appears twice. KeyError, TypeError: an entry that is none.
+    """
     names = set()
     for entry in entries:
         if "layers" in entry:
@@ -163,6 +171,7 @@ def unfold_layers(entries: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str
 
 
 def without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's items as a dict; raises ValueError for a key that appears twice."""
     fields = dict(items)
     if len(fields) != len(items):
         raise ValueError(f"not a plan: a key appears twice among {', '.join(k for k, _ in items)}")

@@ -28,10 +28,10 @@ class Computed:
     Two are equal if they replay the same operations on the same numbers and values.
 
     Args:
-        contents: of the parameter's memory.
-        view: of the parameter in it.
-        names: the stream of each of its origins, by name.
-        scale: multiplies every value.
+        contents: of the parameter's memory, of its dtype, in one dimension.
+        view: which of its elements the parameter has; ``view.sizes`` is the parameter's shape.
+        names: of each origin of random numbers in the contents, the name whose stream they have.
+        scale: positive and finite; multiplies every value.
     """
 
     contents: Contents
@@ -57,14 +57,19 @@ class Computed:
 
     @property
     def data(self) -> Tensor | None:
-        """The values, where they are known and need no computing."""
+        """The values, of the parameter's shape, where they are known and need no computing."""
         base = self.contents.base
         if isinstance(base, Tensor) and not self.contents.writes and self.scale == 1.0:
             return self.view.on(base)
         return None
 
     def write_(self, tensor: Tensor, seed: int) -> None:
-        """Replays the operations on the tensor's device and copies the result."""
+        """Replays the operations on a tensor's device, and copies the result into it.
+
+        Args:
+            tensor: of the parameter's shape; another dtype gets the values rounded.
+            seed: of all random numbers, in [0, 2^64).
+        """
         memory = _Replay(tensor.device, seed, self.names).memory(self.contents)
         values = self.view.on(memory)
         tensor.detach().copy_(values if self.scale == 1.0 else values * self.scale)
@@ -103,12 +108,18 @@ class Computed:
 
 
 def known_values(fill: Fill | Computed) -> Tensor | None:
-    """The values of a parameter that a constructor was given them for."""
+    """The values that a constructor was given for a parameter; None if it computed or drew them."""
     return fill.data if isinstance(fill, Computed) else None
 
 
 class _Replay:
-    """One evaluation, in which memory that is read several times is made once."""
+    """One evaluation, in which memory that is read several times is made once.
+
+    Args:
+        device: where all is made.
+        seed: of all random numbers, in [0, 2^64).
+        names: of each origin, the name whose stream it has.
+    """
 
     def __init__(self, device: torch.device, seed: int, names: Mapping[Origin, str]) -> None:
         self.device, self.seed, self.names = device, seed, names
@@ -116,7 +127,7 @@ class _Replay:
         self.results: dict[int, Any] = {}
 
     def memory(self, contents: Contents) -> Tensor:
-        """The contents as real memory, of one dimension."""
+        """The contents, made: [numel], of their dtype. Whoever asks again gets the same memory."""
         if id(contents) in self.made:
             return self.made[id(contents)]
         base = contents.base
@@ -142,6 +153,7 @@ class _Replay:
         return memory
 
     def fill(self, memory: Tensor, filled: Filled) -> None:
+        """Writes a Fill and its parts into memory [numel], by the elements' index there."""
         region, fill, origin, shape = filled
         name = fill.stream or self.names[origin]
         view = region.on(memory)
@@ -153,6 +165,15 @@ class _Replay:
             self.fill(memory, Filled(some, part, origin))
 
     def call(self, call: Call, memory: Tensor | None) -> Any:
+        """What an operation gives, with its tensors as they were then.
+
+        Its random numbers are torch's, of a generator whose seed, in [0, 2^63), follows from the stream
+        and the seed; on the CPU it is the global one, which is put back.
+
+        Args:
+            memory: [numel], which it writes; None if it makes a new tensor.
+        """
+
         def real(leaf: Any) -> Any:
             if isinstance(leaf, Own):
                 assert memory is not None

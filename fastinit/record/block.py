@@ -15,7 +15,8 @@ from fastinit.base.torch_internals import set_data, without_dispatch
 from fastinit.elements.strided import Strided
 from fastinit.plan import parameters
 from fastinit.plan.history import Call, Contents, Made, Snapshot
-from fastinit.record.recorder import META, DeferredError, Memory, Recorder, line, memories
+from fastinit.record.memories import META, Memory, known_contents, memories, storage_numel
+from fastinit.record.recorder import DeferredError, Recorder, line
 from fastinit.record.torch_functions import functions_recorded
 from fastinit.stream import keys
 
@@ -127,7 +128,7 @@ def _to_meta(param: nn.Parameter, seed: int) -> None:
         torch.utils.swap_tensors(param, meta)
     except RuntimeError:  # something else refers to it: it stays real, and is written at the end
         if memory is None:
-            memories.set(param, Memory(contents, seed))
+            memories.set(param, Memory(known_contents(param), seed))
         return
     recorded = Memory(contents, seed)
     if memory is not None:
@@ -137,7 +138,7 @@ def _to_meta(param: nn.Parameter, seed: int) -> None:
 
 def _registered(param: Tensor, memory: Memory | None) -> Contents:
     """What a parameter holds, as contents of memory of its own."""
-    numel = param.untyped_storage().nbytes() // param.element_size()
+    numel = storage_numel(param)
     dense = numel == param.numel() and param.storage_offset() == 0
     if memory is None:
         if param.is_contiguous():

@@ -20,7 +20,7 @@ from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
 from fastinit.plan.write import Entry, Progress, check_entries, write_entries
-from fastinit.record.recorder import META, Memory, memories
+from fastinit.record.memories import META, Memory, memories
 
 M = TypeVar("M", bound=nn.Module)
 

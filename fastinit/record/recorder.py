@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastinit.base import torch_internals as internals
 from fastinit.base.frames import is_inside
@@ -21,9 +20,18 @@ from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
 from fastinit.plan.history import Call, Contents, Made, Origin, Own, Snapshot
 from fastinit.record import torch_operations as operations
+from fastinit.record.memories import (
+    META,
+    Memory,
+    has_memory,
+    is_known,
+    is_random,
+    known_contents,
+    memories,
+    storage_numel,
+)
 
 aten = torch.ops.aten
-META = torch.device("meta")
 SMALL = 1 << 20
 """Elements: of smaller tensors that are read a copy is kept; larger ones must stay as they are."""
 
@@ -33,50 +41,6 @@ _HINT = "do that after fastinit.materialize_(), or build the model without fasti
 
 class DeferredError(RuntimeError):
     """A constructor that cannot be recorded, with the line that did what can't be."""
-
-
-class Memory:
-    """Recorded memory: its contents and where in the stream its next numbers come from."""
-
-    def __init__(self, contents: Contents, seed: int) -> None:
-        self.contents, self.seed = contents, seed
-        self.origin = Origin()
-        self.was_read = False
-
-    def draw(self) -> Origin:
-        """The origin of a write to come: a new one if earlier numbers were read and may be in use."""
-        if self.was_read:
-            self.origin, self.was_read = Origin(), False
-        return self.origin
-
-    def read(self) -> Contents:
-        self.was_read = True
-        return self.contents
-
-
-class Memories:
-    """Recorded memory by storage, for as long as the storage lives."""
-
-    def __init__(self) -> None:
-        self._by_storage: dict[int, tuple[internals.StorageWeakRef, Memory]] = {}
-
-    def get(self, tensor: Tensor) -> Memory | None:
-        entry = self._by_storage.get(internals.storage_id(tensor)) if _has_memory(tensor) else None
-        return entry[1] if entry is not None and not entry[0].expired() else None
-
-    def set(self, tensor: Tensor, memory: Memory) -> None:
-        kept = internals.StorageWeakRef(tensor.untyped_storage())
-        self._by_storage[internals.storage_id(tensor)] = kept, memory
-
-    def forget(self, tensor: Tensor) -> None:
-        self._by_storage.pop(internals.storage_id(tensor), None)
-
-    def tidy(self) -> None:
-        """Forgets storages that are gone."""
-        self._by_storage = {k: v for k, v in self._by_storage.items() if not v[0].expired()}
-
-
-memories = Memories()
 
 
 class Recorder(internals.TorchDispatchMode):
@@ -108,7 +72,7 @@ class Recorder(internals.TorchDispatchMode):
             return func(*args, **kwargs)
         written = operations.written(func, args, kwargs)
         if func is aten._to_copy.default and on_meta:
-            return self._moved(args[0], kwargs)
+            return self._elsewhere(args[0], kwargs)
         if written:
             return self._write(func, args, kwargs, written)
         if operations.is_view(func):
@@ -129,14 +93,14 @@ class Recorder(internals.TorchDispatchMode):
             kwargs = {**kwargs, "device": torch.get_default_device()}
         out = func(*args, **kwargs)
         name = internals.operator_name(func)
-        if not isinstance(out, Tensor) or not _has_memory(out):
+        if not isinstance(out, Tensor) or not has_memory(out):
             return out
-        contents = Contents(_size(out), out.dtype, out.device)
+        contents = Contents(storage_numel(out), out.dtype, out.device)
         if "empty" in name:
             memories.set(out, Memory(contents, self.seed))
         elif (fill := operations.fill_of_new(name, args, out)) is not None:
             memory = Memory(contents, self.seed)
-            memory.contents = contents.filled(contents.whole, fill, memory.draw())
+            memory.contents = contents.filled(contents.whole, fill, memory.next_origin())
             memories.set(out, memory)
         elif torch.Tag.nondeterministic_seeded in func.tags:
             call = Call(func, args, {**kwargs, "device": out.device}, line(), Origin())
@@ -158,8 +122,8 @@ class Recorder(internals.TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf is not target and memories.get(leaf) is not None
         ]
         seeded = torch.Tag.nondeterministic_seeded in func.tags
-        if memory is None and (seeded or any(_is_random(source) for source in sources)):
-            memory = Memory(_known_contents(target), self.seed) if _has_memory(target) else None
+        if memory is None and (seeded or any(is_random(source) for source in sources)):
+            memory = Memory(known_contents(target), self.seed) if has_memory(target) else None
         out = self._execute(func, args, kwargs, written)
         if memory is None:
             return out
@@ -179,7 +143,7 @@ class Recorder(internals.TorchDispatchMode):
     ) -> Any:
         """Runs an operation: on meta, with all its tensors there, if what it writes is."""
         if any(t.is_meta for t in written):
-            fills = operations.fill_of(func, args, kwargs, _is_known) is not None
+            fills = operations.fill_of(func, args, kwargs, is_known) is not None
             if fills or func is aten.copy_.default:  # nothing to learn from running it
                 return args[0] if internals.schema_returns(func) else None
             args, kwargs = internals.tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
@@ -203,15 +167,15 @@ class Recorder(internals.TorchDispatchMode):
         """The contents after a write."""
         contents, region = memory.contents, Strided.of(target).merged()
         if target.dtype == contents.dtype and target is args[0]:
-            if (fill := operations.fill_of(func, args, kwargs, _is_known)) is not None:
-                return contents.filled(region, fill, memory.draw())
-            factors = operations.affine_of(func, args, kwargs, _is_known)
-            moved = contents.moved(region, *factors) if factors is not None else None
+            if (fill := operations.fill_of(func, args, kwargs, is_known)) is not None:
+                return contents.filled(region, fill, memory.next_origin())
+            factors = operations.affine_of(func, args, kwargs, is_known)
+            moved = contents.affine(region, *factors) if factors is not None else None
             if moved is not None:
                 return moved
             if func is aten.copy_.default and (copied := _copied(contents, region, args[1])):
                 return copied
-        origin = memory.draw() if torch.Tag.nondeterministic_seeded in func.tags else None
+        origin = memory.next_origin() if torch.Tag.nondeterministic_seeded in func.tags else None
         return contents.called(self._call(func, args, kwargs, target, origin))
 
     # --- what is computed ------------------------------------------------------------------------
@@ -237,7 +201,7 @@ class Recorder(internals.TorchDispatchMode):
             out = func(*meta[0], **meta[1])
         else:
             out = func(*args, **kwargs)
-            if not seeded and not any(_is_random(tensor) for tensor in tensors):
+            if not seeded and not any(is_random(tensor) for tensor in tensors):
                 return out
         place = next(
             (m.contents.device for t in tensors if (m := memories.get(t)) and t.is_meta), None
@@ -245,12 +209,12 @@ class Recorder(internals.TorchDispatchMode):
         call: Call | None = None
         results = out if isinstance(out, (list, tuple)) else [out]
         for index, result in enumerate(results):
-            if not isinstance(result, Tensor) or not _has_memory(result):
+            if not isinstance(result, Tensor) or not has_memory(result):
                 continue
             known = memories.get(result)
             if known is not None:
                 continue  # a view after all
-            contents = Contents(_size(result), result.dtype, place or result.device)
+            contents = Contents(storage_numel(result), result.dtype, place or result.device)
             memory = Memory(contents, self.seed)
             folded = self._folded(func, args, kwargs, result, contents)
             if folded is None:
@@ -271,13 +235,13 @@ class Recorder(internals.TorchDispatchMode):
             return None
         # Of these, padding is a copy where it adds nothing.
         is_copy = func in (aten.clone.default, aten._to_copy.default, aten.constant_pad_nd.default)
-        factors = (1.0, 0.0) if is_copy else operations.affine_of(func, args, kwargs, _is_known)
+        factors = (1.0, 0.0) if is_copy else operations.affine_of(func, args, kwargs, is_known)
         if factors is None:
             return None
         copied = _copied(into, into.whole, args[0])
-        return copied.moved(into.whole, *factors) if copied is not None else None
+        return copied.affine(into.whole, *factors) if copied is not None else None
 
-    def _moved(self, source: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _elsewhere(self, source: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """A parameter's copy of another dtype, or for another device: still on meta."""
         device = kwargs.get("device")
         out: Tensor = self._compute(
@@ -298,7 +262,7 @@ class Recorder(internals.TorchDispatchMode):
         memory: Memory,
     ) -> Call:
         """The call of a function that writes a recorded tensor with numbers that it draws."""
-        return self._call(function, args, kwargs, tensor, memory.draw())
+        return self._call(function, args, kwargs, tensor, memory.next_origin())
 
     def _call(
         self,
@@ -312,7 +276,7 @@ class Recorder(internals.TorchDispatchMode):
         own = internals.storage_id(target) if target is not None else None
 
         def kept(tensor: Tensor) -> Any:
-            if own is not None and _has_memory(tensor) and internals.storage_id(tensor) == own:
+            if own is not None and has_memory(tensor) and internals.storage_id(tensor) == own:
                 return Own(Strided.of(tensor))
             memory = memories.get(tensor)
             if memory is not None:
@@ -337,23 +301,6 @@ def line() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def _is_known(tensor: Tensor) -> bool:
-    """Whether a tensor has values that no chance had a part in."""
-    return not tensor.is_meta and memories.get(tensor) is None
-
-
-def _is_random(tensor: Tensor) -> bool:
-    """Whether any number in its memory was drawn."""
-    memory = memories.get(tensor)
-    return memory is not None and memory.contents.is_random
-
-
-def _known_contents(tensor: Tensor) -> Contents:
-    """What the whole memory of a tensor of known values holds now, as it may be written next."""
-    known = Contents.of_data(tensor.detach().as_strided((_size(tensor),), (1,), 0))
-    return replace(known, base=known.base.clone()) if isinstance(known.base, Tensor) else known
-
-
 def _copied(into: Contents, region: Strided, source: Tensor) -> Contents | None:
     """After a copy over a region, if what is copied is Fills of as many elements, or one number."""
     memory = memories.get(source)
@@ -371,15 +318,6 @@ def _copied(into: Contents, region: Strided, source: Tensor) -> Contents | None:
         return None
     memory.read()
     return Contents(into.numel, into.dtype, into.device, None, fills)
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    plain = type(tensor) is Tensor or isinstance(tensor, (nn.Parameter, nn.Buffer))
-    return plain and tensor.layout is torch.strided
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes() // tensor.element_size()
 
 
 def _with_base(contents: Contents, base: Made) -> Contents:

@@ -18,7 +18,8 @@ from fastinit.base.torch_internals import without_dispatch
 from fastinit.elements.strided import Strided
 from fastinit.plan.fill import PARAMETERS, Fill
 from fastinit.plan.whole_tensors import STRUCTURES
-from fastinit.record.recorder import Recorder, memories
+from fastinit.record.memories import memories
+from fastinit.record.recorder import Recorder
 
 _FUNCTIONS: dict[Callable[..., Any], str] = {
     getattr(module, f"{name}_"): name
@@ -84,9 +85,9 @@ def call_recorded(module: str, name: str, args: tuple[Any, ...], kwargs: dict[st
     fill: Fill = getattr(Fill, distribution)(**parameters)
     keyed = given.get("seed") is not None or given.get("name") is not None
     if not keyed and fill.has_law:
-        memory.contents = contents.filled(region, fill, memory.draw())
+        memory.contents = contents.filled(region, fill, memory.next_origin())
     elif not keyed and tensor.is_contiguous() and region == contents.whole:
-        memory.contents = contents.filled(region, fill, memory.draw(), shape)
+        memory.contents = contents.filled(region, fill, memory.next_origin(), shape)
     else:
         ours = getattr(init, name)  # the same bits everywhere
         memory.contents = contents.called(_recorder.call_on(tensor, ours, args, kwargs, memory))

@@ -34,6 +34,13 @@ _NEW = frozenset(
 
 
 def fill_of_new(name: str, args: tuple[Any, ...], out: Tensor) -> Fill | None:
+    """The Fill of a new tensor, if an operation draws it from a law.
+
+    Args:
+        name: of the operation, without its overload.
+        args: its arguments by position; of ``normal`` mean and std come first, which may be tensors.
+        out: what it gave, of any shape; a Fill is real and floating-point.
+    """
     if not out.is_floating_point():
         return None
     if name in ("randn", "randn_like"):
@@ -48,7 +55,13 @@ def fill_of_new(name: str, args: tuple[Any, ...], out: Tensor) -> Fill | None:
 def fill_of(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_known: Callable[[Tensor], bool]
 ) -> Fill | None:
-    """The Fill that an operation in place writes, if it writes one."""
+    """The Fill that an operation writes over all of its first argument, if it writes one.
+
+    Args:
+        func: an operation in place, of torch's or ``fastinit.fill_`` without a key of its own.
+        args: the tensor that is written, of any shape and a floating-point dtype, and more.
+        is_known: whether a tensor's values are there, and were not drawn.
+    """
     given = arguments(func, args, kwargs)
     name = internals.operator_name(func)
     if func is torch.ops.fastinit.fill_.default:
@@ -77,7 +90,14 @@ def fill_of(
 def affine_of(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_known: Callable[[Tensor], bool]
 ) -> tuple[float, float] | None:
-    """(factor, shift), if an operation is ``factor * x + shift`` with numbers."""
+    """(factor, shift), if an operation is ``factor * x + shift`` with x its first argument.
+
+    The operation's number is real, given as it is or as a tensor of no dimensions, and 0 or of a normal
+    float32's size; a division by 0 has none.
+
+    Args:
+        is_known: whether a tensor's values are there, and were not drawn.
+    """
     name = internals.operator_name(func).rstrip("_")
     if name == "neg":
         return -1.0, 0.0
@@ -103,7 +123,7 @@ def affine_of(
 
 
 def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """An operation's arguments by name, defaults included."""
+    """An operation's arguments by the names of its schema, defaults included."""
     given = {
         a.name: a.default_value for a in internals.schema_arguments(func) if a.has_default_value()
     }
@@ -112,7 +132,7 @@ def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
 
 
 def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that an operation writes."""
+    """The tensors that an operation writes, in the order of its schema; those of lists one by one."""
     given = arguments(func, args, kwargs)
     found = []
     for argument in internals.schema_arguments(func):

@@ -16,7 +16,7 @@ from fastinit.plan.plan import Plan
 from fastinit.plan.write import Entry, write_entries
 from fastinit.record.block import recording
 from fastinit.record.materialize import place_of, recorded_plan
-from fastinit.record.recorder import memories
+from fastinit.record.memories import memories
 
 ScaleOf = Callable[[nn.Parameter], float]
 

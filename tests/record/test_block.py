@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -253,16 +254,29 @@ def test_parameters_made_of_values_that_exist() -> None:
     torch.testing.assert_close(model.exp.detach(), exp)
 
 
-def test_parameters_that_are_views_of_values() -> None:
+@pytest.mark.parametrize("referred", [False, True])
+def test_parameters_that_are_views_of_values(referred: bool) -> None:
+    """Also where something else refers to them, so that they stay real."""
+
     class Views(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             values = torch.arange(24.0).view(4, 6)
-            self.row, self.rows = nn.Parameter(values[2]), nn.Parameter(values[1:3])
-            self.turned, self.columns = nn.Parameter(values.t()), nn.Parameter(values[:, 1:3])
-            self.thirds, self.one = nn.Parameter(values.flatten()[2::3]), nn.Parameter(values[3, 5])
+            views = {
+                "row": values[2],
+                "rows": values[1:3],
+                "turned": values.t(),
+                "columns": values[:, 1:3],
+                "thirds": values.flatten()[2::3],
+                "one": values[3, 5],
+            }
+            made = {name: nn.Parameter(view) for name, view in views.items()}
+            self.references = [weakref.ref(p) for p in made.values()] if referred else []
+            for name, parameter in made.items():
+                self.register_parameter(name, parameter)
 
     model, eager = recorded(Views), Views()
+    assert all(parameter.is_meta != referred for parameter in model.parameters())
     planned = recorded_plan(model).apply_(Views())
     materialize_(model)
     for (name, wanted), ours, again in zip(
