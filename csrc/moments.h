@@ -26,7 +26,7 @@ constexpr int CHUNKS = 16;               // that are merged one after another
 constexpr int64_t TASK = CHUNKS * CHUNK;
 
 // All are double: counts are exact up to 2^53. Values that are not finite are counted and else left
-// out. fastinit/stream/reference.py knows this order.
+// out. fastinit/stream/reference_moments.py knows this order.
 struct Moments {
   double count;     // of finite values
   double mean, m2;  // m2: the sum of squared distances from the mean

@@ -16,7 +16,7 @@ from ptx_text import Program
 
 from fastinit.backends.contract import Reading
 from fastinit.stream.laws import DTYPES
-from fastinit.stream.reference import FIELDS
+from fastinit.stream.reference_moments import FIELDS
 
 SCRATCH = 0x6EEE_0000_0000
 MOMENTS = FIELDS * 8  # bytes

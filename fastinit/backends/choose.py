@@ -24,7 +24,7 @@ from torch import Tensor
 from fastinit.backends import slow
 from fastinit.backends.contract import Reading, Write
 from fastinit.base import installed
-from fastinit.stream import laws, reference
+from fastinit.stream import laws, reference, reference_moments
 from fastinit.stream.keys import STREAM_VERSION
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Reference:
         _count_slow([reading.tensor for reading in readings])
         for tensor, shape, strides, by_column, raw in readings:
             view = tensor.as_strided(shape, strides)
-            raw.copy_(reference.moments(view, by_column))
+            raw.copy_(reference_moments.moments(view, by_column))
 
 
 native = Native()

@@ -23,7 +23,17 @@ from fastinit.base import torch_internals as internals
 from fastinit.elements import tensors
 from fastinit.elements.strided import Strided
 from fastinit.stream import laws
-from fastinit.stream.reference import COUNT, FIELDS, M2, MAX, MEAN, MIN, NONFINITE, ZEROS, merged
+from fastinit.stream.reference_moments import (
+    COUNT,
+    FIELDS,
+    M2,
+    MAX,
+    MEAN,
+    MIN,
+    NONFINITE,
+    ZEROS,
+    merged,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self

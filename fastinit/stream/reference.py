@@ -217,7 +217,17 @@ def truncated_normal(word: Tensor, p: Params) -> Tensor:
 
 
 def values(kind: int, p: Params, seed: int, stream: int, index: Tensor) -> Tensor:
-    """The float32 values of a stream's elements: int64 [...] to float32 [...]."""
+    """The values of some elements of a stream, before they are rounded to a dtype.
+
+    Args:
+        kind: the code of a law, but CONSTANT (``fastinit.stream.laws``); p: its parameters.
+        seed, stream: in [0, 2^64).
+        index: int64 [...]: which elements, counted in row-major order in the full tensor;
+            in [0, 2^63).
+
+    Returns:
+        float32 [...].
+    """
     w = philox_words(seed, stream, index >> 2)
     place = index & 3
     if kind == NORMAL:
@@ -238,7 +248,15 @@ def fill(
     strides: tuple[int, ...],
     offset: int,
 ) -> None:
-    """Write a window: element (i, j, ...) of ``tensor`` is the stream's i*strides[0] + ... + offset."""
+    """Writes a window: element (i, j, ...) of ``tensor`` is the stream's i*strides[0] + ... + offset.
+
+    Args:
+        tensor: any shape, strides and device; one of ``laws.DTYPES``, to which values are rounded to
+            nearest even.
+        kind, p, seed, stream: as of :func:`values`; CONSTANT, too, the value of which is ``p.add``.
+        strides: one for each dimension of the tensor, not negative.
+        offset: not negative; the last element is below 2^63.
+    """
     if kind == CONSTANT:
         # copy_ gives a NaN of other bits; fill_ refuses what overflows float16.
         if p.add != p.add:
@@ -258,91 +276,3 @@ def fill(
         steps = torch.arange(tensor.size(dim)) * stride
         index += steps.view(-1, *[1] * (tensor.dim() - 1 - dim))
     tensor.copy_(values(kind, p, seed, stream, index))
-
-
-# --- moments ---------------------------------------------------------------------------------------
-
-# The columns of the raw moments, as in csrc/moments.h.
-COUNT, MEAN, M2, MIN, MAX, ZEROS, NONFINITE = range(7)
-FIELDS = 7
-
-
-TRUSTED = 2.0**-400, 2.0**400  # the largest float64 values whose squares are not lost
-UP = 2.0**600  # brings others there
-
-
-def widened(x: Tensor) -> Tensor:
-    """float64, also of denormal numbers, which torch.set_flush_denormal(True) makes zeros of."""
-    wide = x.to(torch.float64)
-    if x.dtype is torch.float64:
-        return wide
-    info = torch.finfo(x.dtype)
-    word = x.view(torch.int16 if x.itemsize == 2 else torch.int32)
-    size = word & torch.iinfo(word.dtype).max
-    denormal = size.to(torch.float64) * (info.smallest_normal * info.eps)
-    denormal = torch.where(word < 0, -denormal, denormal)
-    return torch.where(size < round(1 / info.eps), denormal, wide)
-
-
-def moments(view: Tensor, by_column: bool) -> Tensor:
-    """Raw moments of a tensor, float64 [7], or of each index of its last dimension, [channels, 7].
-
-    In float64, chunk by chunk, each around its own mean. It holds the squares of all shorter types;
-    float64 values are brought near 1 by a power of two.
-    """
-    if view.numel() > CHUNK:
-        dims = view.dim() - by_column
-        dim = max(range(dims), key=view.size)
-        if view.size(dim) > 1:
-            half = view.size(dim) // 2
-            rest = view.narrow(dim, half, view.size(dim) - half)
-            return merged(moments(view.narrow(dim, 0, half), by_column), moments(rest, by_column))
-    x = widened(view).reshape(-1, view.shape[-1] if by_column else 1)
-    finite = torch.isfinite(x)
-    count = finite.sum(0).to(torch.float64)
-    low = torch.where(finite, x, torch.inf).amin(0) if len(x) else count + torch.inf
-    high = torch.where(finite, x, -torch.inf).amax(0) if len(x) else count - torch.inf
-    scale = torch.ones_like(count)
-    if view.dtype is torch.float64:
-        most = torch.maximum(high, -low)
-        scale = torch.where(most > TRUSTED[1], 1 / UP, torch.where(most < TRUSTED[0], UP, scale))
-    scaled = x * scale
-    mean = torch.where(finite, scaled, 0.0).sum(0) / count.clamp(min=1)
-    # Once more, so that the mean of a constant is that constant.
-    mean = mean + torch.where(finite, scaled - mean, 0.0).sum(0) / count.clamp(min=1)
-    m2 = torch.where(finite, scaled - mean, 0.0).square().sum(0)
-    raw = torch.stack(
-        (
-            count,
-            mean / scale,
-            m2 / scale / scale,
-            low,
-            high,
-            (finite & (x == 0)).sum(0).to(torch.float64),
-            (~finite).sum(0).to(torch.float64),
-        ),
-        dim=-1,
-    )
-    return raw if by_column else raw[0]
-
-
-def merged(a: Tensor, b: Tensor) -> Tensor:
-    """Raw moments of two sets together (Chan, Golub & LeVeque 1979; ``merge`` in csrc/moments.h)."""
-    count = a[..., COUNT] + b[..., COUNT]
-    share = torch.where(count > 0, b[..., COUNT] / count, 0.0)
-    a_mean, b_mean = a[..., MEAN], b[..., MEAN]
-    step = b_mean - a_mean
-    # The mean does not overflow, but the way to it may.
-    quarters = a_mean / 4 + (b_mean / 4 - a_mean / 4) * share
-    return torch.stack(
-        (
-            count,
-            torch.where(torch.isfinite(step), a_mean + step * share, 4 * quarters),
-            a[..., M2] + b[..., M2] + step * (a[..., COUNT] * share) * step,
-            torch.minimum(a[..., MIN], b[..., MIN]),
-            torch.maximum(a[..., MAX], b[..., MAX]),
-            a[..., ZEROS] + b[..., ZEROS],
-            a[..., NONFINITE] + b[..., NONFINITE],
-        ),
-        dim=-1,
-    )

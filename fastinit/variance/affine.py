@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastinit.statistics.tensor import Moments, moments
-from fastinit.stream.reference import M2, MEAN
+from fastinit.stream.reference_moments import M2, MEAN
 from fastinit.variance.layers import Layer
 
 

@@ -21,7 +21,7 @@ from fastinit.elements import tensors
 from fastinit.fills.layer_kinds import layer_fans
 from fastinit.statistics.tensor import Moments, moments, moments_many
 from fastinit.stream import laws
-from fastinit.stream.reference import merged
+from fastinit.stream.reference_moments import merged
 from fastinit.variance.layers import Layer
 from fastinit.variance.watch_units import Units
 from fastinit.variance.watched import Watched

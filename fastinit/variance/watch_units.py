@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastinit.stream.reference import ZEROS
+from fastinit.stream.reference_moments import ZEROS
 
 SAMPLE = 16  # values of a unit that are looked at before all of them are
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from fastinit.backends.choose import backend, native
 from fastinit.backends.contract import Reading
 from fastinit.statistics.tensor import _readings, moments
-from fastinit.stream import laws, reference
+from fastinit.stream import laws, reference_moments
 
 pytestmark = [
     pytest.mark.compiler,
@@ -204,7 +204,7 @@ def parts_are_merged(kernels: MomentKernels, host: Host, count: int = 300) -> bo
     width = 1
     while width < count:
         for i in range(0, count - width, 2 * width):
-            parts[i] = reference.merged(parts[i], parts[i + width])
+            parts[i] = reference_moments.merged(parts[i], parts[i + width])
         width *= 2
     large = torch.empty(count * 2**18, dtype=torch.float32, device="meta")
     memory = Memory()

@@ -26,7 +26,7 @@ from fastinit import linear_moments
 from fastinit.backends import choose as backends
 from fastinit.backends.choose import backend
 from fastinit.statistics.tensor import Moments, moments, moments_many
-from fastinit.stream import laws, reference
+from fastinit.stream import laws, reference_moments
 
 needs_triton = pytest.mark.skipif(not TRITON, reason="no triton, or no interpreter")
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton")  # numpy's
@@ -67,6 +67,7 @@ def compile_(some: list[Case]) -> None:
     import triton
     from triton_ptx import Compiler, Driver, resources
 
+    from fastinit.backends.triton import merging
     from fastinit.backends.triton import moments as triton_moments
     from fastinit.backends.triton import product as triton_product
 
@@ -74,7 +75,7 @@ def compile_(some: list[Case]) -> None:
         (module, name): Compiler(getattr(module, name))
         for module, name in (
             (triton_moments, "measure"),
-            (triton_moments, "merge_parts"),
+            (merging, "merge_parts"),
             (triton_product, "product_moments"),
         )
     }
@@ -172,7 +173,9 @@ def assert_native_bits(x: Tensor, dim: int | None = None) -> Moments:
     if x.numel():
         with backend("reference"):
             expected = moments(x, dim=dim).raw
-        fields = [getattr(reference, f) for f in ("COUNT", "MIN", "MAX", "ZEROS", "NONFINITE")]
+        fields = [
+            getattr(reference_moments, f) for f in ("COUNT", "MIN", "MAX", "ZEROS", "NONFINITE")
+        ]
         assert got[..., fields].equal(expected[..., fields])
     return m
 
@@ -291,13 +294,13 @@ def test_indices_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_triton
 def test_parts_are_merged_one_by_one_then_pairwise() -> None:
     """Two passes: 16 after each other, 256 and 44 of these pairwise, and both results."""
-    from fastinit.backends.triton.moments import merge_in_order
+    from fastinit.backends.triton.merging import merge_in_order
 
     chunks = 16 * 300 - 3
     raw = normal(2, chunks, 7).abs()
-    raw[..., reference.COUNT] = 1 + (raw[..., reference.COUNT] * 100).floor()
+    raw[..., reference_moments.COUNT] = 1 + (raw[..., reference_moments.COUNT] * 100).floor()
     raw[0, 5] = torch.tensor([0, 0, 0, math.inf, -math.inf, 0, 2])  # nothing finite
-    raw[0, 70:72, reference.MEAN] = torch.tensor([1.7e308, -1.7e308], dtype=torch.float64)
+    raw[0, 70:72, reference_moments.MEAN] = torch.tensor([1.7e308, -1.7e308], dtype=torch.float64)
     got = torch.empty(2, 7, dtype=torch.float64)
     parts = raw.permute(2, 0, 1).contiguous().view(7, -1)
     merge_in_order(parts, 2, chunks, chunks, 1, got, 7)
@@ -305,17 +308,17 @@ def test_parts_are_merged_one_by_one_then_pairwise() -> None:
         tasks = expected[::16].clone()
         for i in range(1, 16):  # of all tasks at once, but for the last ones, which have ended
             some = expected[i::16]
-            tasks[: len(some)] = reference.merged(tasks[: len(some)], some)
+            tasks[: len(some)] = reference_moments.merged(tasks[: len(some)], some)
         while len(tasks) > 1:
             even = len(tasks) // 2 * 2
-            pairs = reference.merged(tasks[:even:2], tasks[1:even:2])
+            pairs = reference_moments.merged(tasks[:even:2], tasks[1:even:2])
             tasks = torch.cat((pairs, tasks[even:]))
         assert bits(one).equal(bits(tasks[0]))
 
 
 @needs_triton
 def test_channels_of_a_tensor_are_one_launch() -> None:
-    from fastinit.backends.triton.moments import batches
+    from fastinit.backends.triton.batches import batches
 
     x = torch.empty(3, 64, 5)
     (batch,) = batches(readings(x, 1))

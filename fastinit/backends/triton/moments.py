@@ -4,8 +4,8 @@ This is ``csrc/moments.h`` and ``csrc/cuda/moments.cuh`` in tiles: the same sums
 the same bits; read the comments about the mathematics there. A tile is [GROUPS, LANES]: a group is
 what a warp sums there, a chunk of CHUNK values or ROWS rows of LANES columns, and each lane adds its
 values one step after another. Where several become one, the tile is folded in two again and again,
-because the order of a larger reduction is the compiler's to choose. A second kernel merges the
-groups' results. Kernels are launched with ``enable_fp_fusion=False``.
+because the order of a larger reduction is the compiler's to choose. Another kernel merges the
+groups' results (merging.py). Kernels are launched with ``enable_fp_fusion=False``.
 """
 
 # Triton's language: the types are those of its compiler, not Python's.
@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from fastinit.backends.contract import Reading
+from fastinit.backends.triton.batches import Batch, batches
 from fastinit.backends.triton.fill import (
     BFLOAT16,
     FLOAT16,
@@ -31,25 +30,22 @@ from fastinit.backends.triton.fill import (
     INTERPRETED,
     plain_arithmetic,
 )
+from fastinit.backends.triton.merging import FIELDS, is_finite, merge_in_order
 from fastinit.stream import laws
-from fastinit.stream.reference import FIELDS as MOMENTS_FIELDS
 
 LANES = tl.constexpr(32)
 SHORT = tl.constexpr(32)  # steps that 16-bit values are summed in float32
 CHUNK = tl.constexpr(1 << 14)
 ROWS = tl.constexpr(CHUNK // LANES)
-CHUNKS = 16  # that are merged one after another
 # Which sums are to be trusted; UP_64 brings float64 values there.
 LEFT, LEFT_FLOAT16 = tl.constexpr(2.0**-7), tl.constexpr(2.0**-2)
 LEAST_SHORT, MOST_SHORT = tl.constexpr(2.0**-48), tl.constexpr(2.0**58)
 LEAST_64, MOST_64 = tl.constexpr(2.0**-400), tl.constexpr(2.0**400)
 UP_64 = tl.constexpr(2.0**600)
-FIELDS = tl.constexpr(MOMENTS_FIELDS)
 
 AHEAD = tl.constexpr(8)  # values read before they are added one by one
 # Eight groups of 32 lanes are two lanes to a thread of four warps: neighbours, read as one.
 GROUPS = 256 if INTERPRETED else 8  # at most; the interpreter pays for operations, not for elements
-TREE_LEVELS = (0, 4, 8)  # of pairwise merges in a program: few, each of which is compiled once
 INDEX_32 = 1 << 30  # indices below need no 64-bit divisions
 
 
@@ -59,28 +55,6 @@ INDEX_32 = 1 << 30  # indices below need no 64-bit divisions
 @triton.jit
 def any_of(tile):
     return tl.max(tl.max(tile.to(tl.int32), 1), 0) > 0
-
-
-@triton.jit
-def is_finite(x):
-    return x - x == 0
-
-
-@triton.jit
-def merge(a, b):
-    """Two tuples of fields (count, mean, m2, min, max, zeros, nonfinite), float64 of one shape."""
-    count = a[0] + b[0]
-    both = (a[0] > 0) & (b[0] > 0)
-    step = tl.where(both, b[1] - a[1], 0.0)
-    share = b[0] / tl.where(both, count, 1.0)
-    # The mean does not overflow, but the way to it may.
-    quarters = a[1] * 0.25 + (b[1] * 0.25 - a[1] * 0.25) * share
-    mean = tl.where(is_finite(step), a[1] + step * share, quarters * 4.0)
-    mean = tl.where(both, mean, tl.where(b[0] > 0, b[1], a[1]))
-    m2 = a[2] + b[2] + step * (a[0] * share) * step
-    m2 = tl.where(both, m2, tl.where(b[0] > 0, b[2], a[2]))
-    low, high = tl.where(a[3] < b[3], a[3], b[3]), tl.where(a[4] > b[4], a[4], b[4])
-    return count, mean, m2, low, high, a[5] + b[5], a[6] + b[6]
 
 
 @triton.jit
@@ -366,121 +340,7 @@ def measure(
         tl.store(parts + field * width + to, fields[field], mask=inside)
 
 
-@triton.jit
-def load_fields(parts, width, at, mask):
-    """The fields at [FIELDS, width] of some place, and of no values where masked."""
-    return (
-        tl.load(parts + at, mask=mask, other=0.0),
-        tl.load(parts + width + at, mask=mask, other=0.0),
-        tl.load(parts + 2 * width + at, mask=mask, other=0.0),
-        tl.load(parts + 3 * width + at, mask=mask, other=float("inf")),
-        tl.load(parts + 4 * width + at, mask=mask, other=float("-inf")),
-        tl.load(parts + 5 * width + at, mask=mask, other=0.0),
-        tl.load(parts + 6 * width + at, mask=mask, other=0.0),
-    )
-
-
-@triton.jit
-def merge_pairs(fields, RESULTS: tl.constexpr, HALF: tl.constexpr):
-    """[RESULTS, 2 * HALF] to [RESULTS, HALF]: neighbours together."""
-    shape: tl.constexpr = (RESULTS, HALF, 2)
-    a0, b0 = tl.split(tl.reshape(fields[0], shape))
-    a1, b1 = tl.split(tl.reshape(fields[1], shape))
-    a2, b2 = tl.split(tl.reshape(fields[2], shape))
-    a3, b3 = tl.split(tl.reshape(fields[3], shape))
-    a4, b4 = tl.split(tl.reshape(fields[4], shape))
-    a5, b5 = tl.split(tl.reshape(fields[5], shape))
-    a6, b6 = tl.split(tl.reshape(fields[6], shape))
-    return merge((a0, a1, a2, a3, a4, a5, a6), (b0, b1, b2, b3, b4, b5, b6))
-
-
-@triton.jit(
-    do_not_specialize=[
-        *("width", "results", "chunks", "apart", "chunk_apart"),
-        *("blocks", "into_apart", "into_field"),
-    ]
-)
-def merge_parts(
-    parts,  # [FIELDS, width]
-    into,
-    width: tl.int64,
-    results,
-    chunks,  # of each result
-    apart,  # from one result to the next
-    chunk_apart,
-    blocks,  # of SEQUENCE * 2^LEVELS chunks
-    into_apart,  # from one result to the next, and from one field to the next
-    into_field,
-    SEQUENCE: tl.constexpr,  # chunks merged one after another, before pairs are
-    RESULTS: tl.constexpr,
-    LEVELS: tl.constexpr,
-):
-    """Each program merges a block of each of RESULTS results."""
-    tree: tl.constexpr = 1 << LEVELS
-    block = tl.program_id(0) % blocks
-    result = (tl.program_id(0) // blocks).to(tl.int64) * RESULTS + tl.arange(0, RESULTS)[:, None]
-    task = block.to(tl.int64) * tree + tl.arange(0, tree)[None, :]
-    none = (result + task) * 0.0
-    none = none.to(tl.float64)
-    fields = (none, none, none, none + float("inf"), none + float("-inf"), none, none)
-    for i in range(SEQUENCE):
-        chunk = task * SEQUENCE + i
-        mask = (result < results) & (chunk < chunks)
-        some = load_fields(parts, width, result * apart + chunk * chunk_apart, mask)
-        fields = merge(fields, some)
-    for level in tl.static_range(LEVELS):
-        fields = merge_pairs(fields, RESULTS, tree >> (level + 1))
-    to = result * into_apart + block
-    for field in tl.static_range(FIELDS):
-        tl.store(into + to + field * into_field, fields[field], mask=result < results)
-
-
 # --- launches ------------------------------------------------------------------------------------
-
-
-class Batch(NamedTuple):
-    """Equal readings at equal distances, such as the channels of a tensor: measured in one launch."""
-
-    reading: Reading
-    readings: int
-    pitch: int  # from one's values to the next's
-    raw_pitch: int
-
-
-def batches(readings: Sequence[Reading]) -> list[Batch]:
-    """The readings in their order, neighbours together where they are of one tensor."""
-    found: list[Batch] = []
-    last: Reading | None = None
-    for r in readings:
-        if last is not None and _alike(last, r):
-            pitches = (_apart(last.tensor, r.tensor), _apart(last.raw, r.raw))
-            batch = found[-1]
-            if batch.readings == 1 or pitches == (batch.pitch, batch.raw_pitch):
-                found[-1] = Batch(batch.reading, batch.readings + 1, *pitches)
-                last = r
-                continue
-        found.append(Batch(r, 1, 0, 0))
-        last = r
-    return found
-
-
-def _alike(a: Reading, b: Reading) -> bool:
-    """Whether they differ in nothing but their place in the same memory."""
-    return (
-        not (a.by_column or b.by_column)
-        and a.tensor.dtype == b.tensor.dtype
-        and (a.shape, a.strides) == (b.shape, b.strides)
-        and _memory(a.tensor) == _memory(b.tensor)
-        and _memory(a.raw) == _memory(b.raw)
-    )
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-def _apart(a: Tensor, b: Tensor) -> int:
-    return int(b.storage_offset() - a.storage_offset())
 
 
 @plain_arithmetic()
@@ -499,7 +359,7 @@ def _moments(batch: Batch) -> None:
     blocks = triton.cdiv(columns, LANES.value) if by_column else 0
     groups = chunks * (blocks if by_column else batch.readings)
     width = groups * (LANES.value if by_column else 1)
-    parts = torch.empty(MOMENTS_FIELDS * width, dtype=torch.float64, device=tensor.device)
+    parts = torch.empty(FIELDS.value * width, dtype=torch.float64, device=tensor.device)
     if groups:
         tile = min(GROUPS, triton.next_power_of_2(groups)) if INTERPRETED else GROUPS
         measure[(triton.cdiv(groups, tile),)](
@@ -521,56 +381,6 @@ def _moments(batch: Batch) -> None:
             enable_fp_fusion=False,
         )
     if by_column:
-        merge_in_order(parts, columns, chunks, 1, blocks * LANES.value, raw, MOMENTS_FIELDS)
+        merge_in_order(parts, columns, chunks, 1, blocks * LANES.value, raw, FIELDS.value)
     else:
         merge_in_order(parts, batch.readings, chunks, chunks, 1, raw, batch.raw_pitch)
-
-
-def merge_in_order(
-    parts: Tensor,
-    results: int,
-    chunks: int,
-    apart: int,
-    chunk_apart: int,
-    raw: Tensor,
-    raw_pitch: int,
-) -> None:
-    """Merges the moments of chunks: CHUNKS one after another, these results pairwise.
-
-    Args:
-        parts: float64 [7, chunks of all results], in which a result's chunks are ``chunk_apart``
-            and results are ``apart`` from each other.
-        raw: where the first result's fields go; the next one's are ``raw_pitch`` further on.
-    """
-    sequence = CHUNKS
-    while True:
-        tasks = triton.cdiv(chunks, sequence)
-        levels = next(n for n in TREE_LEVELS if tasks <= 1 << n or n == TREE_LEVELS[-1])
-        blocks = max(1, triton.cdiv(tasks, 1 << levels))
-        together_ = 1 << (TREE_LEVELS[-1] - levels)
-        if blocks == 1:
-            into, into_apart, into_field = raw, raw_pitch, 1
-        else:
-            width = results * blocks
-            into = torch.empty(MOMENTS_FIELDS * width, dtype=torch.float64, device=raw.device)
-            into_apart, into_field = blocks, width
-        merge_parts[(triton.cdiv(results, together_) * blocks,)](
-            parts,
-            into,
-            parts.numel() // MOMENTS_FIELDS,
-            results,
-            chunks,
-            apart,
-            chunk_apart,
-            blocks,
-            into_apart,
-            into_field,
-            SEQUENCE=sequence,
-            RESULTS=together_,
-            LEVELS=levels,
-            num_warps=4,
-            enable_fp_fusion=False,
-        )
-        if blocks == 1:
-            return
-        parts, chunks, apart, chunk_apart, sequence = into, blocks, blocks, 1, 1

@@ -2,7 +2,7 @@
 
 Each program computes a tile of outputs, in float32, and instead of the tile it stores the tile's
 moments, in float64: those of the values to the tensors' own rounding, around the tile's mean. They are
-merged in the order of the tiles (fastinit/backends/triton/moments.py). Within a tile the order of sums
+merged in the order of the tiles (fastinit/backends/triton/merging.py). Within a tile the order of sums
 is the compiler's: the same bits on every run, but not on every kind of GPU.
 """
 
@@ -24,9 +24,8 @@ from fastinit.backends.triton.fill import (
     from_bits,
     plain_arithmetic,
 )
-from fastinit.backends.triton.moments import FIELDS, merge, merge_in_order
+from fastinit.backends.triton.merging import FIELDS, merge, merge_in_order
 from fastinit.stream import laws
-from fastinit.stream.reference import FIELDS as MOMENTS_FIELDS
 
 INTERPRETING = tl.constexpr(INTERPRETED)
 TILES = 1 << 16  # of a launch: 3.5 MiB of moments
@@ -151,11 +150,11 @@ def linear_moments(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     wide = triton.cdiv(columns, n)
     tall = max(1, TILES // max(wide, 1)) * m  # rows of a launch
     launches = max(1, triton.cdiv(rows, tall))
-    totals = torch.empty(launches, MOMENTS_FIELDS, dtype=torch.float64, device=x.device)
+    totals = torch.empty(launches, FIELDS.value, dtype=torch.float64, device=x.device)
     for launch, total in enumerate(totals):
         some = x[launch * tall : (launch + 1) * tall]
         tiles = triton.cdiv(len(some), m) * wide
-        parts = torch.empty(MOMENTS_FIELDS, tiles, dtype=torch.float64, device=x.device)
+        parts = torch.empty(FIELDS.value, tiles, dtype=torch.float64, device=x.device)
         if tiles:
             product_moments[(tiles,)](
                 some,
@@ -178,9 +177,9 @@ def linear_moments(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
                 num_stages=3,
                 enable_fp_fusion=False,
             )
-        merge_in_order(parts, 1, tiles, tiles, 1, total, MOMENTS_FIELDS)
+        merge_in_order(parts, 1, tiles, tiles, 1, total, FIELDS.value)
     if launches == 1:
         return totals[0]
-    merged = torch.empty(MOMENTS_FIELDS, dtype=torch.float64, device=x.device)
-    merge_in_order(totals.t().contiguous(), 1, launches, launches, 1, merged, MOMENTS_FIELDS)
+    merged = torch.empty(FIELDS.value, dtype=torch.float64, device=x.device)
+    merge_in_order(totals.t().contiguous(), 1, launches, launches, 1, merged, FIELDS.value)
     return merged
