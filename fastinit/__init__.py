@@ -6,7 +6,8 @@ from fastinit.base import installed as installed  # first: it looks whether what
 
 # isort: split
 from fastinit import backends, init, recipes
-from fastinit.backends.choose import backend, info, version
+from fastinit.backends.choose import backend
+from fastinit.backends.installation import info, version
 from fastinit.backends.slow import SlowBackendWarning
 from fastinit.base.number import NumberRangeError, NumberTypeError
 from fastinit.fills import agreement  # users set fastinit.agreement.check

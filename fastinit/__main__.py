@@ -20,10 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.name not in ("typer", "rich"):
             raise
         if given == ["info"]:
-            from fastinit.backends import choose as backends
+            from fastinit.backends import installation
             from fastinit.command import report
 
-            print(report.info(backends.info()))
+            print(report.info(installation.info()))
             return 0
         print(
             f"fastinit: only `info` works without {error.name}: pip install typer rich",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastinit.backends import choose as backends
 from fastinit.backends.choose import backend
+from fastinit.backends.installation import info
 from fastinit.command import devices
 from fastinit.fills.operator import Request, Window, fill_, fill_many_
 from fastinit.plan.fill import Fill
@@ -45,7 +46,7 @@ SEED, STREAM = 2**63 + 12345, stream_id("model.layers.0.weight")
 def test_both_gpu_backends_serve_here() -> None:
     device = torch.device("cuda")
     assert [backends.native.serves(device), backends.triton.serves(device)] == [None, None]
-    assert backends.info()["choice"]["cuda:0"] == "native"
+    assert info()["choice"]["cuda:0"] == "native"
 
 
 @pytest.mark.parametrize("dtype", laws.DTYPES)

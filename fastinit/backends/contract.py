@@ -1,10 +1,12 @@
-"""The contract: what a backend is given, checked and real."""
+"""The contract: what a backend is, and what it is given, checked and real."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -12,25 +14,76 @@ if TYPE_CHECKING:
 
 
 class Write(NamedTuple):
-    """One window to fill, checked and real: what a backend sees."""
+    """One window to fill, checked and real: what a backend sees.
+
+    Element (i, j, ...) of ``tensor`` is element ``offset + i * strides[0] + j * strides[1] + ...`` of
+    the stream (``seed``, ``stream``), drawn by ``law``.
+    """
 
     tensor: Tensor
+    """With memory, of one of ``laws.DTYPES``, without two elements in one place; it has elements."""
     law: Law
     seed: int
+    """In [0, 2^64), as ``stream``."""
     stream: int
     strides: tuple[int, ...]
+    """One for each dimension, not negative."""
     offset: int
 
 
 class Reading(NamedTuple):
-    """One tensor to measure: what a backend sees.
-
-    Its dimensions in the order of memory, or the channels' (of stride 1) last and each channel for
-    itself; and the float64 tensor, on the same device, where the raw moments go (csrc/moments.h).
-    """
+    """One tensor to measure: what a backend sees."""
 
     tensor: Tensor
     shape: Sequence[int]
+    """In the order of memory; or of channels, which are last, of stride 1, and measured each for itself.
+    At least one size, and at most ``fastinit.statistics.tensor.MAX_DIMS``; one may be 0."""
     strides: Sequence[int]
     by_column: bool
+    """Whether there are channels."""
     raw: Tensor
+    """Where the raw moments go: float64 [7], or [channels, 7] (``fastinit.stream.reference_moments``),
+    of any strides, on the tensor's device."""
+
+
+class Backend(ABC):
+    """Who fills tensors on some devices, and may measure them there.
+
+    A subclass has a name and the two abstract methods; what else it can do, it says by overriding
+    more. What can be done is asked before each call, so these answers must be quick. All tensors of a
+    call are on one device, which need not be the current one, and nothing may wait for the device.
+    """
+
+    name: str
+    """As in ``fastinit.backend(name)``."""
+
+    @abstractmethod
+    def serves(self, device: torch.device) -> str | None:
+        """None, or the reason why it cannot fill tensors on ``device``."""
+
+    @abstractmethod
+    def fill_many(self, writes: Sequence[Write]) -> None:
+        """Fills each with the bits that the reference writes (``fastinit.stream.reference``)."""
+
+    def serves_moments(self, device: torch.device) -> str | None:
+        """None, or the reason why it cannot measure tensors on ``device``."""
+        return "it measures none"
+
+    def moments_many(self, readings: Sequence[Reading]) -> None:
+        """Measures each: the same bits on every run, in any sum of them to 12 digits."""
+        raise NotImplementedError
+
+    def serves_products(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """None, or the reason why :meth:`product_moments` takes no tensors of this device and dtype."""
+        return "it multiplies none"
+
+    def product_moments(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Raw moments of ``x @ weight.T + bias``, which is not made.
+
+        Args:
+            x: [rows, in]; weight: [out, in]; bias: [out], or None; of one dtype, any strides.
+
+        Returns:
+            float64 [7].
+        """
+        raise NotImplementedError

@@ -1,12 +1,20 @@
-"""Says, once and loudly, that the slow reference does what a kernel should: no value would show it."""
+"""The slow backend: the reference, which does everything.
+
+Where it does what a kernel should, that is said once and loudly: no value would show it.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
+from torch import Tensor
+
+from fastinit.backends.contract import Backend, Reading, Write
 from fastinit.base import installed
+from fastinit.stream import laws, reference, reference_moments
 
 UNWANTED = "FASTINIT_NATIVE=OFF"
 """How setup.py's reason begins where the user wanted no native module."""
@@ -31,13 +39,6 @@ def at_import(missing: str) -> None:
         _say("cpu", f"{missing}. {_mend()}")
 
 
-def count(device: str, elements: int, why: Callable[[], str]) -> None:
-    """Counts what the reference does on a kind of device, unasked, and says it when that is much."""
-    _done[device] += elements
-    if _done[device] >= LARGE:
-        _say(device, why())
-
-
 def _say(device: str, why: str) -> None:
     if device in _said:
         return
@@ -57,3 +58,39 @@ def _mend() -> str:
     there = installed.elsewhere()
     other = f", or run from another folder: the one in {there} has been built" if there else ""
     return f"{where}. To mend it: {installed.reinstall()}{other}"
+
+
+class Reference(Backend):
+    """Plain torch, for any device."""
+
+    name = "reference"
+
+    def __init__(self, why: Callable[[torch.device], str | None]) -> None:
+        """``why`` tells why nobody else serves a device, or None where this backend was asked for."""
+        self.why = why
+
+    def serves(self, device: torch.device) -> str | None:
+        return None
+
+    def serves_moments(self, device: torch.device) -> str | None:
+        return None
+
+    def fill_many(self, writes: Sequence[Write]) -> None:
+        self._count([write.tensor for write in writes])
+        for tensor, law, seed, stream, strides, offset in writes:
+            params = laws.kernel_params(law, tensor.dtype)
+            reference.fill(tensor, law.kind, params, seed, stream, strides, offset)
+
+    def moments_many(self, readings: Sequence[Reading]) -> None:
+        self._count([reading.tensor for reading in readings])
+        for tensor, shape, strides, by_column, raw in readings:
+            view = tensor.as_strided(shape, strides)
+            raw.copy_(reference_moments.moments(view, by_column))
+
+    def _count(self, tensors: Sequence[Tensor]) -> None:
+        """Counts what is done on a kind of device unasked, and says it when that is much."""
+        device = tensors[0].device
+        if (why := self.why(device)) is not None:
+            _done[device.type] += sum(tensor.numel() for tensor in tensors)
+            if _done[device.type] >= LARGE:
+                _say(device.type, why)

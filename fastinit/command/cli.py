@@ -19,7 +19,7 @@ import typer
 from torch import nn
 from typer.core import TyperGroup
 
-from fastinit.backends import choose as backends
+from fastinit.backends import installation
 from fastinit.base import memory, text
 from fastinit.command import devices, faults, models, options, report, timed, trial
 from fastinit.plan.parameters import distinct_parameters, held
@@ -96,7 +96,7 @@ Device = Annotated[
 @app.command("info")
 def info_command() -> None:
     """What is installed, which backend is chosen and why."""
-    typer.echo(report.info(backends.info()))
+    typer.echo(report.info(installation.info()))
 
 
 @app.command("init")

@@ -55,8 +55,8 @@ def linear_moments(
     bias = None if bias is None else tensors.values(bias, "bias")
     with internals.without_modes(), torch.no_grad():
         rows = _rows(x)
-        if _by_triton(rows):
-            return Moments(backends.triton.product_moments(rows, weight, bias), correction)
+        if kernels := backends.choose_multiplying(x.device, x.dtype):
+            return Moments(kernels.product_moments(rows, weight, bias), correction)
         tall = max(1, min(len(rows), BLOCK // LEAST_COLUMNS))
         wide = max(1, min(len(weight), BLOCK // tall))
         buffer = rows.new_empty(tall * wide)
@@ -78,15 +78,6 @@ def _rows(x: Tensor) -> Tensor:
     """[rows, in]: a view, unless the strides forbid one."""
     count = math.prod(x.shape[:-1])  # which -1 would not tell of a tensor without elements
     return x.reshape(count, x.shape[-1])
-
-
-def _by_triton(x: Tensor) -> bool:
-    """Whether the kernel serves: on GPUs before the native build, which has none."""
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return False
-    if backends.forced() is not None:
-        return backends.choose(x.device, "moments_many") is backends.triton
-    return x.device.type in backends.triton.devices and backends.triton.serves(x.device) is None
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

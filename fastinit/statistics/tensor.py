@@ -260,7 +260,7 @@ def moments_many(
             readings.setdefault(x.device, []).extend(_readings(x, dim, raws[-1], split))
         for device, some in readings.items():
             if some:  # a tensor without channels has nothing to read
-                backends.choose(device, "moments_many").moments_many(some)
+                backends.choose_measuring(device).moments_many(some)
         for whole, parts in reversed(split):
             total = parts[0]
             for part in parts[1:]:

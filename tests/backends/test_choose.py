@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import threading
+from collections.abc import Sequence
 
 import pytest
 import torch
 import warm
-from same_bits import ISAS, TRITON, bits, isa
+from same_bits import ISAS, TRITON, bits
 
 from fastinit.backends import choose as backends
 from fastinit.backends.choose import backend
+from fastinit.backends.contract import Backend, Write
+from fastinit.backends.installation import info
 from fastinit.fills.operator import Request, fill_, fill_many_
 from fastinit.stream import laws
 
@@ -91,6 +93,28 @@ def test_a_forced_backend_that_cannot_serve_is_an_error_and_nothing_is_written(
     assert tensor._version == 0
 
 
+def test_the_short_way_asks_too_whether_native_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Write] = []
+
+    class Next(Backend):
+        name = "next"
+
+        def serves(self, device: torch.device) -> str | None:
+            return None
+
+        def fill_many(self, writes: Sequence[Write]) -> None:
+            written.extend(writes)
+
+    monkeypatch.setattr(backends, "BACKENDS", list(backends.BACKENDS))
+    backends.register(Next(), before="triton")
+    drawn()
+    assert not written or not ISAS
+    monkeypatch.setattr(type(backends.native), "serves", lambda self, device: "it has gone")
+    written.clear()
+    drawn()
+    assert len(written) == 1
+
+
 def test_native_does_not_serve_a_device_it_has_no_kernels_for() -> None:
     with backend("native"), pytest.raises(RuntimeError, match="cannot fill a tensor on xpu"):
         backends.choose(torch.device("xpu"))
@@ -101,46 +125,6 @@ def test_an_unknown_name(name: str) -> None:
     message = "name must be one of 'native', 'triton', 'reference', but got"
     with pytest.raises(ValueError, match=message), backend(name):
         pass
-
-
-def test_info_is_plain_and_names_what_was_chosen() -> None:
-    info = backends.info()
-    json.dumps(info)
-    assert info["torch"] == torch.__version__
-    assert info["threads"] == torch.get_num_threads()
-    assert info["stream version"] == 1
-    assert info["choice"]["cpu"].startswith(backends.choose(CPU).name)
-
-
-def test_info_names_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.metadata, "version", lambda name: f"{name} 9")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert backends.info()["triton"] == "triton 9"
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backends.info()["triton"] == "triton 9 (TRITON_INTERPRET)"
-
-    def missing(name: str) -> str:
-        raise backends.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(backends.metadata, "version", missing)
-    assert "pip install triton" in backends.info()["triton"]
-
-
-@needs_native
-@pytest.mark.parametrize("build", ISAS)
-def test_info_names_the_cpu_build_in_use(build: str) -> None:
-    with isa(build):
-        native = backends.info()["native"]
-    assert native["CPU build in use"].split()[0] == build
-    assert native["CPU builds"][build] == "usable"
-
-
-def test_info_says_why_native_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.native, "module", None)
-    monkeypatch.setattr(backends.native, "missing", "no compiler was found")
-    info = backends.info()
-    assert info["native"] == {"missing": "no compiler was found"}
-    assert "not native: no compiler was found" in info["choice"]["cpu"]
 
 
 # --- FASTINIT_ISA --------------------------------------------------------------------------------
@@ -189,7 +173,7 @@ def test_forcing_an_unknown_cpu_build_keeps_the_one_in_use() -> None:
 
 
 def test_a_registered_backend_is_asked_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Odd:
+    class Odd(Backend):
         name = "odd"
 
         def serves(self, device: torch.device) -> str | None:
@@ -204,12 +188,15 @@ def test_a_registered_backend_is_asked_in_its_turn(monkeypatch: pytest.MonkeyPat
     assert [b.name for b in backends.BACKENDS] == ["native", "triton", "odd", "reference"]
     assert backends.choose(torch.device("mps")).name == "odd"
     with (
-        pytest.raises(
-            RuntimeError, match="'odd' cannot measure a tensor on mps: it has no moments"
-        ),
+        pytest.raises(RuntimeError, match="'odd' cannot measure a tensor on mps: it measures none"),
         backend("odd"),
     ):
-        backends.choose(torch.device("mps"), "moments_many")
+        backends.choose_measuring(torch.device("mps"))
+    assert backends.choose_measuring(torch.device("mps")).name == "reference"
+    with pytest.raises(
+        TypeError, match=r"new must be a fastinit.backends.Backend, but got .*object"
+    ):
+        backends.register(object(), before="native")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="new has a name that is taken: 'odd'"):
         backends.register(Odd(), before="native")
     with pytest.raises(ValueError, match=r"before must be one of native, .* but got 'cuda'"):
@@ -229,7 +216,7 @@ def test_a_cuda_build_without_a_driver_works_and_says_why_it_does_not_serve_gpus
     reason = backends.native.serves(torch.device("cuda:0"))
     assert reason is not None
     assert "CUDA driver" in reason
-    assert f"{backends.native.module.cuda_archs} by nvcc" in backends.info()["native"]["CUDA"]
+    assert f"{backends.native.module.cuda_archs} by nvcc" in info()["native"]["CUDA"]
     fill = backends.native.fill(laws.normal(), torch.float32)
     pieces = backends.native.module.Pieces([(fill, 1 << 20, 0, 0, 0, (10_000,), (1,), (1,))])
     shape = f"fill_many<<<at most {pieces.tiles}, {backends.native.module.THREADS}>>> on cuda:0"

@@ -11,7 +11,7 @@ import torch
 import warm
 
 from fastinit import recipes
-from fastinit.backends import choose as backends
+from fastinit.backends import installation
 from fastinit.base import memory, text
 from fastinit.command import report
 from fastinit.plan.plan import Fill, Plan
@@ -166,7 +166,7 @@ def test_families_and_functions_without_a_recipe(tmp_path, monkeypatch, capsys) 
 def test_info_says_what_the_backends_say() -> None:
     result = CliRunner().invoke(cli.app, ["info"])
     assert result.exit_code == 0
-    assert result.stdout.strip() == report.info(backends.info()).strip()
+    assert result.stdout.strip() == report.info(installation.info()).strip()
     assert torch.__version__ in result.stdout
 
 

@@ -18,6 +18,7 @@ import fastinit
 from fastinit import Fill, Plan, init
 from fastinit.backends import choose as backends
 from fastinit.backends.choose import native
+from fastinit.backends.contract import Backend
 from fastinit.elements import tensors
 from fastinit.fills import operator as ops
 from fastinit.statistics.tensor import MAX_DIMS
@@ -437,7 +438,7 @@ def test_a_failing_backend_ends_no_step(monkeypatch: pytest.MonkeyPatch) -> None
 
     model = nn.Sequential(nn.Linear(6, 4))
     with fastinit.watch(model, gradients=True) as seen:
-        monkeypatch.setattr(backends, "choose", fail)
+        monkeypatch.setattr(backends, "choose_measuring", fail)
         model(data()).sum().backward()
         monkeypatch.undo()
     assert "RuntimeError: out of memory" in seen.missing["0"]
@@ -476,7 +477,7 @@ def test_the_native_module_trusts_nobody() -> None:
 
 
 def test_no_way_in_bypasses_a_registered_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mine:
+    class Mine(Backend):
         name = "mine"
         wrote = 0
 

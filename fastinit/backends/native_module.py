@@ -1,0 +1,141 @@
+"""The native backend: the module ``fastinit._native``, built from csrc/, or why it is not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastinit.backends import slow
+from fastinit.backends.contract import Backend, Reading, Write
+from fastinit.stream import laws
+
+if TYPE_CHECKING:
+    from fastinit.stream.laws import Law
+
+
+CPU = torch.device("cpu")
+
+
+class Native(Backend):
+    """The kernels in csrc/: CPU tensors, and CUDA tensors where they were built with CUDA."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        self.module: ModuleType | None = None
+        self.missing: str | None = None
+        self.fill = lru_cache(maxsize=4096)(self._fill)
+        self.missing_on = lru_cache(maxsize=None)(self._missing_on)
+        try:
+            _native = import_module("fastinit._native")  # whose error says what is missing
+
+            # The finder of an editable install offers its own where this folder has none.
+            if not os.path.samefile(Path(_native.__file__ or "").parent, Path(__file__).parents[1]):
+                raise ImportError(
+                    f"it was not built here, and {_native.__file__} is another copy's"
+                )
+            self.module = _native
+        except ImportError as error:
+            note = Path(__file__).parents[1] / "_native_missing.txt"
+            why = note.read_text().strip() if note.exists() else str(error)
+            self.missing = f"the native module is not there: {why}"
+            if os.environ.get("FASTINIT_ISA"):
+                raise ImportError(f"FASTINIT_ISA is set, but {self.missing}") from error
+            slow.at_import(self.missing)
+            return
+        if isa := os.environ.get("FASTINIT_ISA"):
+            try:
+                self.module.force_isa(isa)
+            except ValueError as error:
+                raise ValueError(f"FASTINIT_ISA={isa}: {error}") from None
+
+    def serves(self, device: torch.device) -> str | None:
+        if self.missing or device == CPU or device.type == "cpu":  # to compare is quicker
+            return self.missing
+        if device.type != "cuda":
+            return f"the native build has no kernels for {device.type}"
+        return self.missing_on(device.index or 0)
+
+    def serves_moments(self, device: torch.device) -> str | None:
+        return self.serves(device)
+
+    def _missing_on(self, index: int) -> str | None:
+        """Why the build cannot serve the CUDA device, or None."""
+        assert self.module is not None
+        if not self.module.cuda_archs:
+            return f"the native build has no CUDA kernels: {self.module.cuda_missing}"
+        return self.module.cuda_missing_on(index) or None
+
+    def _fill(self, law: Law, dtype: torch.dtype) -> Any:
+        """The law's kernel parameters for a dtype, converted once."""
+        assert self.module is not None
+        return self.module.Fill(law.kind, laws.DTYPES.index(dtype), laws.kernel_params(law, dtype))
+
+    def fill_many(self, writes: Sequence[Write]) -> None:
+        assert self.module is not None
+        requests = []
+        for tensor, law, seed, stream, strides, offset in (
+            part for write in writes for part in _few_dims(write, self.module.MAX_DIMS)
+        ):
+            fill = self.fill(law, tensor.dtype)
+            shape, local = tuple(tensor.shape), tensor.stride()
+            requests.append((fill, tensor.data_ptr(), seed, stream, offset, shape, local, strides))
+        device = writes[0].tensor.device
+        if device.type == "cpu":
+            self.module.fill_many(requests, torch.get_num_threads())
+            return
+        # Nothing here waits for the device: what a launch cannot carry is staged in memory that
+        # torch's allocator gives to nobody else on this stream before the launch is done with it.
+        pieces = self.module.Pieces(requests)
+        size = pieces.staged_bytes
+        staging = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+        stream_ = torch.cuda.current_stream(device).cuda_stream
+        pieces.fill(device.index, stream_, staging.data_ptr() if staging is not None else 0)
+
+    def moments_many(self, readings: Sequence[Reading]) -> None:
+        assert self.module is not None
+        device = readings[0].tensor.device
+        native = self.module.Readings(
+            [
+                (
+                    laws.DTYPES.index(r.tensor.dtype),
+                    r.tensor.data_ptr(),
+                    r.shape,
+                    r.strides,
+                    r.by_column,
+                    r.raw.data_ptr(),
+                )
+                for r in readings
+            ]
+        )
+        if device.type == "cpu":
+            native.measure(torch.get_num_threads())
+            return
+        scratch = torch.empty(native.scratch_bytes, dtype=torch.uint8, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        native.measure_on(device.index, stream, scratch.data_ptr())
+
+
+def _few_dims(write: Write, most: int) -> Iterator[Write]:
+    """The window as windows of at most ``most`` dimensions (of more than one element) each."""
+    tensor, law, seed, stream, strides, offset = write
+    kept = [d for d in range(tensor.dim()) if tensor.size(d) != 1]
+    if len(kept) < tensor.dim():
+        shape = [tensor.size(d) for d in kept]
+        tensor = tensor.as_strided(shape, [tensor.stride(d) for d in kept])
+        strides = tuple(strides[d] for d in kept)
+    if tensor.dim() <= most:
+        yield Write(tensor, law, seed, stream, strides, offset)
+        return
+    dim = min(range(tensor.dim()), key=tensor.size)
+    rest = strides[:dim] + strides[dim + 1 :]
+    for i in range(tensor.size(dim)):
+        part = Write(tensor.select(dim, i), law, seed, stream, rest, offset + i * strides[dim])
+        yield from _few_dims(part, most)
