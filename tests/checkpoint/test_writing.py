@@ -1,5 +1,7 @@
 """Checkpoints: what from_pretrained loads is what materialize_ writes, to the bit, also after a kill."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -15,7 +17,6 @@ from torch import nn
 from fastinit import Fill, Plan, deferred, materialize_
 from fastinit.base import files
 from fastinit.checkpoint import disk as stream_file
-from fastinit.checkpoint import ranges
 from fastinit.checkpoint import safetensors as checkpoint_files
 from fastinit.checkpoint import writing as checkpoint
 
@@ -176,21 +177,20 @@ def test_from_pretrained_loads_the_bits_of_materialize(name: str, tmp_path) -> N
         assert (tmp_path / "ours" / path.name).read_text() == path.read_text()
 
 
-def test_resuming_gives_the_files_of_an_uninterrupted_run(tmp_path, monkeypatch) -> None:
+def test_resuming_gives_the_files_of_an_uninterrupted_run(tmp_path) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     checkpoint.write(family("llama"), whole, shard_size="6KB")
-    make, calls = ranges.Ranges.write, []
+    calls = []
 
-    def fail_at_the_fourth_shard(self, some) -> None:
-        calls.append(some)
+    def stop_at_the_fourth_shard(done: int, total: int) -> None:
+        calls.append(done)
         if len(calls) > 3:
             raise KeyboardInterrupt
-        make(self, some)
 
-    monkeypatch.setattr(ranges.Ranges, "write", fail_at_the_fourth_shard)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write(family("llama"), folder, shard_size="6KB")
-    monkeypatch.undo()
+        checkpoint.write(
+            family("llama"), folder, shard_size="6KB", progress=stop_at_the_fourth_shard
+        )
     shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) == 3
     assert not list(folder.glob(".*"))
@@ -306,8 +306,17 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch) -> None:
 
 
 def test_a_directory_is_written_to_by_one_run_at_a_time(tmp_path) -> None:
-    with checkpoint._locked(tmp_path), pytest.raises(OSError, match="by another run"):
-        checkpoint.write(recorded(), tmp_path)
+    """The second fails, and the first goes on."""
+    refused = []
+
+    def again(done: int, total: int) -> None:
+        with pytest.raises(OSError, match="by another run"):
+            checkpoint.write(recorded(), tmp_path)
+        refused.append(done)
+
+    checkpoint.write(recorded(), tmp_path, progress=again)
+    assert refused
+    assert checkpoint.write(recorded(), tmp_path, verify=True).bytes == 0
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -322,7 +331,7 @@ def test_a_file_system_without_direct_writes(tmp_path, monkeypatch, direct: bool
         return opens(path, flags, *mode)
 
     def refuse_write(descriptor, data, offset):
-        if stream_file._is_direct(descriptor):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
             raise OSError(22, "Invalid argument")
         return write(descriptor, data[: 1 + len(data) // 2], offset)  # and in pieces of any length
 
@@ -412,31 +421,33 @@ def test_what_the_user_has_in_the_directory_stays(tmp_path) -> None:
 
 
 def test_two_writers_that_do_not_see_each_other(tmp_path, monkeypatch) -> None:
-    """As of two machines: the second begins, and is killed, while the first writes."""
+    """On a file system without locks: the second begins, and is killed, while the first writes."""
     checkpoint.write(recorded(), tmp_path / "whole")
     folder = tmp_path / "both"
-    make, second = ranges.Ranges.write, []
-    monkeypatch.setattr(checkpoint.fcntl, "flock", lambda *args: None)
 
-    def meanwhile(self, some) -> None:
-        if not second:
-            second.append(True)
-            code = """
-                import os, signal, sys
-                from tests.checkpoint import test_writing as tests
-                tests.checkpoint.fcntl.flock = lambda *args: None
-                write = os.pwrite
-                def killed(descriptor, data, at):
-                    write(descriptor, data[:512], at)
-                    os.kill(os.getpid(), signal.SIGKILL)
-                os.pwrite = killed
-                tests.checkpoint.write(tests.recorded(), sys.argv[1])
-            """
-            assert warm.run(code, folder).returncode == -9
-        make(self, some)
+    def no_locks(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(ranges.Ranges, "write", meanwhile)
-    checkpoint.write(recorded(), folder)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    second = []
+
+    def meanwhile(done: int, total: int) -> None:
+        code = """
+            import errno, fcntl, os, signal, sys
+            from tests.checkpoint import test_writing as tests
+            def no_locks(*args):
+                raise OSError(errno.ENOLCK, "No locks available")
+            fcntl.flock, write = no_locks, os.pwrite
+            def killed(descriptor, data, at):
+                write(descriptor, data[:512], at)
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.pwrite = killed
+            tests.checkpoint.write(tests.recorded(), sys.argv[1])
+        """
+        second.append(warm.run(code, folder).returncode)
+
+    checkpoint.write(recorded(), folder, progress=meanwhile)
+    assert second == [-9]
     name = checkpoint_files.SINGLE
     assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
