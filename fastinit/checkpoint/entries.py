@@ -161,7 +161,7 @@ def _as_saved(model: nn.Module, sources: Mapping[str, Source]) -> list[Stored]:
 
 
 def _untied(model: nn.Module, sources: Mapping[str, Source]) -> list[str]:
-    """Of each tied tensor one name: the first that transformers does not tie to another."""
+    """One name of each tensor: of a tied one the first that transformers does not tie to another."""
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     tied = _tied_names(model)
     names: dict[Source, list[str]] = {}

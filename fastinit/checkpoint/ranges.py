@@ -22,7 +22,7 @@ class Range(NamedTuple):
     stored: Stored
     start: int
     out: Tensor
-    """Of one dimension, of the tensor's dtype."""
+    """[elements], of the tensor's dtype."""
 
     def pieces(self) -> Iterator[Piece]:
         """It as few views of ``out``, and which elements of the source these are."""

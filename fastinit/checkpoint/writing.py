@@ -94,7 +94,7 @@ class Written(NamedTuple):
     verified: int
     """Bytes of these that were computed again, and are the same."""
     disk_share: float
-    """Of the seconds, in which the disk was at work; near 1, nothing else held it up."""
+    """The share of the seconds in which the disk was at work; near 1, nothing else held it up."""
 
 
 class Rates(NamedTuple):
@@ -104,7 +104,7 @@ class Rates(NamedTuple):
     disk: float
 
     def seconds(self, size: int) -> float:
-        """For a number of bytes: they are made and written at once."""
+        """Seconds for a number of bytes, which are made and written at once."""
         return size / min(self.made, self.disk)
 
 

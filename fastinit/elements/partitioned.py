@@ -1,4 +1,4 @@
-"""Partitioned: parameters of which this rank has a part, or nothing, and that are no DTensors.
+"""Partitioned: plain tensors that are this rank's part of a parameter, or a stand-in for one.
 
 Which elements of the full parameter does a tensor hold? A DTensor says so
 (:mod:`fastinit.elements.shards`), and so does whoever passes a window. A plain tensor holds all, 0, 1,
@@ -18,10 +18,10 @@ from fastinit.base.torch_internals import base_of
 
 
 class Part(NamedTuple):
-    """What a tensor is, that is not all of its parameter."""
+    """A tensor that is not all of its parameter."""
 
     said: str
-    """The rest of "tensor ..."."""
+    """What it is: the rest of "tensor ..."."""
     way_out: str
     is_here: bool
     """Whether it is in the tensor's memory; otherwise that is a stand-in, and no write reaches it."""
@@ -34,7 +34,7 @@ def is_marked(tensor: Tensor) -> bool:
 
 
 def part_of(tensor: Tensor) -> Part | None:
-    """What of its parameter a tensor is; None if it is all of it, as far as anything tells.
+    """The part of its parameter that a tensor is; None if it is all of it, as far as anything tells.
 
     What was taken from a part is one too. ``.data`` and ``.detach()`` give tensors that carry no mark.
     """
@@ -105,7 +105,7 @@ def _megatron(tensor: Tensor) -> Part | None:
 
 
 def _tensor_parallel_ranks() -> int:
-    """Over how many ranks Megatron splits; where it does not say, the most that there can be."""
+    """The number of ranks over which Megatron splits; all ranks, where it does not say."""
     state = sys.modules.get("megatron.core.parallel_state")
     if state is not None and state.model_parallel_is_initialized():
         return int(state.get_tensor_model_parallel_world_size())

@@ -56,7 +56,7 @@ class Strided(NamedTuple):
 
     @property
     def start(self) -> tuple[int, ...]:
-        """Where in a full tensor a :meth:`block` of it begins, by dimension."""
+        """The index, by dimension, at which a :meth:`block` begins in the full tensor."""
         places, rest = [], self.offset
         for stride in self.strides:
             place, rest = divmod(rest, stride)
@@ -68,7 +68,7 @@ class Strided(NamedTuple):
         return memory.as_strided(self.sizes, self.strides, memory.storage_offset() + self.offset)
 
     def merged(self) -> Strided:
-        """With no more dimensions than needed: the same elements in the same order are then equal.
+        """The same elements in as few dimensions as can be, so that equal orders of them are equal.
 
         >>> Strided(3, (2, 1, 4), (4, 9, 1)).merged()
         Strided(offset=3, sizes=(8,), strides=(1,))
@@ -85,7 +85,7 @@ class Strided(NamedTuple):
         return _of_dims(self.offset, _merged(dims) or [(1, 1)])
 
     def numbered(self, start: int, stop: int) -> Iterator[Strided]:
-        """Of its elements, counted in their order, those from ``start`` on and before ``stop``.
+        """Its elements number ``start`` to ``stop - 1``, counted in their order.
 
         >>> list(Strided.contiguous((4, 3)).numbered(2, 10))  # doctest: +NORMALIZE_WHITESPACE
         [Strided(offset=2, sizes=(1,), strides=(1,)), Strided(offset=3, sizes=(2, 3), strides=(3, 1)),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
+from fastinit.elements.strided import Strided
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -85,8 +86,7 @@ def obstacle(tensor: Tensor) -> Obstacle | None:
         return NotImplementedError, "is an immutable zero without memory (clone() it first)"
     if tensor.is_meta or tensor.numel() == 0:
         return None
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
-    needed = (tensor.storage_offset() + reach + 1) * tensor.itemsize
+    needed = Strided.of(tensor).end * tensor.itemsize
     there = tensor.untyped_storage().nbytes()
     if there < needed or tensor.data_ptr() == 0:
         return (
@@ -146,7 +146,7 @@ def memory(tensor: Tensor, argument: str = "tensor") -> Tensor:
 
 
 def check_memory(tensor: Tensor, argument: str = "tensor") -> None:
-    """For what torch's own operators write: raises RuntimeError where they would write freed memory."""
+    """Raises RuntimeError where torch's own operators, asked to write, would write freed memory."""
     if torch.compiler.is_compiling():
         return
     if (found := obstacle(tensor)) and found[0] is RuntimeError:

@@ -19,7 +19,7 @@ from fastinit.elements import shards as shard
 from fastinit.plan.replay import Computed
 
 Mode = Literal["check", "restore", "keep"]
-"""Of buffers that are not as the constructor made them: an error, made so again, or left alone."""
+"""What is done about buffers that are not as the constructor made them: an error, undone, or nothing."""
 
 MODES = ("check", "restore", "keep")
 
@@ -50,7 +50,7 @@ Known = Mapping[str, Values | Computed]
 
 
 class _Place(NamedTuple):
-    """Where a module holds a tensor."""
+    """A tensor, and where a module has it."""
 
     name: str
     owner: MutableMapping[str, Any]

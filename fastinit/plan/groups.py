@@ -42,7 +42,7 @@ def pattern(name: str) -> str:
 
 
 def groups(fills: Mapping[str, Fill | Computed], sizes: Mapping[str, int]) -> list[Group]:
-    """In the order in which each first appears.
+    """The groups of a plan, in the order in which each first appears.
 
     Args:
         fills: by name.

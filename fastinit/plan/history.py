@@ -43,7 +43,7 @@ class Filled(NamedTuple):
     fill: Fill
     origin: Origin
     shape: tuple[int, ...] | None = None
-    """Of the tensor, for distributions of whole tensors."""
+    """The tensor's shape, for distributions of whole tensors."""
 
 
 class Call(NamedTuple):
@@ -54,7 +54,7 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
     line: str
     origin: Origin | None = None
-    """Of its random numbers, if it draws any."""
+    """The origin of its random numbers, if it draws any."""
 
 
 class Made(NamedTuple):
@@ -81,7 +81,7 @@ class Contents:
 
     @classmethod
     def of_data(cls, tensor: Tensor) -> Contents:
-        """Of known values, not copied if they are contiguous; one number everywhere is a constant."""
+        """Contents of known values: not copied if contiguous; one number everywhere is a constant."""
         data = tensor.detach().contiguous().view(-1)
         known = cls(data.numel(), data.dtype, data.device)
         value = _only_value(data)
@@ -120,7 +120,7 @@ class Contents:
     def filled(
         self, region: Strided, fill: Fill, origin: Origin, shape: tuple[int, ...] | None = None
     ) -> Contents:
-        """After a Fill was written over a region, which is merged."""
+        """The contents after a Fill over a region, which is merged."""
         filled = Filled(region, fill, origin, shape)
         if region == self.whole:
             return replace(self, base=None, writes=(filled,))
@@ -134,7 +134,7 @@ class Contents:
         return replace(self, writes=(*writes, filled))
 
     def affine(self, region: Strided, factor: float, shift: float) -> Contents | None:
-        """After ``factor * x + shift`` over a region, if that is still a number of Fills."""
+        """The contents after ``factor * x + shift`` over a region, if these are still Fills alone."""
         fills = self.fills
         if not fills or not math.isfinite(factor) or not math.isfinite(shift):
             return None
@@ -152,12 +152,12 @@ class Contents:
         return None
 
     def called(self, call: Call) -> Contents:
-        """After a call that writes it."""
+        """The contents after a call that writes them."""
         after = replace(self, writes=(*self.writes, call))
         return _truncated_normal(after) or after
 
     def origins(self) -> Iterator[Origin]:
-        """Of all numbers in it, in the order of writing."""
+        """The origins of all numbers in it, in the order of writing."""
         for write in self._all():
             if write.origin is not None:
                 yield write.origin

@@ -45,7 +45,7 @@ class Computed:
         return replace(self, scale=number.positive("scale", self.scale * factor))
 
     mean = std = math.nan
-    """Not known before the values are."""
+    """Known only when the values are."""
 
     @property
     def line(self) -> str:

@@ -131,7 +131,7 @@ def _real(
 
 
 def place_of(memory: Memory, device: torch.device | str | None = None) -> torch.device:
-    """Where a tensor shall be: as asked, or where the constructor would have put it."""
+    """The device that a tensor shall be on: as asked, or as the constructor would have put it."""
     if device is not None:
         return torch.device(device)
     place = memory.contents.device

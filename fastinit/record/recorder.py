@@ -294,7 +294,7 @@ class Recorder(internals.TorchDispatchMode):
 
 
 def line() -> str:
-    """Where in the user's code this is: the innermost file and line outside torch and fastinit."""
+    """The user's line that is running: the innermost file and line outside torch and fastinit."""
     frame = sys._getframe(1)
     while frame.f_back is not None and is_inside(frame.f_code.co_filename):
         frame = frame.f_back
@@ -302,7 +302,7 @@ def line() -> str:
 
 
 def _copied(into: Contents, region: Strided, source: Tensor) -> Contents | None:
-    """After a copy over a region, if what is copied is Fills of as many elements, or one number."""
+    """Contents after a copy over a region, if its source is Fills of as many elements, or one number."""
     memory = memories.get(source)
     if memory is None:
         if source.is_meta or not source.is_floating_point():

@@ -31,7 +31,7 @@ class InMemory:
     """Weights that are there."""
 
     def unchanged_on_failure(self) -> AbstractContextManager[None]:
-        """After an exception the record, if there is one, is what it was."""
+        """Within the block an exception puts the record, if there is one, back to what it was."""
         return nullcontext()
 
     def writable(self) -> AbstractContextManager[None]:
