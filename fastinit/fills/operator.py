@@ -87,10 +87,12 @@ def fill_(
         seed: in [0, 2^64); by default one draw from ``generator``.
         stream: the 64-bit stream id, 0 for an anonymous call.
         generator: where the seed is drawn; by default torch's CPU generator.
-        window: which elements these are; by default 0, 1, 2, ... in row-major order.
+        window: which elements these are, as a Window or a Strided of the tensor's shape; by default
+            0, 1, 2, ... in row-major order.
 
     Raises:
-        ValueError: both a seed and a generator, a seed out of range, an uninitialised parameter.
+        ValueError: both a seed and a generator, a seed out of range, an uninitialised parameter, a
+            window that does not fit the tensor or the stream.
         NotImplementedError: an integer, bool or float8 tensor; a kind without plain memory
             (``fastinit.elements.tensors.memory``); a DTensor with a window; a tensor of which nobody
             knows the elements (``fastinit.elements.shards.check_held``).
@@ -316,6 +318,8 @@ def _elements(tensor: Tensor, window: Window | Strided | None) -> Strided:
             f"but got {window.strides}"
         )
     which = Strided(window.offset, tuple(tensor.shape), window.strides)
+    if isinstance(window, Strided) and window.sizes != which.sizes:
+        raise ValueError(f"window must have the tensor's shape {which.sizes}, but got {window}")
     bits = 62 if tensor.dtype in laws.COMPLEX else 63  # a complex element is two of the stream's
     if which.offset < 0 or any(s < 0 for s in which.strides) or which.end > 1 << bits:
         raise ValueError(f"window must address elements in [0, 2**{bits}), but got {window}")

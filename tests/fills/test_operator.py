@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinit.backends.choose import backend
+from fastinit.elements.strided import Strided
 from fastinit.fills.operator import Request, Window, check_writable, fill_, fill_many_
 from fastinit.stream import laws
 
@@ -162,6 +163,7 @@ BAD_WINDOWS = [
     (torch.float32, Window((1,)), "one entry for each of the tensor's 2 dimensions"),
     (torch.float32, Window((4, 1, 1)), "one entry for each of the tensor's 2 dimensions"),
     (torch.float32, Window((4, 1), -1), "offset=-1"),
+    (torch.float32, Strided(0, (4, 6), (6, 1)), r"the tensor's shape \(6, 4\)"),
     (torch.float32, Window((-4, 1), 100), "-4"),
     (torch.float32, Window((4, 1), 2**63 - 23), r"\[0, 2\*\*63\)"),
     (torch.float32, Window((2**62, 1)), r"\[0, 2\*\*63\)"),
@@ -170,7 +172,7 @@ BAD_WINDOWS = [
 
 
 @pytest.mark.parametrize(("dtype", "window", "message"), BAD_WINDOWS)
-def test_bad_windows(dtype: torch.dtype, window: Window, message: str) -> None:
+def test_bad_windows(dtype: torch.dtype, window: Window | Strided, message: str) -> None:
     tensor = torch.zeros(6, 4, dtype=dtype)
     with pytest.raises(ValueError, match=message):
         fill_(tensor, laws.normal(), seed=1, window=window)
