@@ -34,7 +34,8 @@ H200_WRITES = 4.3e12
 """Bytes per second."""
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-VALUES = 32  # of one thread in a tile: csrc/cuda/pieces.h
+VALUES = 4 * backends.native.module.SLOTS if backends.native.module else 0
+"""Of one thread in a tile."""
 UNLIKELY = 1000  # what a call, as the square root's slow way is, counts for when paths are compared
 
 

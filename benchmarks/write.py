@@ -25,6 +25,7 @@ import torch
 from benchmarks.timing import Timing, machine
 from fastinit.base.text import table
 from fastinit.checkpoint.disk import CHUNK
+from fastinit.checkpoint.writing import SHARD_SIZE
 
 _CHILD = """
 import json, sys
@@ -120,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.write", description=__doc__)
     parser.add_argument("--model", default="llama-3.2-1b", help="as the commands take it")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--shard-size", default="5GB")
+    parser.add_argument("--shard-size", default=SHARD_SIZE)
     parser.add_argument("--rounds", type=int, default=3, help="of which the median counts (3)")
     parser.add_argument(
         "--dir", type=Path, default=Path("."), help="on the disk to be measured (.)"

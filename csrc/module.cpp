@@ -20,21 +20,21 @@ namespace {
 const Isa* chosen = nullptr;  // set when the module is imported
 
 // A law with the parameters of one dtype, converted once and used by many calls.
-struct Fill {
+struct PreparedLaw {
   int law, dtype;
   Params params;
 };
 
-Fill make_fill(int law, int dtype, const std::array<float, 9>& p) {
+PreparedLaw prepare(int law, int dtype, const std::array<float, 9>& p) {
   return {law, dtype, {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8]}};
 }
 
-Window make_window(const Fill& fill, uintptr_t data, uint64_t seed, uint64_t stream) {
+Window make_window(const PreparedLaw& law, uintptr_t data, uint64_t seed, uint64_t stream) {
   Window w{};
   w.data = reinterpret_cast<void*>(data);
-  w.law = fill.law;
-  w.dtype = fill.dtype;
-  w.params = fill.params;
+  w.law = law.law;
+  w.dtype = law.dtype;
+  w.params = law.params;
   w.seed = seed;
   w.stream = stream;
   return w;
@@ -54,11 +54,11 @@ int64_t product(const std::vector<int64_t>& sizes) {
 }
 
 // A contiguous tensor that is the whole of its stream's elements 0, 1, ...: the short way.
-void fill_contiguous(const Fill& fill, uintptr_t data, int64_t n, uint64_t seed, uint64_t stream,
-                     int threads) {
+void fill_contiguous(const PreparedLaw& law, uintptr_t data, int64_t n, uint64_t seed,
+                     uint64_t stream, int threads) {
   if (n == 0) return;
   check_address(data, n);
-  Window w = make_window(fill, data, seed, stream);
+  Window w = make_window(law, data, seed, stream);
   w.dims = 1;
   w.size[0] = n;
   w.local[0] = w.global[0] = 1;
@@ -71,18 +71,18 @@ void fill_contiguous(const Fill& fill, uintptr_t data, int64_t n, uint64_t seed,
 }
 
 typedef std::vector<int64_t> Ints;
-typedef std::tuple<Fill, uintptr_t, uint64_t, uint64_t, uint64_t, Ints, Ints, Ints> Request;
+typedef std::tuple<PreparedLaw, uintptr_t, uint64_t, uint64_t, uint64_t, Ints, Ints, Ints> Request;
 
-// Each request: fill, address, seed, stream, offset, sizes, local strides, global strides.
+// Each request: law, address, seed, stream, offset, sizes, local strides, global strides.
 std::vector<Window> make_windows(const std::vector<Request>& requests) {
   std::vector<Window> windows;
   for (const Request& r : requests) {
-    const auto& [fill, data, seed, stream, offset, size, local, global] = r;
+    const auto& [law, data, seed, stream, offset, size, local, global] = r;
     if (size.size() > MAX_DIMS || size.size() != local.size() || size.size() != global.size())
       throw std::invalid_argument("a window has at most " + std::to_string(MAX_DIMS) +
                                   " dimensions, with one stride of each kind");
     check_address(data, product(size));
-    Window w = make_window(fill, data, seed, stream);
+    Window w = make_window(law, data, seed, stream);
     w.offset = offset;
     w.dims = (int)size.size();
     for (int d = 0; d < w.dims; ++d)
@@ -171,8 +171,8 @@ PYBIND11_MODULE(_native, m) {
   m.attr("cuda_missing") = FASTINIT_CUDA_MISSING;
   m.attr("compiler") = __VERSION__;
   m.attr("MAX_DIMS") = MAX_DIMS;
-  py::class_<Fill>(m, "Fill").def(py::init(&make_fill), py::arg("law"), py::arg("dtype"),
-                                  py::arg("params"));
+  py::class_<PreparedLaw>(m, "PreparedLaw")
+      .def(py::init(&prepare), py::arg("law"), py::arg("dtype"), py::arg("params"));
   m.def("fill_contiguous", &fill_contiguous);
   m.def("fill_many", &fill_many);
   py::class_<Readings>(m, "Readings")
@@ -205,8 +205,16 @@ PYBIND11_MODULE(_native, m) {
   m.def("cuda_missing_on", &cuda_missing);
   m.def("cuda_driver", &cuda_driver);
 #endif
+  // How CUDA's pieces travel and are written.
   m.attr("THREADS") = THREADS;
+  m.attr("SLOTS") = SLOTS;
   m.attr("FEW") = FEW;
+  m.attr("PARCEL") = PARCEL;
+  // The order of the sums of moments.
+  m.attr("LANES") = LANES;
+  m.attr("SHORT") = SHORT;
+  m.attr("CHUNK") = CHUNK;
+  m.attr("CHUNKS") = CHUNKS;
   m.def("isa", [] { return chosen->name; });
   m.def("isas", &isas);
   m.def("force_isa", &force_isa);

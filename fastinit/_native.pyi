@@ -2,24 +2,30 @@
 
 from collections.abc import Sequence
 
+CHUNK: int
+CHUNKS: int
 FEW: int
+LANES: int
 MAX_DIMS: int
+PARCEL: int
+SHORT: int
+SLOTS: int
 THREADS: int
 __version__: str
 compiler: str
 cuda_archs: str
 cuda_missing: str
 
-class Fill:
+class PreparedLaw:
     def __init__(self, law: int, dtype: int, params: Sequence[float]) -> None: ...
 
 _Ints = Sequence[int]
 
 def fill_contiguous(
-    fill: Fill, data: int, n: int, seed: int, stream: int, threads: int, /
+    law: PreparedLaw, data: int, n: int, seed: int, stream: int, threads: int, /
 ) -> None: ...
 
-_Request = tuple[Fill, int, int, int, int, _Ints, _Ints, _Ints]
+_Request = tuple[PreparedLaw, int, int, int, int, _Ints, _Ints, _Ints]
 
 def fill_many(requests: Sequence[_Request], threads: int, /) -> None: ...
 def isa() -> str: ...

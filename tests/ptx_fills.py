@@ -98,7 +98,7 @@ class Fill(NamedTuple):
         """As backends.Native makes it."""
         w = self.shape
         place = self.address(index) + w.start * self.bytes
-        fill = native.fill(self.law, self.dtype)
+        fill = native.prepared(self.law, self.dtype)
         return (fill, place, SEED, STREAM, w.offset, w.size, self.local(), w.strides)
 
 

@@ -227,7 +227,7 @@ def test_a_model_on_several_devices_is_that_of_one() -> None:
 
 def test_a_device_that_is_not_there_is_an_error_with_cuda_s_text() -> None:
     module = backends.native.module
-    fill = backends.native.fill(laws.normal(), torch.float32)
+    fill = backends.native.prepared(laws.normal(), torch.float32)
     pieces = module.Pieces([(fill, 0, 0, 0, 0, (4,), (1,), (1,))])
     with pytest.raises(RuntimeError, match=r"fill_many.*cudaErrorInvalidDevice"):
         pieces.fill(99, 0, 0)

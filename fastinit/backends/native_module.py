@@ -31,7 +31,7 @@ class Native(Backend):
     def __init__(self) -> None:
         self.module: ModuleType | None = None
         self.missing: str | None = None
-        self.fill = lru_cache(maxsize=4096)(self._fill)
+        self.prepared = lru_cache(maxsize=4096)(self._prepared)
         self.missing_on = lru_cache(maxsize=None)(self._missing_on)
         try:
             _native = import_module("fastinit._native")  # whose error says what is missing
@@ -73,10 +73,12 @@ class Native(Backend):
             return f"the native build has no CUDA kernels: {self.module.cuda_missing}"
         return self.module.cuda_missing_on(index) or None
 
-    def _fill(self, law: Law, dtype: torch.dtype) -> Any:
+    def _prepared(self, law: Law, dtype: torch.dtype) -> Any:
         """The law's kernel parameters for a dtype, converted once."""
         assert self.module is not None
-        return self.module.Fill(law.kind, laws.DTYPES.index(dtype), laws.kernel_params(law, dtype))
+        return self.module.PreparedLaw(
+            law.kind, laws.DTYPES.index(dtype), laws.kernel_params(law, dtype)
+        )
 
     def fill_many(self, writes: Sequence[Write]) -> None:
         assert self.module is not None
@@ -84,9 +86,11 @@ class Native(Backend):
         for tensor, law, seed, stream, strides, offset in (
             part for write in writes for part in _few_dims(write, self.module.MAX_DIMS)
         ):
-            fill = self.fill(law, tensor.dtype)
+            prepared = self.prepared(law, tensor.dtype)
             shape, local = tuple(tensor.shape), tensor.stride()
-            requests.append((fill, tensor.data_ptr(), seed, stream, offset, shape, local, strides))
+            requests.append(
+                (prepared, tensor.data_ptr(), seed, stream, offset, shape, local, strides)
+            )
         device = writes[0].tensor.device
         if device.type == "cpu":
             self.module.fill_many(requests, torch.get_num_threads())

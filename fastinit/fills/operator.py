@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # What every call needs, looked up once.
 _native = backends.native.module
-_native_fill = backends.native.fill
+_prepared = backends.native.prepared
 _native_is_chosen = backends.native_is_chosen
 _draw_seed = keys.draw_seed
 _CONSTANT = laws.CONSTANT
@@ -111,14 +111,14 @@ def fill_(
         and not _is_marked(tensor)
     ):
         assert _native is not None  # it is chosen
-        fill = _native_fill(law, dtype)  # which may refuse the law, before a seed is drawn
+        prepared = _prepared(law, dtype)  # which may refuse the law, before a seed is drawn
         if seed is None:
             seed = _draw_seed(generator) if law[0] != _CONSTANT else 0
         elif generator is not None:
             raise ValueError("seed and generator exclude each other, but got both")
         else:
             seed = keys.check_seed(seed)
-        _native.fill_contiguous(fill, address, tensor.numel(), seed, stream, _threads())
+        _native.fill_contiguous(prepared, address, tensor.numel(), seed, stream, _threads())
         _increment_version(tensor)
         return tensor
 

@@ -217,7 +217,7 @@ def test_a_cuda_build_without_a_driver_works_and_says_why_it_does_not_serve_gpus
     assert reason is not None
     assert "CUDA driver" in reason
     assert f"{backends.native.module.cuda_archs} by nvcc" in info()["native"]["CUDA"]
-    fill = backends.native.fill(laws.normal(), torch.float32)
+    fill = backends.native.prepared(laws.normal(), torch.float32)
     pieces = backends.native.module.Pieces([(fill, 1 << 20, 0, 0, 0, (10_000,), (1,), (1,))])
     shape = f"fill_many<<<at most {pieces.tiles}, {backends.native.module.THREADS}>>> on cuda:0"
     with pytest.raises(RuntimeError, match=re.escape(shape)) as error:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastinit import linear_moments
 from fastinit.backends import choose as backends
-from fastinit.backends.choose import backend
+from fastinit.backends.choose import backend, native
 from fastinit.backends.contract import Reading
 from fastinit.backends.slow import Reference
 from fastinit.statistics.tensor import Moments, moments, moments_many
@@ -291,6 +291,19 @@ def test_indices_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     x = normal(6, 70, 3).float()
     assert_native_bits(x[:, 1:, 1:])
     assert_native_bits(x, dim=2)
+
+
+@needs_triton
+@pytest.mark.skipif(native.module is None, reason="no native module")
+def test_the_order_of_sums_is_the_native_modules() -> None:
+    """It stands twice: neither backend needs the other."""
+    from fastinit.backends.triton import merging
+    from fastinit.backends.triton import moments as here
+
+    there = native.module
+    assert there is not None
+    order = here.LANES.value, here.SHORT.value, here.CHUNK.value, merging.CHUNKS
+    assert order == (there.LANES, there.SHORT, there.CHUNK, there.CHUNKS)
 
 
 @needs_triton

@@ -1,5 +1,6 @@
 """Commands, as a user sees them: output of 80 columns, errors in one line with exit status 2."""
 
+import inspect
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import pytest
 import torch
 import warm
 
-from fastinit import recipes
+from fastinit import checkpoint, recipes
 from fastinit.backends import installation
 from fastinit.base import memory, text
 from fastinit.command import report
@@ -161,6 +162,12 @@ def test_families_and_functions_without_a_recipe(tmp_path, monkeypatch, capsys) 
     assert "Linear, float32, normal input, 16 x 8" in capsys.readouterr().out
     assert cli.main(["write", "tiny_net:f", "--out", "out"]) == 0
     assert sorted(os.listdir("out")) == ["model.safetensors"]
+
+
+def test_files_are_as_large_as_those_of_checkpoint_write() -> None:
+    """Which the command line imports only when it writes: it stands twice."""
+    default = inspect.signature(cli.write_command).parameters["shard_size"].default
+    assert default == inspect.signature(checkpoint.write).parameters["shard_size"].default
 
 
 def test_info_says_what_the_backends_say() -> None:

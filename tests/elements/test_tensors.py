@@ -464,7 +464,7 @@ def test_the_native_module_trusts_nobody() -> None:
     module = native.module
     assert module is not None
     assert module.MAX_DIMS == MAX_DIMS  # which stands in Python too, for what has no native module
-    fill = native.fill(laws.normal(), torch.float32)
+    fill = native.prepared(laws.normal(), torch.float32)
     with pytest.raises(ValueError, match="24 elements has no address"):
         module.fill_contiguous(fill, 0, 24, 0, 0, 1)
     with pytest.raises(ValueError, match="24 elements has no address"):

@@ -350,8 +350,6 @@ def fill(
 
     ``dtype`` is the index in ``laws.DTYPES``.
     """
-    if tensor.numel() == 0:
-        return
     which = Strided(offset, tuple(tensor.shape), strides)
     outer, length, local = runs(Strided.of(tensor), which)
     rows = tensor.numel() // length

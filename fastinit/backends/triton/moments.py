@@ -31,7 +31,7 @@ from fastinit.backends.triton.fill import (
     plain_arithmetic,
 )
 from fastinit.backends.triton.merging import FIELDS, is_finite, merge_in_order
-from fastinit.stream import laws
+from fastinit.stream import laws, reference_moments
 
 LANES = tl.constexpr(32)
 SHORT = tl.constexpr(32)  # steps that 16-bit values are summed in float32
@@ -40,8 +40,8 @@ ROWS = tl.constexpr(CHUNK // LANES)
 # Which sums are to be trusted; UP_64 brings float64 values there.
 LEFT, LEFT_FLOAT16 = tl.constexpr(2.0**-7), tl.constexpr(2.0**-2)
 LEAST_SHORT, MOST_SHORT = tl.constexpr(2.0**-48), tl.constexpr(2.0**58)
-LEAST_64, MOST_64 = tl.constexpr(2.0**-400), tl.constexpr(2.0**400)
-UP_64 = tl.constexpr(2.0**600)
+LEAST_64, MOST_64 = map(tl.constexpr, reference_moments.TRUSTED)
+UP_64 = tl.constexpr(reference_moments.UP)
 
 AHEAD = tl.constexpr(8)  # values read before they are added one by one
 # Eight groups of 32 lanes are two lanes to a thread of four warps: neighbours, read as one.
