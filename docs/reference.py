@@ -22,6 +22,7 @@ PAGES = {
     "fastinit.variance.lsuv_result": "what LSUV gives",
     "fastinit.variance.watch": "watching a model",
     "fastinit.variance.watched": "what watching gives",
+    "fastinit.statistics.tensor": "moments, and their fields",
     "fastinit.init": "the functions of torch.nn.init",
     "fastinit.recipes": "rules for whole models",
     "fastinit.variance.schedules": "factors of the variance by layer",

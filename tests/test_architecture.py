@@ -63,6 +63,8 @@ def test_no_modules_import_each_other() -> None:
         ("fills", "plan"),
         ("plan", "record"),
         ("statistics", "variance"),
+        ("variance.plots", "variance.watched"),  # it takes names and numbers
+        ("variance.plots", "variance.lsuv_result"),
     ],
 )
 def test_what_a_folder_never_imports(here: str, never: str) -> None:

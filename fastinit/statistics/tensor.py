@@ -47,8 +47,8 @@ Value = TypeVar("Value", float, Tensor)
 """What a field is: a number, or a float64 CPU tensor of shape [channels]."""
 
 
-class _Fields(ABC, Generic[Value]):
-    """What :class:`Moments` and :class:`ChannelMoments` have in common: the fields, from ``raw``."""
+class Fields(ABC, Generic[Value]):
+    """What :class:`Moments` and :class:`ChannelMoments` have in common: each field, a ``Value``."""
 
     _DIMS: int
     """Of ``raw``."""
@@ -143,7 +143,7 @@ class _Fields(ABC, Generic[Value]):
         return torch.where(left > 0, torch.maximum(self._field(M2) / left, least), math.nan)
 
 
-class Moments(_Fields[float]):
+class Moments(Fields[float]):
     """The moments of a set of values.
 
     Every field is a float. Infinities and NaN are counted in ``nonfinite`` and enter nothing else.
@@ -170,7 +170,7 @@ class Moments(_Fields[float]):
         return f"Moments({', '.join(f'{name}={getattr(self, name):.6g}' for name in fields)})"
 
 
-class ChannelMoments(_Fields[Tensor]):
+class ChannelMoments(Fields[Tensor]):
     """The moments of each channel's values: as :class:`Moments`, but of shape [channels].
 
     Every field is a float64 CPU tensor.
@@ -257,7 +257,7 @@ def moments_many(
             shape = (FIELDS,) if dim is None else (x.shape[dim], FIELDS)
             raws.append(torch.empty(shape, dtype=torch.float64, device=x.device))
             tensors.memory(raws[-1], "the moments")
-            readings.setdefault(x.device, []).extend(_readings(x, dim, raws[-1], split))
+            readings.setdefault(x.device, []).extend(readings_of(x, dim, raws[-1], split))
         for device, some in readings.items():
             if some:  # a tensor without channels has nothing to read
                 backends.choose_measuring(device).moments_many(some)
@@ -280,7 +280,7 @@ def _checked(x: Tensor, i: int) -> Tensor:
     return tensors.values(x, f"x (number {i})")
 
 
-def _readings(
+def readings_of(
     x: Tensor, dim: int | None, raw: Tensor, split: list[tuple[Tensor, Tensor]]
 ) -> Iterator[Reading]:
     """What is to be read, and where the moments of it go.
@@ -299,7 +299,7 @@ def _readings(
         parts = raw.new_empty(shape[fewest], FIELDS)
         split.append((raw, parts))
         for part, result in zip(view.unbind(fewest), parts.unbind()):
-            yield from _readings(part, None, result, split)
+            yield from readings_of(part, None, result, split)
         return
     channels = x.shape[dim]
     if channels == 0:
@@ -310,4 +310,4 @@ def _readings(
         yield Reading(x, [*shape, channels], [*strides, 1], True, raw)
         return
     for part, result in zip(x.unbind(dim), raw.unbind()):
-        yield from _readings(part, None, result, split)
+        yield from readings_of(part, None, result, split)

@@ -27,30 +27,40 @@ from fastinit.variance.undo import Undo, plain_parts
 KEPT, ALL_KEPT = 1 << 16, 1 << 19
 """Bytes: of buffers of up to so many there are copies, as long as these have no more in all."""
 
-_OWN = frozenset(
-    vars(nn.Module())
-)  # a module's registries (of parameters, hooks, ...) and its mode
+_OWN = frozenset(vars(nn.Module()))
+"""A module's registries (of parameters, hooks, ...) and its mode."""
 _ABSENT = object()
 
 
 class ModelState:
-    """What a model is before it runs, and putting it back."""
+    """What a model is before it runs: all that :meth:`put_back` needs to make it that again.
+
+    Attributes:
+        undo: the mode in which the model is to run; it copies what operations write.
+        modules: the class, registries and attributes of every module.
+        tensors: by id, where the values of parameters, buffers and tensors in attributes are, their
+            gradients, and whether they need one.
+        generators: by id, the modules' own random generators, with their states.
+        originals: by id, a weight (which must not be freed while its id is a key) and a copy of it.
+        sums: by storage, a large buffer's name, the buffer, and the sum of its memory as integers.
+        hooks: those by which the tensors of lazy modules are taken up when they are made.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.undo = Undo()
         self.model = model
-        self.copies: dict[int, tuple[Tensor, Tensor]] = {}  # of weights
         self.modules: list[_Module] = []
         self.tensors: dict[int, _Tensor] = {}
         self.generators: dict[int, tuple[torch.Generator, Tensor]] = {}
-        self.sums: dict[int, tuple[str, Tensor, int]] = {}  # of large buffers' storages
+        self.originals: dict[int, tuple[Tensor, Tensor]] = {}
+        self.sums: dict[int, tuple[str, Tensor, int]] = {}
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []
         reshard_(model)
         buffers: list[tuple[str, Tensor]] = []
         norms: list[Tensor] = []
         for name, module in model.named_modules():
             self.modules.append(_Module(module))
-            buffers += self._found(name, module)
+            buffers += self._take_up(name, module)
             if module.training and getattr(module, "track_running_stats", False):
                 # A norm: if it is compiled, what it writes is not seen.
                 norms += [b for b in module._buffers.values() if b is not None and not is_lazy(b)]
@@ -65,9 +75,9 @@ class ModelState:
                 self.sums[key] = name, buffer.detach(), _sum(buffer)
         for lazy in (module.module for module in self.modules if module.lazy):
             # They have memory from their first call on.
-            self.hooks.append(lazy.register_forward_pre_hook(self._initialised))
+            self.hooks.append(lazy.register_forward_pre_hook(self._track_made))
 
-    def _found(self, prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    def _take_up(self, prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Takes up a module's tensors and generators; yields those that are no parameters."""
         own = {**module._parameters, **module._buffers}
         others = {key: value for key, value in vars(module).items() if key not in _OWN}
@@ -85,18 +95,23 @@ class ModelState:
                         name = f"{prefix}.{key}" if prefix else key
                         yield from ((name, p) for p in plain_parts(leaf) if not p.is_meta)
 
-    def _initialised(self, module: nn.Module, args: object) -> None:
+    def _track_made(self, module: nn.Module, args: object) -> None:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and not is_lazy(tensor):
                 self.undo.track([tensor])
 
     def original(self, weight: Tensor) -> Tensor:
-        """A copy of a weight that is about to change, as it was when it was first asked for."""
-        if id(weight) not in self.copies:
+        """A copy of a weight that is about to change, as it was when this was first asked for."""
+        if id(weight) not in self.originals:
             copy = self.undo.copy_before_write(weight)
-            copy = weight.detach().clone() if copy is None else copy.view(weight.dtype)
-            self.copies[id(weight)] = weight, copy
-        return self.copies[id(weight)][1]
+            if copy is not None:
+                copy = copy.view(weight.dtype)
+            else:  # it consists of others, as a DTensor does
+                for part in plain_parts(weight):
+                    self.undo.copy_before_write(part)
+                copy = weight.detach().clone()
+            self.originals[id(weight)] = weight, copy
+        return self.originals[id(weight)][1]
 
     def put_back(self, failed: bool) -> None:
         """All as it was; but lazy modules stay initialised unless the run failed."""
@@ -122,13 +137,13 @@ class ModelState:
 def unchanged(model: nn.Module) -> Iterator[ModelState]:
     """Within the block the model may run, without gradients; after it everything is as before.
 
-    Parameters, buffers, tensors in attributes, gradients, modes, hooks, what is registered, and random
-    generators: torch's, Python's, NumPy's and those that modules have.
+    Parameters, buffers, tensors in attributes, gradients, modes, hooks, what is registered, and the
+    random generators that modules have; others are for :func:`same_random_numbers`.
 
     Raises:
         LSUVError: a large buffer was written where torch cannot see it, and is not as before.
     """
-    with same_random_numbers(model), torch.no_grad():
+    with torch.no_grad():
         state = ModelState(model)
         failed = True
         try:

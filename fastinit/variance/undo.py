@@ -37,11 +37,15 @@ class Undo(internals.TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tracked: dict[int, torch.UntypedStorage] = {}
-        self._log: list[tuple[Tensor, Tensor | None, Tensor]] = []  # view, rows of it, copy
-        self._copies: dict[Any, Tensor] = {}  # by where the view lies
-        self._rows: dict[Any, list[Tensor]] = {}  # of which there are copies, likewise
+        self._log: list[tuple[Tensor, Tensor | None, Tensor]] = []
+        """What was copied, in this order: a view, as integers; indices of its rows, or all; the copy."""
+        self._copies: dict[Any, Tensor] = {}
+        """The copies of whole views, by where these lie."""
+        self._rows: dict[Any, list[Tensor]] = {}
+        """The indices of the rows that were copied, int64 [rows] each, by where the view lies."""
 
     def track(self, tensors: Iterable[Tensor]) -> None:
+        """From now on the memory of these tensors is copied before it is written."""
         for tensor in tensors:
             for part in plain_parts(tensor):
                 if not part.is_meta:
@@ -49,7 +53,11 @@ class Undo(internals.TorchDispatchMode):
                     self._tracked[internals.storage_id(part)] = storage
 
     def copy_before_write(self, tensor: Tensor) -> Tensor | None:
-        """A copy, as integers, of what a tensor held before it was written; None if it isn't tracked."""
+        """A copy of what a tensor held before it was first written, which puts it back at the end.
+
+        Returns:
+            Its bits, as integers of its dtype's size and in its shape; None if it isn't tracked.
+        """
         if not self._tracks(tensor):
             return None
         with torch.inference_mode(False):

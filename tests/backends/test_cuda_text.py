@@ -29,8 +29,7 @@ from selection import asked, cases
 from torch import Tensor
 
 from fastinit.fills.operator import Window
-from fastinit.statistics.tensor import _readings as moments_readings
-from fastinit.statistics.tensor import moments
+from fastinit.statistics.tensor import moments, readings_of
 from fastinit.stream import laws, reference
 from fastinit.stream.laws import Law
 
@@ -170,7 +169,7 @@ def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = F
             cases += [(torch.randn(270_000).to(dtype), None), (torch.randn(8_300, 3).to(dtype), 1)]
         for tensor, dim in cases:
             raw = moments(tensor, dim=dim).raw
-            for reading in moments_readings(tensor, dim, raw, []):
+            for reading in readings_of(tensor, dim, raw, []):
                 request = np.zeros((), READ)
                 storage = reading.tensor.untyped_storage()
                 request["bytes"] = storage.nbytes()

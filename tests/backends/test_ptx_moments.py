@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastinit.backends.choose import backend, native
 from fastinit.backends.contract import Reading
-from fastinit.statistics.tensor import _readings, moments
+from fastinit.statistics.tensor import moments, readings_of
 from fastinit.stream import laws, reference_moments
 
 pytestmark = [
@@ -51,7 +51,7 @@ class Asked(NamedTuple):
             raw = moments(self.tensor, dim=self.dim).raw
         if self.apart:
             return [Reading(self.tensor, self.tensor.shape, (self.apart, 1), False, raw)]
-        return list(_readings(self.tensor, self.dim, raw, []))
+        return list(readings_of(self.tensor, self.dim, raw, []))
 
 
 def values(dtype: torch.dtype) -> dict[str, Asked]:

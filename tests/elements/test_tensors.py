@@ -554,6 +554,31 @@ def test_lsuv_of_a_row_wise_layer() -> None:
     assert result.layers[0].std == pytest.approx(1.0)
 
 
+class Bent(nn.Module):
+    """Not affine in its weight, a DTensor, so that it is repeated with the weight scaled."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * torch.tanh(x @ self.weight.full_tensor())
+
+
+def test_lsuv_repeats_a_layer_whose_weight_is_a_dtensor() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    before = torch.randn(6, 6)
+    with two_ranks():
+        weight = distribute_tensor(before.clone(), init_device_mesh("cpu", (2,)), [Replicate()])
+        model = nn.Sequential(Bent(weight))
+        result = fastinit.lsuv_(model, data(), layers=Bent)
+        assert model(data()).var().item() == pytest.approx(1.0, abs=0.02)  # tol
+        scaled = before * result.layers[0].scale
+        torch.testing.assert_close(model[0].weight.to_local().detach(), scaled)
+
+
 def test_a_layer_whose_bias_is_spread_over_ranks_is_refused_by_name() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
