@@ -95,7 +95,7 @@ class Fill(NamedTuple):
         return 0x1000_0000_0000 + (index << 39)
 
     def request(self, index: int) -> tuple[Any, ...]:
-        """As backends.Native makes it."""
+        """As the native backend makes it."""
         w = self.shape
         place = self.address(index) + w.start * self.bytes
         fill = native.prepared(self.law, self.dtype)

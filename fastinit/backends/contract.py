@@ -42,8 +42,8 @@ class Reading(NamedTuple):
     by_column: bool
     """Whether there are channels."""
     raw: Tensor
-    """Where the raw moments go: float64 [7], or [channels, 7] (``fastinit.stream.reference_moments``),
-    of any strides, on the tensor's device."""
+    """Where the raw moments go (``fastinit.stream.reference_moments``): float64 [7], or [channels, 7],
+    contiguous, on the tensor's device."""
 
 
 class Backend(ABC):
@@ -51,7 +51,7 @@ class Backend(ABC):
 
     A subclass has a name and the two abstract methods; what else it can do, it says by overriding
     more. What can be done is asked before each call, so these answers must be quick. All tensors of a
-    call are on one device, which need not be the current one, and nothing may wait for the device.
+    call are on one device, which need not be the current one.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Backend(ABC):
         return "it measures none"
 
     def moments_many(self, readings: Sequence[Reading]) -> None:
-        """Measures each: the same bits on every run, in any sum of them to 12 digits."""
+        """Writes the raw moments of each to its ``raw``: to 12 digits, the same bits on every run."""
         raise NotImplementedError
 
     def serves_products(self, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MAX_DIMS = 8
-"""Dimensions that cannot be merged, of what a backend reads at once: csrc/kernels.h and triton_moments
+"""Dimensions that cannot be merged, of what a backend reads at once: csrc/kernels.h and backends/triton/
 have no more."""
 
 

@@ -346,9 +346,9 @@ def fill(
     strides: tuple[int, ...],
     offset: int,
 ) -> None:
-    """Write a window: element (i, j, ...) of ``tensor`` is the stream's i*strides[0] + ... + offset.
+    """Writes a window: element (i, j, ...) of ``tensor`` is the stream's i*strides[0] + ... + offset.
 
-    ``dtype`` is the index in ``laws.DTYPES``.
+    The tensor has elements. ``dtype`` is the index in ``laws.DTYPES``.
     """
     which = Strided(offset, tuple(tensor.shape), strides)
     outer, length, local = runs(Strided.of(tensor), which)
