@@ -92,8 +92,8 @@ def test_torch_default_is_what_torch_writes(build: Callable[[], nn.Module]) -> N
         assert isinstance(fill, Fill)
         rest = torch.ones(drawn.numel(), dtype=torch.bool)
         for region, part in fill.parts:
-            assert (region.view(drawn) == part.law.p0).all(), name
-            region.view(rest).fill_(False)
+            assert (region.on(drawn) == part.law.p0).all(), name
+            region.on(rest).fill_(False)
         flat = drawn.flatten()[rest].double().numpy()
         if fill.distribution == "constant":
             assert (flat == torch.tensor(fill.law.p0).item()).all(), name
