@@ -228,11 +228,11 @@ def _merged(dims: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
     for size, *strides in dims:
         if size == 1:
             continue
-        if found and all(outer == size * s for outer, s in zip(found[-1][1:], strides)):
+        if found and found[-1][1:] == tuple([size * stride for stride in strides]):
             size *= found.pop()[0]
         found.append((size, *strides))
     return found
 
 
 def _of_dims(offset: int, dims: list[tuple[int, ...]]) -> Strided:
-    return Strided(offset, tuple(size for size, _ in dims), tuple(stride for _, stride in dims))
+    return Strided(offset, tuple([size for size, _ in dims]), tuple([step for _, step in dims]))

@@ -290,7 +290,8 @@ def readings_of(
             backend reads at once.
     """
     if dim is None:
-        _, shape, strides = Strided.of(x).in_memory_order() if x.numel() else Strided.run(0, 0)
+        flat = Strided(0, (x.numel(),), (1,))
+        _, shape, strides = flat if x.is_contiguous() else Strided.of(x).in_memory_order()
         if len(shape) <= MAX_DIMS:
             yield Reading(x, shape, strides, False, raw)
             return
