@@ -57,7 +57,7 @@ class Native(Backend):
                 raise ValueError(f"FASTINIT_ISA={isa}: {error}") from None
 
     def serves(self, device: torch.device) -> str | None:
-        if self.missing or device == CPU or device.type == "cpu":  # to compare is quicker
+        if device is CPU or device.type == "cpu" or self.missing:  # reading the type takes a while
             return self.missing
         if device.type != "cuda":
             return f"the native build has no kernels for {device.type}"
