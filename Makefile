@@ -52,7 +52,7 @@ demo: $(DEMO_STAMP)
 	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare --device cpu --device auto
 
 test: $(STAMP)
-	$(RUN) -m pytest -n auto --dist loadfile --durations 10
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 10
 
 everywhere: $(STAMP)
 	$(RUN) tests/everywhere.py

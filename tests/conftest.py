@@ -17,6 +17,11 @@ import torch
 _paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))
 
+# As many threads in all as there are, unless somebody says how many each process has.
+if "OMP_NUM_THREADS" not in os.environ:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
