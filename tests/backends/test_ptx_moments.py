@@ -176,7 +176,7 @@ def wrong_in_one_launch(text: str, host: Host) -> list[tuple[torch.dtype, str]]:
     return [names[i] for i in differing(decoded(text), host, list(cases.values()))]
 
 
-@nvcc_ptx.each_arch
+@pytest.mark.parametrize("arch", cases(nvcc_ptx.ARCHS, {90} & set(nvcc_ptx.ARCHS)))
 def test_all_in_one_launch(texts: dict[int, Future[str]], host: Host, arch: int) -> None:
     """More readings than a launch carries as parameters; once for each PTX that is another one."""
     text = re.sub(r"(?m)^\.target .*", "", texts[arch].result())
@@ -314,14 +314,11 @@ MISTAKES = {
 # One for each way in which a mistake comes out.
 ALWAYS = {
     "no mistake",
-    "contraction is allowed",
     "chunks are merged before they are there",
     "parts are merged before they are there",
-    "half the lanes are named",
     "lanes without a rest stay away",
     "lanes in another order",
     "a value behind the last",
-    "one result for all columns",
 }
 
 

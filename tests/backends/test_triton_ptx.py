@@ -53,14 +53,26 @@ def every_law(window: str) -> list[Fill]:
     return [Fill(window, law, torch.float32) for law in LAWS]
 
 
+# Of each number of dimensions, of runs and of elements, aligned and not, near and far.
+SHAPES = (
+    "odd start and length",
+    "every third place",
+    "transposed",
+    "aligned column shard",
+    "4-D, reversed",
+    "no neighbours",
+    "a carry",
+    "rows far apart in memory",
+)
+
 # Triton compiles for every combination anew. Always: each law and each store once in whole tiles, each
-# window once, and what is stored by element as another type.
+# shape of a window once, and what is stored by element as another type.
 FILLS = {
     "90": (
         90,
         [
             *each_once("whole tiles"),
-            *(Fill(w, LAWS[0], torch.float32) for w in WINDOWS if w != "whole tiles"),
+            *(Fill(w, LAWS[0], torch.float32) for w in SHAPES),
             Fill("transposed", LAWS[2], torch.float32),
             Fill("odd start and length", LAWS[1], torch.bfloat16),
             Fill("misaligned", LAWS[0], torch.float64),

@@ -142,6 +142,7 @@ def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after an import of a build that serves nothing, which said so to nobody."""
     monkeypatch.setattr(slow, "_said", set())
     monkeypatch.setattr(slow, "_done", type(slow._done)())
+    monkeypatch.setattr(slow, "LARGE", 1 << 14)  # what takes the reference a moment
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(type(backends.native), "serves", lambda self, device: "it has gone")
 
@@ -157,17 +158,16 @@ def said(work) -> list[str]:
 @pytest.mark.parametrize(
     "work",
     [
-        lambda: fastinit.init.uniform_(torch.empty(8, 1 << 17).t(), seed=0),
-        lambda: [fastinit.init.uniform_(torch.empty(8, 1 << 14).t(), seed=0) for _ in range(8)],
-        lambda: fastinit.moments(torch.zeros(1 << 20)),
+        lambda: fastinit.init.uniform_(torch.empty(8, 1 << 11).t(), seed=0),
+        lambda: [fastinit.init.uniform_(torch.empty(8, 1 << 8).t(), seed=0) for _ in range(8)],
+        lambda: fastinit.moments(torch.zeros(1 << 14)),
         lambda: fastinit.Plan({"weight": fastinit.Fill.constant(1.0)}).apply_(
-            torch.nn.Linear(1 << 10, 1 << 10, bias=False)
+            torch.nn.Linear(1 << 7, 1 << 7, bias=False)
         ),
     ],
     ids=["one large fill", "many small ones", "moments", "a plan"],
 )
 def test_much_work_of_the_reference_is_said_once(work) -> None:
-    assert slow.LARGE == 1 << 20
     fastinit.init.uniform_(torch.empty(8, 100).t(), seed=0)  # a little is not said
     [text] = said(work)
     assert "reference backend for cpu tensors" in text
@@ -179,13 +179,13 @@ def test_much_work_of_the_reference_is_said_once(work) -> None:
 def test_what_was_asked_for_is_not_said() -> None:
     def work() -> None:
         with fastinit.backend("reference"):
-            fastinit.init.uniform_(torch.empty(8, 1 << 17).t(), seed=0)
-            fastinit.moments(torch.zeros(1 << 20))
+            fastinit.init.uniform_(torch.empty(8, 1 << 11).t(), seed=0)
+            fastinit.moments(torch.zeros(1 << 14))
 
     assert said(work) == []
     without = "the native module is not there: FASTINIT_NATIVE=OFF when fastinit was installed"
     assert said(lambda: slow.at_import(without)) == []
-    assert said(lambda: fastinit.init.uniform_(torch.empty(8, 1 << 17).t(), seed=0)) == []
+    assert said(lambda: fastinit.init.uniform_(torch.empty(8, 1 << 11).t(), seed=0)) == []
 
 
 @pytest.mark.usefixtures("unsaid")
