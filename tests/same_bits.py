@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastinit.backends import choose as backends
 from fastinit.fills.operator import Window, fill_
-from fastinit.stream.laws import Law
+from fastinit.stream.laws import Law, normal
 
 _module = backends.native.module
 ISAS: tuple[str, ...] = (
@@ -28,6 +28,17 @@ ISAS: tuple[str, ...] = (
 
 TRITON = ("triton",) if backends.triton.serves(torch.device("cpu")) is None else ()
 """Triton's interpreter, where triton is installed and no GPU is there."""
+
+
+def drawn(*shape: int, seed: int, reach: int = 0) -> Tensor:
+    """float32 normals of our own stream, times 2^-reach to 2^reach in turn.
+
+    torch's have other last digits on another CPU. float64 sums of values that are alike are nearly
+    exact, so that their order does not show; with a reach of 12 it does.
+    """
+    x = fill_(torch.empty(shape), normal(), seed=seed)
+    powers = [2.0 ** (i % (2 * reach + 1) - reach) for i in range(x.numel())]
+    return x.mul_(torch.tensor(powers).view(shape))
 
 
 @contextmanager

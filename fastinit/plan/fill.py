@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastinit.base import number
@@ -177,6 +178,19 @@ class Fill:
         if self.has_law:
             return self.law.kind != laws.CONSTANT
         return STRUCTURES[self.distribution].is_random
+
+    def write_whole_(self, tensor: Tensor, seed: int, name: str) -> None:
+        """Writes a distribution of whole tensors (parts apart), with the numbers of ``name``.
+
+        Raises:
+            ValueError: a shape that the function does not take. So does a meta tensor, for checking.
+        """
+        structure = STRUCTURES[self.distribution]
+        key = {"seed": seed, "name": name} if structure.is_random else {}
+        structure.write(tensor, *self.parameters, **key)
+        if self.scale != 1.0:
+            with torch.no_grad():
+                tensor.mul_(self.scale)
 
     @property
     def law(self) -> Law:

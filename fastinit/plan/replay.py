@@ -17,7 +17,6 @@ from fastinit.elements.strided import Strided
 from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
 from fastinit.plan.history import Call, Contents, Filled, Made, Origin, Own, Snapshot, leaves
-from fastinit.plan.whole_tensors import write_structure
 from fastinit.stream.keys import stream_id, substream
 
 
@@ -158,7 +157,7 @@ class _Replay:
         name = fill.stream or self.names[origin]
         view = region.on(memory)
         if shape is not None:
-            write_structure(view.view(shape), fill, self.seed, name)
+            fill.write_whole_(view.view(shape), self.seed, name)
             return
         ops.fill_(view, fill.law, seed=self.seed, stream=stream_id(name), window=region)
         for some, part in fill.parts:

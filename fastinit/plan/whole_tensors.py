@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastinit.base import number
 from fastinit.fills.identity_and_sparse import dirac_, eye_, sparse_
 from fastinit.fills.orthogonal import delta_orthogonal_, orthogonal_
 from fastinit.stream import laws
-
-if TYPE_CHECKING:
-    from fastinit.plan.fill import Fill
 
 
 class Structure(NamedTuple):
@@ -75,17 +71,3 @@ STRUCTURES = {
     ),
 }
 """By the name of the function, without its underscore."""
-
-
-def write_structure(tensor: Tensor, fill: Fill, seed: int, name: str) -> None:
-    """Writes a Fill of a whole tensor (parts apart), with the numbers of ``name``.
-
-    Raises:
-        ValueError: a shape that the function does not take. So does a meta tensor, for checking.
-    """
-    structure = STRUCTURES[fill.distribution]
-    key = {"seed": seed, "name": name} if structure.is_random else {}
-    structure.write(tensor, *fill.parameters, **key)
-    if fill.scale != 1.0:
-        with torch.no_grad():
-            tensor.mul_(fill.scale)

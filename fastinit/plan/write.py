@@ -13,7 +13,6 @@ from fastinit.elements.strided import Piece, Strided
 from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
-from fastinit.plan.whole_tensors import write_structure
 from fastinit.stream.keys import stream_id
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def check_entries(entries: Sequence[Entry]) -> None:
         if not fill.has_law:
             try:
                 whole = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-                write_structure(whole, fill, 0, name)
+                fill.write_whole_(whole, 0, name)
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 raise type(error)(f"{name}: {error}") from None
         for region, _ in fill.parts:
@@ -101,7 +100,7 @@ def _write(entries: Sequence[Entry], seed: int) -> None:
         if fill.has_law:
             plain.append(ops.Request(tensor, fill.law, seed, stream_id(stream)))
         else:
-            write_structure(tensor, fill, seed, stream)
+            fill.write_whole_(tensor, seed, stream)
         for place, (region, part) in enumerate(fill.parts):
             parts += [[]] if place == len(parts) else []
             parts[place] += _part(tensor, region, part, seed, name)

@@ -19,6 +19,7 @@ import torch
 from ptx_memory import Memory
 from ptx_moments import Host, MomentKernels, mutant
 from ptx_operations import Fault
+from same_bits import drawn
 from selection import asked, cases
 from torch import Tensor
 
@@ -55,11 +56,10 @@ class Asked(NamedTuple):
 
 
 def values(dtype: torch.dtype) -> dict[str, Asked]:
-    generator = torch.Generator().manual_seed(0)
-    x = (torch.randn(9_000, 2, generator=generator) * 2 + 0.5).to(dtype)
+    x = drawn(9_000, 2, seed=0, reach=12).add_(0.5).to(dtype)
     broken = x[:150].clone()
     broken[17, 1], broken[80, 0], broken[149, 1] = math.nan, math.inf, -math.inf
-    columns = torch.randn(530, 35, generator=generator).to(dtype)
+    columns = drawn(530, 35, seed=1).to(dtype)
     columns[520, 4], columns[:, 5] = math.inf, 1e4
     signs = torch.tensor([0.0, -0.0, -0.0, 0.0]).repeat(20).to(dtype)
     largest, least = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal / 4
@@ -89,7 +89,7 @@ def values(dtype: torch.dtype) -> dict[str, Asked]:
 
 def whole_tasks() -> list[Asked]:
     """A tensor of four tasks, the last of them short; and columns of two tasks."""
-    x = torch.randn(3 * 2**18 + 5000, generator=torch.Generator().manual_seed(1))
+    x = drawn(3 * 2**18 + 5000, seed=1, reach=12)
     return [Asked(x), Asked(x[: 3 * 8200].view(-1, 3), 1)]
 
 
@@ -198,8 +198,7 @@ def test_tensors_of_several_tasks(kernels: MomentKernels, host: Host) -> None:
 
 def parts_are_merged(kernels: MomentKernels, host: Host, count: int = 300) -> bool:
     """Whether parts, more than twice the threads that merge, come together pairwise in their order."""
-    generator = torch.Generator().manual_seed(2)
-    parts = [moments(torch.randn(9, generator=generator)).raw for _ in range(count)]
+    parts = [moments(nine).raw for nine in drawn(count, 9, seed=2)]
     given = b"".join(raw_bytes(part) for part in parts)
     width = 1
     while width < count:
