@@ -1,5 +1,7 @@
 """fastinit: weight initialisation at memory speed, the same bits everywhere."""
 
+import sys
+
 __distribution__ = "torch-fastinit"  # installed.py looks for it: another's __init__ has none
 
 from fastinit.base import installed as installed  # first: it looks whether what follows is ours
@@ -26,6 +28,11 @@ from fastinit.variance.lsuv import lsuv_
 from fastinit.variance.lsuv_result import LSUVResult
 from fastinit.variance.transfer import transfer_scale_
 from fastinit.variance.watch import watch
+
+# Modules that users are told of, wherever they live: ``from fastinit.ops import Window`` works too.
+sys.modules.update(
+    {f"{__name__}.{name}": globals()[name] for name in ("agreement", "ops", "schedules")}
+)
 
 __version__ = version()
 __all__ = [

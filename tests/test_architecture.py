@@ -199,3 +199,13 @@ def test_what_the_packages_list_names_is_there() -> None:
 
 def test_the_exceptions_are_needed() -> None:
     assert set(EXCEPTIONS) <= {str(arrow) for arrow in ALL}
+
+
+def test_modules_that_users_are_told_of_are_imported_by_their_names() -> None:
+    for name in ("agreement", "backends", "checkpoint", "init", "ops", "recipes", "schedules"):
+        assert importlib.import_module(f"fastinit.{name}") is getattr(fastinit, name)
+    from fastinit.ops import Window
+    from fastinit.schedules import alternating
+
+    assert Window is fastinit.ops.Window
+    assert alternating is fastinit.schedules.alternating

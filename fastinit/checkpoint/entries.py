@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
+from fastinit.elements import tensors
 from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
 from fastinit.plan.fit import fitted
@@ -112,6 +113,7 @@ def stored_tensors(
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} is no tensor, so a checkpoint cannot hold it")
         shard.check_held(tensor, name)
+        tensors.check_memory(tensor, name)
         if id(tensor) not in by_id:
             if tensor.is_meta and name not in buffers:
                 raise ValueError(f"{name} is on meta, so it has no values to store")

@@ -60,6 +60,8 @@ def obstacle(tensor: Tensor) -> Obstacle | None:
     """
     if plain_cpu_address(tensor):
         return None
+    if torch.nn.parameter.is_lazy(tensor):
+        return ValueError, "is uninitialised: it has no shape before its module has run"
     if internals.is_in_transform(tensor):
         return (
             NotImplementedError,

@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedBuffer
 from fastinit.base.text import listing
 from fastinit.base.torch_internals import version_of
 from fastinit.elements import shards as shard
+from fastinit.elements import tensors
 from fastinit.plan.replay import Computed
 
 Mode = Literal["check", "restore", "keep"]
@@ -93,6 +94,7 @@ def check_buffers(
     Raises:
         ValueError: tensors on meta of which nothing is known, or without a device; with "check", buffers
             of other values than the constructor gave (all are listed); an unknown mode.
+        RuntimeError: a buffer whose memory was freed.
     """
     if mode not in MODES:
         raise ValueError(f"buffers must be one of {', '.join(MODES)}, but got {mode!r}")
@@ -100,6 +102,7 @@ def check_buffers(
     places: list[tuple[_Place, Values | Computed]] = []
     for place in [] if mode == "keep" else list(_places(model)):
         content = _usable(known.get(place.name))
+        tensors.check_memory(shard.local(place.tensor), place.name)
         if place.tensor.is_meta:
             if content is None or device is None:
                 lost.append(place.name)

@@ -179,19 +179,6 @@ class Fill:
             return self.law.kind != laws.CONSTANT
         return STRUCTURES[self.distribution].is_random
 
-    def write_whole_(self, tensor: Tensor, seed: int, name: str) -> None:
-        """Writes a distribution of whole tensors (parts apart), with the numbers of ``name``.
-
-        Raises:
-            ValueError: a shape that the function does not take. So does a meta tensor, for checking.
-        """
-        structure = STRUCTURES[self.distribution]
-        key = {"seed": seed, "name": name} if structure.is_random else {}
-        structure.write(tensor, *self.parameters, **key)
-        if self.scale != 1.0:
-            with torch.no_grad():
-                tensor.mul_(self.scale)
-
     @property
     def law(self) -> Law:
         """The law of a value, with the scale multiplied in.
@@ -233,3 +220,17 @@ class Fill:
         return (
             f"{said}, {', '.join(sorted({str(f) for _, f in self.parts}))}" if self.parts else said
         )
+
+
+def write_whole_(tensor: Tensor, fill: Fill, seed: int, name: str) -> None:
+    """Writes a Fill of a whole tensor (parts apart), with the numbers of ``name``.
+
+    Raises:
+        ValueError: a shape that the function does not take. So does a meta tensor, for checking.
+    """
+    structure = STRUCTURES[fill.distribution]
+    key = {"seed": seed, "name": name} if structure.is_random else {}
+    structure.write(tensor, *fill.parameters, **key)
+    if fill.scale != 1.0:
+        with torch.no_grad():
+            tensor.mul_(fill.scale)

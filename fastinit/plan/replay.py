@@ -15,7 +15,7 @@ from fastinit.base import number
 from fastinit.base.torch_internals import tree_map
 from fastinit.elements.strided import Strided
 from fastinit.fills import operator as ops
-from fastinit.plan.fill import Fill
+from fastinit.plan.fill import Fill, write_whole_
 from fastinit.plan.history import Call, Contents, Filled, Made, Origin, Own, Snapshot, leaves
 from fastinit.stream.keys import stream_id, substream
 
@@ -157,7 +157,7 @@ class _Replay:
         name = fill.stream or self.names[origin]
         view = region.on(memory)
         if shape is not None:
-            fill.write_whole_(view.view(shape), self.seed, name)
+            write_whole_(view.view(shape), fill, self.seed, name)
             return
         ops.fill_(view, fill.law, seed=self.seed, stream=stream_id(name), window=region)
         for some, part in fill.parts:

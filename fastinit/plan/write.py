@@ -11,7 +11,7 @@ from torch import Tensor
 from fastinit.elements import shards as shard
 from fastinit.elements.strided import Piece, Strided
 from fastinit.fills import operator as ops
-from fastinit.plan.fill import Fill
+from fastinit.plan.fill import Fill, write_whole_
 from fastinit.plan.replay import Computed
 from fastinit.stream.keys import stream_id
 
@@ -58,7 +58,7 @@ def check_entries(entries: Sequence[Entry]) -> None:
         if not fill.has_law:
             try:
                 whole = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-                fill.write_whole_(whole, 0, name)
+                write_whole_(whole, fill, 0, name)
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 raise type(error)(f"{name}: {error}") from None
         for region, _ in fill.parts:
@@ -100,7 +100,7 @@ def _write(entries: Sequence[Entry], seed: int) -> None:
         if fill.has_law:
             plain.append(ops.Request(tensor, fill.law, seed, stream_id(stream)))
         else:
-            fill.write_whole_(tensor, seed, stream)
+            write_whole_(tensor, fill, seed, stream)
         for place, (region, part) in enumerate(fill.parts):
             parts += [[]] if place == len(parts) else []
             parts[place] += _part(tensor, region, part, seed, name)

@@ -77,7 +77,12 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
 
     A generator of another device gives the draw from its seed and offset, and its offset moves on by
     4 (one Philox block); neither synchronises.
+
+    Raises:
+        TypeError: a generator that is none.
     """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, but got {generator!r}")
     if generator is None or generator.device.type == "cpu":
         draw, word = _cell.draw
         draw(-(1 << 63), None, generator=generator)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastinit.base import number
+from fastinit.elements import tensors
 
 
 def transfer_scale_(layer: nn.Module, following: nn.Module, factor: float) -> None:
@@ -22,6 +23,8 @@ def transfer_scale_(layer: nn.Module, following: nn.Module, factor: float) -> No
     Raises:
         NumberTypeError, NumberRangeError: a factor that is no number; not positive and finite.
         ValueError: a module without a weight.
+        NotImplementedError, RuntimeError: a parameter without plain memory, before any is written
+            (``fastinit.elements.tensors.memory``).
     """
     factor = number.positive("factor", factor)
     for name, module in (("layer", layer), ("following", following)):
@@ -29,8 +32,12 @@ def transfer_scale_(layer: nn.Module, following: nn.Module, factor: float) -> No
             raise ValueError(f"{name} has no weight: {module!r}")
     if layer.weight is following.weight:
         raise ValueError("layer and following have the same weight")
+    own = {"layer.weight": layer.weight, "layer.bias": getattr(layer, "bias", None)}
+    multiplied = {name: p for name, p in own.items() if isinstance(p, nn.Parameter)}
+    divided = following.get_parameter("weight")
+    for name, parameter in {**multiplied, "following.weight": divided}.items():
+        tensors.memory(parameter, name)
     with torch.no_grad():
-        for parameter in (layer.weight, getattr(layer, "bias", None)):
-            if isinstance(parameter, nn.Parameter):
-                parameter.mul_(factor)
-        following.get_parameter("weight").div_(factor)
+        for parameter in multiplied.values():
+            parameter.mul_(factor)
+        divided.div_(factor)

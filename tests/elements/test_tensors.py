@@ -15,7 +15,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastinit
-from fastinit import Fill, Plan, init
+from fastinit import Fill, Plan, checkpoint, init
 from fastinit.backends import choose as backends
 from fastinit.backends.choose import native
 from fastinit.backends.contract import Backend
@@ -599,3 +599,63 @@ def test_an_exported_model_is_exported_also_while_it_is_watched(strict: bool) ->
         program = torch.export.export(model, (data(),), strict=strict)
     torch.testing.assert_close(program.module()(data()), model(data()))
     assert "traced" in seen.missing["0"]
+
+
+def _freed(model: nn.Module, name: str) -> nn.Module:
+    model.state_dict(keep_vars=True)[name].untyped_storage().resize_(0)
+    return model
+
+
+def _recorded_norm() -> tuple[nn.Module, Plan]:
+    with fastinit.deferred():
+        model = nn.BatchNorm1d(4)
+    plan = fastinit.recorded_plan(model)
+    return _freed(model.to_empty(device="cpu"), "running_var"), plan
+
+
+def _apply(**options: Any) -> None:
+    model, plan = _recorded_norm()
+    plan.apply_(model, **options)
+
+
+def _linear() -> nn.Module:
+    return nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("use", "named"),
+    [
+        (lambda at: fastinit.transfer_scale_(_freed(_linear(), "weight"), _linear(), 2), "layer.w"),
+        (
+            lambda at: fastinit.transfer_scale_(_freed(_linear(), "bias"), _linear(), 2),
+            "layer.bias",
+        ),
+        (
+            lambda at: fastinit.transfer_scale_(_linear(), _freed(_linear(), "weight"), 2),
+            "following",
+        ),
+        (lambda at: _apply(), "running_var"),
+        (lambda at: _apply(buffers="restore"), "running_var"),
+        (lambda at: checkpoint.write(_freed(_linear(), "weight"), at), "weight"),
+        (
+            lambda at: checkpoint.write(_freed(nn.BatchNorm1d(4), "running_var"), at),
+            "running",
+        ),
+    ],
+)
+def test_what_is_done_with_a_model_whose_memory_was_freed(
+    use: Any, named: str, tmp_path: Any
+) -> None:
+    """What torch's own operators read and write asks the gate too."""
+    with pytest.raises(RuntimeError, match=rf"^{named}.* has elements without memory"):
+        use(tmp_path / "made")
+
+
+def test_what_has_no_shape_yet_is_named() -> None:
+    with pytest.raises(ValueError, match="is uninitialised"):
+        fastinit.moments(nn.LazyLinear(3).weight)
+
+
+def test_a_generator_that_is_none() -> None:
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, but got 7"):
+        init.normal_(torch.empty(3), generator=7)  # type: ignore[arg-type]
