@@ -81,7 +81,7 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
     Raises:
         TypeError: a generator that is none.
     """
-    if generator is not None and not isinstance(generator, torch.Generator):
+    if generator is not None and not hasattr(generator, "initial_seed"):
         raise TypeError(f"generator must be a torch.Generator, but got {generator!r}")
     if generator is None or generator.device.type == "cpu":
         draw, word = _cell.draw
