@@ -24,6 +24,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
@@ -186,8 +187,15 @@ class BuildPy(build_py):
         super().run()
 
 
+class EggInfo(egg_info):
+    """Marks the version of what is built, also where a source distribution's setup.cfg has no mark."""
+
+    def finalize_options(self) -> None:
+        self.tag_build = local_version()
+        super().finalize_options()
+
+
 setup(
     ext_modules=[CMakeExtension("fastinit._native")],
-    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
-    options={"egg_info": {"tag_build": local_version()}},
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy, "egg_info": EggInfo},
 )
