@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastinit.base.hooks import Uncopied
 from fastinit.command import faults
 
 BATCH, LENGTH = 1, 128
@@ -89,7 +91,8 @@ def _tables_asked(model: nn.Module) -> Iterator[None]:
     torch's own names neither, and on a GPU it ends every later use of the device.
     """
 
-    def check(name: str, table: nn.Embedding, rows: Any) -> None:
+    def check(name: str, table: nn.Embedding, args: Any) -> None:
+        rows = args[0] if args else None
         if isinstance(rows, Tensor) and not rows.is_floating_point() and rows.numel():
             low, high = int(rows.min()), int(rows.max())
             if low < 0 or high >= table.num_embeddings:
@@ -101,10 +104,9 @@ def _tables_asked(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, nn.Embedding):
-                handle = module.register_forward_pre_hook(
-                    lambda table, args, name=name: check(name, table, args[0]) if args else None
-                )
-                stack.callback(handle.remove)
+                asked = partial(check, name)
+                hook = Uncopied(module.register_forward_pre_hook(asked))
+                stack.callback(hook.remove)
         yield
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fastinit.base import torch_internals as internals
+from fastinit.base.hooks import Uncopied
 from fastinit.plan import parameters
 from fastinit.plan.plan import Plan
 from fastinit.plan.write import Entry, write_entries
@@ -85,8 +86,8 @@ class Recorded(InMemory):
             stack.callback(stream.leave_all)
             for module in self.model.modules():
                 # First before the module runs, and last after it: other hooks are inside.
-                enter = module.register_forward_pre_hook(stream.enter, prepend=True)
-                leave = module.register_forward_hook(stream.leave, always_call=True)
+                enter = Uncopied(module.register_forward_pre_hook(stream.enter, prepend=True))
+                leave = Uncopied(module.register_forward_hook(stream.leave, always_call=True))
                 stack.callback(enter.remove)
                 stack.callback(leave.remove)
             with stream:

@@ -14,10 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from fastinit.base import number
 from fastinit.base import torch_internals as internals
+from fastinit.base.hooks import Uncopied
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.fills import agreement
@@ -112,25 +112,29 @@ class Passes:
                 stack.callback(handle.remove)
             yield
 
-    def _hooks(self) -> Iterator[RemovableHandle]:
+    def _hooks(self) -> Iterator[Uncopied]:
         for layer in self.found:
             module = layer.module
             if layer.projection is not None:
                 continue
             if layer.name == self.options.unbuilt:
                 end = partial(self._end_before, layer)
-                yield module.register_forward_pre_hook(end, with_kwargs=True)
+                yield Uncopied(module.register_forward_pre_hook(end, with_kwargs=True))
                 continue
             if module._forward_hooks and layer.weight_in.requires_grad:
-                yield module.register_forward_hook(partial(self._note, layer), prepend=True)
-            yield module.register_forward_hook(partial(self._after, layer), with_kwargs=True)
+                note = partial(self._note, layer)
+                yield Uncopied(module.register_forward_hook(note, prepend=True))
+            after = partial(self._after, layer)
+            yield Uncopied(module.register_forward_hook(after, with_kwargs=True))
             if not layer.affine and layer.weight_in.requires_grad:
                 # Before it runs: renormalised embeddings write their weight.
-                yield module.register_forward_pre_hook(partial(self._copy_weight, layer))
+                copy = partial(self._copy_weight, layer)
+                yield Uncopied(module.register_forward_pre_hook(copy))
         for module, inputs in projections(self.found).items():
             project = partial(self._scale_projections, inputs)
-            yield module.register_forward_pre_hook(project, with_kwargs=True)
-            yield module.register_forward_hook(self._unscale_projections, always_call=True)
+            yield Uncopied(module.register_forward_pre_hook(project, with_kwargs=True))
+            unscale = self._unscale_projections
+            yield Uncopied(module.register_forward_hook(unscale, always_call=True))
 
     def _copy_weight(self, layer: Layer, module: nn.Module, args: Any) -> None:
         self.state.original(layer.weight_in)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastinit.base import torch_internals as internals
+from fastinit.base.hooks import Uncopied
 from fastinit.plan.parameters import reshard_
 from fastinit.variance.affine import LSUVError
 from fastinit.variance.undo import Undo, plain_parts
@@ -54,7 +55,7 @@ class ModelState:
         self.generators: dict[int, tuple[torch.Generator, Tensor]] = {}
         self.originals: dict[int, tuple[Tensor, Tensor]] = {}
         self.sums: dict[int, tuple[str, Tensor, int]] = {}
-        self.hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self.hooks: list[Uncopied] = []
         reshard_(model)
         buffers: list[tuple[str, Tensor]] = []
         norms: list[Tensor] = []
@@ -75,7 +76,7 @@ class ModelState:
                 self.sums[key] = name, buffer.detach(), _sum(buffer)
         for lazy in (module.module for module in self.modules if module.lazy):
             # They have memory from their first call on.
-            self.hooks.append(lazy.register_forward_pre_hook(self._track_made))
+            self.hooks.append(Uncopied(lazy.register_forward_pre_hook(self._track_made)))
 
     def _take_up(self, prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Takes up a module's tensors and generators; yields those that are no parameters."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastinit.base import torch_internals as internals
+from fastinit.base.hooks import Uncopied
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.fills.layer_kinds import layer_fans
@@ -113,12 +114,14 @@ class Block:
         self.leaves: list[RemovableHandle] = []
         self.weights: dict[Any, Moments] = {}  # by the layer's key
 
-    def hook(self, target: Target) -> RemovableHandle:
+    def hook(self, target: Target) -> Uncopied:
         """Measures a target's output from now on."""
         layer = target.layer
         if layer is None or not target.inside:
-            return target.module.register_forward_hook(
-                lambda module, args, output: self._measure(target, _tensor_in(output))
+            return Uncopied(
+                target.module.register_forward_hook(
+                    lambda module, args, output: self._measure(target, _tensor_in(output))
+                )
             )
 
         def project(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -126,7 +129,7 @@ class Block:
                 with torch.no_grad():
                     self._measure(target, layer.projected(args, kwargs))
 
-        return target.module.register_forward_pre_hook(project, with_kwargs=True)
+        return Uncopied(target.module.register_forward_pre_hook(project, with_kwargs=True))
 
     def _measure(self, target: Target, x: Tensor | None) -> None:
         if not self.open:
