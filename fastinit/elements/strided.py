@@ -10,7 +10,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from fastinit.base import number
+
+COUNTED = 1 << 22
+"""Elements: of a set of more, and of unusual strides, nobody counts whether each is there once."""
 
 
 class Strided(NamedTuple):
@@ -48,6 +54,48 @@ class Strided(NamedTuple):
     def end(self) -> int:
         """One past the last element, if there are any."""
         return self.offset + sum((n - 1) * s for n, s in zip(self.sizes, self.strides)) + 1
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether two indices stand for one element.
+
+        Sorted by stride, each dimension must step over all that the smaller ones reach: that is exact
+        for every view that slicing, transposing, expanding and unfolding make. ``as_strided`` makes
+        others: of those the elements are counted, and more than ``COUNTED`` are taken for overlapping.
+        """
+        if self.numel < 2:
+            return False
+        dims = sorted((step, size) for size, step in zip(self.sizes, self.strides) if size != 1)
+        reach = 0
+        for step, size in dims:
+            if step <= reach:
+                break
+            reach += step * (size - 1)
+        else:
+            return False
+        if dims[0][0] == 0 or self.numel > COUNTED:
+            return True
+        places = torch.zeros(1, dtype=torch.int64)
+        for step, size in dims:
+            places = (places + (torch.arange(size) * step)[:, None]).flatten()
+        return bool(places.unique().numel() < self.numel)
+
+    def check(self, what: str) -> None:
+        """Raises ValueError unless these are elements that a tensor can have, each once.
+
+        Args:
+            what: they are, for the message.
+        """
+        said = f"{what} at {number.said(tuple(self))}"
+        if len(self.sizes) != len(self.strides):
+            raise ValueError(f"{said} has {len(self.sizes)} sizes and {len(self.strides)} strides")
+        if min((self.offset, *self.sizes, *self.strides)) < 0:
+            raise ValueError(f"{said} has negative numbers")
+        sizes = tuple([max(size, 1) for size in self.sizes])  # torch multiplies them all the same
+        if max(math.prod(sizes), self._replace(sizes=sizes).end) > 1 << 63:
+            raise ValueError(f"{said} goes beyond the 2^63 elements of a tensor")
+        if self.overlaps:
+            raise ValueError(f"{said} has elements twice")
 
     @property
     def is_run(self) -> bool:

@@ -270,7 +270,7 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
         raise RuntimeError(
             f"{argument} is an inference tensor: it can only be written inside torch.inference_mode()"
         )
-    if tensor.numel() > 1 and not tensor.is_contiguous() and _overlaps(tensor):
+    if tensor.numel() > 1 and not tensor.is_contiguous() and Strided.of(tensor).overlaps:
         raise RuntimeError(
             f"{argument} has elements that share memory (shape {tuple(tensor.shape)}, strides "
             f"{tensor.stride()}), so they cannot all be written; clone() it first"
@@ -280,32 +280,6 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
 def _is_itself(tensor: Tensor) -> bool:
     """Whether its memory holds its very values: no conjugated or negated view, no result to come."""
     return not (tensor.is_neg() or tensor.is_conj()) and tensors.local(tensor) is tensor
-
-
-def _overlaps(tensor: Tensor) -> bool:
-    """Whether two elements share an address.
-
-    Sorted by stride, each dimension must step over all that the smaller ones reach. That is exact
-    for every view that slicing, transposing, expanding and unfolding make; as_strided can make
-    overlap-free views that it rejects, and for those the addresses themselves are counted.
-    """
-    dims = sorted((tensor.stride(d), tensor.size(d)) for d in range(tensor.dim()))
-    reach = 0
-    for stride, size in dims:
-        if size == 1:
-            continue
-        if stride == 0:
-            return True
-        if stride <= reach:
-            break
-        reach += stride * (size - 1)
-    else:
-        return False
-    address = torch.zeros(tensor.shape, dtype=torch.int64)
-    for dim in range(tensor.dim()):
-        steps = torch.arange(tensor.size(dim)) * tensor.stride(dim)
-        address += steps.view(-1, *[1] * (tensor.dim() - 1 - dim))
-    return bool(address.unique().numel() < tensor.numel())
 
 
 def _elements(tensor: Tensor, window: Window | Strided | None) -> Strided:

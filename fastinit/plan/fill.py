@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,8 @@ class Fill:
             parameter's name and distribution, the values are that parameter's.
 
     Raises:
-        ValueError: unknown distribution or wrong number of parameters.
+        ValueError: unknown distribution or wrong number of parameters; a part that is no law of values,
+            or that has an element twice, or negative or too large numbers.
         NumberTypeError: a parameter or a scale that is no number.
         NumberRangeError: a scale that is not positive and finite; parameters that the law refuses
             (``fastinit.stream.laws``), also after scaling.
@@ -77,12 +78,19 @@ class Fill:
             checked = laws.make(self.distribution, *given).arguments
         else:
             checked = STRUCTURES[self.distribution].check(*given)
+        # One NaN for all: then Fills of it are equal, as they give the same bits.
+        checked = tuple([math.nan if value != value else value for value in checked])
         object.__setattr__(self, "parameters", checked)
         if self.has_law:
             _ = self.law  # refuses what scaling takes out of range
-        for _, part in self.parts:
+        for region, part in self.parts:
+            region.check("a part")
             if part.parts or not part.has_law:
                 raise ValueError(f"a part must be one law of values, but got {part!r}")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()  # NaN is another when it is unpickled
 
     @classmethod
     def uniform(cls, a: float = 0.0, b: float = 1.0) -> Fill:

@@ -16,7 +16,7 @@ from fastinit.base import text
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
 
-_INDEX = re.compile(r"(?<![^.])(?:0|[1-9]\d*)(?![^.])")
+_INDEX = re.compile(r"(?<![^.])(?:0|[1-9][0-9]*)(?![^.])")
 _HEADED = re.compile(r"(.*(?<![^.])[\d*][\d*,…-]*)\.(?=[^\d*])(.+)")
 
 

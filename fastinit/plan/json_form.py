@@ -1,7 +1,8 @@
 """The JSON form of a plan: exact, small, and strict when it is read.
 
 Consecutive layers that are filled alike are written once, so that a 70B model's plan takes a few
-kilobytes.
+kilobytes. What is read is what was written: every key is known, every value of its type, and nothing has
+a default but what :func:`fill_to_json` leaves out.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from fastinit.base import number
+from fastinit.base.text import listing
 from fastinit.elements.strided import Strided
 from fastinit.plan.fill import PARAMETERS, Fill, Part
 from fastinit.stream.keys import STREAM_VERSION
@@ -20,11 +22,24 @@ from fastinit.stream.keys import STREAM_VERSION
 FORMAT = "fastinit.plan"
 FORMAT_VERSION = 1
 
+MOST = 1 << 20
+"""Parameters of one document. A few bytes can stand for any number of layers, and each of their
+parameters becomes an object: these are ten times as many as the largest published models have."""
+
 _Named = list[tuple[str, dict[str, Any]]]
+_T = TypeVar("_T")
+_D = TypeVar("_D")
+_Read: TypeAlias = Callable[[str, Any], _T]
+"""Of (where it is in the document, a JSON value): the value, or a ValueError that says where."""
 
 
 def plan_to_json(fills: Mapping[str, Fill], seed: int, aliases: Mapping[str, str]) -> str:
-    """The document of a Plan, of one line for each field; fills in their order."""
+    """The document of a Plan, of one line for each field; fills in their order.
+
+    Raises:
+        ValueError: more than ``MOST`` parameters.
+    """
+    _check_count(len(fills))
     document: dict[str, object] = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -38,25 +53,35 @@ def plan_to_json(fills: Mapping[str, Fill], seed: int, aliases: Mapping[str, str
 
 
 def plan_from_json(document: str) -> dict[str, Any]:
-    """The arguments of a Plan, of which it checks ``seed`` and ``aliases`` itself.
+    """The arguments of a Plan, of which it checks the range of ``seed``, and ``aliases``, itself.
 
     Raises:
-        ValueError: no JSON, no plan, another version, or a parameter that is no Fill.
-        KeyError, TypeError, AttributeError: a part of the document that is missing, or no good.
+        ValueError: no JSON, or no plan; it says where.
     """
     try:
-        fields = json.loads(document, object_pairs_hook=without_repeats)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not a plan: not JSON ({error})") from None
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise ValueError(f'not a plan: "format" is not "{FORMAT}"')
+        value = json.loads(
+            document,
+            object_pairs_hook=_without_repeats,
+            parse_float=_finite,
+            parse_constant=_no_constant,
+        )
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise ValueError(f'"format" is not "{FORMAT}"')
+    fields = _Object("", value)
+    fields.take("format", _text)
     for key, known in (("version", FORMAT_VERSION), ("stream_version", STREAM_VERSION)):
-        if fields.get(key) != known:
-            raise ValueError(
-                f'plan with "{key}" {fields.get(key)!r}: this fastinit knows {known} only'
-            )
-    fills = {n: fill_from_json(n, f) for n, f in unfold_layers(fields["parameters"])}
-    return {"fills": fills, "seed": fields["seed"], "aliases": fields.get("aliases")}
+        if (version := fields.take(key, number.integer)) != known:
+            raise ValueError(f"{key} is {version}, but this fastinit knows {known} only")
+    seed = fields.take("seed", number.integer)
+    fills = dict(unfold_layers(fields.take("parameters", _list_of(_entry))))
+    aliases = fields.take_or("aliases", _names, None)
+    fields.close()
+    return {"fills": fills, "seed": seed, "aliases": aliases}
+
+
+# --- a Fill ----------------------------------------------------------------------------------------
 
 
 def fill_to_json(fill: Fill) -> dict[str, object]:
@@ -73,37 +98,30 @@ def fill_to_json(fill: Fill) -> dict[str, object]:
     return out
 
 
-def fill_from_json(name: str, fields: dict[str, Any]) -> Fill:
-    """The Fill of a parameter; raises ValueError, with its name, for fields that are none."""
-    rest = dict(fields)
+def _fill(fields: _Object) -> Fill:
+    """A Fill, of an object that has no other keys left."""
+    distribution = fields.take("distribution", _text)
+    if distribution not in PARAMETERS:
+        fields.refuse("distribution", f"one of {', '.join(PARAMETERS)}", distribution)
+    parameters = [fields.take(name, _number) for name in PARAMETERS[distribution]]
+    scale = fields.take_or("scale", number.real, 1.0)
+    stream = fields.take_or("stream", _text, None)
+    parts = fields.take_or("parts", _list_of(_part), ())
+    fields.close()
     try:
-        distribution = rest.pop("distribution")
-        scale, stream = rest.pop("scale", 1.0), rest.pop("stream", None)
-        if stream is not None and not isinstance(stream, str):
-            raise TypeError(f"stream is no name: {stream!r}")
-        parts = tuple(_part_from_json(name, part) for part in rest.pop("parts", ()))
-        names = PARAMETERS[distribution]
-        if tuple(rest) != names:
-            raise ValueError(f"expected {', '.join(names)}, but got {', '.join(rest)}")
-        parameters = tuple(_number(name, value) for name, value in rest.items())
-        return Fill(distribution, parameters, scale, parts, stream)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"parameter {name}: no Fill ({error}): {fields}") from None
+        return Fill(distribution, tuple(parameters), scale, tuple(parts), stream)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{fields.where}{error}") from None
 
 
-def _number(key: str, value: Any) -> float:
-    """JSON has no infinities and no NaN: they are written as text."""
-    return float(value) if value in ("inf", "-inf", "nan") else number.real(key, value)
+def _part(where: str, value: Any) -> Part:
+    fields = _Object(f"{where}.", value)
+    offset = fields.take("offset", _count)
+    sizes, strides = (tuple(fields.take(key, _list_of(_count))) for key in ("sizes", "strides"))
+    return Part(Strided(offset, sizes, strides), _fill(fields))
 
 
-def _part_from_json(name: str, fields: dict[str, Any]) -> Part:
-    rest = dict(fields)
-    offset, sizes, strides = (rest.pop(key) for key in Strided._fields)
-    if len(sizes) != len(strides):
-        raise ValueError(f"{len(sizes)} sizes, {len(strides)} strides")
-    for count in (offset, *sizes, *strides):
-        number.integer("an element count", count, least=0)
-    return Part(Strided(offset, tuple(sizes), tuple(strides)), fill_from_json(name, rest))
+# --- layers ----------------------------------------------------------------------------------------
 
 
 def fold_layers(named: _Named) -> list[dict[str, object]]:
@@ -129,12 +147,16 @@ def fold_layers(named: _Named) -> list[dict[str, object]]:
     return entries
 
 
+# An index has no more digits than are read as a count (below 2^63).
+_IN_LAYER = re.compile(r"(.*?)\.(0|[1-9][0-9]{0,17})\.(.+)", re.DOTALL)
+
+
 def _layers(named: _Named) -> Iterator[tuple[tuple[str, int] | None, _Named]]:
     """Consecutive parameters of one layer ``stem.index``, with their names in it; None for no layer."""
     current: tuple[str, int] | None = None
     members: _Named = []
     for name, fill in named:
-        match = re.match(r"(.*?)\.(0|[1-9]\d*)\.(.+)", name)
+        match = _IN_LAYER.fullmatch(name)
         layer = (match[1], int(match[2])) if match else None
         if layer != current and members:
             yield current, members
@@ -145,34 +167,136 @@ def _layers(named: _Named) -> Iterator[tuple[tuple[str, int] | None, _Named]]:
         yield current, members
 
 
-def unfold_layers(entries: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, fields) of each parameter that :func:`fold_layers` folded, in their order.
+_Entry = tuple[str | None, range, list[tuple[str, Fill]]]
+"""The layers' name and indices, and what each has; None for parameters of no layer."""
+
+
+def _entry(where: str, value: Any) -> _Entry:
+    fields = _Object(f"{where}.", value)
+    if "layers" not in fields:
+        return None, range(1), [_parameter(where, value)]
+    stem = fields.take("layers", _text)
+    first, last = fields.take("first", _count), fields.take("last", _count)
+    if last < first:
+        fields.refuse("last", f"at least first, {first}", last)
+    members = fields.take("parameters", _list_of(_parameter))
+    fields.close()
+    return stem, range(first, last + 1), members
+
+
+def _parameter(where: str, value: Any) -> tuple[str, Fill]:
+    fields = _Object(f"{where}.", value)
+    name = fields.take("name", _text)
+    fields.where = f"{where}, parameter {name}: "
+    return name, _fill(fields)
+
+
+def unfold_layers(entries: list[_Entry]) -> Iterator[tuple[str, Fill]]:
+    """(name, Fill) of each parameter that :func:`fold_layers` folded, in their order.
 
     Raises:
-        ValueError: a parameter that appears twice. KeyError, TypeError: an entry that is none.
+        ValueError: more than ``MOST`` parameters, or one that appears twice.
     """
+    _check_count(sum(len(indices) * len(members) for _, indices, members in entries))
     names = set()
-    for entry in entries:
-        if "layers" in entry:
-            first, last = (number.integer(key, entry[key], least=0) for key in ("first", "last"))
-            indices = range(first, last + 1)
-            prefixes = [f"{entry['layers']}.{index}." for index in indices]
-            members = entry["parameters"]
-        else:
-            prefixes, members = [""], [entry]
-        for prefix in prefixes:
-            for member in members:
-                fields = dict(member)
-                name = prefix + fields.pop("name")
+    for stem, indices, members in entries:
+        for index in indices:
+            prefix = "" if stem is None else f"{stem}.{index}."
+            for own, fill in members:
+                name = prefix + own
                 if name in names:
-                    raise ValueError(f"not a plan: parameter {name} appears twice")
+                    raise ValueError(f"parameter {name} appears twice")
                 names.add(name)
-                yield name, fields
+                yield name, fill
 
 
-def without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def _check_count(parameters: int) -> None:
+    if parameters > MOST:
+        raise ValueError(f"{parameters:,} parameters, but the JSON of a plan has at most {MOST:,}")
+
+
+# --- JSON values -----------------------------------------------------------------------------------
+
+
+class _Object:
+    """An object of the document, taken key by key; a key that nobody takes is an error."""
+
+    def __init__(self, where: str, value: Any) -> None:
+        """``where`` is what comes before a key in a message."""
+        if not isinstance(value, dict):
+            raise ValueError(f"{where.rstrip('.')} must be an object, but got {number.said(value)}")
+        self.where = where
+        self._left = dict(value)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._left
+
+    def take(self, key: str, read: _Read[_T]) -> _T:
+        """The value of a key that has to be there."""
+        if key not in self._left:
+            raise ValueError(f"{self.where}{key} is missing")
+        return read(self.where + key, self._left.pop(key))
+
+    def take_or(self, key: str, read: _Read[_T], default: _D) -> _T | _D:
+        """The value of a key, or what it is where it was left out."""
+        return self.take(key, read) if key in self._left else default
+
+    def close(self) -> None:
+        if self._left:
+            raise ValueError(f"{self.where}nobody knows the {listing('key', list(self._left))}")
+
+    def refuse(self, key: str, wanted: str, value: Any) -> NoReturn:
+        number.out_of_range(self.where + key, wanted, value)
+
+
+def _list_of(read: _Read[_T]) -> _Read[list[_T]]:
+    def read_all(where: str, value: Any) -> list[_T]:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, but got {number.said(value)}")
+        return [read(f"{where}[{place}]", item) for place, item in enumerate(value)]
+
+    return read_all
+
+
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must be text, but got {number.said(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} is no text that UTF-8 has: {value!a}") from None
+    return value
+
+
+def _names(where: str, value: Any) -> dict[str, str]:
+    fields = _Object(f"{where}.", value)
+    return {_text(where, key): fields.take(key, _text) for key in value}
+
+
+def _number(where: str, value: Any) -> float:
+    """JSON has no infinities and no NaN: they are written as text."""
+    return float(value) if value in ("inf", "-inf", "nan") else number.real(where, value)
+
+
+def _count(where: str, value: Any) -> int:
+    return number.integer(where, value, least=0)
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"{digits} is beyond float64")
+    return value
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object's items as a dict; raises ValueError for a key that appears twice."""
-    fields = dict(items)
-    if len(fields) != len(items):
-        raise ValueError(f"not a plan: a key appears twice among {', '.join(k for k, _ in items)}")
+    fields: dict[str, Any] = {}
+    for key, value in items:
+        if key in fields:
+            raise ValueError(f"the key {key} appears twice beside {', '.join(k for k, _ in items)}")
+        fields[key] = value
     return fields

@@ -309,7 +309,8 @@ class Plan(Mapping[str, Fill | Computed]):
         strings), and consecutive layers that are filled alike once.
 
         Raises:
-            ValueError: parameters that a constructor computed or was given values for (all are listed).
+            ValueError: parameters that a constructor computed or was given values for (all are listed);
+                more than 2^20 parameters.
         """
         computed = [f"{n} ({f})" for n, f in self.items() if isinstance(f, Computed)]
         if computed:
@@ -319,18 +320,23 @@ class Plan(Mapping[str, Fill | Computed]):
 
     @classmethod
     def from_json(cls, document: str) -> Plan:
-        """The plan that :meth:`to_json` wrote.
+        """The plan that :meth:`to_json` wrote. Nothing is guessed.
 
         Raises:
-            ValueError: not JSON, not a plan, a version that this fastinit does not know, or any part
-                that is missing or no good; nothing is guessed.
+            ValueError: not JSON, not a plan, a version that this fastinit does not know, a key that is
+                unknown, missing or there twice, a value of another type or no good, layers that are
+                more than 2^20 parameters, or any part of a parameter that has an element twice; the
+                message says where.
+            TypeError: document is no str.
         """
+        if not isinstance(document, str):
+            raise TypeError(f"document must be a str, but got {type(document).__name__}")
         try:
             return cls(**plan_from_json(document))
-        except KeyError as error:
-            raise ValueError(f"not a plan: {error} is missing") from None
-        except (TypeError, AttributeError, RuntimeError) as error:
+        except ValueError as error:
             raise ValueError(f"not a plan: {error}") from None
+        except RecursionError:
+            raise ValueError("not a plan: nested too deeply") from None
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes :meth:`to_json` to a file. One that is there is replaced when all is on disk.

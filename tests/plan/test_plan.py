@@ -1,7 +1,7 @@
 """Fill and Plan: names to values, whatever the order, dtype, ties or file they went through."""
 
-import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -270,7 +270,8 @@ def test_json_is_exact_for_any_float_and_small_for_deep_models() -> None:
         "d": Fill.normal(0.0, 5e-324).scaled(1.1),
     }
     again = Plan.from_json(Plan(odd).to_json())
-    assert {n: repr(f) for n, f in again.items()} == {n: repr(f) for n, f in odd.items()}
+    assert again == Plan(odd)
+    assert not again.diff(Plan(odd))
 
     deep = Plan({f"h.{i}.{part}": Fill.normal() for i in range(200) for part in ("w", "b")})
     assert len(deep.to_json()) < 500
@@ -281,6 +282,16 @@ def test_json_is_exact_for_any_float_and_small_for_deep_models() -> None:
         assert list(again) == list(plan)
 
 
+def test_nan_is_a_constant_like_others() -> None:
+    """It gives the same bits, so it is equal, wherever it was made."""
+    plan = Plan({f"h.{i}.w": Fill.constant(float("nan")) for i in range(3)})
+    assert len(plan.groups()) == 1
+    for other in (Plan.from_json(plan.to_json()), pickle.loads(pickle.dumps(plan))):
+        assert other == plan
+        assert not plan.diff(other)
+        assert len(Plan({"h.0.w": plan["h.0.w"], "h.1.w": other["h.1.w"]}).groups()) == 1
+
+
 def test_save_and_load(tmp_path) -> None:
     plan = Plan({"w": Fill.normal()}, seed=5)
     plan.save(tmp_path / "plan.json")
@@ -289,31 +300,6 @@ def test_save_and_load(tmp_path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match=r"bad\.json: not a plan: not JSON"):
         Plan.load(tmp_path / "bad.json")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": "other"}, "not a plan"),
-        ({"version": 2}, '\'?"version" 2'),
-        ({"version": None}, '"version" None'),
-        ({"stream_version": 9}, '"stream_version" 9'),
-        ({"seed": -1}, "seed must be in"),
-        ({"seed": "0"}, "seed must be an int"),
-        ({"parameters": [{"name": "w", "distribution": "cauchy"}]}, "parameter w: no Fill"),
-        ({"parameters": [{"name": "w", "distribution": "normal", "mean": 0}]}, "parameter w"),
-        (
-            {"parameters": [{"name": "w", "distribution": "constant", "value": 0}] * 2},
-            "w appears twice",
-        ),
-        ({"parameters": 3}, "not a plan"),
-        ({"aliases": {"x": "nothing"}}, "aliases must lead"),
-    ],
-)
-def test_bad_json_is_refused(change: dict, message: str) -> None:
-    document = json.loads(Plan({"w": Fill.normal()}).to_json()) | change
-    with pytest.raises(ValueError, match=message):
-        Plan.from_json(json.dumps(document))
 
 
 def test_table_groups_layers_and_fits_a_terminal() -> None:
