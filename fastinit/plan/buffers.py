@@ -17,6 +17,7 @@ from fastinit.base.text import listing
 from fastinit.base.torch_internals import version_of
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
+from fastinit.plan.fit import ALL, Scope
 from fastinit.plan.replay import Computed
 
 Mode = Literal["check", "restore", "keep"]
@@ -81,7 +82,12 @@ class Restoring(NamedTuple):
 
 
 def check_buffers(
-    model: nn.Module, known: Known, seed: int, device: torch.device | str | None, mode: Mode
+    model: nn.Module,
+    known: Known,
+    seed: int,
+    device: torch.device | str | None,
+    mode: Mode,
+    scope: Scope = ALL,
 ) -> Restoring:
     """What has to be put back in a model's buffers, and plain attributes on meta.
 
@@ -90,6 +96,7 @@ def check_buffers(
         seed: of the numbers of what was computed from parameters.
         device: where those on meta get memory.
         mode: what is done about others that are not as they were.
+        scope: others than these are left alone, also on meta.
 
     Raises:
         ValueError: tensors on meta of which nothing is known, or without a device; with "check", buffers
@@ -100,7 +107,9 @@ def check_buffers(
         raise ValueError(f"buffers must be one of {', '.join(MODES)}, but got {mode!r}")
     lost, changed = [], []
     places: list[tuple[_Place, Values | Computed]] = []
-    for place in [] if mode == "keep" else list(_places(model)):
+    for place in [] if mode == "keep" else list(_places(model, scope.prefix)):
+        if not scope.has(place.name):
+            continue
         content = _usable(known.get(place.name))
         tensors.check_memory(shard.local(place.tensor), place.name)
         if place.tensor.is_meta:
@@ -128,7 +137,7 @@ def check_buffers(
     return Restoring(places, seed, device)
 
 
-def _places(model: nn.Module) -> Iterator[_Place]:
+def _places(model: nn.Module, before: str) -> Iterator[_Place]:
     """The buffers, and those plain attributes that are on meta."""
     for prefix, module in model.named_modules():
         for owner in (module._buffers, vars(module)):
@@ -136,7 +145,8 @@ def _places(model: nn.Module) -> Iterator[_Place]:
                 if not isinstance(tensor, Tensor) or isinstance(tensor, UninitializedBuffer):
                     continue
                 if owner is module._buffers or tensor.is_meta:
-                    yield _Place(f"{prefix}.{key}" if prefix else key, owner, key, tensor)
+                    name = f"{prefix}.{key}" if prefix else key
+                    yield _Place(before + name, owner, key, tensor)
 
 
 def _usable(known: Values | Computed | None) -> Values | Computed | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fastinit.base import memory
+from fastinit.base.text import listing
 from fastinit.elements import shards as shard
 
 M = TypeVar("M", bound=nn.Module)
@@ -70,9 +71,48 @@ def allocated(
     real: dict[int, nn.Parameter] = {}
     for _, _, parameter in distinct_parameters(model):
         if parameter.is_meta and not isinstance(parameter, UninitializedParameter):
-            wanted = dtype if dtype and parameter.is_floating_point() else parameter.dtype
+            wanted = wanted_dtype(parameter, dtype)
             real[id(parameter)] = allocate(parameter, device, wanted, huge_pages=huge_pages)
     return real
+
+
+def memory_for(
+    named: Iterable[tuple[str, nn.Parameter]],
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> dict[int, nn.Parameter]:
+    """What takes the place of those of some parameters that are on meta, by the ``id`` of each.
+
+    Raises:
+        ValueError: there are any, and no device; one that has memory, and in another dtype than asked.
+    """
+    check_place(device, dtype)
+    meta, others = [], []
+    for name, parameter in named:
+        if isinstance(parameter, UninitializedParameter):
+            continue
+        if parameter.is_meta:
+            meta.append((name, parameter))
+        elif parameter.dtype != wanted_dtype(parameter, dtype):
+            others.append(f"{name} ({parameter.dtype})")
+    if others:
+        raise ValueError(
+            f"dtype={dtype} is for parameters on meta, but there is memory of another dtype; say "
+            f"model.to({dtype}) first: {listing('parameter', others)}"
+        )
+    if not meta:
+        return {}
+    if device is None:
+        raise ValueError(
+            f"meta tensors hold no values; say where they shall be, as in "
+            f"plan.apply_(model, device='cpu'): {listing('parameter', [name for name, _ in meta])}"
+        )
+    return {id(p): allocate(p, torch.device(device), wanted_dtype(p, dtype)) for _, p in meta}
+
+
+def wanted_dtype(parameter: nn.Parameter, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype that a parameter gets if ``dtype`` is asked for: that, if it is a floating-point one."""
+    return dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
 
 
 @contextmanager
@@ -88,9 +128,15 @@ def held(model: nn.Module, device: torch.device | str) -> Iterator[None]:
 
 
 def check_place(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-    """Raises ValueError for a device or a dtype that parameters cannot be given."""
+    """Raises for a device or a dtype that parameters cannot be given.
+
+    Raises:
+        ValueError: the meta device, or a dtype that is not floating-point. TypeError: no dtype.
+    """
     if device is not None and torch.device(device).type == "meta":
         raise ValueError(f"device must be one that holds values, but got {device}")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, but got {dtype!r}")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point dtype, but got {dtype}")
 

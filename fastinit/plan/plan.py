@@ -9,10 +9,10 @@ another dtype they are rounded, within the bounds of their law.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,14 +20,16 @@ from torch.nn.parameter import UninitializedParameter
 
 from fastinit.base import number, text
 from fastinit.base.files import write_text
+from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
 from fastinit.elements import shards as shard
 from fastinit.plan import groups
 from fastinit.plan.buffers import Known, Mode, check_buffers
+from fastinit.plan.difference import Difference
 from fastinit.plan.fill import Fill
-from fastinit.plan.fit import fitted
+from fastinit.plan.fit import Scope, fitted
 from fastinit.plan.json_form import plan_from_json, plan_to_json
-from fastinit.plan.parameters import adopt_, allocated, distinct_parameters, reshard_
+from fastinit.plan.parameters import adopt_, distinct_parameters, memory_for, reshard_
 from fastinit.plan.replay import Computed
 from fastinit.plan.write import Entry, Progress, check_entries, write_entries
 from fastinit.stream.keys import STREAM_VERSION, check_seed
@@ -175,14 +177,17 @@ class Plan(Mapping[str, Fill | Computed]):
         model: M,
         *,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        only: str | Iterable[str] | None = None,
+        prefix: str = "",
         progress: Progress | None = None,
         buffers: Mode = "check",
     ) -> M:
-        """Writes every parameter of ``model`` and returns it.
+        """Writes every parameter of ``model``, or those that are asked for, and returns it.
 
         All parameters are written in one launch or parallel region for each device that they are on,
-        each tied one once, with the stream of the name under which the plan has it; shapes and dtypes
-        are the model's. Nothing is written unless everything can be.
+        each tied one once, with the stream of the name under which the plan has it; shapes are the
+        model's. Nothing is written unless everything can be.
 
         Of parameters that are DTensors (FSDP2's ``fully_shard``, tensor parallelism) each rank writes
         its shard, with the values that the whole parameter has there, and nothing is communicated; on
@@ -198,6 +203,18 @@ class Plan(Mapping[str, Fill | Computed]):
             model: its parameters are exactly those of the plan, by name.
             device: where parameters on meta get memory; those that have some stay where they are.
                 The model gets them when all are written.
+            dtype: floating-point, of the floating-point parameters on meta; by default that which each
+                has on meta, as with :func:`fastinit.materialize_`. It is the dtype of shards too, and
+                so of what an optimizer steps: FSDP2 casts what it gathers to its policy's
+                ``param_dtype`` whatever it is, and wants one dtype within each module that it shards.
+            only: shell-style patterns (or names) of parameters and buffers, one or several; ``*``
+                matches dots too. What none matches is left alone, and may be on meta, unwritable or
+                unknown to the plan; what one matches has to fit as a whole model does. A tied
+                parameter goes by any of its names.
+            prefix: what the plan's names begin with where the model is a part of the plan's, such as
+                ``"model.layers.4."``: the plan's parameters with other beginnings are left out. Names
+                in ``only`` are the plan's, and so are the streams: the part gets the values that it has
+                in the whole model. Of what the plan ties, a part may have one name alone.
             progress: called with (elements written, elements in all) after each of several batches,
                 in which the parameters are then written; the values are the same.
             buffers: of those that are not as the constructor made them (to 2^-7 of their largest
@@ -205,20 +222,30 @@ class Plan(Mapping[str, Fill | Computed]):
                 "restore" writes what it put there, "keep" leaves all buffers alone.
 
         Raises:
-            ValueError: a parameter on meta without a ``device``; a buffer on meta that the plan does not
-                know, or without a ``device``; buffers that are not as they were made; parameters that
-                the plan lacks or the model lacks; parameters that the plan ties and the model does
-                not, or the other way round.
+            ValueError: a parameter on meta without a ``device``, or one of another ``dtype`` that has
+                memory; a buffer on meta that the plan does not know, or without a ``device``; buffers
+                that are not as they were made; parameters that the plan lacks or the model lacks;
+                parameters that the plan ties and the model does not, or the other way round; a pattern
+                that matches nothing; a prefix without its dot; a dtype that is not floating-point.
+            TypeError: a dtype that is none, patterns or a prefix that are no text.
             NotImplementedError, RuntimeError: a parameter that cannot be written
                 (``fastinit.ops.check_writable``), or of which nobody knows the elements: parts of
                 FSDP1, ZeRO-3 and Megatron, Partial DTensors (``fastinit.elements.shards.check_held``).
+
+        >>> plan = Plan({f"h.{i}.weight": Fill.normal() for i in range(3)})
+        >>> whole = nn.ModuleDict({"h": nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(3))})
+        >>> layer = plan.apply_(nn.Linear(2, 2, bias=False), prefix="h.1.")
+        >>> torch.equal(plan.apply_(whole, only="h.1.*")["h"][1].weight, layer.weight)
+        True
         """
         reshard_(model)
-        planned = fitted(model, self._fills, self._aliases)
-        real = self._memory(model, [name for name, p in planned if p.is_meta], device)
+        scope = Scope(prefix, None if only is None else Choice.given("only", only))
+        scope.check(model, (*self._fills, *self._aliases, *self._buffers))
+        planned = fitted(model, self._fills, self._aliases, scope=scope)
+        real = memory_for(planned, device, dtype)
         entries = [Entry(name, real.get(id(p), p), self._fills[name]) for name, p in planned]
         check_entries(entries)
-        restoring = check_buffers(model, self._buffers, self.seed, device, buffers)
+        restoring = check_buffers(model, self._buffers, self.seed, device, buffers, scope)
         write_entries(entries, self.seed, progress)
         adopt_(model, real)
         restoring.run()
@@ -251,19 +278,6 @@ class Plan(Mapping[str, Fill | Computed]):
             own = self._aliases.get(name, name)
             fills[own] = fills[own].scaled(number.positive(f"factors[{name!r}]", factor))
         return Plan(fills, seed=self.seed, aliases=self._aliases, buffers=self._buffers)
-
-    def _memory(
-        self, model: nn.Module, meta: list[str], device: torch.device | str | None
-    ) -> dict[int, nn.Parameter]:
-        """What takes the place of the parameters on meta."""
-        if device is not None:
-            return allocated(model, device)
-        if meta:
-            raise ValueError(
-                f"meta tensors hold no values; say where they shall be, as in "
-                f"plan.apply_(model, device='cpu'): {listing('parameter', meta)}"
-            )
-        return {}
 
     def groups(self, model: nn.Module | None = None) -> list[groups.Group]:
         """The parameters that are called and filled alike, in the order in which each first appears.
@@ -353,24 +367,3 @@ class Plan(Mapping[str, Fill | Computed]):
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-
-
-class Difference(NamedTuple):
-    """A parameter that two plans initialise differently; None where one lacks it."""
-
-    name: str
-    ours: Fill | Computed | None
-    other: Fill | Computed | None
-
-    def __str__(self) -> str:
-        def said(fill: Fill | Computed | None) -> str:
-            if fill is None:
-                return "none"
-            return str(fill) if not fill.std > 0 else f"{fill}, std {fill.std:.4g}"
-
-        ours, other = said(self.ours), said(self.other)
-        if ours == other:  # what was said does not tell them apart
-            ours, other = repr(self.ours), repr(self.other)
-            if ours == other:
-                other += ", with other parts or values"
-        return f"{self.name}: {ours}; other: {other}"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastinit.base import number
+from fastinit.base.patterns import Patterns, matches, several
 from fastinit.fills import fans
 from fastinit.fills.layer_kinds import CONVOLUTIONS
 from fastinit.plan.fill import Fill
@@ -16,11 +17,9 @@ from fastinit.plan.plan import Rule
 from fastinit.recipes.fills import ONE, ZERO, embedding, normal, uniform
 from fastinit.recipes.rules import (
     Checked,
-    Patterns,
     by_name,
     count_of,
     first_of,
-    matches,
     needs,
     own_name,
     setting,
@@ -275,7 +274,7 @@ def _transformer(branch: Patterns, law: FillOfStd, gain: Gain, embedding_gain: G
             return law(factor * fans.xavier_std(fans.fans_of(shape)))
         return torch_default(name, module, shape, config)
 
-    return needs(*((branch,) if isinstance(branch, str) else branch))(rule)
+    return needs(*several(branch))(rule)
 
 
 def _given(encoder_layers: int | None, decoder_layers: int | None) -> Depth | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import update_wrapper
 from typing import Any
 
@@ -11,12 +10,10 @@ import torch
 from torch import nn
 
 from fastinit.base import number
+from fastinit.base.patterns import Patterns, matches, several
 from fastinit.base.text import listing
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Rule
-
-Patterns = str | tuple[str, ...]
-"""Shell-style wildcards on a full name, of which one has to match; ``*`` matches dots too."""
 
 
 class Checked:
@@ -55,7 +52,7 @@ def by_name(fills: Mapping[Patterns, Fill | Rule]) -> Checked:
     >>> print(rule("fc.bias", nn.Linear(2, 2), torch.Size([2]), None))
     constant 0
     """
-    entries = [(_tuple(patterns), made) for patterns, made in fills.items()]
+    entries = [(several(patterns), made) for patterns, made in fills.items()]
 
     def rule(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
         for patterns, made in entries:
@@ -112,11 +109,6 @@ def check_rule(rule: Fill | Rule, names: Sequence[str]) -> None:
         check(names)
 
 
-def matches(name: str, patterns: Patterns) -> bool:
-    """Whether one of the patterns matches the name."""
-    return any(fnmatchcase(name, pattern) for pattern in _tuple(patterns))
-
-
 def setting(config: Any, *names: str, default: Any = None) -> Any:
     """The first of some attributes of a configuration, or items of a mapping, that is not None.
 
@@ -158,7 +150,3 @@ def count_of(config: Any, *names: str) -> int:
 def own_name(name: str) -> str:
     """The last part of a parameter's name: what its module calls it."""
     return name.rpartition(".")[2]
-
-
-def _tuple(patterns: Patterns) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else patterns

@@ -29,7 +29,15 @@ from fastinit.stream import laws
 if not dist.is_available():
     pytest.skip("a torch without distributed", allow_module_level=True)
 
-from test_shards import as_rank, fsdp, fsdp_and_tensor_parallel, mesh_of, one, sharded
+from test_shards import (
+    as_rank,
+    fsdp,
+    fsdp_and_tensor_parallel,
+    fsdp_in_parts,
+    mesh_of,
+    one,
+    sharded,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
@@ -440,6 +448,7 @@ WORK: dict[str, Callable[[], None]] = {
         emptied_buffers,
         fsdp,
         fsdp_and_tensor_parallel,
+        fsdp_in_parts,
     )
 }
 

@@ -396,6 +396,43 @@ def fsdp() -> None:
     check(model, plan)
 
 
+def fsdp_in_parts() -> None:
+    """A dtype is that of shards, whatever FSDP2 computes in; a part is written for itself."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+
+    def build() -> nn.ModuleDict:
+        return nn.ModuleDict({"up": nn.Linear(6, 9), "down": nn.Linear(9, 5)})
+
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        with fastinit.deferred(seed=3):
+            model = build()
+        plan = fastinit.recorded_plan(model)
+        for layer in model.values():
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        plan.apply_(model, device="cpu", dtype=dtype)
+        plain = plan.apply_(build().to(dtype))
+        optimizer = torch.optim.Adam(model.parameters())
+        hidden = model["up"](torch.ones(4, 6))
+        assert hidden.dtype == torch.bfloat16
+        model["down"](hidden).sum().backward()
+        optimizer.step()
+        for parameter in model.parameters():
+            assert parameter.dtype == parameter.to_local().dtype == dtype
+            assert optimizer.state[parameter]["exp_avg"].dtype == dtype
+        stepped = model["down"].weight.full_tensor()
+        assert not torch.equal(stepped, plain["down"].weight)
+        plan.apply_(model, only="up.*", dtype=dtype)
+        assert torch.equal(model["down"].weight.full_tensor(), stepped)
+        assert torch.equal(model["up"].weight.full_tensor(), plain["up"].weight)
+        plan.apply_(model["down"], prefix="down.")
+        assert torch.equal(model["down"].weight.full_tensor(), plain["down"].weight)
+        with pytest.raises(ValueError, match=r"memory of another dtype.*up\.weight"):
+            plan.apply_(model, dtype=torch.float64, only="up.*")
+
+
 def fsdp_and_tensor_parallel() -> None:
     """On (2, 2) ranks: FSDP2 over column- and row-wise parallel layers."""
     from torch.distributed.fsdp import fully_shard
