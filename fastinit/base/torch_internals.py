@@ -163,6 +163,30 @@ backward_pass: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", l
 """Which backward pass runs here, or -1. Without it, watch counts checkpointed layers twice."""
 
 
+# --- modules -------------------------------------------------------------------------------------
+
+
+def is_weight_norm(module: torch.nn.Module) -> bool:
+    """Whether it is what ``parametrizations.weight_norm`` registers, of one dimension ``dim``, or -1.
+
+    Without it, the scale of such a layer cannot be set.
+    """
+    return type(module) is torch.nn.utils.parametrizations._WeightNorm
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether it runs as torch.compile made it. Without it, hooks are registered that do not run."""
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    wrapped = frames is not None and isinstance(module, frames.OptimizedModule)
+    return wrapped or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def global_hooks() -> bool:
+    """Whether hooks of all modules are registered. Without it, what they do to outputs goes unseen."""
+    modules = torch.nn.modules.module
+    return bool(modules._global_forward_hooks or modules._global_forward_pre_hooks)
+
+
 # --- distributed ---------------------------------------------------------------------------------
 
 

@@ -1,14 +1,17 @@
 """Kinds of layers: how each lays out its weight and its output, in one table.
 
-Who asks what a layer's fans are, whether its weight begins with its inputs, or along which dimension of
-its output the channels lie, asks here.
+Who asks what a layer's fans are, whether its weight begins with its inputs, along which dimension of its
+output the channels lie, or whether its forward is the one that is known, asks here.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -36,18 +39,78 @@ KINDS: dict[type[nn.Module], Kind] = {
     **{of: Kind("in out", spatial) for spatial, of in enumerate(TRANSPOSED, 1)},
 }
 _CONV1D = Kind("in out")
+_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {of: of.forward for of in KINDS}
+"""As they are when this is imported: who replaces one later has another layer."""
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """A layer's row, by its class or one that it inherits from; None of other modules."""
-    if is_conv1d(module):
-        return _CONV1D
-    return next((kind for of, kind in KINDS.items() if isinstance(module, of)), None)
+    """How a layer lays out its weight: the row of its class, or of one that it inherits from.
+
+    None of other modules. What its forward does with the weight is :func:`changed_parts`' to say.
+    """
+    of = _class_of(module)
+    return None if of is None else KINDS.get(of, _CONV1D)
 
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether it is transformers' Conv1D, a Linear with its weight transposed; it is not imported."""
-    return type(module).__name__ == "Conv1D"
+    conv1d = _conv1d()
+    return conv1d is not None and isinstance(module, conv1d)
+
+
+def changed_parts(module: nn.Module) -> set[str]:
+    """What of its kind's forward, of the functions that calls, and of the parameters that it reads a
+    module has in a way of its own: nothing of a layer whose forward is the known one.
+
+    It is asked what the module has, not what its class is called; nothing of it is run.
+
+    >>> changed_parts(nn.Linear(3, 3))
+    set()
+
+    Raises:
+        TypeError: a module of no known kind.
+    """
+    of = _class_of(module)
+    if of is None:
+        raise TypeError(f"{type(module).__name__} is no known kind of layer")
+
+    def is_changed(name: str) -> bool:
+        if _static(type(module), name) is not (known := _static(of, name)):
+            return True
+        # A parameter is something else only where it is computed, or isn't trained.
+        own = name in vars(module) or name in module._buffers
+        return own and (callable(known) or name.endswith(("weight", "bias")))
+
+    changed = {name for name in _reads(of) if is_changed(name)}  # type: ignore[arg-type]
+    return changed if of.forward is _FORWARDS.get(of, of.forward) else changed | {"forward"}
+
+
+@cache
+def _reads(of: type) -> frozenset[str]:
+    """The names that a class's forward reads, and those that its methods read which that calls."""
+    found, methods = {"forward"}, ["forward"]
+    while methods:
+        code = getattr(_static(of, methods.pop()), "__code__", None)
+        for name in set(getattr(code, "co_names", ())) - found - set(dir(nn.Module)):
+            found.add(name)
+            if inspect.isfunction(_static(of, name)):
+                methods.append(name)
+    return frozenset(found)
+
+
+def _static(of: type, name: str) -> Any:
+    return inspect.getattr_static(of, name, None)
+
+
+def _class_of(module: nn.Module) -> type[nn.Module] | None:
+    if is_conv1d(module):
+        return _conv1d()
+    return next((of for of in KINDS if isinstance(module, of)), None)
+
+
+def _conv1d() -> type[nn.Module] | None:
+    utilities = sys.modules.get("transformers.pytorch_utils")
+    return None if utilities is None else getattr(utilities, "Conv1D", None)
 
 
 def layer_fans(module: nn.Module, shape: Sequence[int]) -> Fans:

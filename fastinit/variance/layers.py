@@ -1,26 +1,57 @@
-"""Layers: the modules whose output is affine in one weight, and what that output looks like."""
+"""Layers: modules with a weight, what their output is, and whether that is affine in the weight.
+
+A layer is what its forward does: only one whose forward, parameters and their types are the known ones
+is affine in its weight. Of any other with a weight nothing is taken for granted.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
 
+from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
-from fastinit.fills.layer_kinds import EMBEDDINGS, kind_of
+from fastinit.elements import tensors
+from fastinit.elements.strided import Strided
+from fastinit.fills.layer_kinds import EMBEDDINGS, changed_parts, kind_of
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-_ATTEND = nn.MultiheadAttention.forward
-_OUT_PROJ = type(nn.MultiheadAttention(1, 1).out_proj)  # a class of its own
+COMPUTED = "its weight is computed"
 
 Which = type | tuple[type, ...] | Iterable[str] | Callable[[str, nn.Module], bool] | None
 """Which layers: types, names, a predicate of (name, module), or None for all known kinds."""
 
 
-class Layer(NamedTuple):
-    """A module with the weight that its output is proportional to, apart from the bias.
+class Direction(NamedTuple):
+    """Of a weight under weight_norm: what it is but for its length, and along which dimension."""
+
+    v: Tensor
+    dim: int
+    """-1: all together have one length."""
+
+
+class Place(NamedTuple):
+    """Which elements of which memory a tensor has."""
+
+    memory: Hashable
+    start: int
+    end: int
+
+    def overlaps(self, other: Place) -> bool:
+        return self.memory == other.memory and self.start < other.end and other.start < self.end
+
+
+@dataclass(eq=False)
+class Layer:
+    """A module with the parameter by which its weight is scaled: the weight, or weight_norm's g.
 
     MultiheadAttention is four of them: the projections of query, key and value, which run inside it and
     whose weights may be rows of one parameter, and that of its output.
@@ -29,22 +60,40 @@ class Layer(NamedTuple):
     name: str
     module: nn.Module
     weight_in: nn.Parameter
-    """What ``weight`` is, or is rows of."""
+    """What is scaled, or what that is rows of."""
     bias_in: nn.Parameter | None
     affine: bool = True
     """Whether output - bias is proportional to weight; else only the module itself can tell."""
     projection: int | None = None
     """Which of query, key and value MultiheadAttention projects here; None: the module's own output."""
+    direction: Direction | None = None
+    """Under weight_norm: what g gives a length."""
+    key: Place = field(init=False)
+    """Equal for layers whose weights are tied. It stays, where the weight's memory may come and go."""
+    bias_key: Place | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = self._place(self.weight_in)
+        self.bias_key = None if self.bias_in is None else self._place(self.bias_in)
+
+    @property
+    def scaled(self) -> Tensor:
+        """What is multiplied in order to scale the weight: a view, without a gradient."""
+        return self._own(self.weight_in)
 
     @property
     def weight(self) -> Tensor:
-        """A view, without a gradient."""
-        return self._own(self.weight_in)
+        """Without a gradient: a view; under weight_norm, a copy."""
+        if self.direction is None:
+            return self.scaled
+        v, dim = self.direction
+        return v.detach() * (self.scaled / torch.norm_except_dim(v.detach(), 2, dim))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The weight's."""
-        rows, shape = self._rows(self.weight_in), tuple(self.weight_in.shape)
+        whole = self.weight_in if self.direction is None else self.direction.v
+        rows, shape = self._rows(self.weight_in), tuple(whole.shape)
         return shape if rows is None else (rows.stop - rows.start, *shape[1:])
 
     @property
@@ -57,19 +106,13 @@ class Layer(NamedTuple):
         """The bias, if it needs a gradient: only then it may be shifted."""
         return self.bias if self.bias_in is not None and self.bias_in.requires_grad else None
 
-    @property
-    def key(self) -> tuple[int, int | None]:
-        """Equal for layers whose weights are tied."""
-        if self.projection is None or self._rows(self.weight_in) is None:
-            return id(self.weight_in), None
-        return id(self.weight_in), self.projection
-
-    def has_bias_of(self, other: Layer) -> bool:
-        return self.bias_in is other.bias_in and self.projection == other.projection
-
     def _own(self, parameter: nn.Parameter) -> Tensor:
         rows = self._rows(parameter)
         return parameter.detach() if rows is None else parameter.detach()[rows]
+
+    def _place(self, parameter: nn.Parameter) -> Place:
+        lazy = is_lazy(parameter)
+        return place_of(parameter if lazy else self._own(parameter), parameter)
 
     def _rows(self, parameter: nn.Parameter) -> slice | None:
         """Those of a parameter that are this layer's; None for all."""
@@ -111,34 +154,142 @@ class Layer(NamedTuple):
         return bias.view(shape)
 
 
+def place_of(tensor: Tensor, parameter: Tensor) -> Place:
+    """Where a tensor's elements are; of one that has no plain memory, which ``parameter`` it is of."""
+    if is_lazy(tensor) or tensors.obstacle(here := tensors.local(tensor)) is not None:
+        return Place(("parameter", id(parameter)), 0, 1)
+    start = int(here.storage_offset())
+    return Place(internals.storage_id(here), start, start + Strided.of(here).end)
+
+
 def find(model: nn.Module, which: Which = None) -> tuple[list[Layer], dict[str, str]]:
     """The layers of a model in the order of registration, and why others that were named are none.
 
-    A module that is registered twice counts once. Known kinds are Linear, the convolutions, Embedding
-    and EmbeddingBag, Bilinear, MultiheadAttention and transformers' Conv1D. MultiheadAttention is
-    ``<name>.q_proj``, ``.k_proj``, ``.v_proj`` and ``.out_proj``: its own name chooses all four.
+    A module that is registered twice counts once. By default they are of the known kinds and what
+    inherits from them: Linear, the convolutions, Embedding and EmbeddingBag, Bilinear,
+    MultiheadAttention and transformers' Conv1D. MultiheadAttention is ``<name>.q_proj``, ``.k_proj``,
+    ``.v_proj`` and ``.out_proj``: its own name chooses all four. No parametrisation is run.
 
     Raises:
         TypeError: ``which`` is none of what it may be.
         ValueError: a name that the model has no module of, or a module without a weight.
     """
-    wanted = _wanted(model, which)
+    wanted, closed, out_projs = _wanted(model, which), without_hooks(model), _out_projs(model)
     layers, passed = [], {}
     for prefix, module in model.named_modules():
-        if isinstance(module, _OUT_PROJ):
-            continue  # MultiheadAttention's, which is not called as a module
+        if module in out_projs:
+            continue  # is not called as a module
         for name, weight, bias, projection in _parts(prefix, module):
             if not wanted(name, module):
                 continue
             own = prefix if projection is None else name  # as long as its output can be seen
-            if not isinstance(weight, nn.Parameter):
-                passed[own] = "has no weight" if weight is None else "its weight is computed"
-            elif projection is not None and type(module).forward is not _ATTEND:
+            direction = None
+            if module not in closed and projection is None and not isinstance(weight, nn.Parameter):
+                weight, direction = _normed(module) or (weight, None)
+            if module in closed:
+                passed[own] = closed[module]
+            elif not isinstance(weight, nn.Parameter):
+                passed[own] = why_no_layer(module) if projection is None else COMPUTED
+            elif projection is not None and "forward" in changed_parts(module):
                 passed[own] = "inside a forward that is not MultiheadAttention's own"
             else:
+                affine = _is_affine(module, weight, bias, direction)
                 bias = bias if isinstance(bias, nn.Parameter) else None
-                layers.append(Layer(name, module, weight, bias, _known(module), projection))
+                layers.append(Layer(name, module, weight, bias, affine, projection, direction))
     return layers, passed
+
+
+def without_hooks(model: nn.Module) -> dict[nn.Module, str]:
+    """The modules in which no hooks run, those inside them included, and why: scripted or compiled."""
+    closed: dict[nn.Module, str] = {}
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            why = "scripted: no hooks run in it"
+        elif internals.is_compiled(module):
+            why = "compiled: no hooks run in it"
+        else:
+            continue
+        closed.update((inner, why) for inner in module.modules() if inner not in closed)
+    return closed
+
+
+def other_weights(model: nn.Module, layers: Iterable[Layer]) -> dict[str, str]:
+    """By name, the modules that are none of the layers but own a weight, and why they are none.
+
+    A weight is a parameter of two dimensions or more; norms own none.
+    """
+    closed, known = without_hooks(model), {layer.module for layer in layers} | _out_projs(model)
+    norms = (nn.LayerNorm, nn.RMSNorm, parametrize.ParametrizationList)
+    found, seen = {}, set[nn.Module]()
+    for name, module in model.named_modules():
+        if module in known or module in seen or isinstance(module, norms):
+            continue
+        if module in closed:
+            seen.update(module.modules())
+            if next(module.parameters(), None) is not None:
+                found[name] = closed[module]
+        elif _owned(module):
+            found[name] = why_no_layer(module)
+    return found
+
+
+def why_no_layer(module: nn.Module) -> str:
+    """Why a module is no layer, at least as long as nobody names it."""
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return "recurrent: its output follows from no one weight"
+    weight = _registered(module, "weight")
+    if weight is not None and not isinstance(weight, nn.Parameter):
+        return "its weight is a buffer" if "weight" in module._buffers else COMPUTED
+    if isinstance(module, EMBEDDINGS):
+        return "renormalises its weight"
+    if isinstance(module, nn.MultiheadAttention):
+        return COMPUTED  # that of its output
+    if owned := _owned(module):
+        return f"no known kind of layer: it has {', '.join(owned)}"
+    return "has no weight"
+
+
+def _out_projs(model: nn.Module) -> set[nn.Module]:
+    return {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+
+
+def _owned(module: nn.Module) -> list[str]:
+    """The names of a module's own parameters that may be a weight."""
+    own = module._parameters.items()
+    return [name for name, p in own if p is not None and (is_lazy(p) or p.dim() > 1)]
+
+
+def _normed(module: nn.Module) -> tuple[nn.Parameter, Direction] | None:
+    """The g and v of a weight that weight_norm makes, in its old form or its new, and nothing else."""
+    g: Any
+    v: Any
+    dim: Any
+    if parametrize.is_parametrized(module, "weight"):
+        held: Any = module.get_submodule("parametrizations.weight")
+        if len(held) != 1 or not internals.is_weight_norm(held[0]):
+            return None
+        g, v, dim = _registered(held, "original0"), _registered(held, "original1"), held[0].dim
+    else:
+        norms = [h for h in module._forward_pre_hooks.values() if type(h) is OldWeightNorm]
+        if [norm.name for norm in norms] != ["weight"]:
+            return None
+        g, v = (_registered(module, f"weight_{part}") for part in "gv")
+        dim = norms[0].dim
+    both = isinstance(g, nn.Parameter) and isinstance(v, nn.Parameter)
+    return (g, Direction(v, dim)) if both else None
+
+
+def _is_affine(
+    module: nn.Module, weight: nn.Parameter, bias: Any, direction: Direction | None
+) -> bool:
+    """Whether a layer's output is known to be affine in its weight."""
+    if kind_of(module) is None or changed_parts(module) - ({"weight"} if direction else set()):
+        return False
+    if _renormalised(module):
+        return False  # its weight is not proportional to anything
+    # Of a class that may have operators of its own nothing is known.
+    plain = (nn.Parameter, nn.UninitializedParameter, type(None))
+    return all(type(part) in plain or shard.is_dtensor(part) for part in (weight, bias))
 
 
 def projections(found: Iterable[Layer]) -> dict[nn.Module, list[Layer]]:
@@ -168,8 +319,9 @@ def _parts(name: str, module: nn.Module) -> Iterator[tuple[str, Any, Any, int | 
 
 def _registered(module: nn.Module, name: str) -> Any:
     """A parameter, or what stands in its place, which is not computed: that may change the module."""
-    if name in module._parameters:
-        return module._parameters[name]
+    for registered in (module._parameters, module._buffers):
+        if name in registered:
+            return registered[name]
     return inspect.getattr_static(module, name, None)
 
 
@@ -179,15 +331,13 @@ def _names(attention: str) -> list[str]:
     return [prefix + part for part in (*PROJECTIONS, "out_proj")]
 
 
-def _known(module: nn.Module) -> bool:
-    if isinstance(module, EMBEDDINGS) and module.max_norm is not None:
-        return False  # a renormalised weight is not proportional to anything
-    return kind_of(module) is not None
+def _renormalised(module: nn.Module) -> bool:
+    return isinstance(module, EMBEDDINGS) and module.max_norm is not None
 
 
 def _wanted(model: nn.Module, which: Which) -> Callable[[str, nn.Module], bool]:
     if which is None:
-        return lambda name, module: _known(module)
+        return lambda name, module: kind_of(module) is not None and not _renormalised(module)
     if isinstance(which, (type, tuple)) and all(
         isinstance(kind, type) for kind in (which if isinstance(which, tuple) else (which,))
     ):

@@ -20,7 +20,7 @@ from fastinit.base import number
 from fastinit.elements import shards as shard
 from fastinit.fills.layer_kinds import EMBEDDINGS
 from fastinit.record.weights_on_demand import InMemory, weights_of
-from fastinit.variance.layers import Layer, Which, find
+from fastinit.variance.layers import Layer, Which, find, other_weights
 from fastinit.variance.lsuv_passes import PASSES, Options, PassEnded, Passes
 from fastinit.variance.lsuv_result import LSUVResult
 from fastinit.variance.lsuv_strategies import Trials
@@ -67,7 +67,7 @@ def lsuv_(
         tol: how far the variance of a repeated layer may be from the target, relative to it.
         max_iter: repetitions of a layer that is not affine in its weight, or with ``activation``.
         pre: "keep" takes the weights as they are, "orthonormal" first draws orthonormal ones, as the
-            paper does (embeddings are kept).
+            paper does (embeddings, and weights under weight_norm, are kept).
         center: shifts biases so that each output's mean is 0, as fast.ai's version does.
         activation: the std is that of ``activation(output)``; costs two tensors of the output's size.
         reuse: of a layer that is called several times, "first": the first call decides; "pool": all
@@ -139,6 +139,7 @@ def lsuv_(
         with weights.writable():
             run.apply()
     passed |= {layer.name: "not called" for layer in found if layer.name not in run.measured}
+    passed = (other_weights(model, found) if layers is None else {}) | passed
     return LSUVResult(list(run.measured.values()), passed, passes, run.product, weights.plan())
 
 
@@ -166,8 +167,9 @@ def _orthonormal(found: list[Layer], weights: InMemory) -> Iterator[None]:
     drawn = [
         layer
         for layer in found
-        if layer.weight.dim() > 1
+        if len(layer.shape) > 1
         and layer.weight_in.requires_grad
+        and layer.direction is None
         and not isinstance(layer.module, EMBEDDINGS)
     ]
     before = [(w, w.clone()) for w in (layer.weight for layer in drawn) if not w.is_meta]

@@ -255,7 +255,7 @@ class Passes:
     def _shift(self, layer: Layer) -> float:
         """That of the layer's bias: layers with tied weights may have biases of their own."""
         scaling = self.scalings[layer.key]
-        return scaling.fit.shift if layer.has_bias_of(scaling.layer) else 0.0
+        return scaling.fit.shift if layer.bias_key == scaling.layer.bias_key else 0.0
 
     def _target_std(self, layer: Layer) -> float:
         """That of a layer whose weight runs for the first time; NaN if it is frozen."""
@@ -293,8 +293,10 @@ class Passes:
 
     def scale_held(self, weight: nn.Parameter) -> float:
         """The scale that a weight holds during the passes: that of a layer that is not affine."""
-        scaling = self.scalings.get((id(weight), None))
-        return 1.0 if scaling is None or scaling.layer.affine else scaling.fit.scale
+        for scaling in self.scalings.values():
+            if scaling.layer.weight_in is weight and not scaling.layer.affine:
+                return scaling.fit.scale
+        return 1.0
 
     def apply(self) -> None:
         """Scales the weights and shifts the biases."""
@@ -303,7 +305,7 @@ class Passes:
             layer, measured = scaling.layer, self.measured[scaling.layer.name]
             measured.scale, measured.shift, *_ = scaling.fit
             if measured.scale != 1.0:
-                tensors.local(layer.weight).mul_(measured.scale)
+                tensors.local(layer.scaled).mul_(measured.scale)
             if measured.shift and layer.trained_bias is not None:
                 tensors.local(layer.trained_bias).add_(measured.shift)
 

@@ -160,7 +160,7 @@ class Rerun(Repeated):
         self.state, self.args, self.kwargs = state, args, kwargs
 
     def trial(self, scale: float, shift: float) -> Tensor:
-        self.layer.weight.copy_(self.state.original(self.layer.weight_in) * scale)
+        self.layer.scaled.copy_(self.state.original(self.layer.weight_in) * scale)
         with self.state.undo:
             self.out = first(self.layer.module.forward(*self.args, **self.kwargs))
         return self.out

@@ -218,6 +218,33 @@ def test_trees() -> None:
     assert internals.tree_map(str, ([1], {"k": 2})) == (["1"], {"k": "2"})
 
 
+def test_compiled_modules_are_told_from_others() -> None:
+    inside = nn.Sequential(nn.Linear(2, 2))
+    inside[0].compile(backend="eager")
+    assert internals.is_compiled(torch.compile(nn.Linear(2, 2), backend="eager"))
+    assert [internals.is_compiled(module) for module in inside.modules()] == [False, True]
+    assert not internals.is_compiled(torch.jit.script(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+def test_hooks_of_all_modules_are_seen(kind: str) -> None:
+    assert not internals.global_hooks()
+    register = getattr(torch.nn.modules.module, f"register_module_{kind}_hook")
+    handle = register(lambda *args: None)
+    assert internals.global_hooks()
+    handle.remove()
+    assert not internals.global_hooks()
+
+
+def test_weight_norm_is_a_length_times_a_direction() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4), dim=1)
+    held = layer.parametrizations["weight"]
+    assert internals.is_weight_norm(held[0])
+    g, v = held.original0, held.original1
+    along = torch.norm_except_dim(v, 2, held[0].dim)
+    torch.testing.assert_close(layer.weight, v * (g / along))
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="a torch without distributed")
 def test_distributed() -> None:
     from torch.distributed.tensor import Shard

@@ -388,12 +388,12 @@ def test_tied_frozen_and_computed_weights() -> None:
             self.embed, self.head = nn.Embedding(40, 16), nn.Linear(16, 40, bias=False)
             self.head.weight = self.embed.weight
             self.frozen = nn.Linear(16, 16).requires_grad_(False)
-            self.normed = parametrizations.weight_norm(nn.Linear(16, 16))
+            self.normed = parametrizations.spectral_norm(nn.Linear(16, 16))
 
         def forward(self, tokens: Tensor) -> Tensor:
             return self.head(self.normed(self.frozen(self.embed(tokens))))
 
-    model, tokens = Net(), torch.randint(0, 40, (16, 16))
+    model, tokens = Net().eval(), torch.randint(0, 40, (16, 16))
     frozen = model.frozen.weight.clone()
     result = lsuv_(model, tokens)
     notes = {m.name: m.note for m in result.layers}

@@ -56,11 +56,14 @@ def test_only_the_layers_weights_are_changed(name: str) -> None:
     for name, scale in scaled.items():
         if not name.endswith(("q_proj", "k_proj", "v_proj")):  # which are rows of a parameter
             parameter = f"{name}.weight"
+            if parameter not in weights:
+                parameter = f"{name}.parametrizations.weight.original0"
             torch.testing.assert_close(model.get_parameter(parameter), weights[parameter] * scale)
     allowed = tuple(
-        f"{n.removesuffix(end)}._parameters["
+        f"{n.removesuffix(end)}{own}._parameters["
         for n in scaled
         for end in (".q_proj", ".k_proj", ".v_proj")
+        for own in ("", ".parametrizations.weight")
     )
     tied = [m.name for m in result.layers if m.note.startswith("tied")]
     left = [n for n in differences(before, everything(model)) if not n.startswith(allowed)]

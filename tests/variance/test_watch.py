@@ -629,7 +629,7 @@ def test_residual_nets(memory_format: torch.memory_format) -> None:
 
 
 def test_activations_and_computed_weights_are_seen_without_weights() -> None:
-    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(16, 16)), nn.ReLU())
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(16, 16)), nn.ReLU())
     with watch(model, layers=(nn.Linear, nn.ReLU), gradients=True) as w:
         out = model(torch.randn(64, 16))
         out.sum().backward()
