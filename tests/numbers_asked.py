@@ -220,6 +220,11 @@ for name, others, ranges in (
     ("delta_orthogonal", (1.0,), {"gain": in_float32}),
     ("sparse", (0.5, 0.01), {"sparsity": between(0, 1), "std": gain}),
     ("dirac", (1.0,), {"groups": lambda x: positive(x) and x == int(x)}),
+    (
+        "arange",
+        (0.0, 1.0, -1.0),
+        {"start": finite, "step": finite, "dim": lambda x: finite(x) and x == int(x)},
+    ),
 ):
     for place, (argument, takes) in enumerate(ranges.items()):
         ARGUMENTS[f"fastinit.Fill.{name}:{argument}"] = Argument(
@@ -232,6 +237,9 @@ ARGUMENTS |= {
     "fastinit.Fill.scaled:factor": Argument(Fill.constant(0.0).scaled, positive),
     "fastinit.Fill.affine:factor": Argument(lambda v: Fill.constant(0.0).affine(v, 0.5), finite),
     "fastinit.Fill.affine:shift": Argument(lambda v: Fill.constant(0.0).affine(2.0, v), finite),
+    "fastinit.Fill.then:arguments": Argument(
+        lambda v: Fill.normal().then("add", v), finite, named="term"
+    ),
     "fastinit.Plan:seed": Argument(lambda v: Plan({}, seed=v), seed, whole=True),
     "fastinit.Plan:stream_version": Argument(
         lambda v: Plan({}, stream_version=v), lambda n: n == 1, whole=True

@@ -73,7 +73,7 @@ class Stored(NamedTuple):
         """Whether no element can be made without all of the source."""
         content = self.source.content
         if isinstance(content, Fill):
-            return not content.has_law or bool(content.parts and not self.which.is_run)
+            return not content.is_by_elements or bool(content.parts and not self.which.is_run)
         return isinstance(content, Computed)
 
 

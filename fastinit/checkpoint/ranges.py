@@ -10,10 +10,9 @@ from torch import Tensor
 
 from fastinit.checkpoint.entries import Source, Stored
 from fastinit.elements.strided import Piece
-from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
+from fastinit.plan.values import Values, part_stream, write_values_
 from fastinit.plan.write import Entry, write_entries
-from fastinit.stream.keys import stream_id
 
 
 class Range(NamedTuple):
@@ -40,20 +39,20 @@ class Ranges:
         self._whole: tuple[Source, Tensor] | None = None
 
     def write(self, ranges: Sequence[Range]) -> None:
-        """Writes all, those of laws in one parallel region."""
-        stages: list[list[ops.Request]] = [[]]  # the laws, then the first parts, the second, ...
+        """Writes all, those of laws in one parallel region for each stage."""
+        stages: list[list[Values]] = [[]]  # the bases, then the first parts, the second, ...
         for some in ranges:
             content = some.stored.source.content
             if isinstance(content, Fill) and not some.stored.needs_whole:
-                for stage, request in _requests(some, content, self.seed):
+                for stage, values in _values_of(some, content):
                     stages += [[] for _ in range(stage + 1 - len(stages))]
-                    stages[stage].append(request)
+                    stages[stage].append(values)
             else:
-                values = self._values(some.stored.source)
+                whole = self._values(some.stored.source)
                 for view, which in some.pieces():
-                    view.copy_(which.on(values))
-        for requests in stages:
-            ops.fill_many_(requests)
+                    view.copy_(which.on(whole))
+        for stage_values in stages:
+            write_values_(stage_values, self.seed)
 
     def _values(self, source: Source) -> Tensor:
         """The whole source, contiguous."""
@@ -71,14 +70,17 @@ class Ranges:
         return self._whole[1]
 
 
-def _requests(some: Range, fill: Fill, seed: int) -> Iterator[tuple[int, ops.Request]]:
-    """(stage, request): the law first, and each part after those before it."""
-    stream = stream_id(fill.stream or some.stored.source.name)
-    for view, which in some.pieces():
-        yield 0, ops.Request(view, fill.law, seed, stream, which)
+def _values_of(some: Range, fill: Fill) -> Iterator[tuple[int, Values]]:
+    """(stage, what to write): the base, and each part after those before it."""
+    source = some.stored.source
+    if (base := fill.base) is not None:
+        for view, which in some.pieces():
+            yield 0, Values(view, base, fill.stream or source.name, which, source.shape)
     first = some.stored.which.offset + some.start  # of a run, as it has parts
-    for stage, (region, part) in enumerate(fill.parts, 1):
-        stream = stream_id(part.stream or some.stored.source.name)
-        for which in region.clipped(first, first + len(some.out)):
-            view = which._replace(offset=which.offset - first).on(some.out)
-            yield stage, ops.Request(view, part.law, seed, stream, which)
+    for place, part in enumerate(fill.parts):
+        stream = part_stream(fill, place, source.name)
+        shape = part.region.sizes if part.own else source.shape
+        for where, which in part.region.clipped(first, first + len(some.out), part.which):
+            view = where._replace(offset=where.offset - first).on(some.out)
+            stage = 0 if base is None else place + 1  # fused parts have no element in common
+            yield stage, Values(view, part.fill, stream, which, shape)

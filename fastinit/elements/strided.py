@@ -159,29 +159,69 @@ class Strided(NamedTuple):
         if first <= last:
             yield from within(last, 0, stop % row)
 
-    def clipped(self, start: int, stop: int) -> Iterator[Strided]:
+    def clipped(
+        self, start: int, stop: int, which: Strided | None = None
+    ) -> Iterator[tuple[Strided, Strided]]:
         """Its elements within ``range(start, stop)`` of what they are counted in, each once.
 
-        >>> list(Strided(1, (4,), (3,)).clipped(3, 8))
+        Args:
+            which: elements of the same sizes: those in the same places are given too. By default these.
+
+        >>> [where for where, _ in Strided(1, (4,), (3,)).clipped(3, 8)]
         [Strided(offset=4, sizes=(2,), strides=(3,))]
         """
+        which = which or self
         if not self.numel or self.end <= start or stop <= self.offset:
             return
+        dims = _merged(zip(self.sizes, self.strides, which.strides))
+        sizes, strides, others = zip(*dims) if dims else ((), (), ())
+        some, its = (
+            self._replace(sizes=sizes, strides=strides),
+            Strided(which.offset, sizes, others),
+        )
         if start <= self.offset and self.end <= stop:
-            yield self
+            yield some, its
             return
-        dim = max(range(len(self.strides)), key=self.strides.__getitem__)
-        stride, size = self.strides[dim], self.sizes[dim]
-        if len(self.strides) == 1:  # cut where it has to be
+        dim = max(range(len(dims)), key=strides.__getitem__)
+        stride, size = strides[dim], sizes[dim]
+        if len(dims) == 1:  # cut where it has to be
             low = max(0, -(-(start - self.offset) // stride))
             high = min(size, -(-(stop - self.offset) // stride))
             cuts = [(low, high)] if low < high else []
         else:
             cuts = [(0, size // 2), (size // 2, size)]
         for low, high in cuts:
-            sizes = (*self.sizes[:dim], high - low, *self.sizes[dim + 1 :])
-            some = Strided(self.offset + low * stride, sizes, self.strides)
-            yield from some.merged().clipped(start, stop)
+            sizes = (*some.sizes[:dim], high - low, *some.sizes[dim + 1 :])
+            where = Strided(some.offset + low * stride, sizes, strides)
+            yield from where.clipped(
+                start, stop, Strided(its.offset + low * others[dim], sizes, others)
+            )
+
+    def blocks(self, shape: Sequence[int], most: int) -> list[tuple[Strided, int]] | None:
+        """Blocks of a full tensor of this shape that it is, in its order; None if more than most.
+
+        Each comes with the number that its first element has in this order; the others follow.
+
+        >>> Strided(2, (2, 4), (8, 1)).blocks((8, 2), 2)  # doctest: +NORMALIZE_WHITESPACE
+        [(Strided(offset=2, sizes=(2, 2), strides=(2, 1)), 0),
+         (Strided(offset=10, sizes=(2, 2), strides=(2, 1)), 4)]
+        """
+        found: list[tuple[Strided, int]] = []
+
+        def cut(some: Strided, first: int) -> bool:
+            if not some.numel:
+                return True
+            if (block := some.block(shape)) is not None:
+                found.append((block, first))
+                return len(found) <= most
+            offset, (size, *sizes), (step, *strides) = some
+            rows = Strided(offset, tuple(sizes), tuple(strides))
+            return all(
+                cut(rows._replace(offset=offset + i * step), first + i * rows.numel)
+                for i in range(size)
+            )
+
+        return found if cut(self.merged(), 0) else None
 
     def block(self, shape: Sequence[int]) -> Strided | None:
         """The same elements with the strides of a full tensor of this shape; None if they are no block.
@@ -235,6 +275,34 @@ class Piece(NamedTuple):
             view = view.narrow(dim, first - own, last - first)
             offset += first * stride
         return Piece(view, Strided(offset, tuple(view.shape), block.strides))
+
+
+def tile(regions: Sequence[Strided], numel: int) -> bool:
+    """Whether each of so many elements is in one of the regions, and in one only.
+
+    Where that takes counting more than ``COUNTED`` runs, it is taken to be not so.
+
+    >>> tile([Strided(0, (2, 2), (4, 1)), Strided(2, (2, 2), (4, 1))], 8)
+    True
+    """
+    if sum(region.numel for region in regions) != numel:
+        return False
+    ordered = [r.in_memory_order() for r in regions if r.numel]
+    if any(r.end > numel for r in ordered):
+        return False
+    # In runs of as many elements as divide all, so that a large tensor's are few.
+    run = numel
+    for offset, sizes, strides in ordered:
+        length = sizes[-1] if strides[-1] == 1 else 1
+        run = math.gcd(run, offset, length, *(strides[:-1] if length > 1 else strides))
+    if numel // max(run, 1) > COUNTED:
+        return False
+    written = torch.zeros(numel // max(run, 1), dtype=torch.bool)
+    for offset, sizes, strides in ordered:
+        if run > 1:
+            sizes, strides = (*sizes[:-1], sizes[-1] // run), (*(s // run for s in strides[:-1]), 1)
+        Strided(offset // run, sizes, strides).on(written).fill_(True)
+    return bool(written.all())  # as there are no more than there are places, none is written twice
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

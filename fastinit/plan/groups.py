@@ -53,7 +53,7 @@ def groups(fills: Mapping[str, Fill | Computed], sizes: Mapping[str, int]) -> li
     for name, fill in fills.items():
         shape, at = pattern(name), _indices(name)
         # Where numbers are taken from does not make another line.
-        key = replace(fill, stream=None) if isinstance(fill, Fill) else str(fill)
+        key = _unnamed(fill) if isinstance(fill, Fill) else str(fill)
         alike.setdefault((shape, key), {})[at] = name
         for indices, index in zip(there.setdefault(shape, [set() for _ in at]), at):
             indices.add(index)
@@ -66,6 +66,11 @@ def groups(fills: Mapping[str, Fill | Computed], sizes: Mapping[str, int]) -> li
             elements = sum(sizes[name] for name in names) if sizes else None
             made.append(Group(label, fills[names[0]], names, elements))
     return made
+
+
+def _unnamed(fill: Fill) -> Fill:
+    parts = [part._replace(fill=replace(part.fill, stream=None)) for part in fill.parts]
+    return replace(fill, stream=None, parts=tuple(parts))
 
 
 def headed(labels: Sequence[str], room: int) -> Iterator[tuple[str | None, str]]:

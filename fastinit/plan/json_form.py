@@ -16,7 +16,9 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 from fastinit.base import number
 from fastinit.base.text import listing
 from fastinit.elements.strided import Strided
-from fastinit.plan.fill import PARAMETERS, Fill, Part
+from fastinit.plan.distributions import PARAMETERS
+from fastinit.plan.fill import Fill, Part
+from fastinit.plan.steps import Step
 from fastinit.stream.keys import STREAM_VERSION
 
 FORMAT = "fastinit.plan"
@@ -93,8 +95,13 @@ def fill_to_json(fill: Fill) -> dict[str, object]:
         out["scale"] = fill.scale
     if fill.stream is not None:
         out["stream"] = fill.stream
+    if fill.steps:
+        out["steps"] = [step.flat for step in fill.steps]
     if fill.parts:
-        out["parts"] = [{**r._asdict(), **fill_to_json(part)} for r, part in fill.parts]
+        out["parts"] = [
+            {**region._asdict(), **({"own": True} if own else {}), **fill_to_json(part)}
+            for region, part, own in fill.parts
+        ]
     return out
 
 
@@ -106,10 +113,11 @@ def _fill(fields: _Object) -> Fill:
     parameters = [fields.take(name, _number) for name in PARAMETERS[distribution]]
     scale = fields.take_or("scale", number.real, 1.0)
     stream = fields.take_or("stream", _text, None)
+    steps = fields.take_or("steps", _list_of(_step), ())
     parts = fields.take_or("parts", _list_of(_part), ())
     fields.close()
     try:
-        return Fill(distribution, tuple(parameters), scale, tuple(parts), stream)
+        return Fill(distribution, tuple(parameters), scale, tuple(parts), stream, tuple(steps))
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{fields.where}{error}") from None
 
@@ -118,7 +126,17 @@ def _part(where: str, value: Any) -> Part:
     fields = _Object(f"{where}.", value)
     offset = fields.take("offset", _count)
     sizes, strides = (tuple(fields.take(key, _list_of(_count))) for key in ("sizes", "strides"))
-    return Part(Strided(offset, sizes, strides), _fill(fields))
+    own = fields.take_or("own", _flag, False)
+    return Part(Strided(offset, sizes, strides), _fill(fields), own)
+
+
+def _step(where: str, value: Any) -> Step:
+    if not isinstance(value, list) or not value:
+        raise ValueError(
+            f"{where} must be a list of a name and its arguments, but got {number.said(value)}"
+        )
+    arguments = _list_of(number.real)(where, value[1:])
+    return Step(_text(where, value[0]), tuple(arguments))
 
 
 # --- layers ----------------------------------------------------------------------------------------
@@ -265,6 +283,12 @@ def _text(where: str, value: Any) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{where} is no text that UTF-8 has: {value!a}") from None
+    return value
+
+
+def _flag(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{where} must be true or false, but got {number.said(value)}")
     return value
 
 

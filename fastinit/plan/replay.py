@@ -14,9 +14,9 @@ from torch import Tensor
 from fastinit.base import number
 from fastinit.base.torch_internals import tree_map
 from fastinit.elements.strided import Strided
-from fastinit.fills import operator as ops
-from fastinit.plan.fill import Fill, write_whole_
+from fastinit.plan.fill import Fill
 from fastinit.plan.history import Call, Contents, Filled, Made, Origin, Own, Snapshot, leaves
+from fastinit.plan.values import Values, part_stream, write_values_
 from fastinit.stream.keys import stream_id, substream
 
 
@@ -155,13 +155,20 @@ class _Replay:
         """Writes a Fill and its parts into memory [numel], by the elements' index there."""
         region, fill, origin, shape = filled
         name = fill.stream or self.names[origin]
-        view = region.on(memory)
-        if shape is not None:
-            write_whole_(view.view(shape), fill, self.seed, name)
-            return
-        ops.fill_(view, fill.law, seed=self.seed, stream=stream_id(name), window=region)
-        for some, part in fill.parts:
-            self.fill(memory, Filled(some, part, origin))
+        if (base := fill.base) is not None:
+            view, which = region.on(memory), region
+            if shape is not None:
+                view, which = view.view(shape), Strided.contiguous(shape)
+            write_values_([Values(view, base, name, which, which.sizes)], self.seed)
+        for place, part in enumerate(fill.parts):
+            its = Values(
+                part.region.on(memory),
+                part.fill,
+                part_stream(fill, place, self.names[origin]),
+                part.which,
+                part.region.sizes,
+            )
+            write_values_([its], self.seed)
 
     def call(self, call: Call, memory: Tensor | None) -> Any:
         """What an operation gives, with its tensors as they were then.

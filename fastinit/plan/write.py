@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fastinit.elements import shards as shard
-from fastinit.elements.strided import Piece, Strided
+from fastinit.elements.strided import Piece, Strided, row_major
 from fastinit.fills import operator as ops
-from fastinit.plan.fill import Fill, write_whole_
+from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
-from fastinit.stream.keys import stream_id
+from fastinit.plan.values import Values, check_shape, part_stream, write_values_
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -24,6 +24,9 @@ Progress = Callable[[int, int], None]
 # With a progress callback a model is written in batches of at least this many elements: enough for
 # the cost of starting one (microseconds) to vanish, few enough for a bar to move.
 BATCH = 1 << 26
+
+# A part of more blocks than this, of a DTensor, is written by way of the whole: each is a request.
+BLOCKS = 1 << 10
 
 
 class Entry(NamedTuple):
@@ -55,15 +58,14 @@ def check_entries(entries: Sequence[Entry]) -> None:
                     f"{name} has shape {tuple(tensor.shape)}, but was recorded as {fill.view.sizes}"
                 )
             continue
-        if not fill.has_law:
-            try:
-                whole = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-                write_whole_(whole, fill, 0, name)
-            except (ValueError, RuntimeError, NotImplementedError) as error:
-                raise type(error)(f"{name}: {error}") from None
-        for region, _ in fill.parts:
-            if region.end > tensor.numel():
-                raise ValueError(f"{name} has {tensor.numel()} elements, but a part at {region}")
+        try:
+            check_shape(fill, tensor.shape)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            raise type(error)(f"{name}: {error}") from None
+        if tensor.is_complex() and not all(f.has_law for f in _fills(fill) if f.is_elementwise):
+            raise NotImplementedError(
+                f"{name} is complex, but steps and arange are of real values: {fill}"
+            )
 
 
 def write_entries(entries: Sequence[Entry], seed: int, progress: Progress | None = None) -> None:
@@ -83,55 +85,85 @@ def write_entries(entries: Sequence[Entry], seed: int, progress: Progress | None
 
 
 def _write(entries: Sequence[Entry], seed: int) -> None:
-    plain: list[ops.Request] = []
-    parts: list[list[ops.Request]] = []  # the first of each tensor, the second, ...: in this order
+    stages: list[list[Values]] = [[]]  # the bases, then the first part of each, the second, ...
     copies: list[tuple[Tensor, Tensor]] = []
+    sharded: list[Tensor] = []
     for name, tensor, fill in entries:
-        if shard.is_dtensor(tensor) and not _is_by_blocks(fill, tensor):
-            _write_shard(name, tensor, fill, seed)
-            continue
-        if isinstance(fill, Computed):
+        blocks: list[_Blocks] | None = None
+        if shard.is_dtensor(tensor):
+            blocks = _by_blocks(fill, tensor.shape)
+            if blocks is None or not isinstance(fill, Fill):
+                _write_shard(name, tensor, fill, seed)
+                continue
+            sharded.append(tensor)
+            pieces = shard.pieces(tensor, name)
+        elif isinstance(fill, Computed):
             fill.write_(tensor, seed)
             continue
-        if fill.parts and not shard.is_dtensor(tensor) and not tensor.is_contiguous():
-            copies.append((tensor, torch.empty_like(tensor, memory_format=torch.contiguous_format)))
-            tensor = copies[-1][1]
-        stream = fill.stream or name
-        if fill.has_law:
-            plain.append(ops.Request(tensor, fill.law, seed, stream_id(stream)))
         else:
-            write_whole_(tensor, fill, seed, stream)
-        for place, (region, part) in enumerate(fill.parts):
-            parts += [[]] if place == len(parts) else []
-            parts[place] += _part(tensor, region, part, seed, name)
-    for requests in (plain, *parts):
-        ops.fill_many_(requests)
+            if fill.parts and not tensor.is_contiguous():
+                plain = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+                copies.append((tensor, plain))
+                tensor = plain
+            pieces = [Piece(tensor, Strided.contiguous(tensor.shape))]
+        shape = tuple(tensor.shape)
+        if (base := fill.base) is not None:
+            for view, which in pieces:
+                stages[0].append(Values(view, base, fill.stream or name, which, shape))
+        for place, part in enumerate(fill.parts):
+            stage = 0 if base is None else place + 1  # fused parts have no element in common
+            stages += [[]] if stage == len(stages) else []
+            if blocks is not None:
+                held = _held(pieces, blocks[place], part.own)
+            else:
+                held = iter([Piece(part.region.on(tensor.detach()), part.which)])
+            stream = part_stream(fill, place, name)
+            of = part.region.sizes if part.own else shape
+            stages[stage] += [Values(v, part.fill, stream, which, of) for v, which in held]
+    for values in stages:
+        write_values_(values, seed)
     for tensor, copy in copies:
         tensor.detach().copy_(copy)
+    for tensor in sharded:  # the local tensors have counters of their own
+        torch.autograd.graph.increment_version(tensor)
 
 
-def _part(
-    tensor: Tensor, region: Strided, part: Fill, seed: int, name: str
-) -> Iterator[ops.Request]:
-    """A part of a tensor; of a DTensor what is in this rank's shard, as it is a block."""
-    if shard.is_dtensor(tensor):
-        block = region.block(tensor.shape)
-        assert block is not None
-        held = (piece.common(block) for piece in shard.pieces(tensor, name))
-        pieces = [piece for piece in held if piece is not None]
-    else:
-        pieces = [Piece(region.on(tensor.detach()), region)]
-    for view, which in pieces:
-        yield ops.Request(view, part.law, seed, stream_id(part.stream or name), which)
+_Blocks = list[tuple[Strided, int]]
 
 
-def _is_by_blocks(fill: Fill | Computed, tensor: Tensor) -> bool:
-    """Whether a shard can be written by itself: laws over the tensor, or over blocks of it."""
-    return (
-        isinstance(fill, Fill)
-        and fill.has_law
-        and all(region.block(tensor.shape) is not None for region, _ in fill.parts)
-    )
+def _by_blocks(fill: Fill | Computed, shape: Sequence[int]) -> list[_Blocks] | None:
+    """The blocks of each part; None if a shard cannot be written by itself, without the full tensor."""
+    if not isinstance(fill, Fill) or not fill.is_by_elements:
+        return None
+    found: list[_Blocks] = []
+    for part in fill.parts:
+        blocks = part.region.blocks(shape, BLOCKS)
+        if blocks is None:
+            return None
+        found.append(blocks)
+    return found
+
+
+def _held(pieces: Sequence[Piece], blocks: _Blocks, own: bool) -> Iterator[Piece]:
+    """What this rank holds of a part, with the elements of the part's stream."""
+    for block, first in blocks:
+        for piece in pieces:
+            if (common := piece.common(block)) is None:
+                continue
+            if own:  # counted in the block, whose first element is number ``first`` of the part
+                strides = row_major(block.sizes)
+                steps = zip(common.which.start, block.start, strides)
+                offset = first + sum((place - start) * stride for place, start, stride in steps)
+                common = Piece(common.tensor, Strided(offset, common.which.sizes, strides))
+            yield common
+
+
+def _fills(fill: Fill) -> Iterator[Fill]:
+    """The base and the parts."""
+    if fill.base is not None:
+        yield fill.base
+    for part in fill.parts:
+        yield part.fill
 
 
 def _write_shard(name: str, tensor: DTensor, fill: Fill | Computed, seed: int) -> None:

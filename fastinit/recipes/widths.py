@@ -19,7 +19,7 @@ from torch import nn
 from fastinit.base import number
 from fastinit.base.text import listing
 from fastinit.fills.layer_kinds import CONVOLUTIONS, TRANSPOSED, is_conv1d
-from fastinit.plan.fill import Fill, Part
+from fastinit.plan.fill import Fill
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan, Rule
 from fastinit.plan.whole_tensors import STRUCTURES
@@ -78,13 +78,6 @@ def mup(base: nn.Module, rule: Rule, *, base_config: Any = None, table: int = 3)
         fill = plan[name] if name in shapes else None
         if not isinstance(fill, Fill):
             return None
-        if fill.parts:  # they lie elsewhere in a parameter of another size
-            here = rule(name, module, shape, config)
-            regions = [part.region for part in here.parts] if here is not None else []
-            parts = (
-                Part(region, part.fill) for region, part in zip(regions, fill.parts, strict=True)
-            )
-            fill = replace(fill, parts=tuple(parts))
         grown = growth(name, module, shape, shapes[name])
         ratio = grown.fan_in
         factor = 1.0
@@ -92,10 +85,28 @@ def mup(base: nn.Module, rule: Rule, *, base_config: Any = None, table: int = 3)
             factor = ratio**-0.5
         elif grown.is_output and table == 3:
             factor = 1 / ratio
-        if not fill.has_law:  # the larger a matrix of norm 1, the smaller its values already
-            rms = STRUCTURES[fill.distribution].rms
-            factor *= rms(shapes[name]) / rms(shape)
-        return fill if factor == 1 else fill.scaled(factor)
+
+        def moved(fill: Fill, base: Sequence[int], here: Sequence[int]) -> Fill:
+            if fill.distribution not in STRUCTURES:
+                return fill if factor == 1 else fill.scaled(factor)
+            rms = STRUCTURES[fill.distribution].rms  # larger matrices of norm 1 have smaller values
+            return fill.scaled(factor * rms(base) / rms(here))
+
+        if not fill.parts:
+            return moved(fill, shapes[name], shape)
+        here = rule(
+            name, module, shape, config
+        )  # parts lie elsewhere in a parameter of another size
+        regions = [part.region for part in here.parts] if here is not None else []
+        parts = [
+            part._replace(
+                region=region,
+                fill=moved(part.fill, part.region.sizes, region.sizes),
+            )
+            for region, part in zip(regions, fill.parts, strict=True)
+        ]
+        base_fill = fill.base and moved(fill.base, shapes[name], shape)
+        return replace(base_fill or fill, parts=tuple(parts))
 
     def check(names: Sequence[str]) -> None:
         strange = [name for name in names if name not in shapes]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fastinit import init
 from fastinit.base.torch_internals import without_dispatch
 from fastinit.elements.strided import Strided
-from fastinit.plan.fill import PARAMETERS, Fill
+from fastinit.plan.distributions import PARAMETERS
+from fastinit.plan.fill import Fill
 from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.record.memories import memories
 from fastinit.record.recorder import Recorder

@@ -126,6 +126,29 @@ def test_a_plan_is_stored_instead_of_what_was_recorded(tmp_path) -> None:
         checkpoint.write(model, tmp_path, Plan({**plan, "other": Fill.normal()}))
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_steps_and_parts_of_their_own_are_stored(tmp_path) -> None:
+    """Of a parameter that takes many chunks, whose ends are in no part's row."""
+    meta = torch.empty(5, 3, 7, 101, device="meta")
+    dt = Fill.uniform(-7.0, -2.0).then("exp").then("inverse_softplus")
+    some = (dt, Fill.normal(), Fill.arange(dim=2))
+    fills = {
+        "fused": Fill.fused({f"w{i}": (meta[:, i], fill) for i, fill in enumerate(some)}),
+        "steps": dt.with_part(meta[1:4, 0, :, ::2].transpose(0, 2), Fill.normal(), own=True),
+        "ramp": Fill.arange(1.0, 1.0, 0).then("log").with_part(meta[1, :, 3], dt),
+        "whole": dt.with_part(meta[0, 0, :, :7], Fill.orthogonal(), own=True),
+    }
+    plan = Plan(fills, seed=11)
+
+    def build() -> nn.Module:
+        return nn.ParameterDict({name: nn.Parameter(torch.zeros(105, 101)) for name in fills})
+
+    checkpoint.write(recorded(build), tmp_path, plan)
+    want, have = plan.apply_(build()).state_dict(), loaded(tmp_path)
+    for name, value in want.items():
+        assert_values(have[name], value, "orthogonal" if name == "whole" else "", name)
+
+
 FAMILIES = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 90},
     "llama": {"tie_word_embeddings": True},

@@ -138,22 +138,43 @@ def _of_blocks() -> Fill:
     return fill.with_part(view[6:8, 1:3], Fill.constant(9.0))
 
 
-def _of_no_blocks() -> Fill:
+def _of_many_blocks() -> Fill:
     view = torch.empty(9, 8, device="meta")
     fill = Fill.normal().with_part(view[::2, 1::3], Fill.uniform(5.0, 6.0))
     return fill.with_part(view.flatten()[5:21], Fill.constant(0.0))
+
+
+def _of_its_own() -> Fill:
+    """Turned, over the ends of rows, and with steps."""
+    view = torch.empty(9, 8, device="meta")
+    ramp = Fill.arange(1.0, 1.0, 0).then("log")
+    fill = (
+        Fill.uniform(0.5, 2.0).then("log").scaled(3.0).with_part(view[1:4, 2:7].T, ramp, own=True)
+    )
+    fill = fill.with_part(view.flatten()[37:52], Fill.normal(), own=True)
+    return fill.with_part(view[::3, 1], Fill.normal().then("exp"))
+
+
+def _fused() -> Fill:
+    """Two heads of q, k and v, of 3 inputs each by turns."""
+    view = torch.empty(3, 3, 2, 4, device="meta")
+    fills = (Fill.normal(), Fill.uniform(), Fill.arange(dim=1))
+    return Fill.fused({f"w{i}": (view[:, i], fill) for i, fill in enumerate(fills)})
 
 
 @pytest.mark.parametrize(
     ("fill", "by_blocks"),
     [
         (_of_blocks(), True),
-        (_of_no_blocks(), False),
+        (_of_many_blocks(), True),
+        (_of_its_own(), True),
+        (_fused(), True),
+        (Fill.arange(-1.0, 0.25, 0).then("tanh"), True),
         (Fill.orthogonal().scaled(2.0), False),
         (Fill.sparse(0.3), False),
         (Fill.eye(), False),
     ],
-    ids=["blocks", "no blocks", "orthogonal", "sparse", "eye"],
+    ids=["blocks", "many blocks", "own", "fused", "ramp", "orthogonal", "sparse", "eye"],
 )
 def test_parts_and_distributions_of_whole_tensors(fill: Fill, by_blocks: bool) -> None:
     full = whole(fill, (9, 8))

@@ -56,7 +56,7 @@ def test_elements_by_their_number_and_within_a_range(view) -> None:
     in_order = elements(some)
     for start in range(25):
         for stop in range(start, 25):
-            within = [i for part in some.clipped(start, stop) for i in elements(part)]
+            within = [i for part, _ in some.clipped(start, stop) for i in elements(part)]
             assert sorted(within) == sorted(i for i in in_order if start <= i < stop)
             if stop <= some.numel:
                 numbered = [i for part in some.numbered(start, stop) for i in elements(part)]

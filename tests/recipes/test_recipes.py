@@ -91,7 +91,7 @@ def test_torch_default_is_what_torch_writes(build: Callable[[], nn.Module]) -> N
         fill, drawn = plan[name], parameter.detach().clone()
         assert isinstance(fill, Fill)
         rest = torch.ones(drawn.numel(), dtype=torch.bool)
-        for region, part in fill.parts:
+        for region, part, _ in fill.parts:
             assert (region.on(drawn) == part.law.p0).all(), name
             region.on(rest).fill_(False)
         flat = drawn.flatten()[rest].double().numpy()
@@ -501,7 +501,7 @@ def test_deepnorm_scales_values_outputs_and_feed_forward_only() -> None:
         assert plan[layer + "self_attn.out_proj.weight"].std == pytest.approx(beta * square)
         joint = plan[layer + "self_attn.in_proj_weight"]
         assert joint.std == pytest.approx(square)
-        ((region, v),) = joint.parts
+        ((region, v, _),) = joint.parts
         assert (region.offset, region.numel) == (2 * 16 * 16, 16 * 16)
         assert v.std == pytest.approx(beta * square)
         assert plan[layer + "self_attn.in_proj_bias"] == plan[layer + "linear1.bias"] == ZERO

@@ -1,0 +1,377 @@
+"""Parts of their own, steps after a law and ramps: the same values along every way of writing them."""
+
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastinit import Fill, Plan
+from fastinit.elements.strided import Strided
+from fastinit.plan import values
+from fastinit.plan.history import Contents, Origin
+from fastinit.plan.replay import Computed
+from fastinit.plan.steps import STEPS, image, step, steps_of
+
+DT = Fill.uniform(math.log(1e-3), math.log(0.1)).then("exp").then("clamp_min", 0.01)
+DT = DT.then("inverse_softplus")  # Mamba's dt_bias
+
+
+def one(tensor: Tensor) -> nn.Module:
+    model = nn.Module()
+    model.register_parameter("w", nn.Parameter(tensor))
+    return model
+
+
+def written(fill: Fill, shape: tuple[int, ...], name: str = "w", **like) -> Tensor:
+    """What a plan writes in a parameter of this name."""
+    model = nn.ParameterDict({name: nn.Parameter(torch.empty(shape, **like))})
+    return Plan({name: fill}, seed=5).apply_(model)[name].detach()
+
+
+# Of a [12, 8] parameter: view, and a Fill that the view's shape takes.
+Place = tuple[Callable[[Tensor], Tensor], Fill]
+PLACES: dict[str, Place] = {
+    "rows": (lambda w: w[4:8], Fill.normal(std=0.1)),
+    "columns": (lambda w: w[:, 2:5], Fill.truncated_normal()),
+    "turned": (lambda w: w[2:9].T, Fill.uniform(-1, 1)),
+    "by turns": (lambda w: w.view(2, 3, 2, 8)[:, 1], Fill.normal()),
+    "every other": (lambda w: w[::2, 1::3], DT),
+    "over ends of rows": (lambda w: w.flatten()[5:47], Fill.uniform().then("neg")),
+    "one": (lambda w: w[3, 3], Fill.normal()),
+    "none": (lambda w: w[3:3], Fill.normal()),
+    "gate": (lambda w: w[0:4, 4:], Fill.orthogonal().scaled(2.0)),
+    "turned gate": (lambda w: w[1:7].T, Fill.orthogonal()),
+    "sparse": (lambda w: w[6:], Fill.sparse(0.5)),
+    "convolution": (lambda w: w.view(4, 4, 6)[:, :, 1:4], Fill.dirac()),
+    "ramp": (lambda w: w.view(3, 4, 8)[1], Fill.arange(1.0, 2.0, 0).then("log")),
+    "constant": (lambda w: w[:2], Fill.constant(4.0)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_part_of_its_own_is_the_parameter_that_it_would_be(place: str, dtype) -> None:
+    view, fill = PLACES[place]
+    meta = torch.empty(12, 8, device="meta")
+    alone = written(fill, tuple(view(meta).shape), "part", dtype=dtype)
+    for name, given in (("part", Fill(**{**vars(fill), "stream": "part"})), ("w[0]", fill)):
+        if name == "w[0]":  # by default it has the name of its place
+            alone = written(fill, tuple(view(meta).shape), name, dtype=dtype)
+        whole = Fill.normal(std=9.0).with_part(view(meta), given, own=True)
+        w = written(whole, (12, 8), dtype=dtype)
+        # Values of orthogonal_ are a LAPACK's, which other strides may take another way.
+        reach = {"rtol": 1e-5, "atol": 1e-5} if "gate" in place else {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(view(w), alone, **reach)
+        rest = torch.ones(12, 8, dtype=torch.bool)
+        view(rest).fill_(False)
+        assert torch.equal(w[rest], written(Fill.normal(std=9.0), (12, 8), dtype=dtype)[rest])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_strides_and_replays_change_no_value(place: str) -> None:
+    view, fill = PLACES[place]
+    fill = DT.with_part(view(torch.empty(12, 8, device="meta")), fill, own=True)
+    w = written(fill, (12, 8))
+    turned = one(torch.zeros(8, 12).T)
+    Plan({"w": fill}, seed=5).apply_(turned)
+    torch.testing.assert_close(turned.w.detach(), w)
+    if place not in ("gate", "turned gate", "sparse", "convolution"):
+        assert torch.equal(turned.w, w)
+    origin = Origin()
+    contents = Contents(96, torch.float32, torch.device("cpu"))
+    contents = contents.filled(contents.whole, fill, origin)
+    replayed = torch.zeros(12, 8)
+    Computed(contents, Strided.contiguous((12, 8)), {origin: "w"}).write_(replayed, 5)
+    torch.testing.assert_close(replayed, w)
+
+
+def qkv(w: Tensor) -> dict[str, tuple[Tensor, Fill]]:
+    fills = (Fill.normal(std=0.1), Fill.uniform(), Fill.orthogonal())
+    return {f"w{n}": (w[:, i], fill) for i, (n, fill) in enumerate(zip("qkv", fills, strict=True))}
+
+
+def test_a_fused_parameter_is_its_parts() -> None:
+    meta = torch.empty(2, 3, 4, 8, device="meta")  # two heads
+    fill = Fill.fused(qkv(meta))
+    w = written(fill, (24, 8)).view(2, 3, 4, 8)
+    for name, (view, part) in qkv(w).items():
+        torch.testing.assert_close(view, written(part, (2, 4, 8), name))
+    assert str(fill) == "normal, orthogonal, uniform"
+    assert math.isnan(fill.std)
+    two = Fill.fused({"a": (meta[0], Fill.constant(1.0)), "b": (meta[1], Fill.constant(3.0))})
+    assert (two.mean, two.std, str(two)) == (2.0, 1.0, "constant 1, constant 3")
+    twice = written(fill.scaled(2.0), (24, 8))
+    torch.testing.assert_close(twice, 2.0 * w.view(24, 8))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda w: {},
+        lambda w: {"a": w[:2]},  # of a parameter of 3 rows
+        lambda w: {"a": w[1:]},
+        lambda w: {"a": w[:2], "b": w[1:]},
+        lambda w: {"a": w[:1], "b": w[2:]},
+        lambda w: {"a": w[:, :2], "b": w[:, 3:]},
+        lambda w: {"a": w[:1].expand(3, 4)},
+    ],
+)
+def test_what_is_not_every_element_once_is_refused_and_nothing_written(parts) -> None:
+    model = one(torch.full((3, 4), 7.0))
+    fused = parts(torch.empty(3, 4, device="meta"))
+
+    def write() -> None:
+        fill = Fill.fused({name: (view, Fill.normal()) for name, view in fused.items()})
+        Plan({"w": fill}).apply_(model)
+
+    with pytest.raises(ValueError, match=r"every element once|elements twice|but parts of 8"):
+        write()
+    assert (model.w == 7.0).all()
+
+
+def test_saved_scaled_and_moved() -> None:
+    meta = torch.empty(2, 3, 4, 8, device="meta")
+    fills = {
+        "fused": Fill.fused(qkv(meta)),
+        "steps": DT.scaled(3.0).then("add", 1.0),
+        "ramp": Fill.arange(1.0, -0.5, 1).then("exp").scaled(2.0),
+        "own": Fill.normal().with_part(meta[1], Fill.dirac(), own=True),
+        "not own": DT.with_part(meta[1], DT),
+    }
+    plan = Plan(fills, seed=3)
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert [hash(f) for f in again.values()] == [hash(f) for f in plan.values()]
+    assert '"own": true' in plan.to_json()
+    assert Fill.normal().with_part(meta[1], DT) != Fill.normal().with_part(meta[1], DT, own=True)
+    for name in ("steps", "not own", "ramp"):
+        moved = fills[name].affine(-2.0, 0.5)
+        expected = written(fills[name], (24, 8)) * -2.0 + 0.5
+        torch.testing.assert_close(written(moved, (24, 8)), expected)
+    assert fills["fused"].affine(-1.0) is None
+    assert "steps" not in Plan({"w": Fill.normal()}).to_json()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": "log"}, "steps must be a list"),
+        ({"steps": ["log"]}, r"steps\[0\] must be a list of a name"),
+        ({"steps": [[]]}, r"steps\[0\] must be a list of a name"),
+        ({"steps": [[3]]}, r"steps\[0\] must be text"),
+        ({"steps": [["add", "1"]]}, "must be a number"),
+        ({"steps": [["add"]]}, "step add takes term"),
+        ({"steps": [["lag"]]}, "step must be one of"),
+        ({"steps": [["div", 0]]}, "divisor must be another number than 0"),
+        ({"steps": [["sub", 1.0]] * 40}, "at most 32"),
+        ({"steps": [["log"]]}, "log makes NaN"),
+        ({"parts": [{"own": 1}]}, "own must be true or false"),
+    ],
+)
+def test_json_that_is_no_fill_is_refused(change: dict, message: str) -> None:
+    document = json.loads(Plan({"w": Fill.normal()}).to_json())
+    for part in change.get("parts", ()):
+        part.update(offset=0, sizes=[2], strides=[1], distribution="eye")
+    document["parameters"][0] |= change
+    with pytest.raises(ValueError, match=message):
+        Plan.from_json(json.dumps(document))
+
+
+# Numbers for the steps, and the law that they come after.
+ARGUMENTS = {
+    "add": (-1.5,),
+    "clamp_max": (0.7,),
+    "clamp_min": (0.7,),
+    "div": (3.0,),
+    "mul": (-2.0,),
+    "pow": (1.5,),
+    "remainder": (0.3,),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_torchs_function_on_every_value(name: str) -> None:
+    """In float64, rounded once: torch's own value rounded, or its neighbour if that is a tie."""
+    law, arguments = Fill.uniform(0.25, 2.0), ARGUMENTS.get(name, ())
+    drawn = written(law, (500,)).double()
+    if name == "inverse_softplus":
+        expected = drawn + torch.log(-torch.expm1(-drawn))
+    else:
+        expected = getattr(torch, name, getattr(torch.nn.functional, name, None))(drawn, *arguments)
+    made = written(law.then(name, *arguments), (500,))
+    torch.testing.assert_close(made, expected.float(), rtol=2.0**-23, atol=1e-7)
+    low, high = image(0.25, 2.0, (step(name, *arguments),))
+    assert low - 1e-6 <= made.min()
+    assert made.max() <= high + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "named"),
+    [
+        ("aten.log_.default", (), {}),
+        ("aten.add.Tensor", (2.0,), {"alpha": 3}),
+        ("aten.sub_.Tensor", (2,), {}),
+        ("aten.rsub.Scalar", (1.0,), {}),
+        ("aten.rsub.Scalar", (1.0, 2.0), {}),
+        ("clamp", (), {"min": 0.5}),
+        ("clamp", (0.5, 0.75), {}),
+        ("clip", (), {"max": 0.75}),
+        ("true_divide", (3.0,), {}),
+        ("multiply", (3.0,), {}),
+        ("negative", (), {}),
+        ("relu", (), {}),
+        ("rsqrt", (), {}),
+        ("square", (), {}),
+        ("pow", (3,), {}),
+        ("softplus", (), {}),
+        ("subtract", (0.5,), {}),
+    ],
+)
+def test_steps_of_a_torch_function(name: str, arguments: tuple, named: dict) -> None:
+    steps = steps_of(name, *arguments, **named)
+    assert steps is not None
+    fill = Fill.uniform(0.5, 2.0)
+    for name_of_step, its in steps:
+        fill = fill.then(name_of_step, *its)
+    plain = name.removeprefix("aten.").split(".")[0].rstrip("_")
+    function = getattr(torch, plain, None) or getattr(torch.nn.functional, plain)
+    expected = function(written(Fill.uniform(0.5, 2.0), (99,)).double(), *arguments, **named)
+    torch.testing.assert_close(written(fill, (99,)).double(), expected, rtol=2.0**-23, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "named"),
+    [
+        ("sin", (), {}),
+        ("add", (torch.ones(3),), {}),
+        ("div", (2.0,), {"rounding_mode": "floor"}),
+        ("add", (True,), {}),
+        ("clamp", (), {"min": math.inf}),
+        ("softplus", (2.0,), {}),
+        ("inverse_softplus", (), {}),
+        ("log", (), {"out": torch.ones(1)}),
+    ],
+)
+def test_what_is_no_step(name: str, arguments: tuple, named: dict) -> None:
+    assert steps_of(name, *arguments, **named) is None
+
+
+@pytest.mark.parametrize(
+    ("fill", "steps"),
+    [
+        (Fill.uniform(-1.0, 1.0), [("log",)]),
+        (Fill.uniform(-1.0, 1.0), [("sqrt",)]),
+        (Fill.normal(), [("pow", 0.5)]),
+        (Fill.uniform(), [("sub", 1.0)]),  # torch has it, as add
+        (Fill.uniform(), [("add", -2.0), ("inverse_softplus",)]),
+        (Fill.uniform(), [("log",), ("remainder", 1.0)]),  # of -inf, 0's logarithm
+        (Fill.uniform(), [("reciprocal",), ("mul", 0.0)]),
+        (Fill.arange(-1.0), [("log",)]),
+        (Fill.constant(-1.0), [("log",)]),
+        (Fill.orthogonal(), [("exp",)]),
+        (Fill.uniform(), [*[("neg",)] * 32, ("neg",)]),
+        (Fill.uniform(), [("add", math.inf)]),
+    ],
+)
+def test_steps_that_make_no_numbers_are_refused(fill: Fill, steps: list) -> None:
+    *before, last = steps
+    for each in before:
+        fill = fill.then(*each)
+    with pytest.raises(ValueError, match=r"NaN|must be|steps follow a law"):
+        fill.then(*last)
+
+
+@pytest.mark.parametrize(
+    ("fill", "shape", "message"),
+    [
+        (Fill.arange(5.0, -1.0).then("log"), (2, 9), "w: log makes NaN of some of the values"),
+        (Fill.arange(dim=1), (9,), "w: no dimension 1 for arange"),
+        (Fill.arange(dim=-3), (9, 2), "w: no dimension -3 for arange"),
+    ],
+)
+def test_a_shape_that_a_ramp_cannot_have(fill: Fill, shape: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        written(fill, shape)
+
+
+def test_complex_parameters_take_no_steps() -> None:
+    model = one(torch.zeros(4, dtype=torch.complex64))
+    with pytest.raises(NotImplementedError, match="w is complex, but steps and arange are of real"):
+        Plan({"w": DT}).apply_(model)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1, -3])
+def test_a_ramp_along_a_dimension(dim: int) -> None:
+    shape = (4, 5, 6)
+    sizes = [1, 1, 1]
+    sizes[dim] = shape[dim]
+    ramp = (3.0 - 0.5 * torch.arange(shape[dim])).view(sizes).expand(shape)
+    assert torch.equal(written(Fill.arange(3.0, -0.5, dim), shape), ramp)
+    assert torch.equal(written(Fill.arange(3.0, -0.5, dim).scaled(3.0), shape), 3.0 * ramp)
+
+
+@pytest.mark.parametrize("fill", [DT, Fill.arange(0.1, 0.3, 0).then("sqrt")], ids=str)
+def test_chunks_change_no_bit_and_dtypes_round(fill: Fill, monkeypatch) -> None:
+    whole = written(fill, (37, 11))
+    assert torch.equal(written(fill, (37, 11), dtype=torch.bfloat16), whole.bfloat16())
+    assert torch.equal(written(fill, (37, 11), dtype=torch.float64), whole.double())
+    monkeypatch.setattr(values, "CHUNK", 7)
+    assert torch.equal(written(fill, (37, 11)), whole)
+    turned = one(torch.zeros(11, 37).T)
+    assert torch.equal(Plan({"w": fill}, seed=5).apply_(turned).w, whole)
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        DT,
+        Fill.uniform(0.0, 16.0).then("log"),
+        Fill.normal().then("exp"),
+        Fill.normal(1.0, 2.0).scaled(0.5).then("abs").scaled(3.0),
+        Fill.truncated_normal(0.0, 1.0, 0.5, 9.0).then("log"),
+        Fill.uniform().then("remainder", 0.25),
+        Fill.normal().then("sigmoid").then("pow", 2.0),
+    ],
+    ids=str,
+)
+def test_moments_after_steps(fill: Fill) -> None:
+    """Of 400,000 values the mean is within 5 of its standard errors; the std within 2%, as the largest
+    fourth moment, of exp(normal), gives a standard error of 0.8%."""
+    drawn = written(fill, (400_000,)).double()
+    assert (
+        abs(float(drawn.mean()) - fill.mean) < 5 * fill.std / math.sqrt(400_000) + 1e-3 * fill.std
+    )
+    assert float(drawn.std()) == pytest.approx(fill.std, rel=0.04)
+
+
+def test_moments_that_are_not_there_are_nan() -> None:
+    assert math.isnan(Fill.uniform().then("reciprocal").mean)
+    assert math.isnan(Fill.arange().std)
+    assert math.isnan(Fill.orthogonal().mean)
+
+
+def test_steps_after_a_constant_are_a_constant_and_scales_stay_in_their_place() -> None:
+    assert Fill.constant(2.0).then("log").then("add", 1.0) == Fill.constant(math.log(2.0) + 1.0)
+    assert math.isnan(Fill.constant(math.nan).then("exp").mean)
+    scaled = Fill.uniform(1.0, 2.0).scaled(3.0).then("log")  # of the scaled values
+    drawn = written(Fill.uniform(3.0, 6.0), (50,))
+    torch.testing.assert_close(written(scaled, (50,)), drawn.log())
+    both = scaled.scaled(2.0).then("exp")
+    torch.testing.assert_close(written(both, (50,)), (2.0 * drawn.log()).exp())
+    assert not Fill.constant(1.0).then("exp").is_random
+    assert Fill.normal().then("exp").is_random
+
+
+def test_a_table_has_one_line_for_layers_whose_parts_have_other_names() -> None:
+    meta = torch.empty(6, 4, device="meta")
+    fills = {
+        f"h.{i}.qkv": Fill.fused({f"h.{i}.{n}": (p, DT) for n, p in zip("qkv", meta.split(2))})
+        for i in range(3)
+    }
+    table = Plan(fills).table()
+    assert max(map(len, table.splitlines())) <= 80
+    (line,) = [line for line in table.splitlines() if line.startswith("h.*.qkv")]
+    assert "inverse_softplus(clamp_min(exp(uniform), 0.01))" in line
