@@ -1,8 +1,10 @@
 """Recipes: named rules from (name, module, shape, config) to a Fill, each with its source.
 
 A rule returns None for what it does not know, and ``Plan.from_model`` lists that as an error, as it
-does a pattern of names that matches nothing: a recipe is applied in full or not at all. One's own rule
-is any function of that form, or made of others by :func:`by_name` and :func:`first_of`.
+does a pattern of names that matches nothing: a recipe is applied in full or not at all. It knows a
+parameter by what that is to its module's class (:mod:`fastinit.recipes.roles`), or by a name that its
+source has. One's own rule is any function of that form, or made of others by :func:`by_name` and
+:func:`first_of`.
 
 A rule has to be told some things, which it takes from ``config``, an object with attributes or a
 mapping (by default the model's own). What else there is to say are arguments of a function that makes

@@ -13,7 +13,8 @@ from fastinit.fills.layer_kinds import CONVOLUTIONS, TRANSPOSED
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Rule
 from fastinit.recipes.fills import ZERO
-from fastinit.recipes.rules import first_of, own_name
+from fastinit.recipes.roles import by_role, role
+from fastinit.recipes.rules import first_of
 from fastinit.recipes.torch_layers import torch_default
 
 
@@ -41,9 +42,8 @@ def orthogonal(
     factor = _gain(nonlinearity, gain)
 
     def rule(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
-        plain = type(module) in (nn.RNN, nn.RNNCell)
-        if plain or isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-            return ZERO if "bias" in own_name(name) else Fill.orthogonal(factor)
+        if isinstance(module, (nn.Linear, nn.RNN, nn.RNNCell, *CONVOLUTIONS)):
+            return by_role(role(name, module, shape), weight=Fill.orthogonal(factor))
         return None
 
     return first_of(rule, rest)
@@ -72,8 +72,9 @@ def delta_orthogonal(
     def rule(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
         if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
             return rest(name, module, shape, config)
-        if own_name(name) == "bias":
-            return ZERO
+        part = role(name, module, shape)
+        if part != "weight":
+            return ZERO if part == "bias" else None
         if isinstance(module, nn.Linear):
             return Fill.orthogonal(factor)
         if isinstance(module, TRANSPOSED) or module.groups > 1 or shape[1] > shape[0]:

@@ -15,13 +15,13 @@ from fastinit.fills.layer_kinds import CONVOLUTIONS
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Rule
 from fastinit.recipes.fills import ONE, ZERO, embedding, normal, uniform
+from fastinit.recipes.roles import own_name, role
 from fastinit.recipes.rules import (
     Checked,
     by_name,
     count_of,
     first_of,
     needs,
-    own_name,
     setting,
 )
 from fastinit.recipes.torch_layers import torch_default
@@ -191,8 +191,9 @@ def fixup(
     def he(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
         if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
             return _scalar(name, shape)
-        if own_name(name) == "bias":
-            return ZERO
+        part = role(name, module, shape)
+        if part != "weight":
+            return ZERO if part == "bias" else None
         return normal(fans.kaiming_std(fans.fans_of(shape), mode="fan_out", nonlinearity="relu"))
 
     def scaled(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
@@ -253,7 +254,9 @@ def _transformer(branch: Patterns, law: FillOfStd, gain: Gain, embedding_gain: G
     """Xavier matrices, with a gain in branches; embeddings; biases 0; norms weight 1, bias 0."""
 
     def rule(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
-        own = own_name(name)
+        own, part = own_name(name), role(name, module, shape)
+        if part is None:
+            return None
         if isinstance(module, nn.Embedding):
             std = embedding_gain(name, config) * shape[1] ** -0.5
             return embedding(module, shape, normal(std))
@@ -268,7 +271,7 @@ def _transformer(branch: Patterns, law: FillOfStd, gain: Gain, embedding_gain: G
                 std = fans.xavier_std(fans.fans_of(shape))
                 return law(factor * std if own == "v_proj_weight" else std)
         elif isinstance(module, nn.Linear):
-            if own == "bias":
+            if part == "bias":
                 return ZERO
             factor = gain(name, config) if matches(name, branch) else 1.0
             return law(factor * fans.xavier_std(fans.fans_of(shape)))

@@ -145,8 +145,3 @@ def count_of(config: Any, *names: str) -> int:
         NumberTypeError, NumberRangeError: it is no such number.
     """
     return number.integer("/".join(names), setting(config, *names), least=1)
-
-
-def own_name(name: str) -> str:
-    """The last part of a parameter's name: what its module calls it."""
-    return name.rpartition(".")[2]

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastinit.fills import fans
 from fastinit.fills.layer_kinds import CONVOLUTIONS, EMBEDDINGS
@@ -20,7 +20,7 @@ from fastinit.recipes.fills import (
     uniform,
     within,
 )
-from fastinit.recipes.rules import own_name
+from fastinit.recipes.roles import own_name, role
 
 _OUT_PROJ = type(nn.MultiheadAttention(1, 1).out_proj)
 """A class of its own, with a bias of 0."""
@@ -37,27 +37,32 @@ def torch_default(name: str, module: nn.Module, shape: torch.Size, config: Any) 
 
     Source: torch 2.13, ``torch/nn/modules``.
     """
-    own = own_name(name)
-    if isinstance(module, _OUT_PROJ) and own == "bias":
+    part = role(name, module, shape)
+    if part is None:
+        return None
+    if isinstance(module, _OUT_PROJ) and part == "bias":
         return ZERO  # MultiheadAttention.out_proj
     if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-        fan_in, fan_out = fans.fans_of(module.weight.shape)
-        if own == "bias":
-            return within(1.0 / math.sqrt(fan_in) if fan_in else 0.0)
-        return uniform(fans.kaiming_std((fan_in, fan_out), a=math.sqrt(5.0)))
+        if part == "weight":
+            return uniform(fans.kaiming_std(fans.fans_of(shape), a=math.sqrt(5.0)))
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or role("weight", module, weight.shape) is None:
+            return None
+        fan_in, _ = fans.fans_of(weight.shape)
+        return within(1.0 / math.sqrt(fan_in) if fan_in else 0.0)
     if isinstance(module, nn.Bilinear):
-        return within(1.0 / math.sqrt(module.weight.shape[1]))
+        return within(1.0 / math.sqrt(module.in1_features))
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return within(1.0 / math.sqrt(module.hidden_size) if module.hidden_size else 0.0)
     if isinstance(module, nn.MultiheadAttention):
-        if own == "in_proj_bias":
+        if own_name(name) == "in_proj_bias":
             return ZERO
         std = fans.xavier_std(fans.fans_of(shape))
-        return normal(std) if "bias" in own else uniform(std)
+        return normal(std) if part == "bias" else uniform(std)
     if isinstance(module, EMBEDDINGS):
         return embedding(module, shape, normal(1.0))
     if isinstance(module, NORMS):
-        return ZERO if own == "bias" else ONE
+        return ZERO if part == "bias" else ONE
     if isinstance(module, nn.PReLU):
         return Fill.constant(module.init)
     return None
@@ -68,6 +73,6 @@ def torch_transformer(name: str, module: nn.Module, shape: torch.Size, config: A
 
     Source: torch 2.13, ``nn.Transformer._reset_parameters``.
     """
-    if len(shape) > 1:
+    if len(shape) > 1 and role(name, module, shape) is not None:
         return uniform(fans.xavier_std(fans.fans_of(shape)))
     return torch_default(name, module, shape, config)

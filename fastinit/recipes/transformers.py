@@ -16,7 +16,8 @@ from fastinit.fills.layer_kinds import CONVOLUTIONS, is_conv1d
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Rule
 from fastinit.recipes.fills import ONE, ZERO, embedding, normal, uniform
-from fastinit.recipes.rules import count_of, needs, number_of, own_name, setting
+from fastinit.recipes.roles import by_role, own_name, role
+from fastinit.recipes.rules import count_of, needs, number_of, setting
 from fastinit.recipes.torch_layers import torch_default
 
 
@@ -43,7 +44,7 @@ def gemma(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill 
     Args:
         config: as of :func:`llama`.
     """
-    if "RMSNorm" in type(module).__name__:
+    if "RMSNorm" in type(module).__name__ and own_name(name) == "weight":
         return ZERO
     return _plain(name, module, shape, _std(config))
 
@@ -64,7 +65,7 @@ def gpt2(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill |
     if name.endswith("c_proj.weight"):
         return normal(std / math.sqrt(2 * count_of(config, "n_layer", "num_hidden_layers")))
     if is_conv1d(module):  # transformers' Linear with the weight transposed
-        return ZERO if own_name(name) == "bias" else normal(std)
+        return by_role(role(name, module, shape), weight=normal(std))
     return _plain(name, module, shape, _std(config))
 
 
@@ -119,11 +120,12 @@ def t5(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | N
     """
     factor = number_of(config, "initializer_factor", default=1.0)
     if type(module).__name__.endswith("LayerNorm"):
-        return Fill.constant(factor)
+        return Fill.constant(factor) if own_name(name) == "weight" else None
     if not isinstance(module, (nn.Linear, nn.Embedding)):
         return None
-    if own_name(name) == "bias":
-        return ZERO
+    part = role(name, module, shape)
+    if part != "weight":
+        return ZERO if part == "bias" else None
     layer = name.split(".")[-2] if "." in name else ""
     if layer in ("shared", "embed_tokens", "lm_head", "classifier"):
         return normal(factor)
@@ -245,16 +247,18 @@ def _std(config: Any) -> float:
 
 def _plain(name: str, module: nn.Module, shape: torch.Size, std: float) -> Fill | None:
     """PreTrainedModel._init_weights."""
-    own, kind = own_name(name), type(module).__name__
+    part, kind = role(name, module, shape), type(module).__name__
     if isinstance(module, (nn.Linear, *CONVOLUTIONS)) and kind != "ConvTranspose3d":
-        return ZERO if own == "bias" else normal(std)
+        return by_role(part, weight=normal(std))
+    if part is None and isinstance(module, (nn.LSTM, nn.Embedding)):
+        return None
     if isinstance(module, nn.LSTM):
-        return ZERO if "bias" in own else uniform(fans.xavier_std(fans.fans_of(shape)))
+        return ZERO if part == "bias" else uniform(fans.xavier_std(fans.fans_of(shape)))
     if isinstance(module, nn.Embedding):
         return embedding(module, shape, normal(std))
     if isinstance(module, nn.MultiheadAttention):
         return torch_default(name, module, shape, None)
     named = "LayerNorm" in kind or "RMSNorm" in kind
     if named or isinstance(module, _OTHER_NORMS):
-        return {"weight": ONE, "bias": ZERO}.get(own)
+        return {"weight": ONE, "bias": ZERO}.get(own_name(name))
     return None

@@ -11,7 +11,7 @@ from torch import nn
 from fastinit.fills import fans
 from fastinit.plan.fill import Fill
 from fastinit.recipes.fills import ZERO, normal, uniform, within
-from fastinit.recipes.rules import own_name
+from fastinit.recipes.roles import by_role, own_name, role
 from fastinit.recipes.torch_layers import torch_default
 
 _SMALL = 1e-6
@@ -27,7 +27,8 @@ def vit(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | 
     Source: timm, ``models/vision_transformer.py``: ``init_weights`` and ``init_weights_vit_timm``.
     """
     if isinstance(module, nn.Linear):
-        return ZERO if own_name(name) == "bias" else Fill.truncated_normal(0.0, 0.02, -2.0, 2.0)
+        weight = Fill.truncated_normal(0.0, 0.02, -2.0, 2.0)
+        return by_role(role(name, module, shape), weight=weight)
     return _others(name, module, shape, config)
 
 
@@ -39,15 +40,18 @@ def vit_jax(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fil
 
     Source: timm, ``init_weights_vit_jax`` (``weight_init="jax"``).
     """
-    is_bias = own_name(name) == "bias"
+    is_layer = isinstance(module, (nn.Linear, nn.Conv2d))
+    part = role(name, module, shape)
+    if is_layer and part is None:
+        return None
     if isinstance(module, nn.Linear):
         if name.startswith("head"):
             return ZERO
-        if is_bias:
+        if part == "bias":
             return normal(_SMALL) if "mlp" in name else ZERO
         return uniform(fans.xavier_std(fans.fans_of(shape)))
     if isinstance(module, nn.Conv2d):
-        if is_bias:
+        if part == "bias":
             return ZERO
         return Fill.truncated_normal(**fans.variance_scaling(fans.fans_of(shape)).parameters)
     return _others(name, module, shape, config)
@@ -59,8 +63,9 @@ def vit_moco(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fi
     Source: timm, ``init_weights_vit_moco`` (``weight_init="moco"``).
     """
     if isinstance(module, nn.Linear):
-        if own_name(name) == "bias":
-            return ZERO
+        part = role(name, module, shape)
+        if part != "weight":
+            return ZERO if part == "bias" else None
         if "qkv" in name:
             return within(math.sqrt(6.0 / (shape[0] // 3 + shape[1])))
         return uniform(fans.xavier_std(fans.fans_of(shape)))

@@ -18,11 +18,12 @@ from torch import nn
 
 from fastinit.base import number
 from fastinit.base.text import listing
-from fastinit.fills.layer_kinds import CONVOLUTIONS, TRANSPOSED, is_conv1d
+from fastinit.fills.layer_kinds import EMBEDDINGS, TRANSPOSED, is_conv1d
 from fastinit.plan.fill import Fill
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan, Rule
 from fastinit.plan.whole_tensors import STRUCTURES
+from fastinit.recipes.roles import is_matrix
 from fastinit.recipes.rules import Checked
 
 Shapes = Mapping[str, Sequence[int]]
@@ -183,10 +184,10 @@ def growth(name: str, module: nn.Module, shape: Sequence[int], base: Sequence[in
     grown = [dim for dim, ratio in enumerate(ratios) if ratio != 1]
     if len(grown) > 2 or (len(grown) == 2 and grown != [0, 1]):
         raise ValueError(f"{name} grows in more than a matrix's two sizes: {base} to {shape}")
-    flipped = isinstance(module, (nn.Embedding, *TRANSPOSED)) or is_conv1d(module)
-    is_matrix = flipped or isinstance(module, (nn.Linear, *CONVOLUTIONS))
-    if len(shape) > 1 and (is_matrix or len(grown) == 2):
-        return Growth(*(ratios[:2] if flipped else ratios[1::-1]))
+    multiplies = is_matrix(name, module, torch.Size(shape))
+    if multiplies or (len(shape) > 1 and len(grown) == 2):
+        is_flipped = isinstance(module, (*EMBEDDINGS, *TRANSPOSED)) or is_conv1d(module)
+        return Growth(*(ratios[:2] if multiplies and is_flipped else ratios[1::-1]))
     return Growth(1.0, math.prod(ratios))
 
 

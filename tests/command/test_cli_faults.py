@@ -139,7 +139,7 @@ OF_ALL = [
     ("--plan no-json.json", "no-json.json: not a plan: not JSON"),
     ("--plan list.json", "list.json: not a plan"),
     ("--plan binary", "binary: "),
-    ("--plan plan-of-another.json", 'plan with "version" 9'),
+    ("--plan plan-of-another.json", "not a plan: version is 9"),
     ("--plan gpt2", "no parameter matches"),  # a recipe that is for other models
     ("--nope", "--nope"),
     ("one too many", "one"),
