@@ -25,6 +25,7 @@ from fastinit import deferred, materialize_
 LEVEL = 1e-4
 MORE = range(3, 11)
 """Seeds of further eager models, asked only if two of them and ours differ in what is random."""
+NUMBERS = (bool, int, float, complex, np.ndarray, torch.Generator)
 RAISES = "raises "
 """What a difference begins with if there is no model to compare."""
 
@@ -270,7 +271,6 @@ def _is(tensor: Tensor) -> dict[str, Any]:
         "stride": [s for s, n in zip(tensor.stride(), tensor.shape) if n > 1] if strided else None,
         "requires_grad": tensor.requires_grad,
         "is_leaf": tensor.is_leaf,
-        "is_inference": tensor.is_inference(),
         "is_conj": tensor.is_conj(),
         "gradient": tensor.grad is not None if tensor.is_leaf else None,
         "hooks": [len(hooks) for hooks in _hooks_of(tensor)],
@@ -296,9 +296,15 @@ def _unwritten(values: Tensor) -> Tensor:
     """Elements that nobody wrote, in an eager model."""
     if values.is_floating_point():
         return values.isnan()
-    if values.dtype is torch.bool:
-        return torch.zeros_like(values)
-    return values == torch.iinfo(values.dtype).max
+    largest = 2 if values.dtype is torch.bool else torch.iinfo(values.dtype).max
+    return values == largest
+
+
+def _near(got: Tensor, wanted: Tensor) -> Tensor:
+    """Where computed numbers are equal: torch and a BLAS may round, up to a hundred last places."""
+    eps = torch.finfo(wanted.dtype).eps if wanted.is_floating_point() else 0.0
+    size = float(wanted.double().nan_to_num(0.0, 0.0, 0.0).abs().max()) if wanted.numel() else 0.0
+    return torch.isclose(got.double(), wanted.double(), 100 * eps, 100 * eps * size)
 
 
 def _constants(one: _Model, two: _Model, ours: _Model) -> Iterator[str]:
@@ -308,11 +314,7 @@ def _constants(one: _Model, two: _Model, ours: _Model) -> Iterator[str]:
         got = ours.values[path]
         if ours.digests[path] == one.digests[path] or got.shape != wanted.shape:
             continue
-        # Computed numbers round as torch has it: a hundred times a number's last place.
-        eps = torch.finfo(wanted.dtype).eps if wanted.is_floating_point() else 0.0
-        size = float(wanted.double().nan_to_num(0.0, 0.0, 0.0).abs().max())
-        near = torch.isclose(got.double(), wanted.double(), 100 * eps, 100 * eps * size)
-        wrong = ~(near | _unwritten(wanted))
+        wrong = ~(_near(got, wanted) | _unwritten(wanted))
         if wrong.any():
             yield (
                 f"{path}: {int(wrong.sum())} of {wrong.numel()} constant elements differ, such as "
@@ -382,15 +384,14 @@ def _seeds(one: _Model, two: _Model, ours: _Model, again: _Model, other: _Model)
             continue
         written, repeated = one.values.get(path, values), again.values.get(path, values[:0])
         alike = values.shape == repeated.shape == written.shape
-        if not alike or not torch.equal(*(v[~_unwritten(written)] for v in (values, repeated))):
+        if not alike or not (_near(repeated, values) | _unwritten(written)).all():
             yield f"{path}: recorded again with the same seed it has other values"
     for path, leaf in ours.held.leaves.items():
         unstable = path not in one.held.leaves or path not in two.held.leaves
         if unstable or path not in again.held.leaves or path.endswith(".key"):
             continue
         by_seed = not _same(one.held.leaves[path], two.held.leaves[path])
-        number = isinstance(leaf, (bool, int, float, complex, np.ndarray, torch.Generator))
-        if by_seed and number and not _same(leaf, again.held.leaves[path]):
+        if by_seed and isinstance(leaf, NUMBERS) and not _same(leaf, again.held.leaves[path]):
             yield f"{path}: recorded again with the same seed it is another number"
     for path in _drawn(one, two, ours):
         values = one.values[path]

@@ -159,7 +159,7 @@ def facts(values: Tensor) -> Iterator[tuple[Any, ...]]:
     zero = values == 0
     if zero.any():
         yield "zeros at", digest(zero)
-    yield "zeros, more than a thousandth", bool(zero.sum() > values.numel() / 1000)
+    yield "zeros, more than a hundredth", bool(zero.sum() > 3 + values.numel() / 100)
     yield "infinite", int(values.isinf().sum())
     yield "smallest", float(values.min())
     yield "largest", float(values.max())
@@ -259,7 +259,8 @@ def _projected(view: Tensor, dim: int | None) -> Tensor:
     rows = rows / rows.norm(dim=1, keepdim=True)
     components = rows @ directions(rows.shape[1])
     components = components * components[:, :1].sign()  # a negative multiple is one too
-    return components[components.isfinite().all(1)]
+    # Vectors of one or two elements that are not zero are often alike.
+    return components[components.isfinite().all(1) & ((rows != 0).sum(1) > 3)]
 
 
 def _related(blocks: list[tuple[Block, Tensor]]) -> Iterator[tuple[Relation, int]]:

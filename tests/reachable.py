@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 LEAVES = (
     *(type(None), bool, int, float, complex, str, bytes, enum.Enum, range, slice, type),
@@ -55,7 +56,7 @@ class Held:
         entered: set[int] = set()
         while stack:
             path, item = stack.pop()
-            if isinstance(item, LEAVES):
+            if isinstance(item, LEAVES) and not _is_method(item):
                 self.leaves[path] = item
             elif id(item) not in outside or isinstance(item, (Tensor, nn.Module)):
                 self._place(path, item)
@@ -90,6 +91,8 @@ class Held:
             yield from zip((f"{path}.{n}" for n in _PARTIAL), (item.func, item.args, item.keywords))
         elif isinstance(item, types.MethodType):
             yield from ((f"{path}.__self__", item.__self__), (f"{path}.__func__", item.__func__))
+        elif isinstance(item, types.BuiltinFunctionType):
+            yield from ((f"{path}.__self__", item.__self__), (f"{path}.__name__", item.__name__))
         elif isinstance(item, types.FunctionType):
             for name, cell in zip(item.__code__.co_freevars, item.__closure__ or ()):
                 try:
@@ -100,7 +103,9 @@ class Held:
             yield f"{path}.__kwdefaults__", item.__kwdefaults__
         elif hasattr(item, "next_functions"):  # of autograd: it may accumulate a tensor's gradient
             yield f"{path}.variable", getattr(item, "variable", None)
-        elif type(item).__module__.partition(".")[0] in ELSEWHERE:
+        elif type(item).__module__.partition(".")[0] in ELSEWHERE or isinstance(
+            item, RemovableHandle
+        ):
             return
         if isinstance(item, Tensor):
             yield from self._of_tensor(path, item)
@@ -138,6 +143,12 @@ class Held:
 
 
 _PARTIAL = ("func", "args", "keywords")
+
+
+def _is_method(item: Any) -> bool:
+    """Whether it is a method of an object that is implemented in C, as those of tensors and lists."""
+    owner = getattr(item, "__self__", None) if isinstance(item, types.BuiltinFunctionType) else None
+    return owner is not None and not isinstance(owner, (types.ModuleType, type))
 
 
 def _attributes(item: Any) -> Iterator[tuple[str, Any]]:
