@@ -1,4 +1,9 @@
-"""Pictures of a net layer by layer: variance as watched, and std before and after LSUV."""
+"""Pictures of a net layer by layer: variance as watched, and std before and after LSUV.
+
+Output and gradient (before and after) are two colours. A line joins layers that are alike; where unlike
+ones take turns, as in the blocks of a transformer, each kind has a marker and a line of its own. What
+has no place on a logarithmic axis is a cross on its edge: no variance below, inf or NaN above.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ import math
 import os
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from itertools import cycle, groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastinit.base.files import replacing
 from fastinit.variance.layers import abbreviated
@@ -14,15 +20,27 @@ from fastinit.variance.layers import abbreviated
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NAMED = 12  # layers up to which each has its name below the axis
-ROOM = 20  # letters of a name
-_TARGET = "fastinit-target"
-_DOTTED: dict[str, Any] = {
-    "color": "0.55",
-    "linewidth": 1.2,
-    "linestyle": (0, (1, 1.5)),
-    "zorder": 1,
-}
+ROOM = 22  # letters of a name
+NAMED = 72  # names below the axis of a figure that is made here
+ACROSS, LETTER = 0.15, 0.08  # inches of the axis that a name takes, and that a letter does, lying
+SLANTED = 0.4  # inches that are enough for a slanted name
+GREY = "#94a3b8"
+PAIRS = (("#475569", "#c2410c"), ("#0e7490", "#be185d"), ("#4d7c0f", "#7e22ce"))
+"""Colours of output and gradient, for each model on the same axes."""
+MARKERS = "osD^vPph<>8"
+ALONE = "*"
+"""The marker of layers that are like no other, where others have markers by kind."""
+LEAST_SPAN = 5.0  # of the axis, from top to bottom: less looks like noise, and has too few ticks
+
+
+class Series(NamedTuple):
+    """One number of each layer, in the order of execution."""
+
+    label: str
+    values: Sequence[float | None]
+    """> 0; 0 or NaN: there is no variance; infinite: there are values that are not finite; None: nothing
+    was measured."""
+    hollow: bool = False
 
 
 def variance_through_depth(
@@ -33,43 +51,37 @@ def variance_through_depth(
     path: str | os.PathLike[str] | None = None,
     ax: Axes | None = None,
     label: str = "",
+    title: str = "Variance by layer",
 ) -> Axes:
     """Draws the variance of each layer's output, and of the gradients, on a logarithmic axis.
 
     Gradients are shown relative to the last layer's that has one, where the backward pass begins: the
-    loss's scale drops out, and 1 is the target of both lines. Where a variance is 0 or there is none, a
-    cross stands at the foot of the axis.
+    loss's scale drops out.
 
     Args:
         names: the layers', in the order of execution.
-        forward: the variance of each layer's output, from 0 on, or NaN.
+        forward: the variance of each layer's output, from 0 on; NaN: there is none; infinite: there are
+            values that are not finite.
         backward: that of the gradient; None where there was no gradient.
         path: a file to write, its format by its name (.png, .pdf, .svg); needs no display.
         ax: axes to draw on, so as to compare several models; by default those of a new figure.
         label: what this model is called in the legend.
+        title: is above the picture, unless the axes have a title.
 
     Returns:
         The axes; ``ax.figure`` is the figure.
 
     Raises:
         ImportError: matplotlib is not there.
-        ValueError: no layer, or a name that ends in no format.
+        ValueError: a name that ends in no format.
     """
-    ax = _axes(ax, len(names), path)
-    if not any(line.get_gid() == _TARGET for line in ax.lines):
-        ax.axhline(1.0, label="target", gid=_TARGET, **_DOTTED)
-    prefix = f"{label}: " if label else ""
-    outputs = list(map(_positive, forward))
-    color = _draw(ax, outputs, f"{prefix}output")
-    gradients = [math.nan if v is None else _positive(v) for v in backward]
-    if begin := [v for v in reversed(gradients) if not math.isnan(v)]:
-        relative = [v / begin[0] for v in gradients]
-        name = f"{prefix}gradient, relative to the last"
-        _draw(ax, relative, name, linestyle="--", color=color, markerfacecolor="white")
-    lost = [i for i, v in enumerate(outputs) if math.isnan(v)]
-    lost += [i for i, v in enumerate(gradients) if math.isnan(v) and backward[i] is not None]
-    _cross(ax, lost, f"{prefix}no variance", color)
-    return _finished(ax, "variance", names, path)
+    series = [Series("output", forward)]
+    if begin := [v for v in reversed(backward) if v is not None and 0 < v < math.inf]:
+        relative = [None if v is None else v / begin[0] for v in backward]
+        series.append(Series("gradient, relative\nto the last", relative))
+    elif any(v is not None for v in backward):
+        series.append(Series("gradient", backward))
+    return _drawn(names, series, "variance", title, path, ax, label)
 
 
 def std_before_and_after(
@@ -81,42 +93,30 @@ def std_before_and_after(
     path: str | os.PathLike[str] | None = None,
     ax: Axes | None = None,
     label: str = "",
+    title: str = "Standard deviation by layer, before and after LSUV",
 ) -> Axes:
     """Draws each layer's std before and after :func:`fastinit.lsuv_`, on a logarithmic axis.
-
-    Where a std is 0 or there is none after, a cross stands at the foot of the axis.
 
     Args:
         names: the layers', in the order of execution.
         before: the std of each layer's output as it was in the pass, where those before it are scaled
-            already.
+            already; from 0 on, or NaN.
         after: that of the output when it was scaled.
-        targets: the std asked for; NaN for frozen layers.
+        targets: the std asked for, > 0; NaN where there is none, as of frozen layers.
         path: a file to write, its format by its name (.png, .pdf, .svg); needs no display.
         ax: axes to draw on, so as to compare several models; by default those of a new figure.
         label: what this model is called in the legend.
+        title: is above the picture, unless the axes have a title.
 
     Returns:
         The axes; ``ax.figure`` is the figure.
 
     Raises:
         ImportError: matplotlib is not there.
-        ValueError: no layer, or a name that ends in no format.
+        ValueError: a name that ends in no format.
     """
-    ax = _axes(ax, len(names), path)
-    if not any(line.get_gid() == _TARGET for line in ax.lines):
-        aims = {target for target in targets if not math.isnan(target)}
-        if len(aims) == 1:
-            ax.axhline(aims.pop(), label="target", gid=_TARGET, **_DOTTED)
-        else:
-            ax.plot(_depth(names), targets, label="target", gid=_TARGET, **_DOTTED)
-    prefix = f"{label}: " if label else ""
-    scaled = list(map(_positive, after))
-    open_: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
-    color = _draw(ax, list(map(_positive, before)), f"{prefix}before", **open_)
-    _draw(ax, scaled, f"{prefix}after", color=color)
-    _cross(ax, [i for i, v in enumerate(scaled) if math.isnan(v)], f"{prefix}no variance", color)
-    return _finished(ax, "standard deviation", names, path)
+    series = [Series("before", before, hollow=True), Series("after", after)]
+    return _drawn(names, series, "standard deviation", title, path, ax, label, targets)
 
 
 def check_format(path: str | os.PathLike[str]) -> None:
@@ -144,71 +144,187 @@ def _matplotlib(name: str) -> Any:
         raise ImportError(f"plots need matplotlib: {error} (pip install matplotlib)") from error
 
 
-def _axes(ax: Axes | None, layers: int, path: Any) -> Axes:
+def _drawn(
+    names: Sequence[str],
+    series: Sequence[Series],
+    what: str,
+    title: str,
+    path: str | os.PathLike[str] | None,
+    ax: Axes | None,
+    label: str,
+    targets: Sequence[float] = (),
+) -> Axes:
+    """The one way to draw: layers along the axis, a colour for each series."""
     figure = _matplotlib("figure")
     if path is not None:
         check_format(path)
-    if not layers:
-        raise ValueError("layers must have at least one layer to draw, but got none")
-    if ax is not None:
-        return ax
-    made: Axes = figure.Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained").subplots()
-    return made
-
-
-def _depth(layers: Sequence[Any]) -> range:
-    return range(1, len(layers) + 1)
-
-
-def _draw(ax: Axes, values: list[float], label: str, **style: Any) -> Any:
-    """One line with a marker for each layer. Returns its colour."""
-    size = 4.5 if len(values) <= 40 else 2.5
-    drawn: dict[str, Any] = {"linewidth": 1.4, "marker": "o", "markersize": size, "label": label}
-    (line,) = ax.plot(_depth(values), values, **drawn | style)
-    return line.get_color()
-
-
-def _cross(ax: Axes, places: list[int], label: str, color: Any) -> None:
-    """Crosses at the foot of the axis."""
-    if places:
-        style: dict[str, Any] = {"color": color, "clip_on": False, "zorder": 3, "label": label}
-        style["transform"] = ax.get_xaxis_transform()  # y is 0 at the foot
-        ax.plot([i + 1 for i in places], [0.0] * len(places), "x", **style)
-
-
-def _finished(ax: Axes, what: str, names: Sequence[str], path: Any) -> Axes:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    def tick(value: float, place: int) -> str:
-        low, high = ax.get_ylim()
-        steps = {3: "123456789", 10: "1235", 50: "125", math.inf: "1"}
-        shown = next(digits for ratio, digits in steps.items() if high < ratio * low)
-        digit, exponent = f"{value:.0e}".split("e")
-        if digit not in shown:
-            return ""
-        if high < 1e4 * low and -4 < int(exponent) < 4:
-            return f"{value:g}"
-        return f"${digit} \\cdot 10^{{{int(exponent)}}}$".replace("1 \\cdot ", "")
-
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(FuncFormatter(tick))
-    ax.yaxis.set_minor_formatter(FuncFormatter(tick))
-    ax.set_ylabel(what)
-    if len(names) <= NAMED:
-        short = [abbreviated(name, ROOM) for name in names]
-        ax.set_xticks(_depth(names), short, rotation=30, ha="right", rotation_mode="anchor")
-    else:
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        ax.set_xlabel("layer, in order of execution")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize="small")
+    if ax is None:
+        width = max(6.8, 2.4 + ACROSS * min(len(names), NAMED))
+        ax = figure.Figure(figsize=(width, 4.0), dpi=150, layout="constrained").subplots()
+    assert ax is not None
+    earlier = len({line.get_gid() for line in ax.lines if line.get_gid()})
+    for place, target in enumerate(targets, 1):
+        if not math.isnan(target):
+            ax.plot([place - 0.5, place + 0.5], [target] * 2, color=GREY, zorder=1)
+            _entry(ax, "target", color=GREY)
+    roles = _roles(names)
+    for one, colour in zip(series, PAIRS[earlier % len(PAIRS)]):
+        said = f"{label}: {one.label}" if label else one.label
+        _draw(ax, one, said, colour, roles, gid=f"fastinit {earlier}")
+    for row, (one, colour) in enumerate(zip(series, PAIRS[earlier % len(PAIRS)])):
+        _cross_lost(ax, one, colour, row)
+    for role in roles if len(roles) > 1 else ():
+        if role.marker != ALONE:
+            _entry(ax, role.name, color=GREY, marker=role.marker, linestyle="none")
+    if not names:
+        ax.text(0.5, 0.5, "no layer ran", transform=ax.transAxes, ha="center", va="center")
+    _set_depth(ax, names)
+    _set_scale(ax, what)
+    if not any(ax.get_title(loc) for loc in ("left", "center", "right")):
+        ax.set_title(title, loc="left", fontweight="bold", fontsize="medium")
+    entries = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    if entries:
+        ax.legend(list(entries.values()), list(entries), frameon=False, fontsize="small", **beside)
     if path is not None:
-        figure: Any = ax.figure
+        made: Any = ax.figure
         with replacing(path) as file:
-            figure.savefig(file, format=_ending(path))
+            made.savefig(file, format=_ending(path))
     return ax
 
 
-def _positive(value: float) -> float:
+def _draw(ax: Axes, one: Series, label: str, colour: str, roles: Sequence[Role], gid: str) -> None:
+    """A line for each role, and a marker for each layer."""
+    style: dict[str, Any] = {"color": colour, "linestyle": "--" if one.hollow else "-"}
+    marked: dict[str, Any] = {"markerfacecolor": "white" if one.hollow else colour}
+    marked["markersize"] = 4.5 if len(one.values) <= 40 else 3.5
+    faint: dict[str, Any] = (
+        {"linewidth": 0.8, "alpha": 0.4} if len(roles) > 1 else {"linewidth": 1.4}
+    )
+    for role in roles:
+        xs, ys = [i + 1 for i in role.layers], [_positive(one.values[i]) for i in role.layers]
+        ax.plot(xs, ys, zorder=2, **style, **faint)
+        ax.plot(xs, ys, role.marker, zorder=3, gid=gid, **marked | {"color": colour})
+    if one.values:
+        _entry(ax, label, marker="o", linewidth=1.4, **style, **marked)
+
+
+def _cross_lost(ax: Axes, one: Series, colour: str, row: int) -> None:
+    """Crosses for what has no place: a row of each series on the lower edge, and one on the upper."""
+    lost = [(i, v) for i, v in enumerate(one.values) if v is not None and not 0 < v < math.inf]
+    style: dict[str, Any] = {"marker": "x", "linestyle": "none", "markeredgewidth": 1.6}
+    for edge, why in enumerate(("no variance", "inf or NaN")):
+        if places := [i + 1 for i, v in lost if (v == math.inf) == edge]:
+            at: dict[str, Any] = {
+                "transform": ax.get_xaxis_transform(),
+                "clip_on": False,
+                "zorder": 4,
+            }  # y: 0 to 1
+            ax.plot(places, [abs(edge - 0.04 * row)] * len(places), color=colour, **style, **at)
+            _entry(ax, why, color=GREY, **style)
+
+
+def _entry(ax: Axes, label: str, **style: Any) -> None:
+    """A line of the legend; one that is there already is not added again."""
+    if label not in ax.get_legend_handles_labels()[1]:
+        ax.plot([], [], label=label, **style)
+
+
+class Role(NamedTuple):
+    """Layers that a line joins."""
+
+    name: str
+    marker: str
+    layers: list[int]
+
+
+def _roles(names: Sequence[str]) -> list[Role]:
+    """All layers are one role, unless unlike ones take turns.
+
+    Alike are layers that are the same to their blocks, which have numbers: all that end in
+    ``attn.c_proj`` after the last number, as ``transformer.h.3.attn.c_proj``.
+    """
+    own = list(map(_role, names))
+    found: dict[tuple[bool, str], list[int]] = {}
+    for i, role in enumerate(own):
+        found.setdefault(role, []).append(i)
+    if len(list(groupby(own))) == len(found):  # none comes again after another
+        return [Role("", MARKERS[0], list(range(len(names))))]
+    markers = cycle(MARKERS)
+    return [
+        Role(name, next(markers) if len(layers) > 1 else ALONE, layers)
+        for (_, name), layers in found.items()
+    ]
+
+
+def _role(name: str) -> tuple[bool, str]:
+    """Whether a layer is in a block that has a number, and what it is to it."""
+    words = name.split(".")
+    while words and words[-1].isdigit():
+        words.pop()
+    last = max((i for i, word in enumerate(words) if word.isdigit()), default=-1)
+    return last >= 0, ".".join(words[last + 1 :])
+
+
+def _set_depth(ax: Axes, names: Sequence[str]) -> None:
+    """Names below the axis: all, or as many as there is room for."""
+    figure: Any = ax.figure
+    room = figure.get_size_inches()[0] * ax.get_position().width
+    step = max(math.ceil(len(names) * ACROSS / max(room, ACROSS)), 1)
+    shown = range(0, len(names), step)
+    said = [abbreviated(names[i], ROOM) or "the model" for i in shown]
+    each = room / max(len(shown), 1)
+    if each >= LETTER * max((len(name) + 1 for name in said), default=0):
+        style: dict[str, Any] = {"fontsize": "small"}
+    elif each >= SLANTED:
+        style = {"fontsize": "small", "rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    else:
+        style = {"fontsize": "x-small", "rotation": 90}
+    ax.set_xticks([i + 1 for i in shown], said, **style)
+    drawn = [x for line in ax.lines for x in _numbers(line.get_xdata())]
+    ax.set_xlim(0.5, max([*drawn, len(names), 1]) + 0.5)
+
+
+def _set_scale(ax: Axes, what: str) -> None:
+    """A logarithmic axis with enough labels."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    shown = [
+        y
+        for line in ax.lines
+        if line.get_transform() is ax.transData
+        for y in _numbers(line.get_ydata())
+    ]
+    low, high = (min(shown), max(shown)) if shown else (1.0, 1.0)
+    widen = max(math.sqrt(LEAST_SPAN * low / high), (high / low) ** 0.05)
+    low, high = ax.set_ylim(low / widen, high * widen)
+    decades = math.log10(high / low)
+    labelled = ((0.8, "12345678"), (1.5, "1235"), (3.0, "13"), (math.inf, "1"))
+    subs = [float(digit) for digit in next(which for most, which in labelled if decades < most)]
+    ax.yaxis.set_major_locator(LogLocator(10.0, subs, numticks=9))
+    ax.yaxis.set_minor_locator(LogLocator(10.0, "auto", numticks=30))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    plain = low > 5e-4 and high < 2e4
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, place: _tick(value, plain)))
+    ax.set_ylabel(what)
+    ax.grid(axis="y", color="#e2e8f0", linewidth=0.8, zorder=0)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _numbers(drawn: Any) -> list[float]:
+    """The coordinates that show."""
+    return [float(number) for number in drawn if 0 < number < math.inf]
+
+
+def _tick(value: float, plain: bool) -> str:
+    if plain:
+        return f"{value:g}"
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"${digit} \\cdot 10^{{{int(exponent)}}}$".replace("1 \\cdot ", "")
+
+
+def _positive(value: float | None) -> float:
     """NaN where a logarithmic axis has no place for a number."""
-    return value if 0 < value < math.inf else math.nan
+    return value if value is not None and 0 < value < math.inf else math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from fastinit.base import number
 
@@ -23,5 +24,8 @@ def alternating(factor: float) -> Schedule:
     >>> [alternating(1.25)(place) for place in range(3)]
     [1.25, 0.8, 1.25]
     """
-    factor = number.positive("factor", factor)
-    return lambda place: 1.0 / factor if place % 2 else factor
+    return partial(_alternating, number.positive("factor", factor))
+
+
+def _alternating(factor: float, place: int) -> float:
+    return 1.0 / factor if place % 2 else factor

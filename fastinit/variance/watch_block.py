@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,30 +19,22 @@ from fastinit.base import torch_internals as internals
 from fastinit.base.hooks import Uncopied
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
-from fastinit.fills.layer_kinds import layer_fans
+from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
 from fastinit.statistics.tensor import Moments, moments, moments_many
 from fastinit.stream import laws
-from fastinit.stream.reference_moments import merged
-from fastinit.variance.layers import Layer
+from fastinit.stream.reference_moments import M2, MAX, MEAN, MIN, merged
+from fastinit.variance.watch_targets import Target
 from fastinit.variance.watch_units import Units
 from fastinit.variance.watched import Watched
 
 FOLD = 64  # moments of so many calls are merged, so that a long watch needs no more memory
 
 
-@dataclass
-class Target:
-    """A module to watch. ``layer`` is None where its output is measured and its weight is not."""
+class Scaler(Protocol):
+    """What keeps gradients of 16 bits from vanishing, as torch.amp.GradScaler does."""
 
-    name: str
-    module: nn.Module
-    layer: Layer | None
-    why: str = ""
-
-    @property
-    def inside(self) -> bool:
-        """Whether it is a projection inside MultiheadAttention, and computed once more to be seen."""
-        return self.layer is not None and self.layer.projection is not None
+    def scale(self, outputs: Tensor, /) -> Tensor:
+        """A loss, multiplied with the scale."""
 
 
 @dataclass
@@ -70,11 +62,16 @@ class Record:
     backward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=True)))
     units: int = 0
     parts: bool = False  # whether other ranks have other parts of what was measured
+    unread: str = ""  # why nothing is known of the weight
     why: str = "not reached by a backward pass"
     lock: threading.Lock = field(default_factory=threading.Lock)  # replicas run in threads
 
-    def measure(self, x: Tensor, signal: Signal) -> str | None:
-        """Takes up an output or a gradient. Why it could not, if so: the user's own step goes on."""
+    def measure(self, x: Tensor, signal: Signal, scaler: Scaler | None = None) -> str | None:
+        """Takes up an output or a gradient. Why it could not, if so: the user's own step goes on.
+
+        Args:
+            scaler: what multiplied the loss of which this is a gradient.
+        """
         try:
             here = tensors.values(x)
             if signal is self.backward and 0 in here.stride():
@@ -86,6 +83,8 @@ class Record:
                 self.units = here.shape[dim]
                 with self.lock:
                     signal.units.add(here, dim, raw)
+            if scaler is not None:
+                raw = _unscaled(raw, scaler)
         except Exception as error:
             return f"could not be measured: {type(error).__name__}: {error}".split("\n")[0]
         with self.lock:
@@ -105,8 +104,8 @@ class Record:
 class Block:
     """What the hooks of one block saw, and the weights at its end."""
 
-    def __init__(self, gradients: bool) -> None:
-        self.gradients = gradients
+    def __init__(self, gradients: bool, scaler: Scaler | None) -> None:
+        self.gradients, self.scaler = gradients, scaler
         self.open = True
         self.begun: dict[str, Record] = {}
         self.records: dict[str, Record] = {}  # of those that could be measured
@@ -133,7 +132,7 @@ class Block:
 
     def _measure(self, target: Target, x: Tensor | None) -> None:
         if not self.open:
-            return  # in a copy of the model, that was made within the block
+            return  # a call that was on its way in another thread
         if torch.compiler.is_compiling():
             return  # there is nothing to see yet, and compiled code would not come here again
         if why := _immeasurable(x):
@@ -162,9 +161,12 @@ class Block:
     def _await_gradient(self, x: Tensor, record: Record) -> None:
         def backward(grad: Tensor) -> None:
             if self.open and grad is not None:
-                if found := tensors.unreadable(grad):
+                if torch.is_grad_enabled():
+                    # With create_graph: a gradient that the loss is made of, as a force or a penalty.
+                    record.why = "passes with create_graph=True do not count"
+                elif found := tensors.unreadable(grad):
                     record.why = f"it {found[1]}"
-                elif why := record.measure(grad, record.backward):
+                elif why := record.measure(grad, record.backward, self.scaler):
                     record.why = f"it {why}"
 
         # The hook goes with the graph, but for a leaf, such as a parameter that a module returns.
@@ -183,11 +185,16 @@ class Block:
             if layer is None:
                 continue
             if found := tensors.unreadable(layer.weight_in):
-                record.target.why = record.target.why or f"its weight {found[1]}"
+                record.unread = f"its weight {found[1]}"
             elif layer.weight_in.dtype in laws.DTYPES:
                 weights[layer.key] = layer.weight
                 record.parts = record.parts or shard.is_part(layer.weight_in)
         self.weights = dict(zip(weights, moments_many(list(weights.values()))))
+
+    def missing(self, names: Iterable[str]) -> dict[str, str]:
+        """Why those of the names that were not measured were not."""
+        why = "did not run as a module, or was only traced"
+        return {name: self.unseen.get(name, why) for name in names if name not in self.records}
 
     def read(self) -> list[Watched]:
         """All numbers, in one transfer from each device."""
@@ -208,10 +215,12 @@ class Block:
             target, layer = record.target, record.target.layer
             weight = None if layer is None else weights.get(layer.key)
             fan_in, fan_out = math.nan, math.nan
-            if layer is not None and not layer.weight_in.is_nested:
+            if layer is not None and layer.affine and not layer.weight_in.is_nested:
                 fan_in, fan_out = layer_fans(layer.module, layer.shape)
             factor = math.nan if weight is None else fan_in * weight.var / 2
-            notes = [target.why] if target.why else []
+            notes = [why for why in (target.why, record.unread) if why]
+            if layer is not None and not layer.affine and not isinstance(layer.module, EMBEDDINGS):
+                notes.append("without nVar[W]/2: not known to be affine in its weight")
             if why := self.unseen.get(target.name):
                 notes.append(f"a call is not counted: {why}")
             if record.parts:
@@ -242,6 +251,15 @@ class Block:
                 )
             )
         return layers
+
+
+def _unscaled(raw: Tensor, scaler: Scaler) -> Tensor:
+    """Raw moments, [7], of values that are divided by the scaler's scale, which is not waited for."""
+    scale = scaler.scale(torch.ones((), device=raw.device)).to(torch.float64)
+    unscaled = raw.clone()
+    for which, power in ((MEAN, 1), (M2, 2), (MIN, 1), (MAX, 1)):
+        unscaled[which] /= scale**power
+    return unscaled
 
 
 def _runs_again() -> bool:

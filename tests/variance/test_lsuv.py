@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from torch.nn.utils import parametrizations
 from fastinit.variance import schedules
 from fastinit.variance.affine import LSUVError
 from fastinit.variance.lsuv import lsuv_
-from fastinit.variance.lsuv_result import LSUVResult
 from fastinit.variance.transfer import transfer_scale_
 from tests.running_models import differences, everything
 
@@ -668,38 +665,6 @@ def test_the_table_fits_a_terminal() -> None:
     table = lsuv_(mlp(3), torch.randn(64, 64)).table()
     assert all(len(line) <= 80 for line in table.splitlines())
     assert "target" in table
-
-
-@pytest.mark.parametrize("schedule", [None, schedules.alternating(1.25)])
-def test_plot(tmp_path: Path, schedule: Any) -> None:
-    pytest.importorskip("matplotlib")
-    model, x = mlp(20), torch.randn(64, 64)
-    model[4].requires_grad_(False)
-    result = lsuv_(model, x, target_std=schedule or 0.5)
-    path = tmp_path / "lsuv.png"
-    ax = result.plot(path, label="mlp")
-    assert path.read_bytes()[:4] == b"\x89PNG"
-    assert ax.get_yscale() == "log"
-    target, before, after = ax.lines
-    assert list(before.get_ydata()) == [m.before.std for m in result.layers]
-    assert list(after.get_ydata()) == [m.std for m in result.layers]
-    assert [line.get_label() for line in ax.lines] == ["target", "mlp: before", "mlp: after"]
-    if schedule is None:
-        assert list(target.get_ydata()) == [0.5, 0.5]  # all across
-    else:
-        targets = torch.tensor([m.target for m in result.layers], dtype=torch.float64)
-        torch.testing.assert_close(torch.tensor(target.get_ydata()), targets, equal_nan=True)
-        assert targets.isnan().sum() == 1  # the frozen one's
-    assert lsuv_(mlp(2), x).plot(ax=ax, label="other") is ax
-    assert len(ax.lines) == 5
-
-
-def test_plot_of_nothing_and_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="layers must have at least one layer to draw"):
-        LSUVResult([]).plot()
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install matplotlib"):
-        lsuv_(mlp(1), torch.randn(9, 64)).plot()
 
 
 def test_transfer_scale_leaves_the_function() -> None:
