@@ -28,7 +28,8 @@ class VarianceMonitor(Callback):  # type: ignore[misc]  # Any, to mypy
     """Logs ``forward_std/LAYER`` and ``gradient_std/LAYER`` of every n-th training batch.
 
     Other batches run without hooks. Reading the numbers waits for the device once for each batch that
-    is watched. Under a loss scaler gradients are scaled.
+    is watched. Where the trainer's precision has a loss scaler, its scale is divided out of gradients.
+    What has values that are not finite is logged as infinite.
 
     Args:
         every_n_batches: watches batches 0, n, 2n, ... of each epoch.
@@ -46,12 +47,17 @@ class VarianceMonitor(Callback):  # type: ignore[misc]  # Any, to mypy
         self.layers, self.gradients = layers, gradients
         self._watch: Watch | None = None
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises ValueError before anything is trained if there is nothing to watch."""
+        watch(pl_module, layers=self.layers)
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._end()  # of a batch that was skipped half-way
         if batch_idx % self.every_n_batches == 0:
-            started = watch(pl_module, layers=self.layers, gradients=self.gradients)
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            started = watch(pl_module, layers=self.layers, gradients=self.gradients, scaler=scaler)
             self._watch = started.__enter__()
 
     def on_train_batch_end(
@@ -64,6 +70,9 @@ class VarianceMonitor(Callback):  # type: ignore[misc]  # Any, to mypy
     ) -> None:
         if (ended := self._end()) is not None:
             pl_module.log_dict(_stds(ended.layers))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -82,6 +91,8 @@ def _stds(layers: list[Watched]) -> dict[str, float]:
     stds = {}
     for layer in layers:
         for key, moments in (("forward_std", layer.forward), ("gradient_std", layer.backward)):
-            if moments is not None and not math.isnan(moments.std):
+            if moments is not None and moments.nonfinite:
+                stds[f"{key}/{layer.name}"] = math.inf
+            elif moments is not None and not math.isnan(moments.std):
                 stds[f"{key}/{layer.name}"] = moments.std
     return stds
