@@ -1,6 +1,5 @@
 """The JSON of a plan: read as it was written, and refused if it was not written so."""
 
-import copy
 import json
 import math
 import re
@@ -26,8 +25,16 @@ def weights(name: str) -> dict[str, Fill]:
     }
 
 
+W = torch.empty(4, 3, 2, 5, device="meta")  # heads, (q, k, v), a head's size, inputs
+
 PLANS = {
     "none": Plan({}),
+    "values": Plan(
+        {
+            "kv": Fill.fused({"k": (W[:, 0], Fill.eye()), "v": (W[:, 1:], Fill.constant(0.0))}),
+            "dt": Fill.arange(1).then("log").then("clamp_min", 1e-4),
+        }
+    ),
     "layers": Plan(weights("m"), seed=2**64 - 1, aliases={"m.head": "m.embed.weight"}),
     "whole tensors": Plan(
         {
@@ -313,10 +320,11 @@ def nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def mutations(whole: Any) -> Iterator[Any]:
     """Documents with one thing otherwise: another value, one gone, twice, more, or of another name."""
+    text = json.dumps(whole)
     for path in nodes(whole):
 
         def otherwise(change: Callable[[Any, Any], None]) -> Any:
-            value = copy.deepcopy(whole)
+            value = json.loads(text)  # a copy
             change(at(value, path[:-1]), path[-1])  # noqa: B023
             return value
 
@@ -330,6 +338,9 @@ def mutations(whole: Any) -> Iterator[Any]:
             yield otherwise(lambda holder, key: holder.append(holder[key]))
 
 
+EMPTY: list[tuple[str, Any]] = [("own", False), ("steps", [])]
+
+
 def unfolded(whole: Any) -> dict[str, dict[str, Any]]:
     """What a document says of each parameter, with floats for numbers: read without any check."""
 
@@ -339,7 +350,7 @@ def unfolded(whole: Any) -> dict[str, dict[str, Any]]:
             if key == "parts":
                 if value:
                     said[key] = [plain(part) for part in value]
-            elif not (key == "scale" and value == 1):
+            elif not (key == "scale" and value == 1) and (key, value) not in EMPTY:
                 is_number = type(value) in (int, float) or value in ("nan", "inf", "-inf")
                 said[key] = str(float(value) + 0.0) if is_number else value
         return said
@@ -368,8 +379,7 @@ def test_a_changed_document_is_refused_or_says_all_of_it(name: str) -> None:
         else:
             taken += 1
             again = json.loads(plan.to_json())
-            assert unfolded(again) == unfolded(value), text
-            assert list(unfolded(again)) == list(unfolded(value))
+            assert list(unfolded(again).items()) == list(unfolded(value).items()), text
             assert again["seed"] == value["seed"]
             assert again.get("aliases", {}) == value.get("aliases", {})
             assert Plan.from_json(plan.to_json()) == plan
