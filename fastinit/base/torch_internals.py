@@ -202,6 +202,18 @@ def awaited(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def fsdp2_modules() -> list[torch.nn.Module]:
+    """All modules that ``fully_shard`` was called on, of any model.
+
+    Without it, a part of one that holds what FSDP2 gathered would be written to no effect.
+    """
+    states = sys.modules.get("torch.distributed._composable_state")
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if states is None or fsdp is None:
+        return []
+    return [m for m in list(states._module_state_mapping) if isinstance(m, fsdp.FSDPModule)]
+
+
 def shard_placements() -> tuple[type[Shard], type[_StridedShard]]:
     """Those that cut: Shard, and that of FSDP2 over tensor parallelism, refused without it."""
     from torch.distributed.tensor.placement_types import Shard, _StridedShard

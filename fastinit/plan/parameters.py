@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from fastinit.base import memory
 from fastinit.base.text import listing
+from fastinit.base.torch_internals import fsdp2_modules
 from fastinit.elements import shards as shard
 
 M = TypeVar("M", bound=nn.Module)
@@ -166,17 +166,13 @@ def adopt_(model: nn.Module, real: dict[int, nn.Parameter]) -> None:
 def reshard_(model: nn.Module) -> None:
     """Frees what FSDP2 gathered for computing, so that a module's parameters are the shards again.
 
-    Between forward and backward they can be whole, of memory that is dropped afterwards.
+    Between forward and backward they can be whole, of memory that is dropped afterwards; those of a part
+    of a model may have been gathered with the rest of it.
     """
-    for module in fsdp_modules(model):
-        module.reshard()  # type: ignore[operator]
-
-
-def fsdp_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that ``fully_shard`` was called on."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is not None:
-        yield from (module for module in model.modules() if isinstance(module, fsdp.FSDPModule))
+    own = set(model.modules())
+    for module in fsdp2_modules():
+        if not own.isdisjoint(module.modules()):
+            module.reshard()  # type: ignore[operator]
 
 
 def like(

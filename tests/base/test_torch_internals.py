@@ -48,6 +48,24 @@ def test_dispatch_modes_are_counted_left_and_paused() -> None:
     assert x.tolist() == [5.0, 5.0]
 
 
+def test_modules_of_fsdp2_are_found() -> None:
+    torch.distributed.is_available() or pytest.skip("a torch without distributed")
+    from torch.distributed.fsdp import fully_shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    before = internals.fsdp2_modules()
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        for module in (model[0], model):
+            fully_shard(module, mesh=mesh)
+    finally:
+        torch.distributed.destroy_process_group()
+    found = [module for module in internals.fsdp2_modules() if module not in before]
+    assert found == [model[0], model]
+
+
 def test_without_functions() -> None:
     class Asked(TorchFunctionMode):
         calls = 0

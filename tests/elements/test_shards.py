@@ -453,6 +453,15 @@ def fsdp_in_parts() -> None:
         with pytest.raises(ValueError, match=r"memory of another dtype.*up\.weight"):
             plan.apply_(model, dtype=torch.float64, only="up.*")
 
+    model = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 5))
+    plan = Plan.from_model(model, fastinit.recipes.torch_default, seed=3)
+    fully_shard(model, mesh=mesh)
+    model(torch.ones(4, 6))  # all of it is gathered together, and its parts are not told
+    assert not isinstance(model[1].weight, DTensor)
+    plan.apply_(model[1], prefix="1.")
+    plain = plan.apply_(nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 5)))
+    assert torch.equal(model[1].weight.full_tensor(), plain[1].weight)
+
 
 def fsdp_and_tensor_parallel() -> None:
     """On (2, 2) ranks: FSDP2 over column- and row-wise parallel layers."""
