@@ -20,6 +20,7 @@ from fastinit.plan.plan import Rule
 from fastinit.recipes.orthogonal_layers import delta_orthogonal, orthogonal
 from fastinit.recipes.residual import deepnorm, deepnorm_constants, fixup, rezero, skipinit, t_fixup
 from fastinit.recipes.rules import by_name, first_of
+from fastinit.recipes.state_space import gated_delta_net, mamba, mamba2, rwkv
 from fastinit.recipes.torch_layers import torch_default, torch_transformer
 from fastinit.recipes.transformers import (
     bert,
@@ -40,10 +41,14 @@ NAMES: dict[str, Rule] = {
     "torch_transformer": torch_transformer,
     "transformers_default": transformers_default,
     "bert": bert,
+    "gated_delta_net": gated_delta_net,
     "gemma": gemma,
     "gpt2": gpt2,
     "llama": llama,
+    "mamba": mamba,
+    "mamba2": mamba2,
     "neox": neox,
+    "rwkv": rwkv,
     "t5": t5,
     "transformers_vit": transformers_vit,
     "vit": vit,
@@ -70,14 +75,18 @@ __all__ = [
     "delta_orthogonal",
     "first_of",
     "fixup",
+    "gated_delta_net",
     "gemma",
     "gpt2",
     "llama",
+    "mamba",
+    "mamba2",
     "mup",
     "mup_learning_rates",
     "neox",
     "orthogonal",
     "rezero",
+    "rwkv",
     "skipinit",
     "t5",
     "t_fixup",

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastinit.fills import fans
-from fastinit.fills.layer_kinds import CONVOLUTIONS, is_conv1d
+from fastinit.fills.layer_kinds import is_conv1d
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Rule
-from fastinit.recipes.fills import ONE, ZERO, embedding, normal, uniform
+from fastinit.recipes.fills import ZERO, normal
+from fastinit.recipes.pretrained import plain, std_of
 from fastinit.recipes.roles import by_role, own_name, role
 from fastinit.recipes.rules import count_of, needs, number_of, setting
-from fastinit.recipes.torch_layers import torch_default
+from fastinit.recipes.state_space import FAMILIES as STATE_SPACE
 
 
 def llama(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
@@ -33,7 +33,7 @@ def llama(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill 
         config: ``initializer_range``, by default 0.02, also if it is 0; other names that transformers
             looks for are ``init_std`` and ``initializer_factor``.
     """
-    return _plain(name, module, shape, _std(config))
+    return plain(name, module, shape, std_of(config))
 
 
 def gemma(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
@@ -46,7 +46,7 @@ def gemma(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill 
     """
     if "RMSNorm" in type(module).__name__ and own_name(name) == "weight":
         return ZERO
-    return _plain(name, module, shape, _std(config))
+    return plain(name, module, shape, std_of(config))
 
 
 @needs("*c_proj.weight")
@@ -62,11 +62,11 @@ def gpt2(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill |
         config: ``n_layer`` (or ``num_hidden_layers``) and ``initializer_range``, by default 0.02.
     """
     std = number_of(config, "initializer_range", default=0.02)
-    if name.endswith("c_proj.weight"):
+    if name.endswith("c_proj.weight") and role(name, module, shape) == "weight":
         return normal(std / math.sqrt(2 * count_of(config, "n_layer", "num_hidden_layers")))
     if is_conv1d(module):  # transformers' Linear with the weight transposed
         return by_role(role(name, module, shape), weight=normal(std))
-    return _plain(name, module, shape, _std(config))
+    return plain(name, module, shape, std_of(config))
 
 
 @needs("*dense_4h_to_h.weight")
@@ -88,7 +88,7 @@ def neox(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill |
     if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
         layers = count_of(config, "num_hidden_layers", "num_layers")
         return normal(2 / layers / math.sqrt(size))
-    return _plain(name, module, shape, math.sqrt(2 / (5 * size)))
+    return plain(name, module, shape, math.sqrt(2 / (5 * size)))
 
 
 def bert(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
@@ -104,7 +104,7 @@ def bert(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill |
     kind = type(module).__name__
     if own_name(name) == "bias" and kind.endswith(("LMPredictionHead", "LMHead")):
         return ZERO
-    return _plain(name, module, shape, _std(config))
+    return plain(name, module, shape, std_of(config))
 
 
 def t5(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
@@ -162,7 +162,7 @@ def transformers_vit(name: str, module: nn.Module, shape: torch.Size, config: An
         return Fill.truncated_normal(0.0, number_of(config, "initializer_range"), -2.0, 2.0)
     if own == "mask_token":
         return ZERO
-    return _plain(name, module, shape, _std(config))
+    return plain(name, module, shape, std_of(config))
 
 
 _LIKE_LLAMA = (
@@ -202,6 +202,7 @@ FAMILIES: dict[str, Rule] = {
     "roberta": bert,
     "t5": t5,
     "vit": transformers_vit,
+    **STATE_SPACE,
 }
 """The rule of each ``model_type`` of transformers that has one."""
 
@@ -233,32 +234,3 @@ def transformers_family(config: Any) -> Rule:
         known = ", ".join(sorted(FAMILIES))
         raise ValueError(f"model_type {family!r} has no recipe yet; there is one for {known}")
     return FAMILIES[family]
-
-
-# Those that _init_weights knows by class: not InstanceNorm, which fills.NORMS has.
-_OTHER_NORMS = (nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-def _std(config: Any) -> float:
-    """The std of PreTrainedModel._init_weights, which reads a range of 0 as none."""
-    names = ("initializer_range", "init_std", "initializer_factor")
-    return number_of(config, *names, default=0.02) or 0.02
-
-
-def _plain(name: str, module: nn.Module, shape: torch.Size, std: float) -> Fill | None:
-    """PreTrainedModel._init_weights."""
-    part, kind = role(name, module, shape), type(module).__name__
-    if isinstance(module, (nn.Linear, *CONVOLUTIONS)) and kind != "ConvTranspose3d":
-        return by_role(part, weight=normal(std))
-    if part is None and isinstance(module, (nn.LSTM, nn.Embedding)):
-        return None
-    if isinstance(module, nn.LSTM):
-        return ZERO if part == "bias" else uniform(fans.xavier_std(fans.fans_of(shape)))
-    if isinstance(module, nn.Embedding):
-        return embedding(module, shape, normal(std))
-    if isinstance(module, nn.MultiheadAttention):
-        return torch_default(name, module, shape, None)
-    named = "LayerNorm" in kind or "RMSNorm" in kind
-    if named or isinstance(module, _OTHER_NORMS):
-        return {"weight": ONE, "bias": ZERO}.get(own_name(name))
-    return None

@@ -68,10 +68,13 @@ EXTRAS: dict[str, tuple[int, ...]] = {
 
 CONFIG = SimpleNamespace(
     **{"n_layer": 2, "hidden_size": 4, "d_model": 4, "d_kv": 2, "d_ff": 6, "num_heads": 2},
+    **{"vocab_size": 9, "num_hidden_layers": 2, "time_step_rank": 2, "time_step_scale": 1.0},
+    **{"time_step_min": 0.01, "time_step_max": 0.1, "time_step_floor": 1e-4},
+    **{"time_step_init_scheme": "random", "rescale_prenorm_residual": True},
     **{"encoder_layers": 2, "decoder_layers": 2, "branches": 3, "model_type": "llama"},
 )
 RULES = recipes.NAMES
-PLACES = ("q", "fc1", "c_proj", "layer1.conv1")
+PLACES = ("q", "fc1", "c_proj", "layer1.conv1", "dt_proj", "conv1d", "out_proj")
 """Names of modules that rules look at."""
 
 
@@ -204,8 +207,8 @@ def test_what_has_another_form_has_no_law(case: str) -> None:
     of_weight = {"bias"} & {
         n for n, p in module.named_parameters() if p.shape == (6,)
     }  # 0 in others
-    for name, rule in RULES.items():
-        assert set(covered(rule, module)) <= own | of_weight, name
+    for (name, rule), place in product(RULES.items(), PLACES):
+        assert set(covered(rule, module, place)) <= own | of_weight, name
 
 
 def test_mup_takes_for_matrices_what_multiplies() -> None:
