@@ -24,10 +24,11 @@ ROOM = 22  # letters of a name
 NAMED = 72  # names below the axis of a figure that is made here
 ACROSS, LETTER = 0.15, 0.08  # inches of the axis that a name takes, and that a letter does, lying
 SLANTED = 0.4  # inches that are enough for a slanted name
+BESIDE = 0.76  # of a figure is left for the axes by what is beside them
 GREY = "#94a3b8"
 PAIRS = (("#475569", "#c2410c"), ("#0e7490", "#be185d"), ("#4d7c0f", "#7e22ce"))
 """Colours of output and gradient, for each model on the same axes."""
-MARKERS = "osD^vPph<>8"
+MARKERS = "osD^vPp<>hdH8"
 ALONE = "*"
 """The marker of layers that are like no other, where others have markers by kind."""
 LEAST_SPAN = 5.0  # of the axis, from top to bottom: less looks like noise, and has too few ticks
@@ -159,7 +160,7 @@ def _drawn(
     if path is not None:
         check_format(path)
     if ax is None:
-        width = max(6.8, 2.4 + ACROSS * min(len(names), NAMED))
+        width = max(6.8, ACROSS * min(len(names), NAMED) / BESIDE)
         ax = figure.Figure(figsize=(width, 4.0), dpi=150, layout="constrained").subplots()
     assert ax is not None
     earlier = len({line.get_gid() for line in ax.lines if line.get_gid()})
@@ -242,28 +243,31 @@ def _roles(names: Sequence[str]) -> list[Role]:
     """All layers are one role, unless unlike ones take turns.
 
     Alike are layers that are the same to their blocks, which have numbers: all that end in
-    ``attn.c_proj`` after the last number, as ``transformer.h.3.attn.c_proj``.
+    ``attn.c_proj`` after the last number, as ``transformer.h.3.attn.c_proj``. Those of an encoder and of
+    a decoder share a marker, and no line.
     """
     own = list(map(_role, names))
-    found: dict[tuple[bool, str], list[int]] = {}
+    found: dict[tuple[str, str], list[int]] = {}
     for i, role in enumerate(own):
         found.setdefault(role, []).append(i)
     if len(list(groupby(own))) == len(found):  # none comes again after another
         return [Role("", MARKERS[0], list(range(len(names))))]
-    markers = cycle(MARKERS)
+    alike = dict.fromkeys(name for (_, name), layers in found.items() if len(layers) > 1)
+    markers = dict(zip(alike, cycle(MARKERS)))
     return [
-        Role(name, next(markers) if len(layers) > 1 else ALONE, layers)
+        Role(name, markers[name] if len(layers) > 1 else ALONE, layers)
         for (_, name), layers in found.items()
     ]
 
 
-def _role(name: str) -> tuple[bool, str]:
-    """Whether a layer is in a block that has a number, and what it is to it."""
+def _role(name: str) -> tuple[str, str]:
+    """What a layer's blocks are called, without numbers, and what it is to them."""
     words = name.split(".")
     while words and words[-1].isdigit():
         words.pop()
     last = max((i for i, word in enumerate(words) if word.isdigit()), default=-1)
-    return last >= 0, ".".join(words[last + 1 :])
+    blocks = ".".join(words[: last + 1])
+    return "".join(c for c in blocks if not c.isdigit()), ".".join(words[last + 1 :])
 
 
 def _set_depth(ax: Axes, names: Sequence[str]) -> None:

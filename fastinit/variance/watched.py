@@ -66,7 +66,9 @@ def table(layers: Sequence[Watched], missing: Mapping[str, str], gradients: bool
         values = [var, layer.factor, layer.product]
         fan = "" if math.isnan(layer.fan_in) else text.count(round(layer.fan_in))
         stds = [layer.forward.std, math.nan if layer.backward is None else layer.backward.std]
-        rows.append([layer.name, *map(_digits, stds), fan, *map(_digits, values), dead])
+        rows.append(
+            [layer.name or "the model", *map(_digits, stds), fan, *map(_digits, values), dead]
+        )
     if any(layer.nonfinite for layer in layers):
         counts = [text.count(layer.nonfinite) for layer in layers]
         rows = [[*row, bad] for row, bad in zip(rows, ["inf/nan", *counts])]
@@ -81,9 +83,9 @@ def table(layers: Sequence[Watched], missing: Mapping[str, str], gradients: bool
     reasons: dict[str, list[str]] = {}
     for layer in layers:
         if layer.note:
-            reasons.setdefault(layer.note, []).append(layer.name)
+            reasons.setdefault(layer.note, []).append(layer.name or "the model")
     for name, why in missing.items():
-        reasons.setdefault(f"not measured: {why}", []).append(name)
+        reasons.setdefault(f"not measured: {why}", []).append(name or "the model")
     for why, names in reasons.items():
         who = f"all {len(names)} layers" if len(names) == len(layers) > 1 else ", ".join(names)
         lines.append(textwrap.fill(f"{why}: {who}", text.WIDTH, subsequent_indent="  "))

@@ -163,6 +163,11 @@ BY_KIND: dict[str, tuple[list[str], list[list[int]], list[str]]] = {
         [[2, 4, 6, 8], [3, 5, 7, 9]],
         ["conv1", "conv2"],
     ),
+    "an encoder and a decoder": (
+        [f"{s}.block.{b}.{n}" for s in ("encoder", "decoder") for b in (0, 1) for n in "qv"],
+        [[1, 3], [2, 4], [5, 7], [6, 8]],
+        ["q", "v"],
+    ),
 }
 
 
@@ -197,7 +202,8 @@ def test_the_axis_has_enough_labels(ends: tuple[float, float]) -> None:
 
 
 LONG = [f"encoder.layers.{i}.self_attention.projection" for i in range(30)]
-NAMES = [["0"], list("abcdefgh"), LONG[:4], LONG, GPT, [f"h.{i}.x.y" for i in range(3 * NAMED)]]
+MANY = [f"h.{i}.{n}" for i in range(NAMED) for n in ("attention.query", "fc", "proj")]
+NAMES = [["0"], list("abcdefgh"), LONG[:4], LONG, GPT, MANY[:58], MANY[:NAMED], MANY]
 
 
 @pytest.mark.parametrize("names", NAMES, ids=len)
