@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from fastinit.base import number
@@ -112,7 +113,10 @@ def _fill(fields: _Object) -> Fill:
         fields.refuse("distribution", f"one of {', '.join(PARAMETERS)}", distribution)
     parameters = [fields.take(name, _number) for name in PARAMETERS[distribution]]
     scale = fields.take_or("scale", number.real, 1.0)
-    stream = fields.take_or("stream", _text, None)
+    if "stream_in_layer" in fields:
+        stream: str | None = _InLayer(fields.take("stream_in_layer", _text))
+    else:
+        stream = fields.take_or("stream", _text, None)
     steps = fields.take_or("steps", _list_of(_step), ())
     parts = fields.take_or("parts", _list_of(_part), ())
     fields.close()
@@ -120,6 +124,10 @@ def _fill(fields: _Object) -> Fill:
         return Fill(distribution, tuple(parameters), scale, tuple(parts), stream, tuple(steps))
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{fields.where}{error}") from None
+
+
+class _InLayer(str):
+    """The name of a stream, within the layer that it is read for."""
 
 
 def _part(where: str, value: Any) -> Part:
@@ -145,6 +153,8 @@ def _step(where: str, value: Any) -> Step:
 def fold_layers(named: _Named) -> list[dict[str, object]]:
     """Entries ``{"name", ...fill}``, and ``{"layers", "first", "last", "parameters"}`` for runs of
     layers ``layers.first`` to ``layers.last`` that hold the same parameters with the same fills.
+
+    Streams of the layer's own are ``stream_in_layer`` there, without its name.
     """
     entries: list[dict[str, Any]] = []
     for layer, members in _layers(named):
@@ -152,8 +162,8 @@ def fold_layers(named: _Named) -> list[dict[str, object]]:
         if layer is None:
             entries += [{"name": name, **fill} for name, fill in members]
             continue
-        parameters = [{"name": name, **fill} for name, fill in members]
         stem, index = layer
+        parameters = [{"name": name, **_within(f"{stem}.{index}.", fill)} for name, fill in members]
         if (previous.get("layers"), previous.get("last")) == (stem, index - 1) and (
             previous["parameters"] == parameters
         ):
@@ -163,6 +173,30 @@ def fold_layers(named: _Named) -> list[dict[str, object]]:
                 {"layers": stem, "first": index, "last": index, "parameters": parameters}
             )
     return entries
+
+
+def _within(prefix: str, fill: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Fill with the streams of a layer as they are called in it."""
+    fields: dict[str, Any] = {}
+    for key, value in fill.items():
+        if key == "stream" and value.startswith(prefix):
+            fields["stream_in_layer"] = value.removeprefix(prefix)
+        else:
+            fields[key] = [_within(prefix, p) for p in value] if key == "parts" else value
+    return fields
+
+
+def _of_layer(fill: Fill, prefix: str) -> Fill:
+    """A Fill as it was read, of one layer."""
+    parts = tuple([part._replace(fill=_of_layer(part.fill, prefix)) for part in fill.parts])
+    stream = prefix + fill.stream if isinstance(fill.stream, _InLayer) else fill.stream
+    return replace(fill, stream=stream, parts=parts)
+
+
+def _is_of_layer(fill: Fill) -> bool:
+    """Whether it is another in every layer."""
+    streams = (fill.stream, *(part.fill.stream for part in fill.parts))
+    return any(isinstance(stream, _InLayer) for stream in streams)
 
 
 # An index has no more digits than are read as a count (below 2^63).
@@ -192,7 +226,10 @@ _Entry = tuple[str | None, range, list[tuple[str, Fill]]]
 def _entry(where: str, value: Any) -> _Entry:
     fields = _Object(f"{where}.", value)
     if "layers" not in fields:
-        return None, range(1), [_parameter(where, value)]
+        name, fill = _parameter(where, value)
+        if _is_of_layer(fill):
+            raise ValueError(f"{where}, parameter {name}: stream_in_layer is for layers")
+        return None, range(1), [(name, fill)]
     stem = fields.take("layers", _text)
     first, last = fields.take("first", _count), fields.take("last", _count)
     if last < first:
@@ -218,14 +255,15 @@ def unfold_layers(entries: list[_Entry]) -> Iterator[tuple[str, Fill]]:
     _check_count(sum(len(indices) * len(members) for _, indices, members in entries))
     names = set()
     for stem, indices, members in entries:
+        each = [(own, fill, _is_of_layer(fill)) for own, fill in members]
         for index in indices:
             prefix = "" if stem is None else f"{stem}.{index}."
-            for own, fill in members:
+            for own, fill, is_of_layer in each:
                 name = prefix + own
                 if name in names:
                     raise ValueError(f"parameter {name} appears twice")
                 names.add(name)
-                yield name, fill
+                yield name, _of_layer(fill, prefix) if is_of_layer else fill
 
 
 def _check_count(parameters: int) -> None:

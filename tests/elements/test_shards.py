@@ -20,6 +20,7 @@ import fastinit
 from fastinit import init
 from fastinit.elements import shards as shard
 from fastinit.fills import operator as ops
+from fastinit.plan import write
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Plan
 from fastinit.stream import laws
@@ -155,6 +156,11 @@ def _of_its_own() -> Fill:
     return fill.with_part(view[::3, 1], Fill.normal().then("exp"))
 
 
+def _of_an_orthogonal_part() -> Fill:
+    part = torch.empty(9, 8, device="meta")[2:6]
+    return Fill.normal().with_part(part, Fill.orthogonal(), own=True)
+
+
 def _fused() -> Fill:
     """Two heads of q, k and v, of 3 inputs each by turns."""
     view = torch.empty(3, 3, 2, 4, device="meta")
@@ -170,11 +176,22 @@ def _fused() -> Fill:
         (_of_its_own(), True),
         (_fused(), True),
         (Fill.arange(-1.0, 0.25, 0).then("tanh"), True),
+        (_of_an_orthogonal_part(), False),
         (Fill.orthogonal().scaled(2.0), False),
         (Fill.sparse(0.3), False),
         (Fill.eye(), False),
     ],
-    ids=["blocks", "many blocks", "own", "fused", "ramp", "orthogonal", "sparse", "eye"],
+    ids=[
+        "blocks",
+        "many blocks",
+        "own",
+        "fused",
+        "ramp",
+        "own orthogonal",
+        "orthogonal",
+        "sparse",
+        "eye",
+    ],
 )
 def test_parts_and_distributions_of_whole_tensors(fill: Fill, by_blocks: bool) -> None:
     full = whole(fill, (9, 8))
@@ -191,6 +208,22 @@ def test_parts_and_distributions_of_whole_tensors(fill: Fill, by_blocks: bool) -
                 assert_values(shard.local(model.w), expected, fill.distribution)
                 assert model.w._version > version
     assert (sizes.largest < full.numel()) == by_blocks  # which never take the memory of the whole
+
+
+def test_a_part_of_too_many_blocks_is_written_by_way_of_the_whole(monkeypatch) -> None:
+    fill = _of_its_own()
+    full = whole(fill, (9, 8))
+    monkeypatch.setattr(write, "BLOCKS", 2)
+    for rank in range(WORLD):
+        with as_rank(rank):
+            mesh = mesh_of((2, 2))
+            model = one(sharded(torch.zeros(9, 8), mesh, [Shard(1), Shard(0)]))
+            with Sizes() as sizes:
+                Plan({"w": fill}, seed=5).apply_(model)
+            assert sizes.largest == full.numel()
+            assert torch.equal(
+                shard.local(model.w), sharded(full, mesh, [Shard(1), Shard(0)]).to_local()
+            )
 
 
 def test_a_local_tensor_of_any_strides() -> None:

@@ -375,3 +375,28 @@ def test_a_table_has_one_line_for_layers_whose_parts_have_other_names() -> None:
     assert max(map(len, table.splitlines())) <= 80
     (line,) = [line for line in table.splitlines() if line.startswith("h.*.qkv")]
     assert "inverse_softplus(clamp_min(exp(uniform), 0.01))" in line
+
+
+def test_layers_whose_parts_have_other_names_are_written_once() -> None:
+    meta = torch.empty(6, 4, device="meta")
+
+    def plan(stem: str, layers: int) -> Plan:
+        fills = {}
+        for i in range(layers):
+            names = (f"{stem}.{i}.wq", f"{stem}.{i}.wk", "h.0.wv")
+            parts = zip(names, meta.split(2), strict=True)
+            fills[f"h.{i}.qkv"] = Fill.fused({name: (p, Fill.normal()) for name, p in parts})
+            fills[f"h.{i}.out"] = Fill(**{**vars(DT), "stream": f"{stem}.{i}.other"})
+        return Plan(fills)
+
+    for stem in ("h", "g", "h.h"):
+        for layers in (1, 2, 12):
+            assert Plan.from_json(plan(stem, layers).to_json()) == plan(stem, layers)
+    assert len(plan("h", 80).to_json()) == len(plan("h", 12).to_json())
+    document = json.loads(Plan({"w": Fill.normal()}).to_json())
+    document["parameters"][0]["stream_in_layer"] = "x"
+    with pytest.raises(ValueError, match="parameter w: stream_in_layer is for layers"):
+        Plan.from_json(json.dumps(document))
+    document["parameters"][0]["stream"] = "y"
+    with pytest.raises(ValueError, match="nobody knows the key stream"):
+        Plan.from_json(json.dumps(document))
