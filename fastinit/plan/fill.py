@@ -220,6 +220,22 @@ class Fill:
         scaling = () if self.scale == 1.0 else (Step("mul", (self.scale,)),)
         return replace(self, scale=1.0, steps=(*self.steps, *scaling, step), parts=parts)
 
+    def plus(self, other: Fill) -> Fill | None:
+        """The Fill of the sum of both, where each value of both is made of the same drawn value.
+
+        None if no step is that sum: so far it is ``inverse_softplus``, for x + log(-expm1(-x)).
+
+        >>> dt = Fill.uniform(0.1, 0.2).then("clamp_min", 0.15)
+        >>> print(dt.plus(dt.then("neg").then("expm1").then("neg").then("log")))
+        inverse_softplus(clamp_min(uniform, 0.15))
+        """
+        steps = its_steps.of_sum(self.steps, other.steps)
+        if steps is None or not self.is_elementwise or self.scale != 1.0:
+            return None
+        if replace(self, steps=()) != replace(other, steps=()):
+            return None
+        return replace(self, steps=steps)
+
     def scaled(self, factor: float) -> Fill:
         """This Fill with every value multiplied by ``factor``, positive and finite."""
         factor = number.positive("factor", factor)

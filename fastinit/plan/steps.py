@@ -166,6 +166,24 @@ def _ends(function: Callable[..., Tensor], low: float, high: float, *p: float) -
     return float(ends.min()), float(ends.max())  # NaN if one is
 
 
+def of_sum(first: tuple[Step, ...], second: tuple[Step, ...]) -> tuple[Step, ...] | None:
+    """The steps of the sum of what two rows of steps make of one value; None if it is none.
+
+    It is ``inverse_softplus`` of x for x + log(-expm1(-x)), as constructors write it.
+    """
+    for x, other in ((first, second), (second, first)):
+        if other[: len(x)] == x and other[len(x) :] in _LOGS:
+            return (*x, Step("inverse_softplus"))
+    return None
+
+
+_LOGS = {
+    tuple(map(Step, names))
+    for names in (("neg", "expm1", "neg", "log"), ("neg", "exp", "neg", "log1p"))
+}
+"""log(1 - exp(-x)), in two ways."""
+
+
 def steps_of(name: str, *arguments: Any, **named: Any) -> tuple[Step, ...] | None:
     """The steps that a torch function of this name is, for values with numbers; None if there are none.
 

@@ -365,6 +365,23 @@ def test_steps_after_a_constant_are_a_constant_and_scales_stay_in_their_place() 
     assert Fill.normal().then("exp").is_random
 
 
+def test_sums_that_are_inverse_softplus() -> None:
+    dt = Fill.uniform(0.1, 0.2).then("exp")
+    one_way = dt.then("neg").then("expm1").then("neg").then("log")
+    another = dt.then("neg").then("exp").then("neg").then("log1p")
+    for logarithm in (one_way, another):
+        for total in (dt.plus(logarithm), logarithm.plus(dt)):
+            assert total == dt.then("inverse_softplus")
+        summed = written(dt, (50,)) + written(logarithm, (50,))
+        torch.testing.assert_close(written(total, (50,)), summed)
+    drawn = Fill.uniform(0.1, 0.2)
+    of_law = drawn.then("neg").then("expm1").then("neg").then("log")
+    assert drawn.plus(of_law) == drawn.then("inverse_softplus")
+    others = (dt, Fill(**{**vars(one_way), "stream": "other"}), one_way.scaled(2.0), of_law)
+    assert all(dt.plus(other) is None for other in others)
+    assert dt.scaled(2.0).plus(one_way) is None
+
+
 def test_a_table_has_one_line_for_layers_whose_parts_have_other_names() -> None:
     meta = torch.empty(6, 4, device="meta")
     fills = {
