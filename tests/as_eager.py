@@ -296,8 +296,7 @@ def _unwritten(values: Tensor) -> Tensor:
     """Elements that nobody wrote, in an eager model."""
     if values.is_floating_point():
         return values.isnan()
-    largest = 2 if values.dtype is torch.bool else torch.iinfo(values.dtype).max
-    return values == largest
+    return values == (2 if values.dtype is torch.bool else torch.iinfo(values.dtype).max)
 
 
 def _near(got: Tensor, wanted: Tensor) -> Tensor:

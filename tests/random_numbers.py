@@ -28,9 +28,9 @@ def digest(values: Tensor) -> str:
     return hashlib.blake2b(data.view(torch.uint8).numpy(), digest_size=16).hexdigest()
 
 
-def spread(size: int, most: int) -> Tensor:
+def spread(size: int, most: int) -> slice:
     """At most so many indices below ``size``, at equal distances, whole blocks of rows apart."""
-    return torch.arange(0, size, -(-size // most) if size else 1)
+    return slice(0, size, max(1, -(-size // most)))
 
 
 class Numbers:
@@ -139,28 +139,29 @@ def _other_constants(eager: Sequence[Numbers], ours: Numbers) -> Iterator[str]:
     """Elements that are no random ones, in tensors of which others are."""
     first = eager[0].values
     for path, values in first.items():
-        same = torch.ones(values.shape, dtype=torch.bool)
-        for numbers in eager[1:]:
-            same &= numbers.values[path] == values
-        near = torch.isclose(ours.values[path].double(), values.double(), rtol=1e-5, atol=1e-6)
-        wrong = same & ~near
+        same = eager[1].values[path] == values
+        matches = int(same.count_nonzero())
         expected = values.numel() * 2.0 ** -chance(values) if chance(values) < MOST else 0.0
-        if not wrong.any() or int(same.sum()) <= 3 * expected:
+        if matches <= 3 * expected:
             continue
-        by_chance = float(((eager[1].values[path] == values) & ~same).double().mean())
-        if len(eager) == 2 or values.numel() * math.sqrt(by_chance) ** (len(eager) - 1) < 1e-3:
-            yield f"{path}: {int(wrong.sum())} elements that are constant eagerly are not those"
+        for numbers in eager[2:]:
+            same &= numbers.values[path] == values
+        got, wanted = ours.values[path][same].double(), values[same].double()
+        wrong = int((~torch.isclose(got, wanted, rtol=1e-5, atol=1e-6)).count_nonzero())
+        by_chance = (matches - len(wanted)) / values.numel()
+        often = values.numel() * math.sqrt(by_chance) ** (len(eager) - 1) >= 1e-3
+        if wrong and (len(eager) == 2 or not often):
+            yield f"{path}: {wrong} elements that are constant eagerly are not those"
 
 
 def facts(values: Tensor) -> Iterator[tuple[Any, ...]]:
     """What may be true of a random tensor whatever the seed: what, and the number or bits."""
     if not values.numel():
         return
-    zero = values == 0
-    if zero.any():
-        yield "zeros at", digest(zero)
-    yield "zeros, more than a hundredth", bool(zero.sum() > 3 + values.numel() / 100)
-    yield "infinite", int(values.isinf().sum())
+    if zeros := values.numel() - int(values.count_nonzero()):
+        yield "zeros at", digest(values == 0)
+    yield "zeros, more than a hundredth", zeros > 3 + values.numel() / 100
+    yield "infinite", int(values.isinf().count_nonzero())
     yield "smallest", float(values.min())
     yield "largest", float(values.max())
     if values.numel() <= 1 << 20 and chance(values) > 4:  # not how many ones there are in a mask
@@ -170,9 +171,10 @@ def facts(values: Tensor) -> Iterator[tuple[Any, ...]]:
     numbers = values.double() if values.numel() <= 1 << 22 else values.float()
     if values.dim() == 2 and values.shape[0] == values.shape[1]:
         yield "symmetric", bool(torch.allclose(numbers, numbers.T, rtol=1e-5, atol=1e-7))
+    few = SLICES if values.numel() <= 1 << 22 else 64
     for dim in range(values.dim()) if values.dim() > 1 else ():
         rows = numbers.movedim(dim, 0)
-        rows = rows[spread(len(rows), SLICES)].flatten(1).double()
+        rows = rows[spread(len(rows), few)].flatten(1).double()
         norms, sums = rows.norm(dim=1), rows.sum(1)
         if norms.max() - norms.min() <= 1e-4 * norms.mean():
             yield f"norm of each slice of dimension {dim}", float(norms.mean())
@@ -231,10 +233,10 @@ def _shared(values: dict[str, Tensor]) -> dict[Relation, int]:
 
 
 def _views(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    zero = tensor == 0
-    if 0 < int(zero.sum()) < tensor.numel():
-        yield "zeros", (~zero).double()
-    if not zero.all() and not (zero | (tensor == 1)).all():
+    others = int(tensor.count_nonzero())
+    if 0 < others < tensor.numel():
+        yield "zeros", (tensor != 0).float()
+    if others and others != int((tensor == 1).count_nonzero()):
         yield "slices", tensor
 
 
