@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_map_only as tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -185,6 +186,14 @@ def global_hooks() -> bool:
     """Whether hooks of all modules are registered. Without it, what they do to outputs goes unseen."""
     modules = torch.nn.modules.module
     return bool(modules._global_forward_hooks or modules._global_forward_pre_hooks)
+
+
+def first_global_hook(hook: Callable[..., Any]) -> RemovableHandle:
+    """Registers a forward hook of all modules, to run before all others. Without it: as above."""
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    hooks: Any = torch.nn.modules.module._global_forward_hooks
+    hooks.move_to_end(handle.id, last=False)
+    return handle
 
 
 # --- distributed ---------------------------------------------------------------------------------

@@ -77,6 +77,12 @@ class Layer:
         self.bias_key = None if self.bias_in is None else self._place(self.bias_in)
 
     @property
+    def owners(self) -> set[nn.Module]:
+        """Who of the module and those inside it have its parameters."""
+        own = {id(self.weight_in), id(self.bias_in)} - {id(None)}
+        return {m for m in self.module.modules() if own & set(map(id, m._parameters.values()))}
+
+    @property
     def scaled(self) -> Tensor:
         """What is multiplied in order to scale the weight: a view, without a gradient."""
         return self._own(self.weight_in)
@@ -158,8 +164,7 @@ def place_of(tensor: Tensor, parameter: Tensor) -> Place:
     """Where a tensor's elements are; of one that has no plain memory, which ``parameter`` it is of."""
     if is_lazy(tensor) or tensors.obstacle(here := tensors.local(tensor)) is not None:
         return Place(("parameter", id(parameter)), 0, 1)
-    start = int(here.storage_offset())
-    return Place(internals.storage_id(here), start, start + Strided.of(here).end)
+    return Place(internals.storage_id(here), int(here.storage_offset()), Strided.of(here).end)
 
 
 def find(model: nn.Module, which: Which = None) -> tuple[list[Layer], dict[str, str]]:
@@ -187,7 +192,8 @@ def find(model: nn.Module, which: Which = None) -> tuple[list[Layer], dict[str, 
             if module not in closed and projection is None and not isinstance(weight, nn.Parameter):
                 weight, direction = _normed(module) or (weight, None)
             if module in closed:
-                passed[own] = closed[module]
+                if which is not None:  # else all in it are one thing
+                    passed[own] = closed[module]
             elif not isinstance(weight, nn.Parameter):
                 passed[own] = why_no_layer(module) if projection is None else COMPUTED
             elif projection is not None and "forward" in changed_parts(module):

@@ -9,11 +9,13 @@ The scale of an affine layer follows from its output's moments; any other is rep
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastinit import init
 from fastinit.base import number
@@ -21,17 +23,22 @@ from fastinit.elements import shards as shard
 from fastinit.fills.layer_kinds import EMBEDDINGS
 from fastinit.record.weights_on_demand import InMemory, weights_of
 from fastinit.variance.layers import Layer, Which, find, other_weights
-from fastinit.variance.lsuv_passes import PASSES, Options, PassEnded, Passes
+from fastinit.variance.lsuv_batches import Batches, Call
+from fastinit.variance.lsuv_hooks import Hooks, PassEnded
+from fastinit.variance.lsuv_passes import PASSES, Options, Passes
 from fastinit.variance.lsuv_result import LSUVResult
 from fastinit.variance.lsuv_strategies import Trials
+from fastinit.variance.lsuv_verify import Verification
 from fastinit.variance.schedules import Schedule
-from fastinit.variance.unchanged import same_random_numbers, unchanged
+from fastinit.variance.unchanged import RandomNumbers, same_random_numbers, unchanged
 
 
 def lsuv_(
     model: nn.Module,
     *inputs: Any,
     batches: Iterable[Any] | None = None,
+    get_input: Callable[[Any], Any] | None = None,
+    step: Callable[..., object] | None = None,
     layers: Which = None,
     target_std: float | Mapping[str, float] | Schedule = 1.0,
     tol: float = 0.02,
@@ -41,23 +48,31 @@ def lsuv_(
     activation: Callable[[Tensor], Tensor] | None = None,
     reuse: str = "first",
     unbuilt: str | None = None,
+    dead: str = "error",
+    verify: bool = False,
     **kwargs: Any,
 ) -> LSUVResult:
     """Scales the weights of ``model`` so that every layer's output has the std ``target_std``.
 
-    Runs ``model(*inputs, **kwargs)`` once, without gradients, in the mode that the model is in. Only
+    Runs ``model(*inputs, **kwargs)`` once, without gradients, in the mode that the model is in. A layer
+    whose forward is torch's own follows from its output's moments; any other with a weight is run again
+    on its own inputs, with what is hooked to it, until its std fits, or is left with a note. Only
     weights (and, with ``center``, biases) change, and they only if all went well; whatever else the
     model writes is put back (:func:`fastinit.variance.unchanged.unchanged`). Weights that need no
     gradient are measured and left alone, tied ones are scaled once. A model that was built within
     :func:`fastinit.deferred` stays on meta: each parameter is written as it is used and dropped after
     that module, so that the model may be larger than memory, and the scales become part of its record.
     Beyond the pass itself it needs a few numbers for each layer, for one MultiheadAttention at a time a
-    copy of its input projections, and copies of what the model writes.
+    copy of its input projections, and copies of what the model writes and of the weights that are tried.
 
     Args:
         batches: in place of inputs, batches that are tensors, tuples of arguments or dicts of keyword
-            arguments. Moments are those of all of them together; that takes up to 3 passes, so it has to
-            be a list or another thing that can be iterated again.
+            arguments. Moments are those of all of them together; that takes up to 5 passes, so it has to
+            be a list, a DataLoader or another thing that can be iterated again. Each pass begins with
+            the same random numbers.
+        get_input: gives of a batch what the model takes, as above: of (inputs, targets), the inputs.
+        step: called in place of the model, with the same arguments; without ``batches``, there may be
+            none. It runs the model in its own way, as a pipeline or a generation does.
         layers: types, names or a predicate of (name, module); by default Linear, convolutions,
             embeddings, Bilinear, transformers' Conv1D and MultiheadAttention's projections: of its
             inputs ``q_proj``, ``k_proj`` and ``v_proj``, also where they are rows of one parameter,
@@ -71,19 +86,23 @@ def lsuv_(
         center: shifts biases so that each output's mean is 0, as fast.ai's version does.
         activation: the std is that of ``activation(output)``; costs two tensors of the output's size.
         reuse: of a layer that is called several times, "first": the first call decides; "pool": all
-            calls together, in up to 3 passes.
+            calls together, in up to 5 passes.
         unbuilt: the name of the Linear that runs last, without a bias: it is measured by
             :func:`fastinit.linear_moments` and the pass ends there, so that its output, of a language
             model's head as large as the rest of the pass, is never built.
+        dead: of layers whose output is all the same or its bias, as of those that are zero on purpose:
+            "error" names them all, "skip" leaves them as they are, with a note.
+        verify: runs one more pass, plain, and measures every layer in it; keeps a copy of the weights.
 
     On ranks that share a model of DTensors, each has to see the same outputs.
 
     Raises:
         LSUVError: an output that is constant, not finite or has fewer than two values, or a bias whose
-            variance is already as large as the target; it names the layer and its moments. Ranks that
-            measured differently.
+            variance is already as large as the target; it names the layers and their moments. Ranks that
+            measured differently. With ``verify``, layers whose variance is not the target's within
+            ``tol``, or not what the result would say. The model is as it was.
         TypeError, ValueError: arguments that are no good; also a schedule's factor that is no number, or
-            not positive and finite.
+            not positive and finite; layers whose weights have a part of their memory in common.
         NotImplementedError: a parameter that is not here (``fastinit.elements.shards.check_held``).
 
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
@@ -95,13 +114,16 @@ def lsuv_(
     tol, max_iter = number.real("tol", tol), number.integer("max_iter", max_iter, least=1)
     if not 0.0 < tol < 1.0:
         number.out_of_range("tol", "in (0, 1)", tol)
-    if pre not in ("keep", "orthonormal"):
-        raise ValueError(f"pre must be 'keep' or 'orthonormal', but got {pre!r}")
-    if reuse not in ("first", "pool"):
-        raise ValueError(f"reuse must be 'first' or 'pool', but got {reuse!r}")
+    _check_choice("pre", pre, "keep", "orthonormal")
+    _check_choice("reuse", reuse, "first", "pool")
+    _check_choice("dead", dead, "error", "skip")
     if batches is not None and (inputs or kwargs):
         raise ValueError("batches and inputs exclude each other, but both were given")
+    if batches is None and get_input is not None:
+        raise ValueError("get_input is of batches, but there are none")
     found, passed = find(model, layers)
+    if layers is None:
+        passed = other_weights(model, found) | passed
     if not found:
         reasons = "".join(f"; {name} {why}" for name, why in passed.items())
         raise ValueError(f"layers must name at least one layer with a weight, but none is{reasons}")
@@ -110,43 +132,62 @@ def lsuv_(
         if strange:
             raise ValueError(f"target_std names layers that are not: {', '.join(sorted(strange))}")
     _check_unbuilt(found, unbuilt)
+    _check_apart(found)
     for name, parameter in model.named_parameters():
         shard.check_held(parameter, name, constant=True)
     trials = Trials(tol, max_iter, activation)
-    options = Options(target_std, center, reuse == "pool", unbuilt, trials)
-    weights = weights_of(model)
-    drawn = found if pre == "orthonormal" else []
+    options = Options(target_std, center, reuse == "pool", dead == "skip", unbuilt, trials)
+    weights, random = weights_of(model), RandomNumbers(model)
+    data = Batches(Call(inputs, kwargs), batches, get_input)
+    run = step or model
     with (
         weights.unchanged_on_failure(),
-        same_random_numbers(model),
+        same_random_numbers(random),
         _without_autocast_cache(),
-        _orthonormal(drawn, weights),
+        _orthonormal(found if pre == "orthonormal" else [], weights),
     ):
+        passes = Passes(model, found, options)
         with unchanged(model) as state:
-            run = Passes(found, options, state)
-            for passes in range(1, PASSES + 1):
-                count = 0
-                for args, named in (
-                    [(inputs, kwargs)] if batches is None else map(_arguments, batches)
-                ):
-                    with run.hooked(), weights.present(run.scale_held), suppress(PassEnded):
-                        model(*args, **named)
-                    count += 1
-                if not count:
-                    raise ValueError(f"batches must not be empty, but was in pass {passes}")
-                if run.settled(last=passes == PASSES):
+            hooks = Hooks(passes, state, random)
+            for count in range(1, PASSES + 1):
+                passes.begin()
+                with same_random_numbers(random):
+                    for args, named, passes.counting in data.one_pass():
+                        with (
+                            hooks.hooked(),
+                            weights.present(passes.scale_held),
+                            suppress(PassEnded),
+                        ):
+                            run(*args, **named)
+                last = count == PASSES
+                if passes.settled(last, data.why_unsettled()):
                     break
-        with weights.writable():
-            run.apply()
-    passed |= {layer.name: "not called" for layer in found if layer.name not in run.measured}
-    passed = (other_weights(model, found) if layers is None else {}) | passed
-    return LSUVResult(list(run.measured.values()), passed, passes, run.product, weights.plan())
+        with passes.kept() if verify else nullcontext():
+            with weights.writable():
+                passes.apply()
+            if verify:
+                _verify(model, run, data, passes, weights, random)
+    measured = passes.measured
+    passed |= {layer.name: "not called" for layer in found if layer.name not in measured}
+    return LSUVResult(list(measured.values()), passed, count, passes.product, weights.plan())
 
 
-def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})
+def _verify(
+    model: nn.Module,
+    run: Callable[..., Any],
+    data: Batches,
+    passes: Passes,
+    weights: InMemory,
+    random: RandomNumbers,
+) -> None:
+    looked = Verification(passes.found, passes.options)
+    with unchanged(model), same_random_numbers(random):
+        for args, named, counts in data.one_pass():
+            if counts:
+                with looked.looking(), weights.present(lambda _: 1.0), suppress(PassEnded):
+                    run(*args, **named)
+    said = "in a plain pass the std of these layers is another than was asked for or found"
+    looked.check(list(passes.measured.values()), said + data.why_unsettled())
 
 
 @contextmanager
@@ -164,6 +205,11 @@ def _without_autocast_cache() -> Iterator[None]:
 @contextmanager
 def _orthonormal(found: list[Layer], weights: InMemory) -> Iterator[None]:
     """Draws the layers' weights, and undoes it if the block fails."""
+    for layer in found:
+        if is_lazy(layer.weight_in):
+            raise ValueError(
+                f"pre='orthonormal' must have weights, but {layer.name} is not initialised"
+            )
     drawn = [
         layer
         for layer in found
@@ -192,6 +238,26 @@ def _check_unbuilt(found: list[Layer], unbuilt: str | None) -> None:
         raise ValueError(f"unbuilt must name one of the layers, a Linear, but got {unbuilt!r}")
     if layer.bias is not None:
         raise ValueError(f"unbuilt must name a Linear without a bias, but {unbuilt!r} has one")
+
+
+def _check_apart(found: list[Layer]) -> None:
+    """Weights are in other memory each, or in the same."""
+    places = sorted(
+        {layer.key for layer in found}, key=lambda place: (str(place.memory), place[1:])
+    )
+    names = {layer.key: layer.name for layer in reversed(found)}
+    for place, following in pairwise(places):
+        if place.overlaps(following):
+            raise ValueError(
+                f"layers must have weights of their own or the same, but {names[place]} and "
+                f"{names[following]} have part of their memory in common: choose one with layers="
+            )
+
+
+def _check_choice(argument: str, given: str, *choices: str) -> None:
+    if given not in choices:
+        said = " or ".join(map(repr, choices))
+        raise ValueError(f"{argument} must be {said}, but got {given!r}")
 
 
 def _checked(target_std: Any) -> float | Mapping[str, float] | Schedule:

@@ -1,53 +1,44 @@
-"""LSUV's forward passes: hooks in which each layer is measured and its output rescaled.
+"""LSUV's passes: what was measured of each layer, and what its weight is to be multiplied with.
 
-A pass knows which call of which layer it is at, asks one of :mod:`fastinit.variance.lsuv_strategies` for
-the scale of its weight, and keeps that: the weight of an affine layer changes in :meth:`Passes.apply`.
+A call of a layer comes as one of :mod:`fastinit.variance.lsuv_strategies`, from the hooks in
+:mod:`fastinit.variance.lsuv_hooks`. Weights change for good in :meth:`Passes.apply`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from fastinit.base import number
-from fastinit.base import torch_internals as internals
-from fastinit.base.hooks import Uncopied
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.fills import agreement
 from fastinit.statistics.tensor import Moments
-from fastinit.variance.affine import LSUVError, rescale
-from fastinit.variance.layers import Layer, projections
+from fastinit.variance.affine import AffineSums, Impossible, LSUVError
+from fastinit.variance.layers import Layer, Place, place_of
 from fastinit.variance.lsuv_result import Measured
 from fastinit.variance.lsuv_strategies import (
-    Activated,
     Affine,
+    Aim,
     Fit,
-    Repeated,
-    Rerun,
+    Scale,
     Secant,
+    Strategy,
     Trials,
-    Unbuilt,
     check_moments,
-    first,
 )
 from fastinit.variance.schedules import Schedule
-from fastinit.variance.unchanged import ModelState
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-PASSES = 3  # over several batches, at most
-
-
-class PassEnded(BaseException):
-    """Ends a forward pass at the layer that is not built."""
+PASSES = 5  # over several batches, at most
 
 
 @dataclass
@@ -57,6 +48,7 @@ class Options:
     target_std: float | Mapping[str, float] | Schedule
     center: bool
     pool: bool
+    skip_dead: bool
     unbuilt: str | None
     trials: Trials
 
@@ -69,193 +61,171 @@ class Scaling:
         """The first to run of those whose weights are tied, which decides."""
         self.target = target
         """The std asked for; NaN if the weight is frozen."""
-        self.aim = target
-        """What the first call is given, so that all together are on target."""
-        self.fit = Fit(1.0)
+        self.aim = Aim(target)
+        self.first: AffineSums | None = None
+        self.all: AffineSums | None = None
+        """Of the call that decides and of all that count, without the scale, where they are affine."""
+        self.fit = Fit()
+        self.held = Scale()
+        """What the weight and the bias in memory are scaled with at the moment."""
         self.secant = Secant()
-        self.begin_pass()
+        self.centered = False
+        self.begin()
 
-    def begin_pass(self) -> None:
-        self.decided = False
-        self.counted = 0  # calls that are in pooled
-        self.pooled: Moments | None = None
+    def scale(self, layer: Layer) -> Scale:
+        """That of a layer: those with tied weights may have biases of their own."""
+        factor, shift = self.fit.scale
+        return Scale(factor, shift if layer.bias_key == self.layer.bias_key else 0.0)
 
-    def count(self, now: Moments) -> None:
-        """Takes up the moments of one more call, as scaled."""
+    def held_by(self, layer: Layer) -> Scale:
+        factor, shift = self.held
+        return Scale(factor, shift if layer.bias_key == self.layer.bias_key else 0.0)
+
+    def begin(self) -> None:
+        """Prepares a pass."""
+        self.decided, self.first, self.all, self.counted = self.fit.left, None, None, 0
+
+    def count(self, call: Strategy) -> None:
+        """Takes up a call's sums, if all have some."""
+        sums = _unscaled(call)
+        known = self.counted == 0 or self.all is not None
         self.counted += 1
-        self.pooled = now if self.pooled is None else self.pooled.merge(now)
+        if sums is None or not known:
+            self.all = None
+        else:
+            self.all = sums if self.all is None else self.all.merge(sums)
+
+    def aim_again(self, pooled: Moments, center: bool, linked: bool) -> None:
+        """What the next pass's first call is given, by what all together came to with this one's.
+
+        Args:
+            linked: whether one of the calls may be what another's input comes from.
+        """
+        if self.first is not None and self.all is not None and not linked:
+            factor = self.all.scale_for(self.target)
+            off = self.all.mean(factor) - self.first.mean(factor) if center else 0.0
+            self.aim = Aim(self.target, factor * math.sqrt(self.first.aa), off)
+        else:
+            self.aim = Aim(self.secant.next(self.aim.std, pooled.std, self.target))
+
+    def hold(self, factor: float, original: Tensor) -> None:
+        """The weight in memory is its original multiplied with a factor, from now on."""
+        self.layer.scaled.copy_(original * factor)
+        self.held = self.held._replace(factor=factor)
+        torch.clear_autocast_cache()  # which may have a copy of what it was
+
+
+def _unscaled(call: Strategy) -> AffineSums | None:
+    """The sums of an affine output, as of the weight that was there before the first pass."""
+    return call.sums.unscaled(*call.held) if isinstance(call, Affine) else None
+
+
+def owners(model: nn.Module) -> dict[Hashable, list[tuple[str, nn.Module, Place]]]:
+    """By memory, the modules that have a parameter there: name, module and where it is."""
+    found: dict[Hashable, list[tuple[str, nn.Module, Place]]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                place = place_of(parameter, parameter)
+                found.setdefault(place.memory, []).append((name, module, place))
+    return found
 
 
 class Passes:
     """What was measured in the passes, and what each weight is to be multiplied with."""
 
-    def __init__(self, found: list[Layer], options: Options, state: ModelState) -> None:
-        self.found, self.options, self.state = found, options, state
+    def __init__(self, model: nn.Module, found: list[Layer], options: Options) -> None:
+        self.found, self.options = found, options
         self.measured: dict[str, Measured] = {}  # by layer, in the order of execution
-        self.scalings: dict[Any, Scaling] = {}  # by the weight's key
-        self.calls: dict[str, int] = {}  # of each layer, with this batch
-        self.given: dict[str, tuple[Any, int]] = {}  # by forwards, before hooks: and the version
-        self.scaled: list[
-            tuple[nn.Module, Tensor, Tensor]
-        ] = []  # attention, weight in it, its copy
+        self.scalings: dict[Place, Scaling] = {}  # by the weight's key
+        self.pools: dict[str, Moments] = {}  # of each layer's outputs in this pass, as scaled
+        self.counted: dict[str, int] = {}  # how many are in there
+        self.counting = True  # whether outputs are pooled, or only decide
+        self.impossible: dict[str, Impossible] = {}
         self.product = 1.0
-
-    # --- hooks -----------------------------------------------------------------------------------
-
-    @contextmanager
-    def hooked(self) -> Iterator[None]:
-        """Within the block, in which one batch runs, layers are measured and scaled."""
-        self.calls.clear()
-        with ExitStack() as stack:
-            stack.callback(self._unscale_projections)
-            for handle in self._hooks():
-                stack.callback(handle.remove)
-            yield
-
-    def _hooks(self) -> Iterator[Uncopied]:
-        for layer in self.found:
-            module = layer.module
-            if layer.projection is not None:
-                continue
-            if layer.name == self.options.unbuilt:
-                end = partial(self._end_before, layer)
-                yield Uncopied(module.register_forward_pre_hook(end, with_kwargs=True))
-                continue
-            if module._forward_hooks and layer.weight_in.requires_grad:
-                note = partial(self._note, layer)
-                yield Uncopied(module.register_forward_hook(note, prepend=True))
-            after = partial(self._after, layer)
-            yield Uncopied(module.register_forward_hook(after, with_kwargs=True))
-            if not layer.affine and layer.weight_in.requires_grad:
-                # Before it runs: renormalised embeddings write their weight.
-                copy = partial(self._copy_weight, layer)
-                yield Uncopied(module.register_forward_pre_hook(copy))
-        for module, inputs in projections(self.found).items():
-            project = partial(self._scale_projections, inputs)
-            yield Uncopied(module.register_forward_pre_hook(project, with_kwargs=True))
-            unscale = self._unscale_projections
-            yield Uncopied(module.register_forward_hook(unscale, always_call=True))
-
-    def _copy_weight(self, layer: Layer, module: nn.Module, args: Any) -> None:
-        self.state.original(layer.weight_in)
-
-    def _note(self, layer: Layer, module: nn.Module, args: Any, output: Any) -> None:
-        """The output as forward gave it."""
-        self.given[layer.name] = first(output), _version(first(output))
-
-    def _after(self, layer: Layer, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        with self.state.undo.paused():
-            out = _measurable(layer, first(output))
-            self._check_hooks(layer, out)
-            out = self._scaled(layer, out, args, kwargs)
-        return (out, *output[1:]) if isinstance(output, tuple) else out
-
-    def _end_before(self, layer: Layer, module: nn.Module, args: Any, kwargs: Any) -> None:
-        with self.state.undo.paused():
-            self._measure(Unbuilt(layer, args[0] if args else kwargs["input"]))
-        raise PassEnded
-
-    def _scale_projections(
-        self, inputs: list[Layer], module: nn.Module, args: Any, kwargs: Any
-    ) -> None:
-        """MultiheadAttention projects its inputs inside, so its output is that of scaled weights only if
-        it runs with them. They are scaled while it does, and as the others' when all has gone well.
-
-        What it projects is computed once more, one projection at a time: it builds all three itself.
-        """
-        with self.state.undo.paused():
-            for layer in inputs:
-                out = layer.projected(args, kwargs)
-                if out is None:
-                    return  # forward will say what it misses
-                self._scaled(layer, _measurable(layer, out), args, kwargs)
-            for layer in {layer.key: layer for layer in inputs}.values():  # each weight once
-                if (scale := self.scalings[layer.key].fit.scale) != 1.0:
-                    self.scaled.append((module, layer.weight, layer.weight.clone()))
-                    layer.weight.mul_(scale)
-            for layer in inputs:
-                if layer.bias is not None and (shift := self._shift(layer)):
-                    self.scaled.append((module, layer.bias, layer.bias.clone()))
-                    layer.bias.add_(shift)
-
-    def _unscale_projections(self, module: nn.Module | None = None, *rest: object) -> None:
-        """Puts back the weights in an attention, or in all."""
-        with self.state.undo.paused():
-            while self.scaled and module in (None, self.scaled[-1][0]):
-                _, weight, copy = self.scaled.pop()
-                weight.copy_(copy)
-
-    def _check_hooks(self, layer: Layer, out: Tensor) -> None:
-        """What is known of a layer is known of its forward, so its hooks must leave the output alone.
-
-        Those that bring a DTensor into another layout do.
-        """
-        given, version = self.given.pop(layer.name, (out, _version(out)))
-        if not isinstance(given, Tensor) or shard.is_dtensor(given):
-            return
-        if _version(given) != version or not (
-            given is out or (given.shape == out.shape and given.to(out.dtype).equal(out))
-        ):
-            raise LSUVError(
-                f"a forward hook of {layer.name} changes its output, so that its std does not follow "
-                f"from its weight: remove the hook, or choose other layers"
-            )
+        self.owners = owners(model)
 
     # --- a layer's call --------------------------------------------------------------------------
 
-    def _scaled(self, layer: Layer, out: Tensor, args: Any, kwargs: Any) -> Tensor:
-        """The output of a layer that has run, as it is with the weight scaled; measured if it counts."""
-        self.calls[layer.name] = self.calls.get(layer.name, 0) + 1
-        if self.calls[layer.name] > 1 and not self.options.pool:
-            self.measured[layer.name].calls += 1
-            if layer.affine:
-                scale = self.scalings[layer.key].fit.scale
-                rescale(out, layer.bias_like(out), scale, self._shift(layer))
-            return out
-        trials = self.options.trials
-        call: Affine | Repeated
-        if not layer.affine:
-            call = Rerun(layer, out, trials, self.state, args, kwargs)
-        elif trials.activation is not None:
-            call = Activated(layer, out, trials)
-        else:
-            call = Affine(layer, out)
-        self._measure(call)
-        return call.out
+    def scaling_of(self, layer: Layer) -> Scaling:
+        """That of a layer's weight; the first to run of those that are tied has to be asked first."""
+        if layer.key not in self.scalings:
+            self.scalings[layer.key] = Scaling(layer, self._target_std(layer))
+        return self.scalings[layer.key]
 
-    def _measure(self, call: Affine | Repeated) -> None:
+    def pass_by(self, call: Strategy) -> None:
+        """Rescales what a layer gave, in a call that does not count."""
+        self.measured[call.layer.name].calls += 1
+        call.rescale(self.scalings[call.layer.key].scale(call.layer))
+
+    def take(self, call: Strategy) -> None:
         """Rescales what a layer gave, and takes down its moments before and after."""
-        layer = call.layer
-        new = layer.name not in self.measured
-        if new:
-            kind = type(layer.module).__name__
-            self.measured[layer.name] = Measured(layer.name, kind, call.before())
-        measured = self.measured[layer.name]
-        measured.calls += 1
-        scaling = self.scalings.get(layer.key)
-        if scaling is None:
-            scaling = self.scalings[layer.key] = Scaling(layer, self._target_std(layer))
-            measured.target = scaling.target
-            measured.note = "" if layer.weight_in.requires_grad else "frozen"
-        elif new:
-            measured.note = f"tied to {scaling.layer.name}"
+        layer, scaling = call.layer, self.scaling_of(call.layer)
         decides = layer.name == scaling.layer.name
+        measured = self.measured.get(layer.name)
+        if measured is None:
+            kind = type(layer.module).__name__
+            measured = self.measured[layer.name] = Measured(layer.name, kind, call.before())
+            measured.target = scaling.target if decides else math.nan
+            if not decides:
+                measured.note = f"tied to {scaling.layer.name}"
+            elif not layer.weight_in.requires_grad:
+                measured.note = "frozen"
+        measured.calls += 1
         if decides and not scaling.decided and layer.weight_in.requires_grad:
-            center = self.options.center and layer.affine and layer.trained_bias is not None
-            scaling.fit, scaling.decided = call.fit(scaling.fit, scaling.aim, center), True
-            measured.iterations += scaling.fit.iterations
-            measured.note = scaling.fit.note or measured.note
-        scale, shift = scaling.fit.scale, self._shift(layer)
-        call.rescale(scale, shift)
-        now = call.after(scale, shift)
-        measured.std = now.std
-        if decides or self.options.pool:
-            scaling.count(now)
+            self._decide(call, scaling, measured)
+        scale = scaling.scale(layer)
+        now = call.rescaled(scale)
+        if self.counting and decides:
+            scaling.count(call)
+        if self.counting:
+            pool = self.pools.get(layer.name)
+            self.pools[layer.name] = now if pool is None else pool.merge(now)
+            self.counted[layer.name] = self.counted.get(layer.name, 0) + 1
 
-    def _shift(self, layer: Layer) -> float:
-        """That of the layer's bias: layers with tied weights may have biases of their own."""
-        scaling = self.scalings[layer.key]
-        return scaling.fit.shift if layer.bias_key == scaling.layer.bias_key else 0.0
+    def _decide(self, call: Strategy, scaling: Scaling, measured: Measured) -> None:
+        uncentered = self._why_not_centered(call)
+        scaling.centered = center = self.options.center and not uncentered
+        try:
+            scaling.fit = call.fit(scaling.fit.scale, scaling.aim, center)
+        except Impossible as why:
+            self.impossible[call.layer.name] = why
+            scaling.fit = Fit(note="dead: left as it is", left=True)
+        scaling.decided, scaling.first = True, _unscaled(call)
+        measured.iterations += scaling.fit.iterations
+        if scaling.fit.left:
+            scaling.target = measured.target = math.nan
+        notes = [scaling.fit.note, self._others(call.layer)]
+        if self.options.center and uncentered:
+            notes.append(f"not centered: {uncentered}")
+        measured.note = "; ".join(filter(None, notes))
+
+    def _why_not_centered(self, call: Strategy) -> str:
+        layer = call.layer
+        if layer.bias_in is None or layer.bias_key is None:
+            return "no bias"
+        if not layer.bias_in.requires_grad:
+            return "its bias is frozen"
+        same = [other.key for other in self.found if other.bias_key == layer.bias_key]
+        if set(same) != {layer.key} or self._owned_by_others(layer, layer.bias_key):
+            return "its bias is another's too"
+        return "" if call.centers else "it is not affine"
+
+    def _owned_by_others(self, layer: Layer, place: Place) -> list[str]:
+        """The modules, by name, that have a parameter there and are not among the layers tied to one."""
+        tied = set().union(*(other.owners for other in self.found if other.key == layer.key))
+        there = self.owners.get(place.memory, [])
+        return [
+            name or "the model"
+            for name, module, parameter in there
+            if module not in tied and parameter.overlaps(place)
+        ]
+
+    def _others(self, layer: Layer) -> str:
+        names = self._owned_by_others(layer, layer.key)
+        return f"its weight is also that of {', '.join(names)}, which is no such layer" * bool(
+            names
+        )
 
     def _target_std(self, layer: Layer) -> float:
         """That of a layer whose weight runs for the first time; NaN if it is frozen."""
@@ -271,31 +241,66 @@ class Passes:
 
     # --- all passes ------------------------------------------------------------------------------
 
-    def settled(self, last: bool) -> bool:
-        """Whether the moments over all batches and calls are as asked for; else prepares a pass more."""
-        off, tol = [], self.options.trials.tol
+    def begin(self) -> None:
+        """Prepares a pass."""
+        self.pools.clear()
+        self.counted.clear()
         for scaling in self.scalings.values():
-            if not scaling.decided or scaling.counted == 1:  # what fit() could do is done
-                continue
-            assert scaling.pooled is not None
+            scaling.begin()
+
+    def settled(self, last: bool, why: str = "") -> bool:
+        """Whether the moments over all batches and calls are as asked for; else aims at others.
+
+        Args:
+            why: what may be the reason if they are not.
+        """
+        self._check_possible()
+        off, tol = [], self.options.trials.tol
+        for name, pool in self.pools.items():
+            self.measured[name].std = pool.std
+        for scaling in self.scalings.values():
             measured = self.measured[scaling.layer.name]
-            check_moments(scaling.layer, scaling.pooled)
-            measured.std = scaling.pooled.std
-            if abs((measured.std / scaling.target) ** 2 - 1) > tol:
+            pooled, count = self._pooled(scaling)
+            if pooled is None or math.isnan(scaling.target):
+                continue
+            measured.std = pooled.std
+            if count == 1:  # what fit() could do is done
+                continue
+            check_moments(scaling.layer, pooled)
+            center = self.options.center and scaling.centered
+            far = abs(pooled.mean) > tol * scaling.target if center else False
+            if far or abs((measured.std / scaling.target) ** 2 - 1) > tol:
                 off.append(measured)
-            scaling.aim = scaling.secant.next(scaling.aim, measured.std, scaling.target)
+            scaling.aim_again(pooled, center, linked=self.options.pool)
         for measured in off if last else ():
-            measured.note = f"not within {tol:g} after {PASSES} passes"
-        if off and not last:
-            for scaling in self.scalings.values():
-                scaling.begin_pass()
+            measured.note = f"not within {tol:g} after {PASSES} passes{why}"
         return not off
 
+    def _pooled(self, scaling: Scaling) -> tuple[Moments | None, int]:
+        """The moments of all outputs that count for a weight, and of how many calls these are."""
+        tied = [layer for layer in self.found if layer.key == scaling.layer.key]
+        names = [layer.name for layer in tied] if self.options.pool else [scaling.layer.name]
+        pools = [self.pools[name] for name in names if name in self.pools]
+        count = sum(self.counted.get(name, 0) for name in names)
+        return (pools[0].merge(*pools[1:]) if pools else None), count
+
+    def _check_possible(self) -> None:
+        skip = self.options.skip_dead
+        bad = {n: why for n, why in self.impossible.items() if not (skip and why.dead)}
+        if not bad:
+            return
+        hint = '\n(dead="skip" leaves dead layers as they are)'
+        hint = hint if any(why.dead for why in bad.values()) else ""
+        if len(bad) == 1:
+            raise LSUVError(f"{next(iter(bad.values()))}{hint}")
+        whys = "".join(f"\n  {why}" for why in bad.values())
+        raise LSUVError(f"{len(bad)} layers cannot be given their std:{whys}{hint}")
+
     def scale_held(self, weight: nn.Parameter) -> float:
-        """The scale that a weight holds during the passes: that of a layer that is not affine."""
+        """The scale that a weight holds during the passes."""
         for scaling in self.scalings.values():
-            if scaling.layer.weight_in is weight and not scaling.layer.affine:
-                return scaling.fit.scale
+            if scaling.layer.weight_in is weight and scaling.layer.projection is None:
+                return scaling.held.factor
         return 1.0
 
     def apply(self) -> None:
@@ -303,18 +308,32 @@ class Passes:
         self._check_ranks()
         for scaling in self.scalings.values():
             layer, measured = scaling.layer, self.measured[scaling.layer.name]
-            measured.scale, measured.shift, *_ = scaling.fit
+            measured.scale, measured.shift = scaling.fit.scale
             if measured.scale != 1.0:
                 tensors.local(layer.scaled).mul_(measured.scale)
             if measured.shift and layer.trained_bias is not None:
                 tensors.local(layer.trained_bias).add_(measured.shift)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """If the block fails, after :meth:`apply` in it, weights and biases are as before."""
+        layers = [scaling.layer for scaling in self.scalings.values()]
+        written = [layer.scaled for layer in layers]
+        written += [bias for layer in layers if (bias := layer.trained_bias) is not None]
+        copies = [(here, here.clone()) for here in map(tensors.local, written) if not here.is_meta]
+        try:
+            yield
+        except BaseException:
+            for here, copy in reversed(copies):
+                here.copy_(copy)
+            raise
 
     def _check_ranks(self) -> None:
         """Each rank scales its part of a DTensor by what it measured: that has to be the same on all."""
         found: dict[DeviceMesh, list[float]] = {}
         for scaling in self.scalings.values():
             if shard.is_dtensor(weight := scaling.layer.weight_in):
-                found.setdefault(weight.device_mesh, []).extend(scaling.fit[:2])
+                found.setdefault(weight.device_mesh, []).extend(scaling.fit.scale)
         for mesh, numbers in found.items():
             if ranks := agreement.differing(mesh, numbers):
                 raise LSUVError(
@@ -322,22 +341,3 @@ class Passes:
                     f"differently: {', '.join(map(str, ranks))} not as the first. Give all ranks of "
                     f"{mesh} the same batch, and layers whose whole output each rank has"
                 )
-
-
-def _version(tensor: Any) -> int:
-    """How often it was written, as far as that is counted."""
-    counts = isinstance(tensor, Tensor) and not tensor.is_inference()
-    return internals.version_of(tensor) if counts else 0
-
-
-def _measurable(layer: Layer, out: Any) -> Tensor:
-    if not isinstance(out, Tensor) or not out.is_floating_point():
-        raise LSUVError(f"{layer.name} gives no floating-point tensor: {type(out).__name__}")
-    if shard.is_dtensor(out):
-        raise LSUVError(
-            f"{layer.name} gives a DTensor, which lsuv_ does not scale: let the layer give local tensors"
-        )
-    if found := tensors.unreadable(out):
-        hint = " (a TransformerEncoder gives none with enable_nested_tensor=False)"
-        raise LSUVError(f"the output of {layer.name} {found[1]}{hint if out.is_nested else ''}")
-    return tensors.local(out)

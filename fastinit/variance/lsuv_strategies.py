@@ -2,7 +2,7 @@
 
 Each stands for one call of a layer, which has run (:class:`Unbuilt`: is about to). ``before`` gives the
 moments of what came; ``fit`` finds the scale, and the shift of the bias, that give the std asked for;
-``rescale`` makes of the output what it would be with them; ``after`` gives the moments of that.
+``rescale`` makes of the output what it would be with them; ``rescaled`` also gives the moments of that.
 
 - :class:`Affine`: the moments at every scale follow from those at one.
 - :class:`Unbuilt`: so they do, and even those follow from the input; there is no output.
@@ -14,28 +14,48 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from fastinit.statistics.product import linear_moments
 from fastinit.statistics.tensor import Moments, moments
-from fastinit.variance.affine import AffineSums, LSUVError, rescale
+from fastinit.variance.affine import AffineSums, Impossible, LSUVError, rescale
 from fastinit.variance.layers import Layer
-from fastinit.variance.unchanged import ModelState
+
+FOLLOWS = 0.01
+"""An output whose std changes by a power of its weight's scale less than this does not follow it."""
+
+
+class Scale(NamedTuple):
+    """What a weight is multiplied with, and what is added to its layer's bias."""
+
+    factor: float = 1.0
+    """> 0."""
+    shift: float = 0.0
+
+
+class Aim(NamedTuple):
+    """What a weight's first call in a pass is given, so that all that count are as asked for."""
+
+    std: float
+    part: float = math.nan
+    """Of an affine output that was seen in the pass before: the std of what is due to the weight."""
+    off: float = 0.0
+    """How much larger the mean of all is than the first call's."""
 
 
 class Fit(NamedTuple):
     """What gives the std asked for, and how it was found."""
 
-    scale: float
-    """Of the weight, > 0."""
-    shift: float = 0.0
-    """Of the bias."""
+    scale: Scale = Scale()
     iterations: int = 0
     """How many scales were tried."""
     note: str = ""
+    left: bool = False
+    """Whether the layer stays as it is, whatever was asked for; the note says why."""
 
 
 class Trials(NamedTuple):
@@ -56,117 +76,177 @@ class Secant:
     """What to try next, from what was tried and the std that it gave: a secant in logarithms."""
 
     last: tuple[float, float] | None = None
+    slope = 1.0  # as of a homogeneous function
 
     def next(self, tried: float, gave: float, target: float) -> float:
-        slope = 1.0  # as of a homogeneous function
-        if self.last is not None and self.last[0] != tried and self.last[1] != gave:
-            slope = math.log(gave / self.last[1]) / math.log(tried / self.last[0])
+        if self.last is not None and self.last[0] != tried:
+            self.slope = math.log(gave / self.last[1]) / math.log(tried / self.last[0])
         self.last = tried, gave
-        return tried * math.pow(target / gave, 1.0 / min(max(slope, 0.25), 4.0))
+        return tried * math.pow(target / gave, 1.0 / min(max(self.slope, 0.25), 4.0))
 
 
-class Affine:
-    """An output that is affine in the weight."""
+class Strategy(ABC):
+    """One call of a layer."""
 
-    def __init__(self, layer: Layer, out: Tensor) -> None:
-        self.layer, self.out, self.sums = layer, out, AffineSums.of(layer, out)
+    out: Tensor
+    centers = True
+    """Whether a shift of the bias shifts the output."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+
+    @abstractmethod
+    def before(self) -> Moments: ...
+
+    @abstractmethod
+    def fit(self, start: Scale, aim: Aim, center: bool) -> Fit:
+        """Raises :class:`fastinit.variance.affine.Impossible` if no scale gives that std."""
+
+    @abstractmethod
+    def rescale(self, scale: Scale) -> None: ...
+
+    @abstractmethod
+    def rescaled(self, scale: Scale) -> Moments: ...
+
+
+class Affine(Strategy):
+    """An output that is affine in the weight; it was made with that and the bias scaled as ``held``."""
+
+    def __init__(self, layer: Layer, out: Tensor, held: Scale) -> None:
+        super().__init__(layer)
+        self.out, self.held = out, held
+
+    @cached_property
+    def bias(self) -> Tensor | None:
+        """In a shape that adds to the output."""
+        return self.layer.bias_like(self.out)
+
+    @cached_property
+    def sums(self) -> AffineSums:
+        return AffineSums.of(self.layer, self.out, self.bias)
+
+    def from_held(self, scale: Scale) -> Scale:
+        """What is left to do."""
+        return Scale(scale.factor / self.held.factor, scale.shift - self.held.shift)
 
     def before(self) -> Moments:
         return self.sums.moments(1.0, 0.0)
 
-    def fit(self, start: Fit, std: float, center: bool) -> Fit:
+    def fit(self, start: Scale, aim: Aim, center: bool) -> Fit:
         check_moments(self.layer, self.before())
-        scale = self.sums.scale_for(std)
-        return Fit(scale, -self.sums.mean(scale) if center else 0.0, iterations=1)
+        if math.isnan(aim.part):
+            factor = self.sums.scale_for(aim.std)
+        else:
+            self.sums.check_alive()
+            factor = aim.part / math.sqrt(self.sums.aa)
+        shift = self.held.shift - self.sums.mean(factor) - aim.off if center else 0.0
+        return Fit(Scale(self.held.factor * factor, shift), iterations=1)
 
-    def rescale(self, scale: float, shift: float) -> None:
-        rescale(self.out, self.sums.bias, scale, shift)
+    def rescale(self, scale: Scale) -> None:
+        rescale(self.out, self.bias, *self.from_held(scale))
 
-    def after(self, scale: float, shift: float) -> Moments:
-        return self.sums.moments(scale, shift)
+    def rescaled(self, scale: Scale) -> Moments:
+        now = self.sums.moments(*self.from_held(scale))
+        self.rescale(scale)
+        return now
 
 
 class Unbuilt(Affine):
     """The output of a Linear without a bias, of which only the input is there."""
 
-    def __init__(self, layer: Layer, x: Tensor) -> None:
-        self.layer = layer
+    def __init__(self, layer: Layer, x: Tensor, held: Scale) -> None:
+        Strategy.__init__(self, layer)
+        self.held = held
         self.sums = AffineSums(layer.name, linear_moments(x, layer.weight))
 
-    def rescale(self, scale: float, shift: float) -> None:
+    def rescale(self, scale: Scale) -> None:
         """There is nothing to rescale."""
 
 
-class Repeated(ABC):
+class Repeated(Strategy):
     """An output whose std at a scale is known when that was tried."""
 
-    def __init__(self, layer: Layer, out: Tensor, trials: Trials) -> None:
-        self.layer, self.out, self.trials = layer, out, trials
+    trials: Trials
 
     @abstractmethod
-    def trial(self, scale: float, shift: float) -> Tensor:
+    def trial(self, scale: Scale) -> Tensor:
         """The output as it is with the weight scaled and the bias shifted."""
-
-    @abstractmethod
-    def rescale(self, scale: float, shift: float) -> None:
-        """Makes ``out`` what it is with the weight scaled and the bias shifted."""
 
     def before(self) -> Moments:
         return self.trials.measure(self.out)
 
-    def fit(self, start: Fit, std: float, center: bool) -> Fit:
-        (scale, shift, *_), tol, secant = start, self.trials.tol, Secant()
+    def fit(self, start: Scale, aim: Aim, center: bool) -> Fit:
+        tol, secant, scale, std = self.trials.tol, Secant(), start, aim.std
+        best, missed = start, math.inf
         for iteration in range(1, self.trials.most + 1):
-            now = self.trials.measure(self.trial(scale, shift))
-            check_moments(self.layer, now)
+            now = self.trials.measure(self.trial(scale))
+            if iteration == 1:
+                check_moments(self.layer, now)
+            elif now.nonfinite or not now.var > 0:
+                break  # so far that the layer gave up
             off = now.mean if center else 0.0
             if abs(now.var / std**2 - 1) <= tol and abs(off) <= tol * std:
-                return Fit(scale, shift, iteration)
-            if iteration < self.trials.most:
-                scale, shift = secant.next(scale, now.std, std), shift - off
-        return Fit(scale, shift, self.trials.most, f"not within {tol:g} after {self.trials.most}")
+                return Fit(scale, iteration)
+            if (miss := abs(math.log(now.std / std)) + abs(off) / std) < missed - FOLLOWS:
+                best, missed = scale, miss
+            following = secant.next(scale.factor, now.std, std)
+            if abs(secant.slope) < FOLLOWS:
+                why = "its std does not follow its weight's scale"
+                return Fit(best, iteration, why, left=best == start)
+            scale = Scale(following, scale.shift - off)
+        return Fit(best, iteration, f"not within {tol:g} after {iteration}")
 
-    def after(self, scale: float, shift: float) -> Moments:
+    def rescaled(self, scale: Scale) -> Moments:
+        self.rescale(scale)
         return self.trials.measure(self.out)
 
 
 class Activated(Repeated):
     """An output that is affine in the weight; what shall have the std is a function of it."""
 
-    def __init__(self, layer: Layer, out: Tensor, trials: Trials) -> None:
-        super().__init__(layer, out, trials)
-        self.bias = layer.bias_like(out)
+    def __init__(self, layer: Layer, out: Tensor, held: Scale, trials: Trials) -> None:
+        super().__init__(layer)
+        self.affine, self.out, self.trials = Affine(layer, out, held), out, trials
 
-    def trial(self, scale: float, shift: float) -> Tensor:
-        return rescale(self.out.clone(), self.bias, scale, shift)
+    def trial(self, scale: Scale) -> Tensor:
+        return rescale(self.out.clone(), self.affine.bias, *self.affine.from_held(scale))
 
-    def rescale(self, scale: float, shift: float) -> None:
-        rescale(self.out, self.bias, scale, shift)
+    def rescale(self, scale: Scale) -> None:
+        self.affine.rescale(scale)
 
 
 class Rerun(Repeated):
-    """An output of which nothing is known: the layer runs again, its weight scaled, and keeps that."""
+    """An output of which nothing is known: the layer runs again, its weight scaled, and keeps that.
+
+    ``run`` gives the layer's output with its weight multiplied with a factor, which it is from then on.
+    It was made with ``held``. Where ``run`` is a text, that says why the layer cannot run again.
+    """
+
+    centers = False
 
     def __init__(
         self,
         layer: Layer,
         out: Tensor,
+        held: Scale,
         trials: Trials,
-        state: ModelState,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        run: Callable[[float], Tensor] | str,
     ) -> None:
-        super().__init__(layer, out, trials)
-        self.state, self.args, self.kwargs = state, args, kwargs
+        super().__init__(layer)
+        self.out, self.made_with, self.trials, self.run = out, held.factor, trials, run
 
-    def trial(self, scale: float, shift: float) -> Tensor:
-        self.layer.scaled.copy_(self.state.original(self.layer.weight_in) * scale)
-        with self.state.undo:
-            self.out = first(self.layer.module.forward(*self.args, **self.kwargs))
+    def fit(self, start: Scale, aim: Aim, center: bool) -> Fit:
+        if isinstance(self.run, str):
+            return Fit(Scale(self.made_with), note=self.run, left=True)
+        return super().fit(start, aim, center)
+
+    def trial(self, scale: Scale) -> Tensor:
+        if scale.factor != self.made_with and not isinstance(self.run, str):
+            self.out, self.made_with = self.run(scale.factor), scale.factor
         return self.out
 
-    def rescale(self, scale: float, shift: float) -> None:
-        """The weight was scaled before the layer ran."""
+    def rescale(self, scale: Scale) -> None:
+        self.trial(scale)
 
 
 def first(output: Any) -> Any:
@@ -175,13 +255,11 @@ def first(output: Any) -> Any:
 
 
 def check_moments(layer: Layer, m: Moments) -> None:
-    """Raises LSUVError if no scale gives these values another std."""
+    """Raises LSUVError if no scale gives these values another std; Impossible if they are all alike."""
+    name = f"the output of {layer.name}"
     if m.nonfinite:
-        what = "has values that are not finite"
-    elif m.count < 2:
-        what = "has fewer than two values"
-    elif not m.var > 0:
-        what = "is dead: all its values are the same"
-    else:
-        return
-    raise LSUVError(f"the output of {layer.name} {what}: {m!r}")
+        raise LSUVError(f"{name} has values that are not finite: {m!r}")
+    if m.count < 2:
+        raise LSUVError(f"{name} has fewer than two values: {m!r}")
+    if not m.var > 0:
+        raise Impossible(f"{name} is dead: all its values are the same: {m!r}", dead=True)

@@ -12,7 +12,8 @@ import sys
 import warnings
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -163,25 +164,50 @@ def unchanged(model: nn.Module) -> Iterator[ModelState]:
                 warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
+@dataclass
+class RandomState:
+    """Where the random generators are that :class:`RandomNumbers` knows."""
+
+    python: Any
+    numpy: Any
+    """None where NumPy is not in use."""
+    devices: list[tuple[Callable[..., None], tuple[Any, ...]]]
+    """What sets torch's, and to what."""
+
+    def set(self) -> None:
+        """Puts the generators there."""
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+        for put_back, state in self.devices:
+            put_back(*state)
+
+
+class RandomNumbers:
+    """The random generators that a model may draw from: torch's where it is, Python's, NumPy's."""
+
+    def __init__(self, model: nn.Module) -> None:
+        tensors = (*model.parameters(), *model.buffers())
+        devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
+        self.devices = sorted(devices, key=str)
+
+    def now(self) -> RandomState:
+        numpy = getattr(sys.modules.get("numpy"), "random", None)
+        states: list[Any] = [(torch.set_rng_state, (torch.get_rng_state(),))]
+        for device in self.devices:
+            of = torch.get_device_module(device.type)
+            states.append((of.set_rng_state, (of.get_rng_state(device), device)))
+        return RandomState(random.getstate(), numpy and numpy.get_state(), states)
+
+
 @contextmanager
-def same_random_numbers(model: nn.Module) -> Iterator[None]:
-    """After the block random generators are as before: torch's where the model is, Python's, NumPy's."""
-    devices: dict[str, set[int]] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type not in ("cpu", "meta"):
-            devices.setdefault(tensor.device.type, set()).add(tensor.device.index or 0)
-    numpy = getattr(sys.modules.get("numpy"), "random", None)
-    state, others = random.getstate(), numpy.get_state() if numpy is not None else None
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([]))
-        for kind, indices in devices.items():
-            stack.enter_context(torch.random.fork_rng(sorted(indices), device_type=kind))
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            if numpy is not None:
-                numpy.set_state(others)
+def same_random_numbers(numbers: RandomNumbers) -> Iterator[None]:
+    """After the block random generators are as before."""
+    state = numbers.now()
+    try:
+        yield
+    finally:
+        state.set()
 
 
 class _Module:

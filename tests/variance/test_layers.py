@@ -38,7 +38,7 @@ class Cosine(nn.Linear):
 
 class Residual(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        return x / 4 + super().forward(x)
 
 
 class Adapted(nn.Linear):
@@ -49,7 +49,7 @@ class Adapted(nn.Linear):
         self.down, self.up = nn.Linear(sizes[0], 2, bias=False), nn.Linear(2, sizes[1], bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.up(self.down(x))
+        return super().forward(x) + self.up(self.down(x)) / 8
 
 
 class Property(nn.Linear):
@@ -88,7 +88,7 @@ def _property(*sizes: int) -> nn.Module:
 def _overridden(*sizes: int) -> nn.Module:
     layer = nn.Linear(*sizes)
     plain = layer.forward
-    layer.forward = lambda x: plain(x).tanh()  # type: ignore[method-assign]
+    layer.forward = lambda x: plain(x).sinh()  # type: ignore[method-assign]
     return layer
 
 
@@ -213,7 +213,10 @@ OWNERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "positions": (Positions, "no known kind of layer: it has pos"),
     "renormalised": (lambda: nn.Embedding(3, 4, max_norm=1.0), "renormalises its weight"),
     "scripted": (lambda: torch.jit.script(nn.Linear(3, 4)), "scripted: no hooks run in it"),
-    "compiled": (lambda: torch.compile(nn.Linear(3, 4)), "compiled: no hooks run in it"),
+    "compiled": (
+        lambda: torch.compile(nn.Linear(3, 4), backend="eager"),
+        "compiled: no hooks run in it",
+    ),
 }
 
 

@@ -1,0 +1,309 @@
+"""The hooks by which LSUV sees layers run, each call as one of the strategies.
+
+A layer that is not affine runs again within its own hook, from the arguments that it was called with,
+with all that others hooked to it. Whether others' hooks change a layer is asked by what they did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.weight_norm import WeightNorm
+
+from fastinit.base import torch_internals as internals
+from fastinit.base.hooks import Uncopied
+from fastinit.elements import shards as shard
+from fastinit.elements import tensors
+from fastinit.variance.affine import LSUVError
+from fastinit.variance.layers import Layer, projections
+from fastinit.variance.lsuv_passes import Passes, Scaling
+from fastinit.variance.lsuv_strategies import (
+    Activated,
+    Affine,
+    Rerun,
+    Scale,
+    Strategy,
+    Unbuilt,
+    first,
+)
+from fastinit.variance.unchanged import ModelState, RandomNumbers, RandomState
+
+
+class PassEnded(BaseException):
+    """Ends a forward pass at the layer that is not built."""
+
+
+@dataclass
+class Begun:
+    """A layer that is about to run."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    random: RandomState
+    weight: Tensor | None
+    """A copy, where somebody's hook may write it."""
+    versions: list[tuple[Tensor, int]]
+    """Of its arguments."""
+    gave: Any = None
+    """What its forward gave, before hooks."""
+    version: int = 0
+    noted: bool = False
+
+
+@dataclass
+class Again:
+    """A layer that runs again, and what it gave."""
+
+    layer: Layer
+    out: Any = None
+
+
+@dataclass
+class Held:
+    """A weight or bias of a MultiheadAttention that is scaled while that runs."""
+
+    module: nn.Module
+    tensor: Tensor
+    copy: Tensor
+    scaling: Scaling
+    before: Scale
+    """What the scaling held."""
+
+
+class Hooks:
+    """Sees the layers run, and tells :class:`Passes`."""
+
+    def __init__(self, passes: Passes, state: ModelState, random: RandomNumbers) -> None:
+        self.passes, self.state, self.random = passes, state, random
+        self.found, self.options = passes.found, passes.options
+        self.calls: dict[str, int] = {}  # of each layer, with this batch
+        self.begun: dict[str, Begun] = {}
+        self.changed: set[str] = set()  # layers whose hooks change what they give
+        self.again: Again | None = None
+        self.scaled: list[Held] = []
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Within the block, in which one batch runs, layers are measured and scaled."""
+        self.calls.clear()
+        with ExitStack() as stack:
+            stack.callback(self.begun.clear)
+            stack.callback(self._unscale_projections)
+            for hook in self._hooks():
+                stack.callback(hook.remove)
+            yield
+
+    def _hooks(self) -> Iterator[Uncopied]:
+        own = [layer for layer in self.found if layer.projection is None]
+        if internals.global_hooks():
+            by_module = {layer.module: layer for layer in own}
+            yield Uncopied(internals.first_global_hook(partial(self._note_any, by_module)))
+        for layer in own:
+            module = layer.module
+            if layer.name == self.options.unbuilt:
+                end = partial(self._end_before, layer)
+                yield Uncopied(module.register_forward_pre_hook(end, with_kwargs=True))
+                continue
+            if layer.weight_in.requires_grad:
+                foreign = _may_write_weight(layer)
+                hooked = foreign or module._forward_hooks or internals.global_hooks()
+                if hooked or not layer.affine:
+                    begin = partial(self._begin, layer, foreign)
+                    begin_hook = module.register_forward_pre_hook(
+                        begin, prepend=True, with_kwargs=True
+                    )
+                    yield Uncopied(begin_hook)
+                if module._forward_hooks and not internals.global_hooks():
+                    note = partial(self._note, layer)
+                    yield Uncopied(module.register_forward_hook(note, prepend=True))
+            after = partial(self._after, layer)
+            yield Uncopied(module.register_forward_hook(after, with_kwargs=True))
+        for module, inputs in projections(self.found).items():
+            project = partial(self._scale_projections, inputs)
+            yield Uncopied(module.register_forward_pre_hook(project, with_kwargs=True))
+            unscale = partial(self._unscale_projections, at_once=False)
+            yield Uncopied(module.register_forward_hook(unscale, always_call=True))
+
+    # --- modules ---------------------------------------------------------------------------------
+
+    def _begin(
+        self, layer: Layer, foreign: bool, module: nn.Module, args: Any, kwargs: Any
+    ) -> None:
+        if self.again is not None:
+            return
+        with self.state.undo.paused():
+            if foreign or not layer.affine:  # it may be written, as renormalised embeddings are
+                self._original(layer)
+            weight = layer.scaled.clone() if foreign and layer.affine else None
+            leaves = [x for x in internals.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            versions = [(x, _version(x)) for x in leaves]
+            self.begun[layer.name] = Begun(args, kwargs, self.random.now(), weight, versions)
+
+    def _original(self, layer: Layer) -> Tensor:
+        """The weight's, or weight_norm's g's, as it was before the first pass."""
+        return self.state.original(layer.weight_in)
+
+    def _note_any(
+        self, layers: dict[nn.Module, Layer], module: nn.Module, args: Any, output: Any
+    ) -> None:
+        if module in layers:
+            self._note(layers[module], module, args, output)
+
+    def _note(self, layer: Layer, module: nn.Module, args: Any, output: Any) -> None:
+        """The output as forward gave it."""
+        if (begun := self.begun.get(layer.name)) is not None and self.again is None:
+            begun.gave, begun.version, begun.noted = first(output), _version(first(output)), True
+
+    def _after(self, layer: Layer, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if self.again is not None and self.again.layer is layer:
+            self.again.out = first(output)
+            return None
+        with self.state.undo.paused():
+            out = _measurable(layer, first(output))
+            call = self._call(layer, out, self.begun.pop(layer.name, None))
+            self._tell(call)
+        return (call.out, *output[1:]) if isinstance(output, tuple) else call.out
+
+    def _call(self, layer: Layer, out: Tensor, begun: Begun | None) -> Strategy:
+        """A call of a layer, by what is known of its output."""
+        held, trials = self._held(layer), self.options.trials
+        if begun is not None and _is_changed(layer, begun, out):
+            self.changed.add(layer.name)
+        if layer.affine and layer.name not in self.changed:
+            if trials.activation is not None:
+                return Activated(layer, out, held, trials)
+            return Affine(layer, out, held)
+        run: Any = "cannot be run again: left as it is"
+        if begun is not None:
+            run = partial(self._run, layer, begun)
+            if any(_version(x) != version for x, version in begun.versions):
+                run = "writes its inputs, so that it is not run again: left as it is"
+        return Rerun(layer, out, held, trials, run)
+
+    def _held(self, layer: Layer) -> Scale:
+        scaling = self.passes.scalings.get(layer.key)
+        return Scale() if scaling is None else scaling.held_by(layer)
+
+    def _run(self, layer: Layer, begun: Begun, factor: float) -> Tensor:
+        """What a layer gives with its weight scaled, which it is from now on."""
+        self.passes.scalings[layer.key].hold(factor, self._original(layer))
+        now, self.again = self.again, Again(layer)
+        try:
+            with self.state.undo:
+                begun.random.set()
+                # As it runs in a pass, whatever its class makes of a call.
+                nn.Module.__call__(layer.module, *begun.args, **begun.kwargs)
+            return _measurable(layer, self.again.out)
+        finally:
+            self.again = now
+
+    def _tell(self, call: Strategy) -> None:
+        name = call.layer.name
+        if self.again is not None:  # a layer that holds this one runs again
+            if name in self.passes.measured:
+                call.rescale(self.passes.scalings[call.layer.key].scale(call.layer))
+            return
+        self.calls[name] = self.calls.get(name, 0) + 1
+        if self.calls[name] > 1 and not self.options.pool:
+            self.passes.pass_by(call)
+        else:
+            self.passes.take(call)
+
+    def _end_before(self, layer: Layer, module: nn.Module, args: Any, kwargs: Any) -> None:
+        with self.state.undo.paused():
+            x = args[0] if args else kwargs["input"]
+            self.passes.take(Unbuilt(layer, x, self._held(layer)))
+        raise PassEnded
+
+    # --- MultiheadAttention's projections --------------------------------------------------------
+
+    def _scale_projections(
+        self, inputs: list[Layer], module: nn.Module, args: Any, kwargs: Any
+    ) -> None:
+        """MultiheadAttention projects its inputs inside, so its output is that of scaled weights only if
+        it runs with them. They are scaled while it does, and as the others' when all has gone well.
+
+        What it projects is computed once more, one projection at a time: it builds all three itself.
+        """
+        with self.state.undo.paused():
+            for layer in inputs:
+                out = layer.projected(args, kwargs)
+                if out is None:
+                    return  # forward will say what it misses
+                self._tell(self._call(layer, _measurable(layer, out), None))
+            for layer in inputs:
+                if (scaling := self.passes.scalings.get(layer.key)) is None:
+                    continue
+                scale, held = scaling.scale(layer), scaling.held_by(layer)
+                if scale.factor != held.factor:
+                    self._hold(module, scaling, layer.scaled).mul_(scale.factor / held.factor)
+                    scaling.held = scaling.held._replace(factor=scale.factor)
+                if scale.shift != held.shift and layer.bias is not None:
+                    self._hold(module, scaling, layer.bias).add_(scale.shift - held.shift)
+                    scaling.held = scaling.held._replace(shift=scale.shift)
+
+    def _hold(self, module: nn.Module, scaling: Scaling, tensor: Tensor) -> Tensor:
+        self.scaled.append(Held(module, tensor, tensor.clone(), scaling, scaling.held))
+        torch.clear_autocast_cache()
+        return tensor
+
+    def _unscale_projections(
+        self, module: nn.Module | None = None, *rest: object, at_once: bool = True
+    ) -> None:
+        """Puts back the weights in an attention, or in all.
+
+        Where a graph of gradients was recorded they stay as they are: it may need them.
+        """
+        if torch.is_grad_enabled() and not at_once:
+            return
+        with self.state.undo.paused():
+            while self.scaled and (module is None or module is self.scaled[-1].module):
+                held = self.scaled.pop()
+                held.tensor.copy_(held.copy)
+                held.scaling.held = held.before
+
+
+def _may_write_weight(layer: Layer) -> bool:
+    """Whether others' hooks might: not weight_norm's, which makes it, nor those of lazy modules."""
+    hooks = layer.module._forward_pre_hooks.values()
+    return not is_lazy(layer.weight_in) and any(type(hook) is not WeightNorm for hook in hooks)
+
+
+def _is_changed(layer: Layer, begun: Begun, out: Tensor) -> bool:
+    """Whether hooks made something else of a layer than its forward is.
+
+    One that gives its output back as it is, or brings a DTensor into another layout, does not.
+    """
+    if begun.weight is not None and not tensors.local(layer.scaled).equal(
+        tensors.local(begun.weight)
+    ):
+        return True
+    if not begun.noted or not isinstance(begun.gave, Tensor) or shard.is_dtensor(begun.gave):
+        return False
+    return begun.gave is not out or out.is_inference() or _version(out) != begun.version
+
+
+def _version(tensor: Any) -> int:
+    """How often it was written, as far as that is counted."""
+    counts = isinstance(tensor, Tensor) and not tensor.is_inference()
+    return internals.version_of(tensor) if counts else 0
+
+
+def _measurable(layer: Layer, out: Any) -> Tensor:
+    if not isinstance(out, Tensor) or not out.is_floating_point():
+        raise LSUVError(f"{layer.name} gives no floating-point tensor: {type(out).__name__}")
+    if shard.is_dtensor(out):
+        raise LSUVError(
+            f"{layer.name} gives a DTensor, which lsuv_ does not scale: let the layer give local tensors"
+        )
+    if found := tensors.unreadable(out):
+        hint = " (a TransformerEncoder gives none with enable_nested_tensor=False)"
+        raise LSUVError(f"the output of {layer.name} {found[1]}{hint if out.is_nested else ''}")
+    return tensors.local(out)
