@@ -1,0 +1,154 @@
+"""Moving a scale: the function stays the same, or nothing is written and what would change is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from fastinit import transfer_scale_
+from tests.running_models import differences, everything
+from tests.variance.test_layers import COMPUTED, OTHER, _property
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def _norm(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(8), *layers)
+
+
+KEPT: dict[str, tuple[Callable[[], nn.Sequential], int, tuple[int, ...]]] = {
+    "Linear": (lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), 2, (4, 8)),
+    "no bias": (lambda: nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 3)), 1, (4, 8)),
+    "convolutions": (
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2)),
+        2,
+        (1, 2, 7, 7),
+    ),
+    "a norm": (lambda: _norm(nn.ReLU(), nn.Linear(8, 3)), 2, (4, 8)),
+    "weight_norm": (
+        lambda: nn.Sequential(
+            parametrizations.weight_norm(nn.Linear(8, 8)),
+            nn.ReLU(),
+            parametrizations.weight_norm(nn.Linear(8, 3)),
+        ),
+        2,
+        (4, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", KEPT)
+def test_the_function_stays_the_same(name: str, dtype: torch.dtype) -> None:
+    make, second, shape = KEPT[name]
+    model, x = make().to(dtype), torch.randn(shape, dtype=dtype)
+    before = model(x)
+    transfer_scale_(model[0], model[second], 4.0)
+    # A power of two is exact in each product and sum; weight_norm's own roundings are of one more.
+    exact = name != "weight_norm"
+    torch.testing.assert_close(model(x), before, **({"rtol": 1e-6, "atol": 0.0} if exact else {}))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc = nn.Embedding(9, 8), nn.Linear(8, 8)
+        self.out = nn.ModuleDict({"head": nn.Linear(8, 9, bias=False)})
+        self.out["head"].weight = self.embed.weight
+
+
+def _by_memory() -> tuple[nn.Module, nn.Module, Any]:
+    first, second, other = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+    other.bias.data = first.bias.data
+    return first, second, other
+
+
+def _tied() -> tuple[nn.Module, nn.Module, Any]:
+    model = Tied()
+    return model.embed, model.fc, model
+
+
+def _tied_after() -> tuple[nn.Module, nn.Module, Any]:
+    model = Tied()
+    return model.fc, model.out["head"], model
+
+
+def _alike() -> tuple[nn.Module, nn.Module, Any]:
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight.data = first.weight.data.t()
+    return first, second, None
+
+
+def _half(scale: float) -> tuple[nn.Module, nn.Module, Any]:
+    first, second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+    with torch.no_grad():
+        first.weight.mul_(scale)
+    return first.half(), second.half(), None
+
+
+def _two(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module, Any]:
+    return first, second, None
+
+
+LINEAR = lambda: nn.Linear(8, 8)  # noqa: E731
+REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, nn.Module, Any]], float, str]] = {
+    "tied to a head": (_tied, 2.0, "layer.weight is also out.head.weight of a Tied, which would"),
+    "following tied": (_tied_after, 2.0, "following.weight is also embed.weight of a Tied"),
+    "a bias by its memory": (_by_memory, 2.0, "layer.bias is also bias of a Linear"),
+    "each other's": (_alike, 2.0, "layer and following have the same weight"),
+    "overflow": (
+        lambda: _half(3e4),
+        16.0,
+        "layer.weight would overflow: its largest value, .* than t",
+    ),
+    "overflow after": (lambda: _half(3e4), 1e-6, "following.weight would overflow"),
+    "underflow": (lambda: _half(1.0), 1e5, "following.weight would underflow"),
+    "max_norm": (
+        lambda: _two(nn.Embedding(9, 8, max_norm=1.0), LINEAR()),
+        2.0,
+        "layer renormalises its weight's rows to max_norm",
+    ),
+    "a table after": (
+        lambda: _two(LINEAR(), nn.Embedding(9, 8)),
+        2.0,
+        "following is not linear in its input",
+    ),
+    "a norm after": (
+        lambda: _two(LINEAR(), nn.LayerNorm(8)),
+        2.0,
+        "following is not linear in its input",
+    ),
+    "no weight": (lambda: _two(nn.ReLU(), LINEAR()), 2.0, "layer has no weight"),
+    "recurrent": (lambda: _two(LINEAR(), nn.GRU(8, 8)), 2.0, "following recurrent"),
+    "attention": (lambda: _two(LINEAR(), nn.MultiheadAttention(8, 2)), 2.0, "following "),
+    **{
+        name: (lambda make=make: _two(make(8, 8), LINEAR()), 2.0, "layer has a forward of its own")
+        for name, make in OTHER.items()
+    },
+    **{
+        name: (lambda make=make: _two(make(8, 8), LINEAR()), 2.0, "layer its weight is computed")
+        for name, make in COMPUTED.items()
+    },
+    "a property": (lambda: _two(_property(8, 8), LINEAR()), 2.0, "layer has a forward of its own"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_change_something_is_refused(name: str) -> None:
+    make, factor, message = REFUSED[name]
+    with torch.no_grad():  # old parametrisations keep what they compute
+        first, second, kept = make()
+    models = nn.ModuleList([first, second])
+    before = everything(models)
+    with pytest.raises(ValueError, match=message):
+        transfer_scale_(first, second, factor)
+    assert differences(before, everything(models)) == []
+    del kept
