@@ -94,4 +94,5 @@ class LSUVResult:
             path=path,
             ax=ax,
             label=label,
+            missing=self.passed,
         )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from itertools import cycle, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastinit.base import text
 from fastinit.base.files import replacing
 from fastinit.variance.layers import abbreviated
 
@@ -53,6 +54,7 @@ def variance_through_depth(
     ax: Axes | None = None,
     label: str = "",
     title: str = "Variance by layer",
+    missing: Collection[str] = (),
 ) -> Axes:
     """Draws the variance of each layer's output, and of the gradients, on a logarithmic axis.
 
@@ -68,6 +70,7 @@ def variance_through_depth(
         ax: axes to draw on, so as to compare several models; by default those of a new figure.
         label: what this model is called in the legend.
         title: is above the picture, unless the axes have a title.
+        missing: layers that were not measured; how many is said below the picture.
 
     Returns:
         The axes; ``ax.figure`` is the figure.
@@ -82,7 +85,7 @@ def variance_through_depth(
         series.append(Series("gradient, relative\nto the last", relative))
     elif any(v is not None for v in backward):
         series.append(Series("gradient", backward))
-    return _drawn(names, series, "variance", title, path, ax, label)
+    return _drawn(names, series, "variance", title, missing, path, ax, label)
 
 
 def std_before_and_after(
@@ -95,6 +98,7 @@ def std_before_and_after(
     ax: Axes | None = None,
     label: str = "",
     title: str = "Standard deviation by layer, before and after LSUV",
+    missing: Collection[str] = (),
 ) -> Axes:
     """Draws each layer's std before and after :func:`fastinit.lsuv_`, on a logarithmic axis.
 
@@ -108,6 +112,7 @@ def std_before_and_after(
         ax: axes to draw on, so as to compare several models; by default those of a new figure.
         label: what this model is called in the legend.
         title: is above the picture, unless the axes have a title.
+        missing: layers that were not measured; how many is said below the picture.
 
     Returns:
         The axes; ``ax.figure`` is the figure.
@@ -117,7 +122,7 @@ def std_before_and_after(
         ValueError: a name that ends in no format.
     """
     series = [Series("before", before, hollow=True), Series("after", after)]
-    return _drawn(names, series, "standard deviation", title, path, ax, label, targets)
+    return _drawn(names, series, "standard deviation", title, missing, path, ax, label, targets)
 
 
 def check_format(path: str | os.PathLike[str]) -> None:
@@ -150,6 +155,7 @@ def _drawn(
     series: Sequence[Series],
     what: str,
     title: str,
+    missing: Collection[str],
     path: str | os.PathLike[str] | None,
     ax: Axes | None,
     label: str,
@@ -183,6 +189,9 @@ def _drawn(
     _set_scale(ax, what)
     if not any(ax.get_title(loc) for loc in ("left", "center", "right")):
         ax.set_title(title, loc="left", fontweight="bold", fontsize="medium")
+    if missing:
+        said = f"{text.counted('layer', len(missing))} not measured"
+        ax.set_xlabel(said, fontsize="small", loc="left")
     entries = dict(zip(*reversed(ax.get_legend_handles_labels())))
     beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
     if entries:

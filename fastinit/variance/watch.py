@@ -122,6 +122,7 @@ class Watch:
             ax=ax,
             label=label,
             title="Variance by layer" if label else f"Variance by layer: {self._name}",
+            missing=self.missing,
         )
 
     def to_json(self) -> str:
