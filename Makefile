@@ -7,6 +7,7 @@
 #   make lint    formats and types         make gpu     GPU tests and timings, see below
 #   make sass    instructions of the CUDA kernel for each value, without a GPU
 #   make lsuv    LSUV beside the published procedure    make digits  does it train? (minutes each)
+#   make sweep   a thousand real constructors, recorded and eager; SWEEP="peft timm/vit*" for some
 #   make docs    the API reference, in site/
 #
 # PYTHON=python3.12  the interpreter that the environment is made from
@@ -44,9 +45,14 @@ HERE := $(filter $(addprefix sm_,$(HERE)),$(if $(HERE),$(shell nvcc --list-gpu-c
 DEMO_STAMP := $(or $(wildcard $(STAMP)),$(VENV)/.demo)
 DEMO_BUILD := FASTINIT_CUDA=$(or $(FASTINIT_CUDA),$(if $(GPU),AUTO,OFF)) \
   FASTINIT_CUDA_ARCHS='$(or $(FASTINIT_CUDA_ARCHS),$(subst sm_,,$(HERE)))'
+
+# The sweep has what it goes over in an environment of its own, and fastinit as it was built here.
+SWEEP_VENV := .venv-sweep
+SWEEP_STAMP := $(SWEEP_VENV)/.installed-$(shell cat tests/sweep/requirements.txt | cksum | cut -d' ' -f1)
+
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test everywhere slow bench crush lint gpu sass lsuv digits docs clean
+.PHONY: demo test everywhere slow bench crush lint gpu sass lsuv digits sweep docs clean
 
 demo: $(DEMO_STAMP)
 	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare --device cpu --device auto
@@ -76,6 +82,9 @@ digits: $(STAMP)
 sass: $(STAMP)
 	$(RUN) -m benchmarks.sass
 
+sweep: $(STAMP) $(SWEEP_STAMP)
+	PYTHONPATH=.:tests $(SWEEP_VENV)/bin/python -m sweep $(SWEEP)
+
 docs: $(STAMP)
 	$(RUN) docs/reference.py site
 
@@ -94,7 +103,7 @@ gpu:
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)
 
 clean:
-	rm -rf build dist site *.egg-info $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info $(VENV) $(SWEEP_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f fastinit/_native*.so fastinit/_native_missing.txt
 
 $(VENV)/bin/python:
@@ -112,4 +121,12 @@ $(STAMP): $(TORCH_STAMP) $(BUILD_INPUTS)
 
 $(VENV)/.demo: $(TORCH_STAMP) $(BUILD_INPUTS)
 	@$(DEMO_BUILD) $(PHASE) "building fastinit, installing what the demo needs" -- $(PIP) install -e '.[models]'
+	@touch $@
+
+# torchaudio without a GPU: its kernels are linked to CUDA's torch, and where there are none it does without.
+$(SWEEP_STAMP): tests/sweep/requirements.txt
+	@$(PHASE) "making $(SWEEP_VENV)" -- $(PYTHON) -m venv --clear $(SWEEP_VENV)
+	@$(PHASE) "installing $(TORCH)" -- $(subst $(VENV),$(SWEEP_VENV),$(PIP)) install '$(TORCH)'
+	@$(PHASE) "installing what is swept" -- $(subst $(VENV),$(SWEEP_VENV),$(PIP)) install --no-deps -r $<
+	$(if $(GPU),,rm -f $(SWEEP_VENV)/lib/python*/site-packages/torchaudio/lib/*.so)
 	@touch $@
