@@ -117,8 +117,9 @@ class Layer:
         return parameter.detach() if rows is None else parameter.detach()[rows]
 
     def _place(self, parameter: nn.Parameter) -> Place:
-        lazy = is_lazy(parameter)
-        return place_of(parameter if lazy else self._own(parameter), parameter)
+        if is_lazy(parameter) or (tensors.unreadable(parameter) and not parameter.is_meta):
+            return Place(("parameter", id(parameter), self.projection), 0, 1)
+        return place_of(self._own(parameter), parameter)
 
     def _rows(self, parameter: nn.Parameter) -> slice | None:
         """Those of a parameter that are this layer's; None for all."""

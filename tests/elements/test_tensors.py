@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -388,7 +389,7 @@ def test_a_watched_weight_of_any_kind(kind: str) -> None:
             layer(x)
             target = seen._targets[0]
             assert target.layer is not None
-            target.layer = target.layer._replace(weight_in=tensor)  # type: ignore[arg-type]
+            target.layer = replace(target.layer, weight_in=tensor)  # type: ignore[arg-type]
         found = seen.layers[0] if seen.layers else None
         if found is None:  # inside a transform that makes everything its own
             assert "torch.func transform" in seen.missing["0"]
