@@ -165,8 +165,9 @@ def watch(
             the block; not of input projections, which only MultiheadAttention has. Passes with
             ``create_graph=True`` don't count: their gradients are what a loss is made of (forces,
             penalties).
-        scaler: what scaled the loss (:class:`torch.amp.GradScaler`): its scale is divided out of the
-            gradients. Those that do not fit their dtype when scaled stay infinite.
+        scaler: what scaled the loss of every backward pass in the block
+            (:class:`torch.amp.GradScaler`): its scale is divided out of the gradients. Those that do not
+            fit their dtype when scaled stay infinite.
         step: runs the model; then there is no need for a block, and the watch has seen it.
 
     Raises:

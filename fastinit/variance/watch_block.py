@@ -23,6 +23,7 @@ from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
 from fastinit.statistics.tensor import Moments, moments, moments_many
 from fastinit.stream import laws
 from fastinit.stream.reference_moments import M2, MAX, MEAN, MIN, merged
+from fastinit.variance.layers import Layer
 from fastinit.variance.watch_targets import Target
 from fastinit.variance.watch_units import Units
 from fastinit.variance.watched import Watched
@@ -78,6 +79,8 @@ class Record:
                 here = here.contiguous()  # expanded, as by sum(); element by element is slow
             raw = moments(here).raw
             layer = self.target.layer
+            if layer is not None and signal is self.forward and _runs_with_another(layer):
+                self.unread = "its weight is not the one it ran with"
             if layer is not None and layer.affine and here.dim():
                 dim = layer.channel_dim(here)
                 self.units = here.shape[dim]
@@ -182,7 +185,7 @@ class Block:
         weights = {}
         for record in self.records.values():
             layer = record.target.layer
-            if layer is None:
+            if layer is None or record.unread:
                 continue
             if found := tensors.unreadable(layer.weight_in):
                 record.unread = f"its weight {found[1]}"
@@ -213,7 +216,7 @@ class Block:
         product, first = 1.0, dict[Any, str]()
         for i, record in enumerate(records):
             target, layer = record.target, record.target.layer
-            weight = None if layer is None else weights.get(layer.key)
+            weight = None if layer is None or record.unread else weights.get(layer.key)
             fan_in, fan_out = math.nan, math.nan
             if layer is not None and layer.affine and not layer.weight_in.is_nested:
                 fan_in, fan_out = layer_fans(layer.module, layer.shape)
@@ -251,6 +254,17 @@ class Block:
                 )
             )
         return layers
+
+
+def _runs_with_another(layer: Layer) -> bool:
+    """Whether another weight is in the place of a layer's, as within torch.func.functional_call.
+
+    Of those that FSDP2 gathers the layer's own is a part.
+    """
+    if layer.direction is not None or isinstance(layer.module, nn.MultiheadAttention):
+        return False
+    now = layer.module._parameters.get("weight", layer.weight_in)
+    return now is not layer.weight_in and not shard.is_dtensor(layer.weight_in)
 
 
 def _unscaled(raw: Tensor, scaler: Scaler) -> Tensor:

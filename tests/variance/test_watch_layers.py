@@ -178,6 +178,20 @@ def test_what_follows_from_a_kind_is_so_or_left_blank(name: str) -> None:
         assert layer.note == "without nVar[W]/2: not known to be affine in its weight"
 
 
+@pytest.mark.parametrize("name", ["Linear", "convolution", "embedding"])
+def test_a_layer_that_runs_with_another_weight(name: str) -> None:
+    model = nn.Sequential(AFFINE[name](8, 8))
+    x = torch.randint(0, 8, (5, 8)) if name == "embedding" else torch.randn(5, 8, 8, 8)
+    others = {n: p.detach() * 3 for n, p in model.named_parameters()}
+    with watch(model) as w:
+        out = torch.func.functional_call(model, others, (x,))
+    (layer,) = w.layers
+    assert_moments(layer.forward, out)
+    assert layer.weight is None
+    assert math.isnan(layer.factor)
+    assert layer.note == "its weight is not the one it ran with"
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("which", [None, ["0"], lambda name, module: True])
 def test_to_look_for_layers_runs_nothing(name: str, which: Any) -> None:
