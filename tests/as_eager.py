@@ -78,13 +78,14 @@ def compare(
         one, two = (_Model(eager.held.model, shared) for eager in pair)
         try:
             _seed(3)
-            before = torch.get_rng_state()
-            mine = _Model(ours(seed), shared)
-            moved = not torch.equal(before, torch.get_rng_state())
-            _seed(4)
-            again = _Model(ours(seed), shared)
-            _seed(3)
-            other = _Model(ours(seed + 1), shared)
+            with _deterministic(fills=False):
+                before = torch.get_rng_state()
+                mine = _Model(ours(seed), shared)
+                moved = not torch.equal(before, torch.get_rng_state())
+                _seed(4)
+                again = _Model(ours(seed), shared)
+                _seed(3)
+                other = _Model(ours(seed + 1), shared)
         except Exception as error:
             return [RAISES + _said(error)]
         found = [*_names(one, mine), *_objects(one, two, mine), *_memory(one, two, mine)]
@@ -145,15 +146,32 @@ def _seed(seed: int) -> None:
 def _eager(build: Callable[[], nn.Module], seed: int) -> _Model:
     """A model in which memory that nobody wrote is NaN, and integers there are the largest."""
     _seed(seed)
+    with _deterministic(fills=True):
+        return _Model(build())
+
+
+@contextmanager
+def _deterministic(fills: bool) -> Iterator[None]:
+    """Algorithms are the same for all models: constructors ask for that, and keep the answer.
+
+    Args:
+        fills: whether new memory is filled.
+    """
     # torch.use_deterministic_algorithms does the same, and imports all of inductor.
-    switch = torch._C._set_deterministic_algorithms
+    switch, switch_fills = (
+        torch._C._set_deterministic_algorithms,
+        torch._C._set_deterministic_fill_uninitialized_memory,
+    )
     was = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch._C._get_deterministic_fill_uninitialized_memory()
     switch(True, warn_only=True)
+    switch_fills(fills)
     try:
-        return _Model(build())
+        yield
     finally:
         switch(was, warn_only=only_warns)
+        switch_fills(filled)
 
 
 def _said(error: Exception) -> str:

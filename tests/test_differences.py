@@ -275,3 +275,12 @@ def test_what_raises_is_said() -> None:
 
 def test_a_recorded_model_is_as_eager() -> None:
     assert differences(lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))) == []
+
+
+def test_a_recorded_constructor_is_asked_in_the_same_world() -> None:
+    class Asks(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 4)
+            self.same_each_time = torch.are_deterministic_algorithms_enabled()
+
+    assert differences(Asks) == []
