@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ Result = dict[str, Any]
 Key = tuple[str, str]  # package and model
 
 
-def sweep(patterns: list[str], again: list[str]) -> int:
+def sweep(patterns: list[str], again: list[str], further: list[str]) -> int:
     """Runs it, writes what it found to ``results.json``, and returns how many models don't agree.
 
     Args:
         patterns: which models; all if there are none.
+        further: which of ``checks.FURTHER`` is asked.
         again: only those with one of these outcomes in ``results.json``; all if there are none.
     """
     UNFINISHED.parent.mkdir(exist_ok=True)
@@ -41,6 +43,12 @@ def sweep(patterns: list[str], again: list[str]) -> int:
     found = alone.packages(asked)
     there = {(p, name): find for p in found for name, find in found[p]["cases"].items()}
     wanted = [key for key in there if not patterns or any(_fits(key, p) for p in patterns)]
+    # A part of a sweep is to be a part of every package.
+    size = Counter(package for package, _ in wanted)
+    place = {
+        key: i / size[key[0]] for p in size for i, key in enumerate(k for k in wanted if k[0] == p)
+    }
+    wanted.sort(key=place.__getitem__)
     if again:
         wanted = [key for key in wanted if finished.get(key, {}).get("outcome") in again]
 
@@ -50,7 +58,7 @@ def sweep(patterns: list[str], again: list[str]) -> int:
         for count, key in enumerate(wanted, 1):
             if key in done:
                 continue
-            done[key] = alone.examined(there[key], LOG)
+            done[key] = alone.examined(there[key], LOG, further)
             print(json.dumps([*key, done[key]]), file=stream, flush=True)
             seconds = time.monotonic() - started
             print(progress(count, len(wanted), key, done[key], seconds), flush=True)
@@ -103,9 +111,15 @@ def main() -> int:
         metavar="OUTCOMES",
         help="only those with these results, such as differs,raises",
     )
+    parser.add_argument(
+        "--further", default="", metavar="CHECKS", help="also those that run the model: lsuv"
+    )
     given = parser.parse_args()
     os.nice(5)
-    wrong = sweep(given.models, [word for word in given.again.split(",") if word])
+    again, further = (
+        [word for word in text.split(",") if word] for text in (given.again, given.further)
+    )
+    wrong = sweep(given.models, again, further)
     return 1 if wrong else 0
 
 

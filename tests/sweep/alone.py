@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,9 @@ def packages(names: list[str]) -> dict[str, Any]:
     return found
 
 
-def examined(find: Callable[[], Any], log: Path) -> dict[str, Any] | None:
+def examined(
+    find: Callable[[], Any], log: Path, further: Sequence[str] = ()
+) -> dict[str, Any] | None:
     """As :func:`sweep.examine.examine`, in a process of its own.
 
     Args:
@@ -61,7 +63,7 @@ def examined(find: Callable[[], Any], log: Path) -> dict[str, Any] | None:
     """
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(send, find, log))
+    process = context.Process(target=_answer, args=(send, find, log, further))
     process.start()
     send.close()
     try:
@@ -78,7 +80,7 @@ def examined(find: Callable[[], Any], log: Path) -> dict[str, Any] | None:
         receive.close()
 
 
-def _answer(send: Connection, find: Callable[[], Any], log: Path) -> None:
+def _answer(send: Connection, find: Callable[[], Any], log: Path, further: Sequence[str]) -> None:
     from sweep.examine import examine
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -86,7 +88,7 @@ def _answer(send: Connection, find: Callable[[], Any], log: Path) -> None:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    send.send(examine(find))
+    send.send(examine(find, further))
     send.close()
 
 

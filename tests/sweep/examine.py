@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from as_eager import RAISES, differences
 from torch import nn
 
-from fastinit import deferred, materialize_
-from sweep.checks import CHECKS
+from fastinit import deferred, materialize_, recorded_plan
+from sweep.checks import CHECKS, FURTHER, Models
 from sweep.shrink import MOST, Build, NoModel, Unbuildable
 
 SHOWN = 20
 """Differences that are kept of a model; how many more there are is said."""
 
 
-def examine(find: Callable[[], Build]) -> dict[str, Any] | None:
+def examine(find: Callable[[], Build], further: Sequence[str] = ()) -> dict[str, Any] | None:
     """The outcome for one model, as ``results.json`` has it.
 
     Args:
         find: gives the function that builds the model, each time another one.
+        further: which of ``FURTHER`` is asked as well.
 
     Returns:
         None of what is no model, or has no parameters.
@@ -46,7 +47,6 @@ def examine(find: Callable[[], Build]) -> dict[str, Any] | None:
         return None
     if parameters > MOST:
         return {"outcome": "skipped", "why": f"{parameters / 1e6:.0f} million parameters"}
-    del model
     result: dict[str, Any] = {"parameters": parameters}
     found = differences(build)
     if any(what.startswith(f"eager {RAISES}") for what in found):
@@ -54,25 +54,23 @@ def examine(find: Callable[[], Build]) -> dict[str, Any] | None:
     if any(what.startswith(RAISES) for what in found):
         return {"outcome": "raises", "why": _line(found[0].removeprefix(RAISES)), **result}
     started = time.perf_counter()
-    _written(build)
+    with deferred(seed=0):
+        recorded = build()
+    plan = recorded_plan(recorded)
+    models = Models(build, model, plan, materialize_(recorded))
     seconds = [round(eager, 3), round(time.perf_counter() - started, 3)]
     result["seconds"] = dict(zip(("eager", "deferred"), seconds))
-    result["checks"] = {name: _asked(check, build) for name, check in CHECKS.items()}
+    checks = CHECKS | {name: FURTHER[name] for name in further}
+    result["checks"] = {name: _asked(check, models) for name, check in checks.items()}
     if not found:
         return {"outcome": "agrees", **result}
     more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     return {"outcome": "differs", "why": [_line(w) for w in found[:SHOWN]] + more, **result}
 
 
-def _written(build: Build) -> nn.Module:
-    with deferred(seed=0):
-        model = build()
-    return materialize_(model)
-
-
-def _asked(check: Callable[[Build], str], build: Build) -> str:
+def _asked(check: Callable[[Models], str], models: Models) -> str:
     try:
-        return _line(check(build))
+        return _line(check(models))
     except Exception as error:
         return _line(f"{type(error).__name__}: {error}")
 

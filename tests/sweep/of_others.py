@@ -244,6 +244,29 @@ def torchaudio() -> Cases:
         "feature_grad_mult": 0.1,
     }
     hubert = {k: v for k, v in wav2vec2.items() if k != "aux_num_out"} | masks
+    rnnt: dict[str, Any] = {
+        "input_dim": 8,
+        "encoding_dim": 16,
+        "num_symbols": 32,
+        "segment_length": 4,
+        "right_context_length": 4,
+        "time_reduction_input_dim": 8,
+        "time_reduction_stride": 2,
+        "transformer_num_heads": 2,
+        "transformer_ffn_dim": 32,
+        "transformer_num_layers": 2,
+        "transformer_dropout": 0.1,
+        "transformer_activation": "gelu",
+        "transformer_left_context_length": 4,
+        "transformer_max_memory_size": 0,
+        "transformer_weight_init_scale_strategy": "depthwise",
+        "transformer_tanh_on_mem": True,
+        "symbol_embedding_dim": 8,
+        "num_lstm_layers": 2,
+        "lstm_layer_norm": True,
+        "lstm_layer_norm_epsilon": 1e-3,
+        "lstm_dropout": 0.1,
+    }
     made: Cases = {
         "Wav2Letter": lambda: lambda: models.Wav2Letter(),
         "WaveRNN": lambda: (
@@ -277,7 +300,7 @@ def torchaudio() -> Cases:
         ),
         "Conformer": lambda: lambda: models.Conformer(8, 2, 16, 2, 3),
         "Emformer": lambda: lambda: models.Emformer(8, 2, 16, 2, 4),
-        "emformer_rnnt_base": lambda: lambda: models.emformer_rnnt_base(32),
+        "emformer_rnnt_model": lambda: lambda: models.emformer_rnnt_model(**rnnt),
         "HDemucs": lambda: lambda: models.HDemucs(["a", "b"], channels=8, nfft=512, depth=4),
         "squim_objective_base": lambda: lambda: models.squim_objective_base(),
         "squim_subjective_model": lambda: (

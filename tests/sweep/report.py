@@ -28,12 +28,13 @@ def progress(
 
 
 def summary(versions: dict[str, str | None], results: dict[tuple[str, str], dict[str, Any]]) -> str:
-    """The table: a line for each package, and of how many models each check holds."""
+    """The table: a line for each package, of outcomes and of how many models hold each check."""
     checks = sorted({name for result in results.values() for name in result.get("checks", ())})
     rows = [["package", "models", *OUTCOMES, *checks]]
     for package, version in versions.items():
         of_it = [result for (owner, _), result in results.items() if owner == package]
-        rows.append([f"{package} {version or '(not there)'}", *_counts(of_it, checks)])
+        counts = _counts(of_it, checks)
+        rows.append([package, *(counts if version else "-" * len(counts))])
     rows.append(["all", *_counts(list(results.values()), checks)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []

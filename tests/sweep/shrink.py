@@ -24,8 +24,8 @@ Build = Callable[[], nn.Module]
 FEW = 2  # layers, blocks and repetitions
 HEADS = 4
 WORDS = 128  # of a vocabulary
-SECONDS = 10.0  # of trying sizes
-MOST = 12_000_000  # parameters of a model that is tried
+SECONDS = 8.0  # of trying sizes
+MOST = 6_000_000  # parameters of a model that is tried
 
 _LAYERS = re.compile(r"(^|_)n?(layers?|blocks?|depths?|repeats?|resnets)(_|$)|^num_stacks$")
 _NOT_LAYERS = re.compile(
@@ -306,6 +306,10 @@ def by_call(function: Callable[[], nn.Module]) -> Build:
     return smallest(made)
 
 
+class _Seen(Exception):
+    """The call that was waited for has come."""
+
+
 def _called(function: Callable[[], nn.Module]) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of what a function makes, and what that was called with."""
     with torch.device("meta"):
@@ -314,11 +318,12 @@ def _called(function: Callable[[], nn.Module]) -> tuple[type[nn.Module], dict[st
 
         def watched(self: nn.Module, *args: Any, **kwargs: Any) -> None:
             calls.append(inspect.signature(original).bind(self, *args, **kwargs))
-            original(self, *args, **kwargs)
+            raise _Seen
 
         kind.__init__ = watched  # type: ignore[method-assign]
         try:
-            function()
+            with contextlib.suppress(_Seen):
+                function()
         finally:
             kind.__init__ = original  # type: ignore[method-assign]
     call = calls[0]
