@@ -32,6 +32,7 @@ class Writer(nn.Module):
         self.register_buffer("wave", torch.randn(size, dtype=torch.complex64))
         self.register_buffer("table", torch.randn(size // 10, 10).bfloat16())
         self.register_buffer("none", None)
+        self.part, self.kind = nn.Identity(), "first"
         self.cache, self.empty = torch.randn(size), None
         self.listed, self.named = [torch.randn(size)], {"key": torch.randn(size)}
         self.generator = torch.Generator().manual_seed(5)
@@ -61,6 +62,13 @@ def _inference(m: Any, x: Tensor) -> None:
     with torch.inference_mode():
         m.state.mul_(2)
         F.batch_norm(torch.randn(4, LARGE), m.state, m.cache, training=True)
+
+
+def _swap(m: Any, x: Tensor) -> None:
+    """As BigBird takes another attention where the input is short."""
+    if m.kind == "first":
+        m.part, m.kind = nn.Linear(16, 16), "second"
+    assert type(m.part) is {"first": nn.Identity, "second": nn.Linear}[m.kind]
 
 
 WRITES: dict[str, Callable[[Any, Tensor], object]] = {
@@ -96,6 +104,8 @@ WRITES: dict[str, Callable[[Any, Tensor], object]] = {
     "a parameter's data": lambda m, x: setattr(m.weight, "data", m.weight * 2),
     "a parameter registered": _set("extra", lambda m: nn.Parameter(torch.ones(2))),
     "a module made": _set("made", lambda m: nn.Linear(2, 2)),
+    "a module swapped, and what says which": _swap,
+    "a count": lambda m, x: setattr(m, "runs", getattr(m, "runs", 0) + 1),
     "gradients": _backward,
     "a gradient": lambda m, x: m.weight.grad.mul_(2),
     "no gradient": lambda m, x: setattr(m.weight, "grad", None),

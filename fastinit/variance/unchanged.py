@@ -225,7 +225,7 @@ class _Module:
         }
 
     def put_back(self) -> None:
-        """A module's registries, and attributes that are or hold tensors, before or now."""
+        """A module's registries and attributes: those without tensors say what the others are."""
         if self.module.__class__ is not self.kind:
             self.module.__class__ = self.kind
         now = vars(self.module)
@@ -233,10 +233,6 @@ class _Module:
             value, content = self.values.get(name, _ABSENT), self.contents.get(name)
             if now.get(name, _ABSENT) is value and (content is None or _holds(value, content)):
                 continue
-            if name not in _OWN and not self.lazy:
-                parts = (*_leaves(content), *_leaves(value), *_leaves(now.get(name)))
-                if not any(isinstance(part, Tensor) for part in parts):
-                    continue
             if value is _ABSENT:
                 del now[name]
             else:
