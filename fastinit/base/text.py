@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -130,3 +131,24 @@ def listing(noun: str, names: Sequence[str]) -> str:
     'parameters a, b'
     """
     return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def reasons(noted: Sequence[tuple[str, str]], missing: Mapping[str, str]) -> list[str]:
+    """What is said below a table: each note, and why others are missing, with the names it is of.
+
+    Args:
+        noted: name and note of each layer; "" where there is none.
+        missing: by name, why it was not measured.
+    """
+    names: dict[str, list[str]] = {}
+    for name, note in noted:
+        if note:
+            names.setdefault(note, []).append(name or "the model")
+    for name, why in missing.items():
+        names.setdefault(f"not measured: {why}", []).append(name or "the model")
+    lines = []
+    for why, who in names.items():
+        every = len(who) == len(noted) > 1
+        said = f"{why}: {f'all {len(who)} layers' if every else ', '.join(who)}"
+        lines.append(textwrap.fill(said, WIDTH, subsequent_indent="  "))
+    return lines

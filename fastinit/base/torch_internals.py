@@ -28,7 +28,6 @@ from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_map_only as tree_map_only
-from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -188,12 +187,10 @@ def global_hooks() -> bool:
     return bool(modules._global_forward_hooks or modules._global_forward_pre_hooks)
 
 
-def first_global_hook(hook: Callable[..., Any]) -> RemovableHandle:
-    """Registers a forward hook of all modules, to run before all others. Without it: as above."""
-    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+def last_global_hook_first() -> None:
+    """The forward hook of all modules that was registered last runs before all. Without it: as above."""
     hooks: Any = torch.nn.modules.module._global_forward_hooks
-    hooks.move_to_end(handle.id, last=False)
-    return handle
+    hooks.move_to_end(next(reversed(hooks)), last=False)
 
 
 # --- distributed ---------------------------------------------------------------------------------

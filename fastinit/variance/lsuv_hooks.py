@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -104,7 +105,9 @@ class Hooks:
         own = [layer for layer in self.found if layer.projection is None]
         if internals.global_hooks():
             by_module = {layer.module: layer for layer in own}
-            yield Uncopied(internals.first_global_hook(partial(self._note_any, by_module)))
+            note_any = partial(self._note_any, by_module)
+            yield Uncopied(register_module_forward_hook(note_any))
+            internals.last_global_hook_first()
         for layer in own:
             module = layer.module
             if layer.name == self.options.unbuilt:
@@ -116,10 +119,8 @@ class Hooks:
                 hooked = foreign or module._forward_hooks or internals.global_hooks()
                 if hooked or not layer.affine:
                     begin = partial(self._begin, layer, foreign)
-                    begin_hook = module.register_forward_pre_hook(
-                        begin, prepend=True, with_kwargs=True
-                    )
-                    yield Uncopied(begin_hook)
+                    options = {"prepend": True, "with_kwargs": True}
+                    yield Uncopied(module.register_forward_pre_hook(begin, **options))
                 if module._forward_hooks and not internals.global_hooks():
                     note = partial(self._note, layer)
                     yield Uncopied(module.register_forward_hook(note, prepend=True))

@@ -73,14 +73,14 @@ class LSUVResult:
         return {m.name: m.scale for m in self.layers}
 
     def table(self) -> str:
-        """One line for each layer, in 80 columns."""
-        rows = [("layer", "std", "× scale", "= std", "target", "note")]
+        """One line for each layer, in 80 columns, then what is to be said of some."""
+        rows = [("layer", "std", "× scale", "= std", "target")]
         for m in self.layers:
             target = "" if math.isnan(m.target) else f"{m.target:.4g}"
             stds = f"{m.before.std:.4g}", f"{m.scale:.4g}", f"{m.std:.4g}"
-            rows.append((m.name, *stds, target, m.note))
-        rows += [(name, "", "", "", "", why) for name, why in self.passed.items()]
-        return text.table(rows, "<>>>><")
+            rows.append((m.name or "the model", *stds, target))
+        notes = text.reasons([(m.name, m.note) for m in self.layers], self.passed)
+        return "\n".join([text.table(rows, "<>>>>"), *notes])
 
     def plot(self, path: Any = None, ax: Axes | None = None, label: str = "") -> Axes:
         """:func:`fastinit.variance.plots.std_before_and_after`: a picture of the std, layer by layer."""

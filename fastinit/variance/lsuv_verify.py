@@ -43,11 +43,11 @@ class Verification:
                 elif layer.projection is not None:
                     look = partial(self._projected, layer)
                 else:
-                    hook = module.register_forward_hook(partial(self._ran, layer))
-                    stack.callback(Uncopied(hook).remove)
+                    ran = partial(self._ran, layer)
+                    stack.callback(Uncopied(module.register_forward_hook(ran)).remove)
                     continue
-                hook = module.register_forward_pre_hook(look, with_kwargs=True)
-                stack.callback(Uncopied(hook).remove)
+                hook = Uncopied(module.register_forward_pre_hook(look, with_kwargs=True))
+                stack.callback(hook.remove)
             yield
 
     def _ran(self, layer: Layer, module: nn.Module, args: Any, output: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,16 +79,7 @@ def table(layers: Sequence[Watched], missing: Mapping[str, str], gradients: bool
     for row in rows:
         row[0] = abbreviated(row[0], room)
     lines = [text.table(rows, "<" + ">" * (columns - 1))]
-    reasons: dict[str, list[str]] = {}
-    for layer in layers:
-        if layer.note:
-            reasons.setdefault(layer.note, []).append(layer.name or "the model")
-    for name, why in missing.items():
-        reasons.setdefault(f"not measured: {why}", []).append(name or "the model")
-    for why, names in reasons.items():
-        who = f"all {len(names)} layers" if len(names) == len(layers) > 1 else ", ".join(names)
-        lines.append(textwrap.fill(f"{why}: {who}", text.WIDTH, subsequent_indent="  "))
-    return "\n".join(lines)
+    return "\n".join(lines + text.reasons([(layer.name, layer.note) for layer in layers], missing))
 
 
 def to_json(layers: Sequence[Watched], missing: Mapping[str, str]) -> str:

@@ -254,6 +254,17 @@ def test_hooks_of_all_modules_are_seen(kind: str) -> None:
     assert not internals.global_hooks()
 
 
+def test_a_hook_of_all_modules_runs_first() -> None:
+    ran: list[int] = []
+    register = torch.nn.modules.module.register_module_forward_hook
+    handles = [register(lambda *args, i=i: ran.append(i)) for i in range(3)]
+    internals.last_global_hook_first()
+    nn.Identity()(1)
+    for handle in handles:
+        handle.remove()
+    assert ran == [2, 0, 1]
+
+
 def test_weight_norm_is_a_length_times_a_direction() -> None:
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4), dim=1)
     held = layer.parametrizations["weight"]
