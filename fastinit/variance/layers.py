@@ -128,6 +128,16 @@ class Layer:
         size = len(parameter) // len(PROJECTIONS)
         return slice(self.projection * size, (self.projection + 1) * size)
 
+    def runs_with_another(self) -> bool:
+        """Whether another weight is in the place of the layer's, as within torch.func.functional_call.
+
+        Of those that FSDP2 gathers the layer's own is a part.
+        """
+        if self.direction is not None or isinstance(self.module, nn.MultiheadAttention):
+            return False
+        now = self.module._parameters.get("weight", self.weight_in)
+        return now is not self.weight_in and not shard.is_dtensor(self.weight_in)
+
     def projected(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
         """What MultiheadAttention computes inside, from its arguments; None if there is no argument."""
         assert self.projection is not None

@@ -175,6 +175,9 @@ class Hooks:
     def _call(self, layer: Layer, out: Tensor, begun: Begun | None) -> Strategy:
         """A call of a layer, by what is known of its output."""
         held, trials = self._held(layer), self.options.trials
+        if layer.runs_with_another():
+            why = "it runs with another weight than its own: left as it is"
+            return Rerun(layer, out, held, trials, why)
         if begun is not None and _is_changed(layer, begun, out):
             self.changed.add(layer.name)
         if layer.affine and layer.name not in self.changed:

@@ -23,7 +23,6 @@ from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
 from fastinit.statistics.tensor import Moments, moments, moments_many
 from fastinit.stream import laws
 from fastinit.stream.reference_moments import M2, MAX, MEAN, MIN, merged
-from fastinit.variance.layers import Layer
 from fastinit.variance.watch_targets import Target
 from fastinit.variance.watch_units import Units
 from fastinit.variance.watched import Watched
@@ -79,7 +78,7 @@ class Record:
                 here = here.contiguous()  # expanded, as by sum(); element by element is slow
             raw = moments(here).raw
             layer = self.target.layer
-            if layer is not None and signal is self.forward and _runs_with_another(layer):
+            if layer is not None and signal is self.forward and layer.runs_with_another():
                 self.unread = "its weight is not the one it ran with"
             if layer is not None and layer.affine and here.dim():
                 dim = layer.channel_dim(here)
@@ -254,17 +253,6 @@ class Block:
                 )
             )
         return layers
-
-
-def _runs_with_another(layer: Layer) -> bool:
-    """Whether another weight is in the place of a layer's, as within torch.func.functional_call.
-
-    Of those that FSDP2 gathers the layer's own is a part.
-    """
-    if layer.direction is not None or isinstance(layer.module, nn.MultiheadAttention):
-        return False
-    now = layer.module._parameters.get("weight", layer.weight_in)
-    return now is not layer.weight_in and not shard.is_dtensor(layer.weight_in)
 
 
 def _unscaled(raw: Tensor, scaler: Scaler) -> Tensor:

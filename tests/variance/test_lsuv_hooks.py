@@ -100,6 +100,27 @@ def test_a_hook_that_writes_the_weight_is_part_of_the_layer() -> None:
     assert model[0].weight.equal(before)
 
 
+def test_a_layer_that_runs_with_another_weight_is_left_as_it_is() -> None:
+    class Generated(nn.Module):
+        """A hypernetwork's layer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+            self.register_buffer("made", torch.randn(16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.func.functional_call(self.layer, {"weight": self.made}, (x,)))
+
+    torch.manual_seed(0)
+    model = Generated()
+    weight = model.layer.weight.detach().clone()
+    result = lsuv_(model, torch.randn(64, 16), verify=True)
+    said = "it runs with another weight than its own: left as it is"
+    assert [m.note for m in result.layers] == [said, ""]
+    assert model.layer.weight.equal(weight)
+
+
 def test_a_layer_that_writes_its_inputs_is_left_as_it_is() -> None:
     class Adds(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
