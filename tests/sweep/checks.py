@@ -35,13 +35,9 @@ class Models:
 
 def plan_is_the_model(models: Models) -> str:
     """The recorded plan, applied to an eager model, gives what ``materialize_`` gives, to the bit."""
-    written = dict(models.written.named_parameters())
-    eager = models.plan.apply_(models.eager)
-    wrong = [
-        name
-        for name, parameter in eager.named_parameters()
-        if name not in written or not _equal(parameter, written[name])
-    ]
+    written = _tensors(models.written)
+    eager = _tensors(models.plan.apply_(models.eager, buffers="restore"))
+    wrong = [name for name in eager if not _equal(eager[name], written[name])]
     return f"differ: {', '.join(wrong[:5])} ({len(wrong)} in all)" if wrong else HOLDS
 
 
@@ -72,6 +68,10 @@ CHECKS: dict[str, Callable[[Models], str]] = {
 }
 FURTHER: dict[str, Callable[[Models], str]] = {"lsuv": lsuv_is_true}
 """Those that run the model, which takes longer: asked by ``--further``."""
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -82,7 +82,7 @@ _LORA: dict[str, dict[str, Any]] = {
     "modules to save": {"modules_to_save": ["lm_head"]},
     "trainable tokens": {"trainable_token_indices": [0, 1, 2]},
     "replicated layers": {"layer_replication": [(0, 2), (1, 2)]},
-    "parameters": {"target_parameters": ["q_proj.weight"]},
+    "parameters": {"target_modules": [], "target_parameters": ["q_proj.weight"]},
 }
 _PEFT: dict[str, dict[str, Any]] = {
     "IA3": {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
@@ -97,6 +97,8 @@ _PEFT: dict[str, dict[str, Any]] = {
     "VBLORA": {"num_vectors": 8, "vector_length": 8, "topk": 2},
     "MULTITASK_PROMPT_TUNING": {"num_tasks": 2},
     "PREFIX_TUNING": {"encoder_hidden_size": 16, "prefix_projection": True},
+    "ROAD": {"group_size": 8},
+    "WAVEFT": {"n_frequency": 10},
     "P_TUNING": {"encoder_hidden_size": 16},
 }
 
