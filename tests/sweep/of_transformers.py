@@ -85,7 +85,22 @@ def _only_model(kind: Any) -> Any:
     return max(of_it, key=lambda model: len(model.__mro__))
 
 
+def _seen_by_resnet(kind: str, *stages: str) -> Callable[[Any], Any]:
+    """A detector's configuration with a backbone that can be made small."""
+
+    def made(t: Any) -> Any:
+        backbone = t.ResNetConfig(out_features=list(stages or ("stage4",)))
+        return t.CONFIG_MAPPING[kind](use_timm_backbone=False, backbone_config=backbone)
+
+    return made
+
+
 _COMPOSED: dict[str, Callable[[Any], Any]] = {
+    "detr": _seen_by_resnet("detr"),
+    "conditional_detr": _seen_by_resnet("conditional_detr"),
+    "dab-detr": _seen_by_resnet("dab-detr"),
+    "table-transformer": _seen_by_resnet("table-transformer"),
+    "deformable_detr": _seen_by_resnet("deformable_detr", "stage2", "stage3", "stage4"),
     "encoder-decoder": lambda t: t.EncoderDecoderConfig.from_encoder_decoder_configs(
         t.BertConfig(), t.BertConfig()
     ),

@@ -29,7 +29,7 @@ MOST = 6_000_000  # parameters of a model that is tried
 
 _LAYERS = re.compile(r"(^|_)n?(layers?|blocks?|depths?|repeats?|resnets)(_|$)|^num_stacks$")
 _NOT_LAYERS = re.compile(
-    r"norm|type|drop|scale|index|indices|ids?$|out|decay|every|interval|freq|start|first"
+    r"norm|type|drop|scale|index|indices|ids?$|out|decay|every|interval|period|offset|freq|start|first"
 )
 _WIDTH = re.compile(
     r"(^|_)(\w*size|\w*dims?|width|\w*channels?\w*|planes|hidden|embed|n_embd|n_inner|ff|\w*ffn\w*|"
