@@ -45,8 +45,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(name, "plain") for name in (*WRITERS, *LAZY)]
-    + [(name, options) for name in (*PLAIN, *COMPILED) for options in OPTIONS],
+    [(name, "plain") for name in (*WRITERS, *COMPILED, *LAZY)]
+    + [(name, options) for name in PLAIN for options in OPTIONS],
 )
 def test_what_is_said_is_so(name: str, options: str) -> None:
     model, x = build({**MODELS, **COMPILED, **LAZY}[name])
