@@ -19,7 +19,7 @@ from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Plan
 from fastinit.record.block import deferred
 from fastinit.record.materialize import materialize_, recorded_plan
-from fastinit.record.recorder import DeferredError
+from fastinit.record.refused import DeferredError
 from fastinit.statistics.product import linear_moments
 from fastinit.statistics.tensor import ChannelMoments, Moments, moments, moments_many
 from fastinit.variance import schedules

@@ -12,10 +12,16 @@ import torch
 SHOWN = 3
 """Lines of the user's that are said of an error, from where it happened outwards."""
 
-_INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
+_OURS = f"{Path(__file__).parents[1]}{os.sep}"
+_INSIDE = (f"{Path(torch.__file__).parent}{os.sep}", _OURS, "<")
 _WRAPPERS = ("contextlib", "functools", "typing_extensions")
 _STANDARD = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _PACKAGES = {"site-packages", "dist-packages"}
+
+
+def is_ours(filename: str) -> bool:
+    """Whether a file is fastinit's."""
+    return filename.startswith(_OURS)
 
 
 def is_inside(filename: str) -> bool:

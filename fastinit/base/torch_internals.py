@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import (
     _disable_current_modes,
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
-# StorageWeakRef: a record of a parameter that is gone would be taken for that of the next one at its
-# place. TorchDispatchMode: nothing is recorded, and nothing that a forward writes is put back.
+# TorchDispatchMode: nothing is recorded, and nothing that a forward writes is put back.
 # is_traceable_wrapper_subclass: what wrapper subclasses hold would not be put back. tree_*: tensors in
 # lists and dicts of arguments would not be seen.
 
@@ -98,6 +96,10 @@ def is_written(argument: Any) -> bool:
     return argument.alias_info is not None and bool(argument.alias_info.is_write)
 
 
+honest_batch_norm = torch.ops.aten._native_batch_norm_legit.default
+"""``native_batch_norm``, with a schema that says what it writes. Without it, that is not recorded."""
+
+
 # --- tensors -------------------------------------------------------------------------------------
 
 base_of: Callable[[Tensor], Tensor | None] = Tensor._base.__get__  # type: ignore[union-attr]
@@ -113,6 +115,14 @@ def storage_id(tensor: Tensor) -> int:
     Without it, views of a recorded parameter are not told from other tensors.
     """
     return int(tensor.untyped_storage()._cdata)
+
+
+def storage_uses(storage: torch.UntypedStorage) -> int:
+    """How many tensors share a storage.
+
+    Without it, all that is alive would be searched for others whenever a model is written.
+    """
+    return int(torch._C._storage_Use_Count(storage._cdata)) - 1
 
 
 def is_in_transform(tensor: Tensor) -> bool:

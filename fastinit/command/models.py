@@ -16,7 +16,7 @@ from torch import nn
 
 from fastinit.command import faults
 from fastinit.record.block import deferred
-from fastinit.record.recorder import DeferredError
+from fastinit.record.refused import DeferredError
 from fastinit.stream.keys import check_seed
 
 M = TypeVar("M", bound=nn.Module)

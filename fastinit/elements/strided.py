@@ -132,6 +132,42 @@ class Strided(NamedTuple):
         dims = sorted(zip(self.sizes, self.strides), key=lambda d: -d[1])
         return _of_dims(self.offset, _merged(dims) or [(1, 1)])
 
+    @property
+    def text(self) -> str:
+        """In few words, of what is merged.
+
+        >>> Strided.run(4, 8).text, Strided(1, (4, 2), (6, 2)).text
+        ('4:12', '1+4x6+2x2')
+        """
+        if self.is_run:
+            return f"{self.offset}:{self.offset + self.numel}"
+        return "+".join([str(self.offset), *(f"{n}x{s}" for n, s in zip(self.sizes, self.strides))])
+
+    def meets(self, other: Strided) -> bool:
+        """Whether two merged sets have an element in common; of other strides than each other, whether
+        they may.
+
+        >>> Strided(0, (4, 2), (6, 1)).meets(Strided(2, (4, 2), (6, 1)))
+        False
+        """
+        if not (self.numel and other.numel) or self.end <= other.offset or other.end <= self.offset:
+            return False
+        one, two = self.in_memory_order(), other.in_memory_order()
+        if one.strides != two.strides:
+            return True
+
+        def reached(distance: int, dim: int) -> bool:
+            if dim == len(one.strides):
+                return distance == 0
+            least, step = distance // one.strides[dim], one.strides[dim]
+            return any(
+                -two.sizes[dim] < count < one.sizes[dim]
+                and reached(distance - count * step, dim + 1)
+                for count in (least, least + 1)
+            )
+
+        return reached(two.offset - one.offset, 0)
+
     def numbered(self, start: int, stop: int) -> Iterator[Strided]:
         """Its elements number ``start`` to ``stop - 1``, counted in their order.
 

@@ -47,7 +47,14 @@ class Values(NamedTuple):
         return cls(kept, version_of(kept))
 
 
-Known = Mapping[str, Values | Computed]
+class Pending(NamedTuple):
+    """A buffer that is not written yet: other values are there, such as those that torch drew."""
+
+    computed: Computed
+    there: Values
+
+
+Known = Mapping[str, Values | Computed | Pending]
 """What a constructor put in a model's buffers, by name, and in plain attributes that are on meta."""
 
 
@@ -110,8 +117,13 @@ def check_buffers(
     for place in [] if mode == "keep" else list(_places(model, scope.prefix)):
         if not scope.has(place.name):
             continue
-        content = _usable(known.get(place.name))
+        found = known.get(place.name)
         tensors.check_memory(shard.local(place.tensor), place.name)
+        content = _usable(found.computed if isinstance(found, Pending) else found)
+        there = _usable(found.there) if isinstance(found, Pending) else None
+        if content is not None and there is not None and _holds(place.tensor, there, seed):
+            places.append((place, content))
+            continue
         if place.tensor.is_meta:
             if content is None or device is None:
                 lost.append(place.name)
@@ -157,7 +169,7 @@ def _usable(known: Values | Computed | None) -> Values | Computed | None:
 
 
 def _shape(known: Values | Computed) -> tuple[int, ...]:
-    return known.view.sizes if isinstance(known, Computed) else tuple(known.tensor.shape)
+    return known.shape if isinstance(known, Computed) else tuple(known.tensor.shape)
 
 
 def _write(buffer: Tensor, known: Values | Computed, seed: int) -> None:

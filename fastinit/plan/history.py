@@ -7,8 +7,9 @@ fold to :class:`Filled`, a Fill over a region; the rest stay :class:`Call` and a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -19,21 +20,82 @@ from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
 
 
-class Origin:
-    """Where random numbers come from: one memory, from when it was last read. Gets a stream's name."""
+class Source:
+    """The random numbers of one memory.
+
+    They are decided once: as torch drew them, if the constructor looked at them; otherwise from the
+    seed, when a model is written.
+    """
+
+    __slots__ = ("names", "promised", "seen")
+
+    def __init__(self) -> None:
+        self.names: dict[Origin, str] = {}
+        """The streams that they were written with, if they were."""
+        self.promised = False
+        """Whether something that has no values yet depends on them."""
+        self.seen = ""
+        """The line that looked at them, if one did."""
+
+
+class Origin(NamedTuple):
+    """Which of a memory's numbers a write draws. Its stream gets a name when a model is written."""
+
+    source: Source
+    own: str = ""
+    """The elements, of a call that draws numbers of its own for them; others draw by index."""
+    draw: int = 0
+    """Counts, for each element, the draws since which the numbers before may be in use elsewhere."""
+
+
+class View(NamedTuple):
+    """A tensor's elements in a memory, and as what they are read.
+
+    >>> View.of(torch.zeros(4, dtype=torch.complex64)[1:].conj()).is_conj
+    True
+    """
+
+    where: Strided
+    dtype: torch.dtype
+    """In whose elements ``where`` counts; the memory's own, or another of a view of other dtype."""
+    is_conj: bool = False
+    is_neg: bool = False
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> View:
+        """What a tensor is of its storage."""
+        return cls(Strided.of(tensor), tensor.dtype, tensor.is_conj(), tensor.is_neg())
+
+    def on(self, memory: Tensor) -> Tensor:
+        """The view of memory [numel] of any dtype; of conjugates and negatives the values."""
+        values = self.where.on(memory if memory.dtype == self.dtype else memory.view(self.dtype))
+        values = values.conj() if self.is_conj else values
+        return -values if self.is_neg else values
+
+    def is_plain(self, dtype: torch.dtype) -> bool:
+        """Whether it is a view of elements of this dtype as they are."""
+        return self.dtype == dtype and not self.is_conj and not self.is_neg
 
 
 class Own(NamedTuple):
     """An argument of a call: a view of the memory that it writes."""
 
-    view: Strided
+    view: View
 
 
 class Snapshot(NamedTuple):
     """An argument of a call: a view of other memory, as it was then."""
 
     contents: Contents
-    view: Strided
+    view: View
+
+
+class Given(NamedTuple):
+    """An argument of a call: a tensor of known values, too large to be copied."""
+
+    tensor: Tensor
+    version: int
+    """As it was then; it must still be that."""
 
 
 class Filled(NamedTuple):
@@ -41,9 +103,10 @@ class Filled(NamedTuple):
 
     region: Strided
     fill: Fill
-    origin: Origin
+    origin: Origin | None = None
+    """The origin of its random numbers, if it draws any."""
     shape: tuple[int, ...] | None = None
-    """The tensor's shape, for distributions of whole tensors."""
+    """The tensor's shape, for distributions of whole tensors; the region then has its sizes."""
 
 
 class Call(NamedTuple):
@@ -55,14 +118,18 @@ class Call(NamedTuple):
     line: str
     origin: Origin | None = None
     """The origin of its random numbers, if it draws any."""
+    overwrites: Strided | None = None
+    """What it gives values that do not depend on what was there, of the memory that it writes."""
 
 
 class Made(NamedTuple):
-    """Memory that a call returned."""
+    """Memory that a call returned, or of an argument that it wrote."""
 
     call: Call
     which: int
-    """Which of its results."""
+    """Which of its results, and after these of the arguments that it writes."""
+    view: View
+    """The result's view of that memory. Real kernels may lay out results otherwise."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,7 +154,7 @@ class Contents:
         value = _only_value(data)
         if value is None:
             return replace(known, base=data)
-        return known.filled(known.whole, Fill.constant(value), Origin())
+        return known.filled(known.whole, Fill.constant(value))
 
     @property
     def whole(self) -> Strided:
@@ -99,16 +166,46 @@ class Contents:
         """Whether nothing was written."""
         return self.base is None and not self.writes
 
+    @cached_property
+    def sources(self) -> frozenset[Source]:
+        """The sources of all random numbers in it."""
+        found: set[Source] = set()
+        for write in self.writes:
+            if isinstance(write, Call):
+                found |= _sources_of(write)
+            elif write.origin is not None:
+                found.add(write.origin.source)
+        if isinstance(self.base, Made):
+            found |= _sources_of(self.base.call)
+        return frozenset(found)
+
     @property
     def is_random(self) -> bool:
         """Whether any number in it was drawn."""
-        for write in self._all():
-            if isinstance(write, Call):
-                if write.origin is not None:
-                    return True
-            elif write.fill.is_random:
-                return True
-        return False
+        return bool(self.sources)
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether it has elements that nothing gave a value."""
+        if self.base is not None or not self.numel:
+            return False
+        regions = [w.region if isinstance(w, Filled) else w.overwrites for w in self.writes]
+        return not covers([region for region in regions if region is not None], self.numel)
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it is what a call gave, as that gave it."""
+        return isinstance(self.base, Made) and not self.writes
+
+    @property
+    def is_written(self) -> bool:
+        """Whether all its elements have values, and all that they were made of had."""
+        return not any(each.unwritten for each in self.history())
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it follows from values that are there, without chance."""
+        return not self.is_random and self.is_written
 
     @property
     def fills(self) -> tuple[Filled, ...] | None:
@@ -118,11 +215,15 @@ class Contents:
         return None
 
     def filled(
-        self, region: Strided, fill: Fill, origin: Origin, shape: tuple[int, ...] | None = None
+        self,
+        region: Strided,
+        fill: Fill,
+        origin: Origin | None = None,
+        shape: tuple[int, ...] | None = None,
     ) -> Contents:
-        """The contents after a Fill over a region, which is merged."""
-        filled = Filled(region, fill, origin, shape)
-        if region == self.whole:
+        """The contents after a Fill over a region: merged, or of the shape of a whole tensor."""
+        filled = Filled(region, fill, origin if fill.is_random else None, shape)
+        if region.merged() == self.whole:
             return replace(self, base=None, writes=(filled,))
         writes = self.writes
         if self.fills is not None and shape is None:
@@ -133,21 +234,27 @@ class Contents:
                 return replace(self, writes=writes[:-1]).filled(joined, fill, origin)
         return replace(self, writes=(*writes, filled))
 
-    def affine(self, region: Strided, factor: float, shift: float) -> Contents | None:
-        """The contents after ``factor * x + shift`` over a region, if these are still Fills alone."""
+    def mapped(self, region: Strided, change: Callable[[Fill], Fill | None]) -> Contents | None:
+        """The contents with another Fill over a region, if these are still Fills alone.
+
+        Args:
+            region: merged.
+            change: gives the Fill of values that are made from those of another, each by itself.
+        """
         fills = self.fills
-        if not fills or not math.isfinite(factor) or not math.isfinite(shift):
+        if not fills:
             return None
         if region == self.whole:
             after = []
             for filled in fills:
-                if (fill := filled.fill.affine(factor, shift)) is None:
+                if (fill := change(filled.fill)) is None:
                     return None
                 after.append(filled._replace(fill=fill))
             return replace(self, writes=tuple(after))
-        if fills[-1].region == region or (len(fills) == 1 and fills[0].shape is None):
-            # The last one, or some of the only one: by index they are the same numbers.
-            fill = fills[-1].fill.affine(factor, shift)
+        only = len(fills) == 1 and fills[0].shape is None and fills[0].region == self.whole
+        if only or (fills[-1].region == region and fills[-1].shape is None):
+            # Some of the only one, by index the same numbers, or the last one.
+            fill = change(fills[-1].fill)
             return None if fill is None else self.filled(region, fill, fills[-1].origin)
         return None
 
@@ -158,33 +265,80 @@ class Contents:
 
     def origins(self) -> Iterator[Origin]:
         """The origins of all numbers in it, in the order of writing."""
-        for write in self._all():
-            if write.origin is not None:
-                yield write.origin
+        for contents in self.history():
+            for write in contents.steps():
+                if write.origin is not None:
+                    yield write.origin
 
-    def _all(self) -> Iterator[Filled | Call]:
-        """All writes that lead to it, those of memory that was read included."""
-        for write in (*((self.base.call,) if isinstance(self.base, Made) else ()), *self.writes):
-            if isinstance(write, Call):
-                for leaf in leaves((write.args, write.kwargs)):
-                    if isinstance(leaf, Snapshot):
-                        yield from leaf.contents._all()
-            yield write
+    def steps(self) -> Iterator[Filled | Call]:
+        """What made this memory: the call that its base is a result of, and the writes.
+
+        These by where they begin, so that the order of calls on parts has no part in names of streams.
+        """
+        if isinstance(self.base, Made):
+            yield self.base.call
+        yield from sorted(self.writes, key=_begin)
+
+    def history(self) -> list[Contents]:
+        """All contents that lead to these, each once and after those that it was made of."""
+        found: dict[int, Contents] = {}
+        waiting: list[tuple[Contents, bool]] = [(self, False)]
+        while waiting:
+            contents, is_done = waiting.pop()
+            if is_done:
+                found[id(contents)] = contents
+            elif id(contents) not in found:
+                waiting.append((contents, True))
+                read = [
+                    s for step in contents.steps() if isinstance(step, Call) for s in _read(step)
+                ]
+                waiting += [(other, False) for other in reversed(read) if id(other) not in found]
+        return list(found.values())
+
+
+def covers(regions: Sequence[Strided], numel: int) -> bool:
+    """Whether every one of so many elements is in one of the regions."""
+    if any(region.is_run and region.numel == numel for region in regions):
+        return True
+    if sum(region.numel for region in regions) < numel:
+        return False
+    written = torch.zeros(numel, dtype=torch.bool)
+    for region in regions:
+        region.on(written).fill_(True)
+    return bool(written.all())
+
+
+def _begin(write: Filled | Call) -> int:
+    """The first element that is written."""
+    if isinstance(write, Filled):
+        return write.region.offset
+    own = [x.view.where.offset for x in leaves((write.args, write.kwargs)) if isinstance(x, Own)]
+    return min(own, default=0)
+
+
+def _read(call: Call) -> list[Contents]:
+    return [x.contents for x in leaves((call.args, call.kwargs)) if isinstance(x, Snapshot)]
+
+
+def _sources_of(call: Call) -> set[Source]:
+    found = {source for contents in _read(call) for source in contents.sources}
+    return found if call.origin is None else {*found, call.origin.source}
 
 
 def leaves(arguments: Any) -> list[Any]:
     """The arguments of a call, out of their lists and dicts."""
-    return tree_leaves(arguments, is_leaf=lambda x: isinstance(x, (Own, Snapshot)))
+    return tree_leaves(arguments, is_leaf=lambda x: isinstance(x, (Own, Snapshot, Given)))
 
 
 def _continues(before: Filled, after: Filled) -> bool:
     """Whether two are one, cut in two."""
     return (
-        before.region.is_run
+        before.shape is None
+        and before.region.is_run
         and after.region.is_run
         and before.region.offset + before.region.numel == after.region.offset
         and before.fill == after.fill
-        and before.origin is after.origin
+        and before.origin == after.origin
     )
 
 
@@ -210,19 +364,24 @@ def _truncated_normal(contents: Contents) -> Contents | None:
         return None
     uniform, _, times, plus, clamp = writes
     whole = contents.whole
-    if not isinstance(uniform, Filled) or uniform.fill.distribution != "uniform":
+    if not isinstance(uniform, Filled) or not uniform.fill.has_law:
         return None
     numbers: list[float] = []
     for call in (times, plus, clamp):
         assert isinstance(call, Call)
         own, *scalars = call.args
         scalars += list(call.kwargs.values())
-        if not isinstance(own, Own) or own.view.merged() != whole:
+        if not isinstance(own, Own) or own.view.where.merged() != whole:
             return None
         if not all(isinstance(s, (int, float)) for s in scalars):
             return None
         numbers += scalars
-    if uniform.region != whole or len(numbers) != 4 or not numbers[0] > 0:
+    if (
+        uniform.fill.distribution != "uniform"
+        or uniform.region != whole
+        or len(numbers) != 4
+        or not numbers[0] > 0
+    ):
         return None
     std, mean, a, b = numbers[0] / math.sqrt(2.0), *numbers[1:]
     law = uniform.fill.law

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fastinit.base import memory
+from fastinit.base.holders import exchange
 from fastinit.base.text import listing
 from fastinit.base.torch_internals import fsdp2_modules
 from fastinit.elements import shards as shard
@@ -118,13 +119,12 @@ def wanted_dtype(parameter: nn.Parameter, dtype: torch.dtype | None) -> torch.dt
 @contextmanager
 def held(model: nn.Module, device: torch.device | str) -> Iterator[None]:
     """While in force, meta parameters have memory, as of :func:`allocate_`; afterwards not any more."""
-    meta = {id(parameter): parameter for _, _, parameter in distinct_parameters(model)}
     real = allocated(model, device)
     adopt_(model, real)
     try:
         yield
     finally:
-        adopt_(model, {id(new): meta[old] for old, new in real.items()})
+        adopt_(model, real)
 
 
 def check_place(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
@@ -156,11 +156,13 @@ def allocate(
 
 
 def adopt_(model: nn.Module, real: dict[int, nn.Parameter]) -> None:
-    """Puts each parameter of ``real`` in place of the one whose ``id`` is its key, ties included."""
-    for module in model.modules():
-        for name, owned in module._parameters.items():
-            if id(owned) in real:
-                module._parameters[name] = real[id(owned)]
+    """Makes each parameter what that of ``real`` is whose key is its ``id``, which becomes what it was.
+
+    Whoever holds a parameter, such as an optimizer or a module that is tied, holds the new one.
+    """
+    for _, _, parameter in distinct_parameters(model):
+        if id(parameter) in real:
+            exchange(parameter, real[id(parameter)])
 
 
 def reshard_(model: nn.Module) -> None:

@@ -12,10 +12,21 @@ import torch
 from torch import Tensor
 
 from fastinit.base import number
-from fastinit.base.torch_internals import tree_map
+from fastinit.base.torch_internals import tree_map, version_of
 from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
-from fastinit.plan.history import Call, Contents, Filled, Made, Origin, Own, Snapshot, leaves
+from fastinit.plan.history import (
+    Call,
+    Contents,
+    Filled,
+    Given,
+    Made,
+    Origin,
+    Own,
+    Snapshot,
+    View,
+    leaves,
+)
 from fastinit.plan.values import Values, part_stream, write_values_
 from fastinit.stream.keys import stream_id, substream
 
@@ -28,13 +39,13 @@ class Computed:
 
     Args:
         contents: of the parameter's memory, of its dtype, in one dimension.
-        view: which of its elements the parameter has; ``view.sizes`` is the parameter's shape.
-        names: of each origin of random numbers in the contents, the name whose stream they have.
+        view: which of its elements the parameter has, of their order and dtype.
+        names: of each origin of random numbers in the contents, the stream's name.
         scale: positive and finite; multiplies every value.
     """
 
     contents: Contents
-    view: Strided
+    view: View
     names: Mapping[Origin, str]
     scale: float = 1.0
 
@@ -45,6 +56,11 @@ class Computed:
 
     mean = std = math.nan
     """Known only when the values are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's."""
+        return self.view.where.sizes
 
     @property
     def line(self) -> str:
@@ -69,9 +85,21 @@ class Computed:
             tensor: of the parameter's shape; another dtype gets the values rounded.
             seed: of all random numbers, in [0, 2^64).
         """
-        memory = _Replay(tensor.device, seed, self.names).memory(self.contents)
-        values = self.view.on(memory)
-        tensor.detach().copy_(values if self.scale == 1.0 else values * self.scale)
+        tensor.detach().copy_(self.value(tensor.device, seed))
+
+    def value(
+        self, device: torch.device, seed: int, live: Mapping[int, Tensor] | None = None
+    ) -> Tensor:
+        """What the operations give on a device, with the strides that they give it.
+
+        Args:
+            live: tensors [numel] in place of contents, by the contents' ``id``. With them gradients lead
+                from the values to these tensors.
+        """
+        replay = _Replay(device, seed, self.names, live)
+        with torch.set_grad_enabled(live is not None):
+            values = replay.value(self.contents, self.view)
+            return values if self.scale == 1.0 else values * self.scale
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Computed):
@@ -82,7 +110,7 @@ class Computed:
 
     def __repr__(self) -> str:
         scale = "" if self.scale == 1.0 else f", scale={self.scale!r}"
-        return f"Computed({self.line or 'values'}, shape={self.view.sizes}{scale})"
+        return f"Computed({self.line or 'values'}, shape={self.shape}{scale})"
 
     def __str__(self) -> str:
         return f"computed at {Path(self.line).name}" if self.line else "values"
@@ -99,6 +127,8 @@ class Computed:
                 name = getattr(item.function, "__name__", repr(item.function))
                 origin = None if item.origin is None else self.names[item.origin]
                 return (name, *map(of, leaves((item.args, item.kwargs))), origin)
+            if isinstance(item, Given):
+                return of(item.tensor)
             if isinstance(item, (Filled, Made, Own, Snapshot)):
                 return tuple(map(of, item))
             return item
@@ -111,34 +141,64 @@ def known_values(fill: Fill | Computed) -> Tensor | None:
     return fill.data if isinstance(fill, Computed) else None
 
 
+def known_values_of(contents: Contents) -> Tensor:
+    """What memory holds that no chance had a part in: [numel], of its dtype, on its device."""
+    device = torch.device("cpu") if contents.device.type == "meta" else contents.device
+    whole = View(Strided(0, (contents.numel,), (1,)), contents.dtype)
+    with torch.no_grad():
+        return _Replay(device, 0, {}).value(contents, whole)
+
+
 class _Replay:
     """One evaluation, in which memory that is read several times is made once.
 
     Args:
         device: where all is made.
         seed: of all random numbers, in [0, 2^64).
-        names: of each origin, the name whose stream it has.
+        names: of each origin, its stream's.
     """
 
-    def __init__(self, device: torch.device, seed: int, names: Mapping[Origin, str]) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        seed: int,
+        names: Mapping[Origin, str],
+        live: Mapping[int, Tensor] | None = None,
+    ) -> None:
         self.device, self.seed, self.names = device, seed, names
-        self.made: dict[int, Tensor] = {}
+        self.made: dict[int, Tensor] = dict(live or {})
         self.results: dict[int, Any] = {}
 
-    def memory(self, contents: Contents) -> Tensor:
-        """The contents, made: [numel], of their dtype. Whoever asks again gets the same memory."""
-        if id(contents) in self.made:
-            return self.made[id(contents)]
+    def value(self, contents: Contents, view: View) -> Tensor:
+        """A view of the contents. What a call gave as a whole has the strides that it gave."""
+        for each in contents.history():
+            if id(each) not in self.made and not each.is_result:
+                self.made[id(each)] = self.make(each)
+        return self.read(contents, view)
+
+    def read(self, contents: Contents, view: View) -> Tensor:
+        """A view of contents of which all is made that they were made of."""
+        base = contents.base
+        if contents.is_result and isinstance(base, Made) and base.view == view:
+            return self.result(base)
+        if id(contents) not in self.made:
+            self.made[id(contents)] = self.make(contents)
+        return view.on(self.made[id(contents)])
+
+    def result(self, made: Made) -> Tensor:
+        """What a call gave."""
+        if id(made.call) not in self.results:
+            self.results[id(made.call)] = self.call(made.call, None)
+        results = self.results[id(made.call)]
+        out: Tensor = results if isinstance(results, Tensor) else results[made.which]
+        return out
+
+    def make(self, contents: Contents) -> Tensor:
+        """The contents, made of others that are."""
         base = contents.base
         if isinstance(base, Made):
-            if id(base.call) not in self.results:
-                result = self.call(base.call, None)
-                self.results[id(base.call)] = result
-            results = self.results[id(base.call)]
-            out = results if isinstance(results, Tensor) else results[base.which]
-            memory = _memory_of(out)
-            if contents.writes:  # they must not reach what others read
-                memory = memory.clone()
+            memory = torch.empty(contents.numel, dtype=contents.dtype, device=self.device)
+            base.view.on(memory).copy_(self.result(base))
         elif base is not None:
             memory = base.to(self.device, copy=True)
         else:
@@ -148,13 +208,13 @@ class _Replay:
                 self.fill(memory, write)
             else:
                 self.call(write, memory)
-        self.made[id(contents)] = memory
         return memory
 
     def fill(self, memory: Tensor, filled: Filled) -> None:
         """Writes a Fill and its parts into memory [numel], by the elements' index there."""
         region, fill, origin, shape = filled
-        name = fill.stream or self.names[origin]
+        own = "" if origin is None else self.names[origin]
+        name = fill.stream or own
         if (base := fill.base) is not None:
             view, which = region.on(memory), region
             if shape is not None:
@@ -164,7 +224,7 @@ class _Replay:
             its = Values(
                 part.region.on(memory),
                 part.fill,
-                part_stream(fill, place, self.names[origin]),
+                part_stream(fill, place, own),
                 part.which,
                 part.region.sizes,
             )
@@ -185,24 +245,21 @@ class _Replay:
                 assert memory is not None
                 return leaf.view.on(memory)
             if isinstance(leaf, Snapshot):
-                return leaf.view.on(self.memory(leaf.contents))
+                return self.read(leaf.contents, leaf.view)
+            if isinstance(leaf, Given):
+                if version_of(leaf.tensor) != leaf.version:
+                    raise RuntimeError(f"a tensor that {call.line} reads was changed since")
+                return leaf.tensor.to(self.device)
             if isinstance(leaf, Tensor):
                 return leaf.to(self.device)
             return self.device if isinstance(leaf, torch.device) else leaf
 
-        is_leaf = lambda x: isinstance(x, (Own, Snapshot))  # noqa: E731
+        is_leaf = lambda x: isinstance(x, (Own, Snapshot, Given))  # noqa: E731
         args, kwargs = tree_map(real, (call.args, call.kwargs), is_leaf=is_leaf)
         if call.origin is None:
-            with torch.no_grad():
-                return call.function(*args, **kwargs)
+            return call.function(*args, **kwargs)
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with torch.random.fork_rng(devices):
             stream = stream_id(self.names[call.origin])
             torch.manual_seed(substream(stream, f"seed {self.seed}") >> 1)
             return call.function(*args, **kwargs)
-
-
-def _memory_of(tensor: Tensor) -> Tensor:
-    """The tensor's whole memory, of one dimension."""
-    size = tensor.untyped_storage().nbytes() // tensor.element_size()
-    return tensor.detach().as_strided((size,), (1,), 0)

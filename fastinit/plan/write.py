@@ -53,9 +53,9 @@ def check_entries(entries: Sequence[Entry]) -> None:
         if shard.is_dtensor(tensor):
             shard.pieces(tensor, name)
         if isinstance(fill, Computed):
-            if fill.view.sizes != tuple(tensor.shape):
+            if fill.shape != tuple(tensor.shape):
                 raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)}, but was recorded as {fill.view.sizes}"
+                    f"{name} has shape {tuple(tensor.shape)}, but was recorded as {fill.shape}"
                 )
             continue
         try:

@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from fastinit.base.text import listing
-from fastinit.elements.shards import is_dtensor
-from fastinit.elements.strided import Strided
+from fastinit.base.holders import exchange, living, view_of
+from fastinit.base.memory import advise_huge_pages
+from fastinit.base.torch_internals import base_of, storage_uses
 from fastinit.plan import parameters
-from fastinit.plan.buffers import Known, Values
-from fastinit.plan.fill import Fill, Part
-from fastinit.plan.history import Contents, Origin
-from fastinit.plan.parameters import distinct_parameters
+from fastinit.plan.fill import Fill
+from fastinit.plan.history import Made, View
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
 from fastinit.plan.write import Entry, Progress, check_entries, write_entries
-from fastinit.record.memories import META, Memory, memories
+from fastinit.record.memories import META, Memory, memory_of
+from fastinit.record.model_record import ModelRecord
 
 M = TypeVar("M", bound=nn.Module)
 
-_SHARDED_LATER = (
-    "; sharding makes other parameters, of which nothing is recorded: take plan = recorded_plan(model) "
-    "before fully_shard, parallelize_module or distribute_module, then plan.apply_(model, device=...)"
-)
 
-
-def recorded_plan(model: nn.Module) -> Plan:
+def recorded_plan(model: nn.Module, *, prefix: str = "") -> Plan:
     """The plan of what :func:`deferred` recorded for a model's parameters that are not written yet.
 
     It can be looked at (``table``), compared (``diff``), saved, changed and applied. Parameters that the
     constructor was given values for, or computed in a way that is no Fill, are in it too, but keep it
     from being saved. What the constructor put in buffers is in it as well, for :meth:`Plan.apply_`.
 
+    Args:
+        prefix: of a submodule, what its names begin with in the whole model: ``"encoder."``. Numbers are
+            those of the full names.
+
     Raises:
         ValueError: parameters on meta that were not recorded, or recorded with different seeds; or that
-            the constructor left unwritten (all are listed).
+            the constructor left unwritten (all are listed); a prefix without its dot.
     """
-    record = _Record(model)
+    record = ModelRecord(model, prefix)
     plan = record.plan()
-    return Plan(plan, seed=plan.seed, aliases=plan.aliases, buffers=record.known_buffers(model))
+    known = record.known_buffers(model, prefix)
+    return Plan(plan, seed=plan.seed, aliases=plan.aliases, buffers=known)
 
 
 def materialize_(
@@ -51,16 +48,20 @@ def materialize_(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     *,
+    prefix: str = "",
     progress: Progress | None = None,
 ) -> M:
     """Writes a model that was built within :func:`deferred`, and returns it.
 
-    All its parameters are written in one launch or parallel region for each device; the model gets them
-    when all are written.
+    All its parameters are written in one launch or parallel region for each device. They are then there
+    in place: whoever holds one of them, or a tensor of its memory, or what was computed from it in the
+    constructor, holds the one with values. Random buffers are drawn with the seed, unless the
+    constructor looked at their values, or somebody changed them since.
 
     Args:
         device: where; by default where the constructor would have put each parameter.
         dtype: of floating-point parameters; by default the constructor's.
+        prefix: as of :func:`recorded_plan`.
         progress: as of :meth:`fastinit.Plan.apply_`.
 
     Raises:
@@ -69,28 +70,39 @@ def materialize_(
         NotImplementedError, RuntimeError: a parameter that cannot be written.
     """
     parameters.check_place(device, dtype)
-    record = _Record(model)
+    record = ModelRecord(model, prefix)
     plan = record.plan()
-    real = {
-        id(parameter): _real(parameter, memory, plan[name], device, dtype)
-        for name, parameter, memory in record.parameters
-    }
-    entries = [
-        Entry(name, real[id(parameter)], plan[name])
-        for name, parameter, _ in record.parameters
-        if not _is_given(plan[name], real[id(parameter)])
-    ]
+    made: dict[Memory, Tensor] = {}
+    entries, results = [], []
+    for name, parameter, memory in record.parameters:
+        if dtype is not None and parameter.dtype != memory.contents.dtype:
+            raise ValueError(
+                f"{name} is a view of {memory.contents.dtype} memory as {parameter.dtype}, which "
+                f"cannot be {dtype}"
+            )
+        if memory in made:
+            continue
+        made[memory], is_given = _memory(memory, plan[name], device, dtype)
+        if is_given:
+            continue
+        fill = plan[name]
+        if memory.contents.is_result:
+            results.append(memory)
+        elif isinstance(fill, Fill) and parameter.numel() == memory.contents.numel:
+            entries.append(Entry(name, view_of(made[memory], parameter), fill))
+        else:
+            entries.append(Entry(name, made[memory], record.computed(memory)))
+    others = {memory: place_of(memory, device) for _, _, memory in record.others}
+    related = _related(record, {*made, *others})
+    others |= {memory: place_of(memory, device) for memory in related}
     check_entries(entries)
     write_entries(entries, plan.seed, progress)
-    made = []
-    for _, module, key, tensor, memory in record.computed:
-        value = torch.empty_like(tensor, device=place_of(memory, device))
-        Computed(memory.contents, Strided.of(tensor), record.names).write_(value, plan.seed)
-        made.append((module, key, value))
-    parameters.adopt_(model, real)
-    for module, key, value in made:
-        owner = module._buffers if key in module._buffers else vars(module)
-        owner[key] = value
+    for memory in [*results, *[other for other in others if other not in made]]:
+        like = made.get(memory)
+        made[memory] = _computed(record, memory, like, others.get(memory, META))
+    known = [tensor for _, tensor, _ in (*record.parameters, *record.others)]
+    _give(record, made, known, search=bool(related))
+    record.pin_names()
     return model
 
 
@@ -100,176 +112,135 @@ def recorded_buffers(model: nn.Module) -> dict[str, Computed]:
     Raises:
         ValueError: as :func:`recorded_plan`.
     """
-    record = _Record(model)
-    computed = {
-        id(tensor): Computed(memory.contents, Strided.of(tensor), record.names)
-        for _, _, _, tensor, memory in record.computed
-    }
+    record = ModelRecord(model)
+    of = {id(t): record.computed(memory, View.of(t)) for _, t, memory in record.others}
     return {
-        name: computed[id(buffer)]
+        name: of[id(buffer)]
         for name, buffer in model.named_buffers(remove_duplicate=False)
-        if id(buffer) in computed
+        if id(buffer) in of
     }
-
-
-def _real(
-    parameter: nn.Parameter,
-    memory: Memory,
-    fill: Fill | Computed,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> nn.Parameter:
-    """What takes a parameter's place: memory to be written, or the values that it was given."""
-    if not parameter.is_meta:
-        return parameter
-    where = place_of(memory, device)
-    wanted = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
-    data = known_values(fill)
-    if data is not None and data.device == where and data.dtype == wanted:
-        return parameters.like(parameter, where, wanted, data)
-    return parameters.allocate(parameter, where, wanted)
 
 
 def place_of(memory: Memory, device: torch.device | str | None = None) -> torch.device:
     """The device that a tensor shall be on: as asked, or as the constructor would have put it."""
-    if device is not None:
+    if device is not None and memory.is_away:
         return torch.device(device)
-    place = memory.contents.device
-    return torch.get_default_device() if place == META else place
+    return torch.get_default_device() if memory.place == META else memory.place
 
 
-def _is_given(fill: Fill | Computed, real: nn.Parameter) -> bool:
-    data = known_values(fill)
-    return data is not None and data.data_ptr() == real.data_ptr()
+def _memory(
+    memory: Memory,
+    fill: Fill | Computed,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, bool]:
+    """Memory to be written [numel], or the values that it was given; and whether it is these."""
+    contents, place = memory.contents, place_of(memory, device)
+    wanted = dtype if dtype is not None and contents.dtype.is_floating_point else contents.dtype
+    values = contents.base if known_values(fill) is not None else None
+    if isinstance(values, Tensor) and (values.device, values.dtype) == (place, wanted):
+        return values, True
+    made = torch.empty(contents.numel, dtype=wanted, device=place)
+    advise_huge_pages(made)
+    return made, False
 
 
-class _Record:
-    """What was recorded of one model, with the names of its streams."""
+def _computed(
+    record: ModelRecord, memory: Memory, like: Tensor | None, place: torch.device
+) -> Tensor:
+    """What was computed: [numel], or of the shape and strides that the last operation gave it."""
+    contents = memory.contents
+    if not contents.is_result:
+        made = torch.empty(contents.numel, dtype=contents.dtype, device=place)
+        record.computed(memory).write_(made, record.seed)
+        return made
+    assert isinstance(contents.base, Made)
+    computed = record.computed(memory, contents.base.view)
+    value = computed.value(place if like is None else like.device, record.seed)
+    dtype = contents.dtype if like is None else like.dtype
+    # It may be what another memory is made of, or a view of it.
+    return value.to(dtype, copy=True)
 
-    def __init__(self, model: nn.Module) -> None:
-        self.parameters: list[tuple[str, nn.Parameter, Memory]] = []
-        self.aliases: dict[str, str] = {}
-        # Buffers and plain attributes that were computed from parameters.
-        self.computed: list[tuple[str, nn.Module, str, Tensor, Memory]] = []
-        strange = []
-        self.has_parameters = any(True for _ in model.parameters())
-        for names, _, parameter in distinct_parameters(model):
-            if isinstance(parameter, UninitializedParameter):
-                continue
-            memory = memories.get(parameter)
-            if memory is not None:
-                self.parameters.append((names[0], parameter, memory))
-                self.aliases.update(dict.fromkeys(names[1:], names[0]))
-            elif parameter.is_meta:
-                strange.append(names[0])
-        for prefix, module in model.named_modules():
-            for key, tensor in (*module._buffers.items(), *vars(module).items()):
-                if not isinstance(tensor, Tensor) or not tensor.is_meta:
-                    continue
-                name = f"{prefix}.{key}" if prefix else key
-                memory = memories.get(tensor)
-                if memory is None:
-                    strange.append(name)
-                else:
-                    self.computed.append((name, module, key, tensor, memory))
-        if strange:
-            sharded = any(is_dtensor(parameter) for parameter in model.parameters())
-            raise ValueError(
-                f"not recorded by fastinit.deferred(): {listing('tensor', strange)}"
-                + (_SHARDED_LATER if sharded else "")
-            )
-        self.memories = [(name, memory) for name, _, memory in self.parameters]
-        self.memories += [(name, memory) for name, _, _, _, memory in self.computed]
-        seeds = {memory.seed for _, memory in self.memories}
-        if len(seeds) > 1:
-            raise ValueError(f"the model's parts were recorded with seeds {sorted(seeds)}")
-        self.seed = seeds.pop() if seeds else 0
-        self.names = self._name_origins()
 
-    def _name_origins(self) -> dict[Origin, str]:
-        """The stream of each origin: of a parameter's own numbers its name, of others another."""
-        names: dict[Origin, str] = {}
-        for name, memory in self.memories:
-            names.setdefault(memory.origin, name)
-        used = {
-            name for name, memory in self.memories if memory.origin in memory.contents.origins()
+def _related(record: ModelRecord, own: set[Memory]) -> set[Memory]:
+    """Other memories without values, or of the same random numbers, that depend on a model's."""
+    kin = frozenset().union(*(memory.kin | memory.contents.sources for memory in own))
+    found: set[Memory] = set()
+    for memory in {m for _, first in record.memories for m in first.block}:
+        if memory in own or memory.is_parameter or not memory.storages or not memory.kin & kin:
+            continue
+        if memory.is_away or not any(source.seen for source in memory.contents.sources):
+            found.add(memory)
+    return found
+
+
+def _give(
+    record: ModelRecord, made: dict[Memory, Tensor], known: list[Tensor], search: bool
+) -> None:
+    """Gives all tensors of some memories the new ones, where they are."""
+    count: dict[int, int] = {}
+    for tensor in {id(t): t for t in known}.values():
+        key = id(tensor.untyped_storage())
+        count[key] = count.get(key, 0) + 1
+    for memory, values in made.items():
+        for storage in memory.storages:
+            is_this = storage is values.untyped_storage()
+            if not is_this and storage_uses(storage) > count.get(id(storage), 0):
+                search = True
+
+    def is_wanted(tensor: Tensor) -> bool:
+        values = made.get(memory_of(tensor))  # type: ignore[arg-type]
+        return values is not None and tensor.untyped_storage() is not values.untyped_storage()
+
+    found = list(living(is_wanted)) if search else [t for t in known if is_wanted(t)]
+    found = list({id(tensor): tensor for tensor in found}.values())
+    of = {id(tensor): its for tensor in found if (its := memory_of(tensor)) is not None}
+    _lay_out(made, [(tensor, of[id(tensor)]) for tensor in found])
+    grads = [(t, t.grad) for t in found if t.is_leaf and t.grad is not None]
+    views = {
+        id(t): base for t in found if t.grad_fn is not None and (base := base_of(t)) is not None
+    }
+    for tensor in found:
+        if tensor.is_leaf:
+            memory = of[id(tensor)]
+            view = _part(made[memory], tensor, memory.contents.dtype)
+            exchange(tensor, view.data.requires_grad_(tensor.requires_grad))
+    live: dict[int, Tensor] | None = None
+    for tensor in found:
+        if id(tensor) in views and not views[id(tensor)].is_meta:
+            with torch.enable_grad():
+                exchange(tensor, view_of(views[id(tensor)], tensor))
+        elif not tensor.is_leaf:
+            live = _live(of, found) if live is None else live
+            computed = record.computed(of[id(tensor)], View.of(tensor))
+            exchange(tensor, computed.value(made[of[id(tensor)]].device, record.seed, live))
+    for tensor, grad in grads:
+        tensor.grad = grad
+
+
+def _part(values: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a tensor is of a memory of a dtype: [numel], or what exactly this tensor is."""
+    return view_of(values, like, dtype) if values.dim() == 1 else values
+
+
+def _lay_out(made: dict[Memory, Tensor], found: list[tuple[Tensor, Memory]]) -> None:
+    """Gives results the strides that they were recorded with, if some tensors are other views."""
+    for tensor, memory in found:
+        base, values = memory.contents.base, made[memory]
+        if not memory.contents.is_result or not isinstance(base, Made):
+            continue
+        if View.of(tensor) != base.view or values.dim() < 2:
+            flat = torch.empty(memory.contents.numel, dtype=values.dtype, device=values.device)
+            if values.dim() != 1 or values.numel() != flat.numel():
+                base.view._replace(dtype=values.dtype).on(flat).copy_(values)
+                made[memory] = flat
+
+
+def _live(of: dict[int, Memory], found: list[Tensor]) -> dict[int, Tensor]:
+    """The memories of what gradients go to, by the id of their contents."""
+    with torch.enable_grad():
+        return {
+            id(of[id(t)].contents): t.as_strided((of[id(t)].contents.numel,), (1,), 0)
+            for t in found
+            if t.is_leaf and t.requires_grad and t.numel() == of[id(t)].contents.numel
         }
-        for name, memory in self.memories:
-            count = 0
-            for origin in memory.contents.origins():
-                if origin not in names:
-                    if name not in used:
-                        names[origin] = name
-                        used.add(name)
-                    else:
-                        count += 1
-                        names[origin] = f"{name}#{count}"
-        return names
-
-    def known_buffers(self, model: nn.Module) -> Known:
-        """What the constructor put in buffers, and in plain attributes that are on meta."""
-        known: dict[str, Values | Computed] = {}
-        kept: dict[int, Values] = {}  # of buffers that are one tensor, once
-        for name, buffer in model.named_buffers(remove_duplicate=False):
-            if not buffer.is_meta and not isinstance(buffer, UninitializedBuffer):
-                kept[id(buffer)] = kept.get(id(buffer)) or Values.of(buffer)
-                known[name] = kept[id(buffer)]
-        for name, _, _, tensor, memory in self.computed:
-            known[name] = Computed(memory.contents, Strided.of(tensor), self.names)
-        return known
-
-    def plan(self) -> Plan:
-        if not self.parameters and self.has_parameters:
-            raise ValueError(
-                "model was not built within fastinit.deferred(), or is written already"
-            )
-        fills: dict[str, Fill | Computed] = {}
-        unwritten = []
-        for name, parameter, memory in self.parameters:
-            fill = self._fill(name, parameter, memory.contents)
-            if fill is None:
-                unwritten.append(name)
-            else:
-                fills[name] = fill
-        if unwritten:
-            raise ValueError(
-                f"the constructor left unwritten, at least in part: {listing('parameter', unwritten)}"
-            )
-        return Plan(fills, seed=self.seed, aliases=self.aliases)
-
-    def _fill(self, name: str, tensor: Tensor, contents: Contents) -> Fill | Computed | None:
-        if contents.numel == 0:
-            return Fill.constant(0.0)
-        if contents.is_unwritten:
-            return None
-        computed = Computed(contents, Strided.of(tensor), self.names)
-        filled = contents.fills
-        if filled is None:
-            return computed
-        whole = contents.whole
-        ordered = Strided.of(tensor).merged() == whole and tensor.is_contiguous()
-        alike = len(filled) == 1 and filled[0].region == whole and tensor.numel() == contents.numel
-        if not ordered and not alike:  # of larger memory, or of other order
-            return computed
-        fills = []
-        for region, fill, origin, shape in filled:
-            if shape not in (None, tuple(tensor.shape)):
-                return computed
-            stream = self.names[origin]
-            own = stream == name or fill.distribution == "constant"
-            fills.append((region, replace(fill, stream=None if own else stream)))
-        if fills[0][0] != whole:
-            if not _covers([region for region, _ in fills], contents.numel):
-                return None
-            fills[0] = whole, fills[0][1]
-        (_, base), *parts = fills
-        added = tuple(Part(region, part) for region, part in parts)
-        return replace(base, parts=(*base.parts, *added))
-
-
-def _covers(regions: list[Strided], numel: int) -> bool:
-    """Whether every element is in one of the regions."""
-    written = torch.zeros(numel, dtype=torch.bool)
-    for region in regions:
-        region.on(written).fill_(True)
-    return bool(written.all())

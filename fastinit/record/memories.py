@@ -1,75 +1,136 @@
-"""Memories: what is recorded of each storage, for as long as that lives."""
+"""Memories: what is recorded of each storage, kept with it for as long as it lives."""
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from fastinit.base import torch_internals as internals
-from fastinit.plan.history import Contents, Origin
+from fastinit.elements.strided import Strided
+from fastinit.plan.history import Contents, Origin, Source
 
 META = torch.device("meta")
 
+_RECORD = "_fastinit_record"
+"""The attribute of a storage that has its record."""
+
 
 class Memory:
-    """One storage: its contents, and the origin of the numbers that are next drawn into it.
+    """What is recorded of one memory: a storage, or one on meta and that whose place it took.
 
     Args:
-        contents: of the whole storage.
+        contents: of the whole memory. Their device is that which it will have.
         seed: of its numbers, in [0, 2^64).
+        is_away: whether its values are nowhere: it is on meta, or was written from what is.
+        kin: the sources of the memories that it was computed from.
     """
 
-    def __init__(self, contents: Contents, seed: int) -> None:
-        self.contents, self.seed = contents, seed
-        self.origin = Origin()
-        self.was_read = False
+    def __init__(
+        self,
+        contents: Contents,
+        seed: int,
+        *,
+        is_away: bool = False,
+        kin: frozenset[Source] = frozenset(),
+    ) -> None:
+        self.contents, self.seed, self.is_away = contents, seed, is_away
+        self.source = Source()
+        self.kin = kin | {self.source}
+        self.versions: dict[int, int] = {}
+        """Of tensors that have random values, by id, as the constructor left them."""
+        self._storages: list[weakref.ref[torch.UntypedStorage]] = []
+        self.block: Collection[Memory] = ()
+        """All that were recorded with it."""
+        self.is_parameter = False
+        self._drawn: list[tuple[Strided, int]] = []
+        self._read: list[tuple[Strided, int]] = []
 
-    def next_origin(self) -> Origin:
-        """The origin of a write to come: a new one if earlier numbers were read and may be in use."""
-        if self.was_read:
-            self.origin, self.was_read = Origin(), False
-        return self.origin
+    @property
+    def place(self) -> torch.device:
+        """The device that it will have."""
+        return self.contents.device
+
+    @property
+    def storages(self) -> list[torch.UntypedStorage]:
+        """Those that live: the one with values, and the one on meta that took its place."""
+        return [storage for ref in self._storages if (storage := ref()) is not None]
+
+    def origin(self, region: Strided, by_index: bool) -> Origin:
+        """The origin of a draw to come.
+
+        What is drawn for some elements does not depend on what was drawn for others, so that the order
+        of calls on parts of a parameter is free.
+
+        Args:
+            region: the elements, merged.
+            by_index: whether each has the number of its index, or the call numbers of its own.
+        """
+        if self.source.seen and region == self.contents.whole:
+            self.source = Source()  # others, that nobody has seen
+            self.kin |= {self.source}
+            self._drawn, self._read = [], []
+        before = [draw for other, draw in self._read if other.meets(region)]
+        draw = max(before) + 1 if before else 0
+        if region == self.contents.whole:
+            self._drawn.clear()
+        self._drawn.append((region, draw))
+        is_own = not by_index and region != self.contents.whole
+        return Origin(self.source, f"[{region.text}]" if is_own else "", draw)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether others may have numbers of it."""
+        return bool(self._read)
 
     def read(self) -> Contents:
         """The contents for another's use: what is drawn from now on are other numbers."""
-        self.was_read = True
+        self._read += self._drawn
+        self._drawn = []
         return self.contents
 
-
-class Memories:
-    """Memories by the storage of a tensor."""
-
-    def __init__(self) -> None:
-        self._by_storage: dict[int, tuple[internals.StorageWeakRef, Memory]] = {}
-
-    def get(self, tensor: Tensor) -> Memory | None:
-        """What is recorded of a tensor's storage, if anything is."""
-        entry = self._by_storage.get(internals.storage_id(tensor)) if has_memory(tensor) else None
-        return entry[1] if entry is not None and not entry[0].expired() else None
-
-    def set(self, tensor: Tensor, memory: Memory) -> None:
-        """Puts a record in place of the one there is."""
-        storage = internals.StorageWeakRef(tensor.untyped_storage())
-        self._by_storage[internals.storage_id(tensor)] = storage, memory
-
-    def forget(self, tensor: Tensor) -> None:
-        """Drops the record, as the values are there to be looked at."""
-        self._by_storage.pop(internals.storage_id(tensor), None)
-
-    def tidy(self) -> None:
-        """Drops the records of storages that are gone."""
-        self._by_storage = {k: v for k, v in self._by_storage.items() if not v[0].expired()}
+    def promise(self) -> None:
+        """From now on nobody may look at its numbers, as they are drawn at the end."""
+        self.is_away = True
+        for source in self.contents.sources:
+            source.promised = True
 
 
-memories = Memories()
+def memory_of(tensor: Tensor) -> Memory | None:
+    """What is recorded of a tensor's storage, if anything is."""
+    if not has_memory(tensor):
+        return None
+    record = getattr(tensor.untyped_storage(), _RECORD, None)
+    return record() if isinstance(record, weakref.ref) else record
+
+
+def record(tensor: Tensor, memory: Memory) -> None:
+    """Keeps a record with a tensor's storage, in place of the one there is."""
+    known = memory.contents.base
+    storage = tensor.untyped_storage()
+    # Values that are known may be this very storage, which must not keep itself alive.
+    own = isinstance(known, Tensor) and known.untyped_storage() is storage
+    setattr(storage, _RECORD, weakref.ref(memory) if own else memory)
+    if not any(storage is other for other in memory.storages):
+        memory._storages.append(weakref.ref(storage))
+
+
+def forget(tensor: Tensor) -> None:
+    """Drops the record, as the values are there to be looked at."""
+    setattr(tensor.untyped_storage(), _RECORD, None)
 
 
 def has_memory(tensor: Tensor) -> bool:
     """Whether a tensor is a view of a storage, and nothing else."""
-    plain = type(tensor) is Tensor or isinstance(tensor, (nn.Parameter, nn.Buffer))
-    return plain and tensor.layout is torch.strided
+    if type(tensor) is not Tensor:
+        if not isinstance(tensor, (nn.Parameter, nn.Buffer)):
+            return False
+        if is_lazy(tensor):
+            return False
+    return tensor.layout is torch.strided and not tensor.is_quantized
 
 
 def storage_numel(tensor: Tensor) -> int:
@@ -77,18 +138,33 @@ def storage_numel(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes() // tensor.element_size()
 
 
+def whole_storage(tensor: Tensor) -> Tensor:
+    """All elements of a tensor's storage, in one dimension."""
+    return tensor.detach().as_strided((storage_numel(tensor),), (1,), 0)
+
+
 def known_contents(tensor: Tensor) -> Contents:
     """What the storage of a tensor of known values holds now, as it may be written next."""
-    known = Contents.of_data(tensor.detach().as_strided((storage_numel(tensor),), (1,), 0))
+    known = Contents.of_data(whole_storage(tensor))
     return replace(known, base=known.base.clone()) if isinstance(known.base, Tensor) else known
 
 
 def is_known(tensor: Tensor) -> bool:
     """Whether a tensor has values that no chance had a part in."""
-    return not tensor.is_meta and memories.get(tensor) is None
+    return not tensor.is_meta and memory_of(tensor) is None
 
 
 def is_random(tensor: Tensor) -> bool:
     """Whether any number in its storage was drawn."""
-    memory = memories.get(tensor)
+    memory = memory_of(tensor)
     return memory is not None and memory.contents.is_random
+
+
+def is_seen(memory: Memory) -> bool:
+    """Whether the constructor looked at the values of any numbers in it."""
+    return any(source.seen for source in memory.contents.sources)
+
+
+def are_away(tensors: Sequence[Tensor]) -> bool:
+    """Whether the values of any are nowhere."""
+    return any((memory := memory_of(t)) is not None and memory.is_away for t in tensors)

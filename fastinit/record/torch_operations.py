@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +13,126 @@ from torch import Tensor
 from fastinit.base import torch_internals as internals
 from fastinit.base.number import FLOAT32_MAX, FLOAT32_MIN
 from fastinit.plan.fill import Fill
+from fastinit.plan.steps import Step, steps_of
 from fastinit.stream import laws
 
 
 def makes_new(func: Any) -> bool:
     """Whether an operation makes a tensor of values that it takes from no other."""
-    name = internals.operator_name(func)
-    return name in _NEW and not any(map(internals.is_written, internals.schema_arguments(func)))
+    if internals.operator_name(func) not in _NEW:
+        return False
+    arguments = internals.schema_arguments(func)
+    return not any(map(internals.is_written, arguments)) and not any(
+        str(a.type) == "Tensor" for a in arguments[internals.operator_name(func) in _LIKE :]
+    )
+
+
+def is_random(func: Any) -> bool:
+    """Whether an operation draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
+def is_of_any_dtype(func: Any) -> bool:
+    """Whether autocast leaves the dtypes of an operation alone: copies, elementwise."""
+    return torch.Tag.pointwise in func.tags or internals.operator_name(func) in (
+        "clone",
+        "_to_copy",
+    )
+
+
+def generator_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Generator | None:
+    """The generator that an operation was given."""
+    for argument in (*args, *kwargs.values()):
+        if isinstance(argument, torch.Generator):
+            return argument
+    return None
+
+
+def shows_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether what an operation gives, or its shape, tells Python values of its tensors."""
+    kinds = ("Tensor", "List[Tensor", "Optional[Tensor")
+    if any(not str(r.type).startswith(kinds) for r in internals.schema_returns(func)):
+        return internals.operator_name(func) not in _ABOUT_SHAPES
+    if func is torch.ops.aten.index.Tensor:
+        return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    return torch.Tag.dynamic_output_shape in func.tags and func not in _OF_FULL_RANK
+
+
+_ABOUT_SHAPES = frozenset(
+    ("is_same_size", "is_set_to", "_has_compatible_shallow_copy_type", "is_pinned")
+)
+_OF_FULL_RANK = (torch.ops.aten.linalg_lstsq.default,)
+"""Of these only what nobody asks for has another shape where a matrix has not full rank."""
+
+
+def with_indices(
+    func: Any, args: tuple[Any, ...], is_known: Callable[[Tensor], bool]
+) -> tuple[Any, ...]:
+    """The arguments, with known masks of an index as the indices that they stand for."""
+    if func is not torch.ops.aten.index.Tensor:
+        return args
+    indices: list[Tensor | None] = []
+    for index in args[1]:
+        if index is None or index.dtype not in (torch.bool, torch.uint8) or not is_known(index):
+            indices.append(index)
+        else:
+            indices += index.nonzero(as_tuple=True)
+    return (args[0], indices, *args[2:])
+
+
+def honest(func: Any, args: tuple[Any, ...]) -> Any:
+    """The operation, or one that says what it writes and does the same.
+
+    The schema of ``native_batch_norm`` leaves out that it writes the running statistics.
+    """
+    if func is torch.ops.aten.native_batch_norm.default and args[3] is not None:
+        return internals.honest_batch_norm
+    return func
+
+
+def overwrites(func: Any) -> bool:
+    """Whether what an operation writes has nothing to do with what was there."""
+    is_out = any(a.is_out for a in internals.schema_arguments(func))
+    return is_out or internals.operator_name(func) in ("zero_", "fill_", "copy_")
+
+
+class OutOfPlace:
+    """An operation that writes its arguments, as a function: gives what it gives, then what it writes.
+
+    Args:
+        func: the operation.
+    """
+
+    def __init__(self, func: Any) -> None:
+        self.func = func
+        self.__name__ = internals.operator_name(func)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        copies: dict[int, Tensor] = {}
+
+        def copied(tensor: Tensor) -> Tensor:
+            return copies.setdefault(id(tensor), tensor.clone())
+
+        targets = {id(t) for t in written(self.func, args, kwargs)}
+        args, kwargs = internals.tree_map_only(
+            Tensor, lambda t: copied(t) if id(t) in targets else t, (args, kwargs)
+        )
+        out = self.func(*args, **kwargs)
+        given = out if isinstance(out, (list, tuple)) else () if out is None else (out,)
+        return (*given, *written(self.func, args, kwargs))
+
+
+def returned(func: Any, written: list[Tensor], results: Sequence[Any] = ()) -> Any:
+    """What an operation returns that wrote these tensors, of which it returns some.
+
+    Args:
+        results: what it returned when it was run on others.
+    """
+    targets = iter(written)
+    out = []
+    for index, given in enumerate(internals.schema_returns(func)):
+        out.append(next(targets) if given.alias_info is not None else results[index])
+    return tuple(out) if len(out) > 1 else (out[0] if out else None)
 
 
 _KINDS = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "randperm")
@@ -26,29 +141,33 @@ _NEW = frozenset(
         *_KINDS,
         *(f"{kind}_like" for kind in _KINDS),
         *(f"new_{kind}" for kind in _KINDS),
-        "empty_strided",
-        "new_empty_strided",
-        "normal",
+        *("empty_strided", "new_empty_strided", "normal"),
+        *("arange", "linspace", "logspace", "eye", "scalar_tensor"),
     ]
 )
+_LIKE = frozenset(name for name in _NEW if name.endswith("_like") or name.startswith("new_"))
 
 
-def fill_of_new(name: str, args: tuple[Any, ...], out: Tensor) -> Fill | None:
-    """The Fill of a new tensor, if an operation draws it from a law.
+def fill_of_new(func: Any, args: tuple[Any, ...], out: Tensor) -> Fill | None:
+    """The Fill of a new tensor, if an operation gives it one.
 
     Args:
-        name: of the operation, without its overload.
-        args: its arguments by position; of ``normal`` mean and std come first, which may be tensors.
+        args: its arguments by position; of ``full`` the value is the last.
         out: what it gave, of any shape; a Fill is real and floating-point.
     """
     if not out.is_floating_point():
         return None
-    if name in ("randn", "randn_like"):
+    kind = internals.operator_name(func).removesuffix("_like").removeprefix("new_")
+    if kind == "randn":
         return Fill.normal(0.0, 1.0)
-    if name in ("rand", "rand_like"):
+    if kind == "rand":
         return Fill.uniform(0.0, 1.0)
-    if name == "normal" and all(isinstance(a, (int, float)) for a in args[:2]):
+    if kind == "normal":
         return Fill.normal(*args[:2])
+    if kind in ("zeros", "ones"):
+        return Fill.constant(float(kind == "ones"))
+    if kind == "full" and isinstance(args[-1], (int, float)):
+        return Fill.constant(float(args[-1]))
     return None
 
 
@@ -69,7 +188,7 @@ def fill_of(
             return None
         law = laws.Law(given["kind"], *given["parameters"])
         return Fill(law.name, law.arguments)
-    if not args[0].is_floating_point():
+    if not (args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
         return None
     if name == "zero_":
         return Fill.constant(0.0)
@@ -80,6 +199,8 @@ def fill_of(
                 return None
             value = value.item()
         return Fill.constant(float(value))  # torch writes True as 1
+    if generator_of(args, kwargs) is not None:
+        return None
     if name == "normal_":
         return Fill.normal(given["mean"], given["std"])
     if name == "uniform_":
@@ -122,6 +243,38 @@ def affine_of(
     return 1.0, float(number) * alpha * (1 if name == "add" else -1)
 
 
+def change_of(
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    is_known: Callable[[Tensor], bool],
+    mirrors: bool,
+) -> Callable[[Fill], Fill | None] | None:
+    """What an operation on every value of its first argument makes of their Fill, if it makes one.
+
+    Args:
+        is_known: whether a tensor's values are there, and were not drawn.
+        mirrors: whether values of the mirrored law do for the negatives of values.
+    """
+    factors = affine_of(func, args, kwargs, is_known)
+    if factors is not None and all(map(math.isfinite, factors)) and (mirrors or factors[0] >= 0.0):
+        return lambda fill: fill.affine(*factors)
+    numbers = [
+        a.item() if isinstance(a, Tensor) and not a.dim() and is_known(a) else a for a in args[1:]
+    ]
+    steps = steps_of(internals.operator_name(func), *numbers, **kwargs)
+    return None if steps is None else partial(_then, steps)
+
+
+def _then(steps: tuple[Step, ...], fill: Fill) -> Fill | None:
+    try:
+        for step in steps:
+            fill = fill.then(*step.flat)
+    except ValueError:  # too many, NaN of some values, or a distribution of whole tensors
+        return None
+    return fill
+
+
 def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """An operation's arguments by the names of its schema, defaults included."""
     given = {
@@ -140,6 +293,11 @@ def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Te
             value = given.get(argument.name)
             found += [v for v in (value if isinstance(value, list) else [value]) if v is not None]
     return [t for t in found if isinstance(t, Tensor)]
+
+
+def is_conversion(func: Any) -> bool:
+    """Whether an operation copies a tensor to another dtype, or another device."""
+    return internals.operator_name(func) == "_to_copy"
 
 
 def is_view(func: Any) -> bool:

@@ -15,16 +15,16 @@ from fastinit.base.hooks import Uncopied
 from fastinit.plan import parameters
 from fastinit.plan.plan import Plan
 from fastinit.plan.write import Entry, write_entries
-from fastinit.record.block import recording
+from fastinit.record.block import writes_recorded
 from fastinit.record.materialize import place_of, recorded_plan
-from fastinit.record.memories import memories
+from fastinit.record.memories import memory_of
 
 ScaleOf = Callable[[nn.Parameter], float]
 
 
 def weights_of(model: nn.Module) -> InMemory | Recorded:
     """How a model's weights are run with and changed: as they are, or as ``deferred`` recorded them."""
-    recorded = any(p.is_meta and memories.get(p) is not None for p in model.parameters())
+    recorded = any(p.is_meta and memory_of(p) is not None for p in model.parameters())
     return Recorded(model) if recorded else InMemory()
 
 
@@ -61,7 +61,7 @@ class Recorded(InMemory):
 
     @contextmanager
     def unchanged_on_failure(self) -> Iterator[None]:
-        found = [memories.get(parameter) for parameter in self.model.parameters()]
+        found = [memory_of(parameter) for parameter in self.model.parameters()]
         kept = [(memory, memory.contents) for memory in found if memory is not None]
         try:
             yield
@@ -71,7 +71,7 @@ class Recorded(InMemory):
             raise
 
     def writable(self) -> AbstractContextManager[None]:
-        return recording(self.seed)
+        return writes_recorded(self.seed)
 
     @contextmanager
     def present(self, scale_of: ScaleOf) -> Iterator[None]:
@@ -147,7 +147,7 @@ class _Stream(TorchFunctionMode):
             self.leave()
 
     def write(self, parameter: nn.Parameter) -> None:
-        name, memory = self.names[id(parameter)], memories.get(parameter)
+        name, memory = self.names[id(parameter)], memory_of(parameter)
         assert memory is not None
         real = parameters.allocate(parameter, place_of(memory), parameter.dtype)
         write_entries([Entry(name, real, self.plan[name])], self.plan.seed)

@@ -1,6 +1,7 @@
 """A test for each of torch's private names, with what it is used for: a torch without it fails here."""
 
 import gc
+import weakref
 from hashlib import blake2b
 from typing import Any
 
@@ -147,11 +148,40 @@ def test_views_know_their_base_and_versions_count() -> None:
 def test_storages(device: str) -> None:
     x, y = torch.empty(4, device=device), torch.empty(4, device=device)
     assert internals.storage_id(x) == internals.storage_id(x[1:]) != internals.storage_id(y)
-    kept = internals.StorageWeakRef(x.untyped_storage())
-    assert not kept.expired()
+    assert internals.storage_uses(x.untyped_storage()) == 1
+    view = x[1:]
+    assert internals.storage_uses(x.untyped_storage()) == 2
+    del view
+    gc.collect()
+    assert internals.storage_uses(x.untyped_storage()) == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_a_storage_is_given_lives_as_long_as_that(device: str) -> None:
+    """Of Python, but nothing promises it."""
+
+    class Record:
+        pass
+
+    x, record = torch.empty(4, device=device), Record()
+    x.untyped_storage().record, kept = record, weakref.ref(record)
+    del record
+    gc.collect()
+    view = x.t()
     del x
     gc.collect()
-    assert kept.expired()
+    assert view.untyped_storage().record is kept()
+    del view
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_batch_norm_that_says_what_it_writes() -> None:
+    schema = internals.honest_batch_norm._schema
+    assert [a.name for a in schema.arguments if internals.is_written(a)] == [
+        "running_mean",
+        "running_var",
+    ]
 
 
 def test_what_has_no_memory() -> None:

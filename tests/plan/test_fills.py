@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastinit import Fill, Plan
 from fastinit.elements.strided import Strided
 from fastinit.plan import values
-from fastinit.plan.history import Contents, Origin
+from fastinit.plan.history import Contents, Origin, Source, View
 from fastinit.plan.replay import Computed
 from fastinit.plan.steps import STEPS, image, step, steps_of
 
@@ -80,11 +80,12 @@ def test_strides_and_replays_change_no_value(place: str) -> None:
     torch.testing.assert_close(turned.w.detach(), w)
     if place not in ("gate", "turned gate", "sparse", "convolution"):
         assert torch.equal(turned.w, w)
-    origin = Origin()
+    origin = Origin(Source())
     contents = Contents(96, torch.float32, torch.device("cpu"))
     contents = contents.filled(contents.whole, fill, origin)
     replayed = torch.zeros(12, 8)
-    Computed(contents, Strided.contiguous((12, 8)), {origin: "w"}).write_(replayed, 5)
+    view_of_all = View(Strided.contiguous((12, 8)), torch.float32)
+    Computed(contents, view_of_all, {origin: "w"}).write_(replayed, 5)
     torch.testing.assert_close(replayed, w)
 
 

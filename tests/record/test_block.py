@@ -256,7 +256,7 @@ def test_parameters_made_of_values_that_exist() -> None:
 
 @pytest.mark.parametrize("referred", [False, True])
 def test_parameters_that_are_views_of_values(referred: bool) -> None:
-    """Also where something else refers to them, so that they stay real."""
+    """Also where something else refers to them."""
 
     class Views(nn.Module):
         def __init__(self) -> None:
@@ -276,7 +276,7 @@ def test_parameters_that_are_views_of_values(referred: bool) -> None:
                 self.register_parameter(name, parameter)
 
     model, eager = recorded(Views), Views()
-    assert all(parameter.is_meta != referred for parameter in model.parameters())
+    assert all(parameter.is_meta for parameter in model.parameters())
     planned = recorded_plan(model).apply_(Views())
     materialize_(model)
     for (name, wanted), ours, again in zip(
@@ -456,7 +456,6 @@ def test_devices_asked_of_a_parameter_are_real() -> None:
         lambda w: bool((w > 0).any()),
         lambda w: w.tolist(),
         lambda w: w.detach().numpy(),
-        lambda w: torch.zeros(4, 4).copy_(w.detach()),
         lambda w: torch.allclose(w, w),
     ],
 )

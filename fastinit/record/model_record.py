@@ -1,0 +1,178 @@
+"""What was recorded of one model: of its parameters, of its buffers, and of what was made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from fastinit.base.text import listing
+from fastinit.base.torch_internals import version_of
+from fastinit.elements.shards import is_dtensor
+from fastinit.elements.strided import Strided
+from fastinit.plan.buffers import Known, Pending, Values
+from fastinit.plan.fill import Fill, Part
+from fastinit.plan.fit import Scope
+from fastinit.plan.history import Contents, View
+from fastinit.plan.parameters import distinct_parameters
+from fastinit.plan.plan import Plan
+from fastinit.plan.replay import Computed
+from fastinit.record.memories import Memory, memory_of
+from fastinit.record.reached import reached
+from fastinit.record.streams import name_origins
+
+_SHARDED_LATER = (
+    "; sharding makes other parameters, of which nothing is recorded: take plan = recorded_plan(model) "
+    "before fully_shard, parallelize_module or distribute_module, then plan.apply_(model, device=...)"
+)
+
+
+class ModelRecord:
+    """What was recorded of a model, with the names of its streams.
+
+    Args:
+        model: as ``deferred`` built it.
+        prefix: what its names begin with in the whole model, with the dot.
+
+    Raises:
+        ValueError: tensors on meta that were not recorded, or parts recorded with different seeds; a
+            prefix without its dot. TypeError: a prefix that is no text.
+    """
+
+    def __init__(self, model: nn.Module, prefix: str = "") -> None:
+        Scope(prefix).check(model, ())
+        self.parameters: list[tuple[str, nn.Parameter, Memory]] = []
+        self.aliases: dict[str, str] = {}
+        self.others: list[tuple[str, Tensor, Memory]] = []
+        """Other tensors that the model holds anywhere, and that have no values yet, or random ones."""
+        strange = []
+        self.has_parameters = any(True for _ in model.parameters())
+        for names, _, parameter in distinct_parameters(model):
+            names = [prefix + name for name in names]
+            if isinstance(parameter, UninitializedParameter):
+                continue
+            if (memory := memory_of(parameter)) is not None:
+                self.parameters.append((names[0], parameter, memory))
+                self.aliases.update(dict.fromkeys(names[1:], names[0]))
+            elif parameter.is_meta:
+                strange.append(names[0])
+        own = {id(parameter) for _, parameter, _ in self.parameters}
+        for path, tensor in reached(model):
+            memory = memory_of(tensor)
+            if memory is None or id(tensor) in own:
+                continue
+            if memory.is_away or _is_to_be_drawn(memory, tensor):
+                self.others.append((prefix + path, tensor, memory))
+        for name, tensor in _other_tensors(model):
+            if tensor.is_meta and memory_of(tensor) is None:
+                strange.append(prefix + name)
+        if strange:
+            sharded = any(is_dtensor(parameter) for parameter in model.parameters())
+            raise ValueError(
+                f"not recorded by fastinit.deferred(): {listing('tensor', strange)}"
+                + (_SHARDED_LATER if sharded else "")
+            )
+        self.memories = [(name, memory) for name, _, memory in (*self.parameters, *self.others)]
+        seeds = {memory.seed for _, memory in self.memories}
+        if len(seeds) > 1:
+            raise ValueError(f"the model's parts were recorded with seeds {sorted(seeds)}")
+        self.seed = seeds.pop() if seeds else 0
+        self.names = name_origins([(n, m.source, m.contents) for n, m in self.memories])
+
+    def computed(self, memory: Memory, view: View | None = None) -> Computed:
+        """What a memory shall be, or a view of it."""
+        whole = View(Strided(0, (memory.contents.numel,), (1,)), memory.contents.dtype)
+        return Computed(memory.contents, view or whole, self.names)
+
+    def known_buffers(self, model: nn.Module, prefix: str = "") -> Known:
+        """What the constructor put in buffers, and in plain attributes that have no values yet."""
+        known: dict[str, Values | Computed | Pending] = {}
+        computed = {id(t): self.computed(memory, View.of(t)) for _, t, memory in self.others}
+        kept: dict[int, Values] = {}  # of buffers that are one tensor, once
+        for name, tensor in _other_tensors(model):
+            if id(tensor) in computed:
+                its = computed[id(tensor)]
+                known[prefix + name] = its if tensor.is_meta else Pending(its, Values.of(tensor))
+        for name, buffer in model.named_buffers(remove_duplicate=False):
+            if buffer.is_meta or isinstance(buffer, UninitializedBuffer) or prefix + name in known:
+                continue
+            kept[id(buffer)] = kept.get(id(buffer)) or Values.of(buffer)
+            known[prefix + name] = kept[id(buffer)]
+        return known
+
+    def plan(self) -> Plan:
+        """What the parameters shall be.
+
+        Raises:
+            ValueError: nothing is recorded; parameters that the constructor left unwritten.
+        """
+        if not self.parameters and self.has_parameters:
+            raise ValueError(
+                "model was not built within fastinit.deferred(), or is written already"
+            )
+        unwritten = [name for name, _, memory in self.parameters if not memory.contents.is_written]
+        if unwritten:
+            raise ValueError(
+                f"the constructor left unwritten, at least in part: {listing('parameter', unwritten)}"
+            )
+        fills = {n: self._fill(n, p, memory.contents) for n, p, memory in self.parameters}
+        return Plan(fills, seed=self.seed, aliases=self.aliases)
+
+    def _fill(self, name: str, tensor: Tensor, contents: Contents) -> Fill | Computed:
+        if tensor.numel() == 0:
+            return Fill.constant(0.0)
+        view, whole = View.of(tensor), contents.whole
+        computed, filled = Computed(contents, view, self.names), contents.fills
+        if filled is None or not view.is_plain(contents.dtype):
+            return computed
+        ordered = view.where.merged() == whole
+        first = filled[0]
+        alike = len(filled) == 1 and first.region == whole and first.shape is None
+        if not ordered and not (alike and tensor.numel() == contents.numel):
+            return computed  # of larger memory, or of other order
+        parts = []
+        for region, fill, origin, shape in filled:
+            stream = name if origin is None else self.names[origin]
+            fill = replace(fill, stream=None if stream == name else stream)
+            parts.append(Part(region, fill, own=shape is not None))
+        if first.region.merged() == whole and first.shape in (None, tuple(tensor.shape)):
+            base = parts.pop(0).fill
+        elif first.shape is None:
+            base = parts.pop(0).fill  # the others are of the rest
+        elif any(part.fill.parts for part in parts):
+            return computed
+        else:
+            return _of_parts(tuple(parts))
+        return replace(base, parts=(*base.parts, *parts))
+
+    def pin_names(self) -> None:
+        """What is written keeps its numbers, also where other models have copies of it."""
+        for origin, name in self.names.items():
+            origin.source.names[origin] = name
+
+
+def _of_parts(parts: tuple[Part, ...]) -> Fill:
+    """A Fill of nothing but parts, which have every element."""
+    try:
+        return Fill("fused", (), parts=parts)
+    except ValueError:  # some of them twice
+        return replace(Fill.constant(0.0), parts=parts)
+
+
+def _other_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers and plain attributes, by name; each place once."""
+    for prefix, module in model.named_modules():
+        for key, tensor in (*module._buffers.items(), *vars(module).items()):
+            if isinstance(tensor, Tensor) and not isinstance(tensor, UninitializedBuffer):
+                yield f"{prefix}.{key}" if prefix else key, tensor
+
+
+def _is_to_be_drawn(memory: Memory, tensor: Tensor) -> bool:
+    """Whether values are random, nobody looked at them as they were made, and nobody wrote them."""
+    contents, version = memory.contents, version_of(tensor)
+    is_seen = any(source.seen for source in contents.sources)
+    return (
+        contents.is_random and not is_seen and memory.versions.get(id(tensor), version) == version
+    )

@@ -1,0 +1,93 @@
+"""Recording: what is known while a constructor runs, and the records that it leaves."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastinit.base.holders import empty_on, exchange
+from fastinit.plan.history import Contents
+from fastinit.record import torch_operations as operations
+from fastinit.record.memories import (
+    META,
+    Memory,
+    is_seen,
+    memory_of,
+    record,
+    storage_numel,
+    whole_storage,
+)
+from fastinit.record.refused import Refusals
+
+
+class Recording:
+    """One block of code that is recorded.
+
+    Args:
+        seed: of the numbers of what is recorded, in [0, 2^64).
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.is_autocast = False
+        """Whether the running torch function would cast such tensors, if they were there."""
+        self.refusals = Refusals()
+        self.generator_seed: int | None = None
+        """What torch's generator was seeded with, if that draws what nobody else does."""
+        self.memories: weakref.WeakSet[Memory] = weakref.WeakSet()
+        self.place: torch.device | None = None
+        """Where the tensors will be that the running torch function was given, if they are on meta."""
+
+    def draws(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether an operation draws numbers that shall be those of the streams.
+
+        Those of a generator that the constructor made, or of torch's after it seeded that, are what
+        they are.
+        """
+        return operations.is_random(func) and self.generator(args, kwargs) is None
+
+    def generator(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Generator | None:
+        """The generator of the constructor's own that a random operation draws from."""
+        if (given := operations.generator_of(args, kwargs)) is not None:
+            return given
+        own = torch.default_generator
+        return own if self.generator_seed not in (None, own.initial_seed()) else None
+
+    def keep(self, tensor: Tensor, memory: Memory) -> Memory:
+        """Records a tensor's storage."""
+        record(tensor, memory)
+        self.memories.add(memory)
+        memory.block = self.memories
+        return memory
+
+    def to_meta(self, tensor: Tensor) -> Memory:
+        """Puts a tensor on meta where it is, so that whoever holds it holds the one on meta.
+
+        Tensors of its storage that are no parameters stay where they are, with the same record.
+        """
+        memory = memory_of(tensor)
+        if memory is None and tensor.is_meta:
+            contents = Contents(storage_numel(tensor), tensor.dtype, META)
+            memory = self.keep(tensor, Memory(contents, self.seed))
+        elif memory is None:
+            memory = Memory(Contents.of_data(whole_storage(tensor)), self.seed)
+            self.keep(tensor, memory)
+        elif not memory.is_away and is_seen(memory):
+            memory.contents = Contents.of_data(whole_storage(tensor))
+            self.keep(tensor, memory)
+        memory.promise()
+        if tensor.is_meta:
+            return memory
+        storage = next((s for s in memory.storages if s.device == META), None)
+        if storage is None:
+            contents = memory.contents
+            whole = torch.empty(contents.numel, dtype=contents.dtype, device=META)
+            self.keep(whole, memory)
+            storage = whole.untyped_storage()
+        if tensor.is_leaf and tensor.grad is not None:
+            self.to_meta(tensor.grad)
+        exchange(tensor, empty_on(storage, tensor).requires_grad_(tensor.requires_grad))
+        return memory
