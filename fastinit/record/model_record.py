@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from fastinit.base.text import listing
 from fastinit.base.torch_internals import version_of
@@ -48,7 +48,7 @@ class ModelRecord:
         self.others: list[tuple[str, Tensor, Memory]] = []
         """Other tensors that the model holds anywhere, and that have no values yet, or random ones."""
         strange = []
-        self.has_parameters = any(True for _ in model.parameters())
+        self.has_parameters = not all(map(is_lazy, model.parameters()))
         for names, _, parameter in distinct_parameters(model):
             names = [prefix + name for name in names]
             if isinstance(parameter, UninitializedParameter):

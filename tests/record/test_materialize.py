@@ -91,6 +91,16 @@ def test_two_models_of_one_block_are_written_one_by_one() -> None:
     assert torch.equal(materialize_(copy).weight, first.weight)
 
 
+def test_what_is_lazy_stays_lazy() -> None:
+    for build in (lambda: nn.LazyLinear(3), lambda: nn.Sequential(nn.LazyConv1d(3, 1), nn.ReLU())):
+        model = materialize_(recorded(build))
+        assert (
+            model(torch.ones(2, 4, 1) if isinstance(model, nn.Sequential) else torch.ones(2, 4))
+            .isfinite()
+            .all()
+        )
+
+
 def test_other_threads_build_modules_with_values() -> None:
     built: list[nn.Module] = []
     with deferred():
