@@ -12,11 +12,14 @@ from sweep import of_transformers
 
 CASES = of_transformers.cases()
 SAMPLE = (
-    "convnextv2",
+    "clip",  # random tensors that become parameters
+    "detr",  # writes buffers only if a weight isn't on meta
     "llama",
+    "mamba",  # logarithms of what it draws
     "mixtral",  # parameters of all experts in one tensor
-    "switch_transformers",  # tied embeddings
-    "whisper",
+    "rwkv",  # tensors made of lists
+    "t5",  # tied embeddings
+    "wav2vec2",  # a parametrization
 )
 
 
