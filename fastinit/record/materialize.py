@@ -166,7 +166,8 @@ def _related(record: ModelRecord, own: set[Memory]) -> set[Memory]:
     """Other memories without values, or of the same random numbers, that depend on a model's."""
     kin = frozenset().union(*(memory.kin | memory.contents.sources for memory in own))
     found: set[Memory] = set()
-    for memory in {m for _, first in record.memories for m in first.block}:
+    blocks = {id(memory.block): memory.block for _, memory in record.memories}
+    for memory in [memory for block in blocks.values() for memory in block]:
         if memory in own or memory.is_parameter or not memory.storages or not memory.kin & kin:
             continue
         if memory.is_away or not any(source.seen for source in memory.contents.sources):

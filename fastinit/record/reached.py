@@ -21,23 +21,24 @@ def reached(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     not into modules that the model itself is a part of.
     """
     seen: set[int] = set()
+    own = {id(module) for module in model.modules()}
     kept: list[Any] = []  # so that ids stay those of these objects
     waiting: list[tuple[str, Any]] = [("", model)]
     while waiting:
         path, item = waiting.pop()
-        if isinstance(item, _ATOMS) or id(item) in seen or _has_inside(item, model):
+        if isinstance(item, _ATOMS) or id(item) in seen:
             continue
         seen.add(id(item))
         kept.append(item)
+        if isinstance(item, nn.Module) and id(item) not in own and _has_inside(item, model):
+            continue
         if isinstance(item, Tensor):
             yield path, item
-        waiting += [(p, value) for p, value in _inside(path, item)][::-1]
+        waiting += [(p, v) for p, v in _inside(path, item) if not isinstance(v, _ATOMS)][::-1]
 
 
-def _has_inside(item: Any, model: nn.Module) -> bool:
-    if not isinstance(item, nn.Module) or item is model or "_modules" not in vars(item):
-        return False
-    return any(module is model for module in item.modules())
+def _has_inside(module: nn.Module, model: nn.Module) -> bool:
+    return "_modules" in vars(module) and any(each is model for each in module.modules())
 
 
 def _inside(path: str, item: Any) -> Iterator[tuple[str, Any]]:
@@ -65,6 +66,8 @@ def _inside(path: str, item: Any) -> Iterator[tuple[str, Any]]:
             for name, value in vars(item)[registered].items():
                 yield f"{path}.{name}" if path else name, value
     for name, value in getattr(item, "__dict__", {}).items() if _has_attributes(item) else ():
+        if isinstance(value, (dict, list, tuple)) and not value:
+            continue
         if not (isinstance(item, nn.Module) and name in _REGISTERED):
             yield f"{path}.{name}" if path else name, value
 
