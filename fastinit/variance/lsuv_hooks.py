@@ -22,6 +22,8 @@ from fastinit.base import torch_internals as internals
 from fastinit.base.hooks import Uncopied
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
+from fastinit.statistics.tensor import moments
+from fastinit.stream import laws
 from fastinit.variance.affine import LSUVError
 from fastinit.variance.layers import Layer, projections
 from fastinit.variance.lsuv_passes import Passes, Scaling
@@ -52,10 +54,13 @@ class Begun:
     """A copy, where somebody's hook may write it."""
     versions: list[tuple[Tensor, int]]
     """Of its arguments."""
+    written: bool
+    """Whether its weight was, before it."""
     gave: Any = None
     """What its forward gave, before hooks."""
     version: int = 0
-    noted: bool = False
+    raw: Tensor | None = None
+    """Moments of that: what is written through ``.data`` or an address is not counted as a version."""
 
 
 @dataclass
@@ -140,12 +145,14 @@ class Hooks:
         if self.again is not None:
             return
         with self.state.undo.paused():
+            written = self._is_written(layer)
             if foreign or not layer.affine:  # it may be written, as renormalised embeddings are
                 self._original(layer)
             weight = layer.scaled.clone() if foreign and layer.affine else None
             leaves = [x for x in internals.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             versions = [(x, _version(x)) for x in leaves]
-            self.begun[layer.name] = Begun(args, kwargs, self.random.now(), weight, versions)
+            random = self.random.now()
+            self.begun[layer.name] = Begun(args, kwargs, random, weight, versions, written)
 
     def _original(self, layer: Layer) -> Tensor:
         """The weight's, or weight_norm's g's, as it was before the first pass."""
@@ -160,7 +167,9 @@ class Hooks:
     def _note(self, layer: Layer, module: nn.Module, args: Any, output: Any) -> None:
         """The output as forward gave it."""
         if (begun := self.begun.get(layer.name)) is not None and self.again is None:
-            begun.gave, begun.version, begun.noted = first(output), _version(first(output)), True
+            with self.state.undo.paused():
+                begun.gave, begun.version = first(output), _version(first(output))
+                begun.raw = _raw_moments(begun.gave)
 
     def _after(self, layer: Layer, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if self.again is not None and self.again.layer is layer:
@@ -180,6 +189,9 @@ class Hooks:
             return Rerun(layer, out, held, trials, why)
         if begun is not None and _is_changed(layer, begun, out):
             self.changed.add(layer.name)
+        if self._is_written(layer) if begun is None else begun.written:
+            why = "the model writes its weight before it runs: left as it is"
+            return Rerun(layer, out, held, trials, why)
         if layer.affine and layer.name not in self.changed:
             if trials.activation is not None:
                 return Activated(layer, out, held, trials)
@@ -190,6 +202,11 @@ class Hooks:
             if any(_version(x) != version for x, version in begun.versions):
                 run = "writes its inputs, so that it is not run again: left as it is"
         return Rerun(layer, out, held, trials, run)
+
+    def _is_written(self, layer: Layer) -> bool:
+        """Whether a layer that is to be scaled is about to run with values that the pass wrote."""
+        scaling = self.passes.scalings.get(layer.key)
+        return (scaling is None or scaling.fit.left) and self.state.wrote(layer.weight_in)
 
     def _held(self, layer: Layer) -> Scale:
         scaling = self.passes.scalings.get(layer.key)
@@ -289,9 +306,18 @@ def _is_changed(layer: Layer, begun: Begun, out: Tensor) -> bool:
         tensors.local(begun.weight)
     ):
         return True
-    if not begun.noted or not isinstance(begun.gave, Tensor) or shard.is_dtensor(begun.gave):
+    if begun.raw is None:
         return False
-    return begun.gave is not out or out.is_inference() or _version(out) != begun.version
+    if begun.gave is not out or out.is_inference() or _version(out) != begun.version:
+        return True
+    return not moments(out).raw.equal(begun.raw)
+
+
+def _raw_moments(out: Any) -> Tensor | None:
+    """float64 [7]; None of what is no plain floating-point tensor."""
+    if not isinstance(out, Tensor) or out.dtype not in laws.DTYPES or shard.is_dtensor(out):
+        return None
+    return None if tensors.unreadable(out) else moments(out).raw
 
 
 def _version(tensor: Any) -> int:

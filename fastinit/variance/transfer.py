@@ -46,6 +46,9 @@ def transfer_scale_(layer: nn.Module, following: nn.Module, factor: float) -> No
         raise ValueError(f"following is not linear in its input: {following!r}")
     if first.key.overlaps(second.key):
         raise ValueError("layer and following have the same weight")
+    biases = first.bias_key, second.bias_key
+    if biases[0] is not None and biases[1] is not None and biases[0].overlaps(biases[1]):
+        raise ValueError("layer.bias is also following.bias, which would change")
     scaled = {"layer.weight": (first.scaled, factor), "layer.bias": (first.bias, factor)}
     scaled["following.weight"] = (second.scaled, 1.0 / factor)
     written = {name: (x, by) for name, (x, by) in scaled.items() if x is not None}

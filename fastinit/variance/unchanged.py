@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from fastinit.base import torch_internals as internals
 from fastinit.base.hooks import Uncopied
+from fastinit.elements.tensors import obstacle
 from fastinit.plan.parameters import reshard_
 from fastinit.variance.affine import LSUVError
 from fastinit.variance.undo import Undo, plain_parts
@@ -114,6 +115,11 @@ class ModelState:
                 copy = weight.detach().clone()
             self.originals[id(weight)] = weight, copy
         return self.originals[id(weight)][1]
+
+    def wrote(self, weight: Tensor) -> bool:
+        """Whether a parameter has other values than before, as far as the model itself gave it some."""
+        before = self.tensors.get(id(weight))
+        return self.undo.wrote(weight) or (before is not None and before.has_other_values())
 
     def put_back(self, failed: bool) -> None:
         """All as it was; but lazy modules stay initialised unless the run failed."""
@@ -249,6 +255,17 @@ class _Tensor:
         # What has no memory that we know of (a value inside torch.func, say) may have no data either.
         known = self.lazy or tensor.is_meta or bool(_where(tensor))
         self.data = tensor.data if known else None
+
+    def has_other_values(self) -> bool:
+        """Whether it has others in another memory, as an assignment to ``.data`` gives it."""
+        now, data = self.tensor, self.data
+        if data is None or self.lazy or data.is_meta or _where(now) == _where(data):
+            return False
+        if obstacle(now) is not None or obstacle(data) is not None:
+            return False
+        # Where shards are gathered, or a device is changed, that is no other value.
+        alike = now.shape == data.shape and (now.dtype, now.device) == (data.dtype, data.device)
+        return alike and not now.detach().equal(data)
 
     def put_back(self) -> None:
         tensor = self.tensor

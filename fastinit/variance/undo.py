@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastinit.base import torch_internals as internals
+from fastinit.elements.strided import Strided
 from fastinit.elements.tensors import obstacle
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -41,6 +42,8 @@ class Undo(internals.TorchDispatchMode):
         """What was copied, in this order: a view, as integers; indices of its rows, or all; the copy."""
         self._copies: dict[Any, Tensor] = {}
         """The copies of whole views, by where these lie."""
+        self._written: dict[int, set[tuple[int, int]]] = {}
+        """By storage, from and to which byte operations wrote."""
         self._rows: dict[Any, list[Tensor]] = {}
         """The indices of the rows that were copied, int64 [rows] each, by where the view lies."""
 
@@ -76,6 +79,7 @@ class Undo(internals.TorchDispatchMode):
             self._log.pop()
         self._copies.clear()
         self._rows.clear()
+        self._written.clear()
 
     def paused(self) -> AbstractContextManager[object]:
         """Within the block operations are not seen, and cost what they cost without this mode."""
@@ -97,13 +101,28 @@ class Undo(internals.TorchDispatchMode):
             return NotImplemented  # the subclass does it by operations on plain tensors
         if func is _RENORM:
             self._copy_rows(*args[:2])
+            self._note_written(args[0])
         else:
             for place, name in _writes(func):
                 value = args[place] if place < len(args) else kwargs.get(name)
                 for tensor in value if isinstance(value, (list, tuple)) else (value,):
                     if isinstance(tensor, Tensor):
                         self.copy_before_write(tensor)
+                        self._note_written(tensor)
         return func(*args, **kwargs)
+
+    def wrote(self, tensor: Tensor) -> bool:
+        """Whether operations wrote to a tensor's memory."""
+        for part in plain_parts(tensor):
+            start, end = _bytes(part)
+            ranges = () if part.is_meta else self._written.get(internals.storage_id(part), ())
+            if any(start < stop and begin < end for begin, stop in ranges):
+                return True
+        return False
+
+    def _note_written(self, tensor: Tensor) -> None:
+        if self._tracks(tensor):
+            self._written.setdefault(internals.storage_id(tensor), set()).add(_bytes(tensor))
 
     def _tracks(self, tensor: Tensor) -> bool:
         try:
@@ -147,6 +166,12 @@ def raw(tensor: Tensor) -> Tensor:
     memory = torch.empty(0, dtype=dtype, device=tensor.device)
     place = tensor.storage_offset(), tensor.shape, tensor.stride()
     return memory.set_(tensor.untyped_storage(), *place)
+
+
+def _bytes(tensor: Tensor) -> tuple[int, int]:
+    """From and to which byte of its storage a tensor may have elements."""
+    size, place = tensor.element_size(), Strided.of(tensor)
+    return place.offset * size, place.end * size
 
 
 def _place(view: Tensor) -> tuple[Any, ...]:

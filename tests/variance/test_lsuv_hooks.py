@@ -26,6 +26,14 @@ def inside_in_place(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return output.add_(1.0)
 
 
+def through_data(module: nn.Module, args: Any, output: Tensor) -> None:
+    output.data.mul_(3.0)
+
+
+def by_address(module: nn.Module, args: Any, output: Tensor) -> None:
+    output.detach().numpy()[:, :8] *= 3.0
+
+
 CHANGING: dict[str, Callable[..., Any]] = {
     "another tensor": lambda module, args, output: output * 3,
     "clamped": lambda module, args, output: output.clamp(-2.0, 2.0),
@@ -33,6 +41,8 @@ CHANGING: dict[str, Callable[..., Any]] = {
     "of another shape": lambda module, args, output: output[:, :8].repeat(1, 2)[:-1],
     "written": in_place,
     "written and returned": inside_in_place,
+    "written through .data": through_data,
+    "written by its address": by_address,
     "a copy": lambda module, args, output: output.clone(),
 }
 LEAVING: dict[str, Callable[..., Any]] = {
@@ -98,6 +108,72 @@ def test_a_hook_that_writes_the_weight_is_part_of_the_layer() -> None:
     assert result.layers[0].note == "its std does not follow its weight's scale"
     assert result.layers[1].std == pytest.approx(1.0, rel=1e-5)
     assert model[0].weight.equal(before)
+
+
+def written(block: Any, args: Any) -> None:
+    with torch.no_grad():
+        block[0].weight.div_(block[0].weight.norm() / 3)
+
+
+def data_written(block: Any, args: Any) -> None:
+    block[0].weight.data.clamp_(-0.1, 0.1)
+
+
+def data_given(block: Any, args: Any) -> None:
+    block[0].weight.data = block[0].weight.data.clamp(-0.1, 0.1)
+
+
+def one_row_written(block: Any, args: Any) -> None:
+    block[0].weight.data[3] = 2.0
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("kind", [nn.Linear, Scaled])
+@pytest.mark.parametrize("write", [written, data_written, data_given, one_row_written])
+def test_a_weight_that_the_model_writes_before_its_layer_runs_is_left(
+    write: Callable[..., Any], kind: type, batches: int
+) -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(kind(16, 16), nn.ReLU())
+    block.register_forward_pre_hook(write)
+    model = nn.Sequential(block, nn.Linear(16, 4))
+    weight, place = block[0].weight.detach().clone(), block[0].weight.data_ptr()
+    result = lsuv_(model, batches=[torch.randn(64, 16) for _ in range(batches)], verify=True)
+    said = "the model writes its weight before it runs: left as it is"
+    assert [m.note for m in result.layers] == [said, ""]
+    assert block[0].weight.equal(weight)
+    assert block[0].weight.data_ptr() == place
+
+
+def test_a_head_that_is_tied_to_a_renormalised_embedding_is_left() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mid = nn.Embedding(20, 8, max_norm=1.0), nn.Linear(8, 8)
+            self.head = nn.Linear(8, 20, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.head(self.mid(self.embed(tokens)))
+
+    torch.manual_seed(0)
+    result = lsuv_(Tied(), torch.randint(20, (16, 8)), verify=True)
+    assert [m.scale == 1.0 for m in result.layers] == [False, True]
+    assert result.layers[1].note.startswith("the model writes its weight before it runs")
+
+
+def test_a_weight_that_gets_other_memory_with_the_same_values_is_scaled() -> None:
+    def moved(block: Any, args: Any) -> None:
+        block[0].weight.data = block[0].weight.data.clone()
+
+    model, x = net(), torch.randn(64, 16)
+    model.register_forward_pre_hook(moved)
+    assert [m.note for m in lsuv_(model, x, verify=True).layers] == ["", ""]
 
 
 def test_a_layer_that_runs_with_another_weight_is_left_as_it_is() -> None:

@@ -71,6 +71,12 @@ def _by_memory() -> tuple[nn.Module, nn.Module, Any]:
     return first, second, other
 
 
+def _one_bias() -> tuple[nn.Module, nn.Module, Any]:
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.bias = first.bias
+    return first, second, None
+
+
 def _tied() -> tuple[nn.Module, nn.Module, Any]:
     model = Tied()
     return model.embed, model.fc, model
@@ -103,6 +109,7 @@ REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, nn.Module, Any]], float, 
     "tied to a head": (_tied, 2.0, "layer.weight is also out.head.weight of a Tied, which would"),
     "following tied": (_tied_after, 2.0, "following.weight is also embed.weight of a Tied"),
     "a bias by its memory": (_by_memory, 2.0, "layer.bias is also bias of a Linear"),
+    "each other's bias": (_one_bias, 2.0, "layer.bias is also following.bias, which would change"),
     "each other's": (_alike, 2.0, "layer and following have the same weight"),
     "overflow": (
         lambda: _half(3e4),
