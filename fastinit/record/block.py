@@ -119,15 +119,15 @@ def _is_plain(param: nn.Parameter) -> bool:
 
 
 def _note_versions(recording: Recording) -> None:
-    """Remembers how random values were left, so that nobody's later writes to them are undone."""
-    if not any(memory.contents.is_random and not memory.is_away for memory in recording.memories):
-        return
+    """Remembers how tensors that are to be written were left, so that later writes are seen."""
 
-    def is_random(tensor: Tensor) -> bool:
+    def is_to_be_written(tensor: Tensor) -> bool:
         memory = memory_of(tensor)
-        return memory is not None and memory.contents.is_random and not memory.is_away
+        if memory is None or memory not in recording.memories or tensor.is_inference():
+            return False
+        return memory.is_away or memory.contents.is_random
 
-    for tensor in living(is_random):
+    for tensor in living(is_to_be_written):
         memory = memory_of(tensor)
         assert memory is not None
         memory.versions[id(tensor)] = version_of(tensor)

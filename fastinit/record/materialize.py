@@ -34,8 +34,9 @@ def recorded_plan(model: nn.Module, *, prefix: str = "") -> Plan:
             those of the full names.
 
     Raises:
-        ValueError: parameters on meta that were not recorded, or recorded with different seeds; or that
-            the constructor left unwritten (all are listed); a prefix without its dot.
+        ValueError: parameters on meta that were not recorded, recorded with different seeds, left
+            unwritten by the constructor, or written after the block (all are listed); a prefix without
+            its dot.
     """
     record = ModelRecord(model, prefix)
     plan = record.plan()

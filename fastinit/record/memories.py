@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fastinit.base.torch_internals import version_of
 from fastinit.elements.strided import Strided
 from fastinit.plan.history import Contents, Origin, Source
 
@@ -41,7 +42,7 @@ class Memory:
         self.source = Source()
         self.kin = kin | {self.source}
         self.versions: dict[int, int] = {}
-        """Of tensors that have random values, by id, as the constructor left them."""
+        """Of tensors that are to be written, by id, as the block left them."""
         self._storages: list[weakref.ref[torch.UntypedStorage]] = []
         self.block: Collection[Memory] = ()
         """All that were recorded with it."""
@@ -147,6 +148,17 @@ def known_contents(tensor: Tensor) -> Contents:
     """What the storage of a tensor of known values holds now, as it may be written next."""
     known = Contents.of_data(whole_storage(tensor))
     return replace(known, base=known.base.clone()) if isinstance(known.base, Tensor) else known
+
+
+def is_changed(tensor: Tensor) -> bool:
+    """Whether somebody wrote to a tensor since its block ended, where nothing is recorded.
+
+    What is written to its ``data`` is not seen.
+    """
+    memory = memory_of(tensor)
+    if memory is None or id(tensor) not in memory.versions:
+        return False
+    return memory.versions[id(tensor)] != version_of(tensor)
 
 
 def is_known(tensor: Tensor) -> bool:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from fastinit.base.text import listing
-from fastinit.base.torch_internals import version_of
 from fastinit.elements.shards import is_dtensor
 from fastinit.elements.strided import Strided
 from fastinit.plan.buffers import Known, Pending, Values
@@ -19,13 +18,17 @@ from fastinit.plan.history import Contents, View
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed
-from fastinit.record.memories import Memory, memory_of
+from fastinit.record.memories import Memory, is_changed, is_seen, memory_of
 from fastinit.record.reached import reached
 from fastinit.record.streams import name_origins
 
 _SHARDED_LATER = (
     "; sharding makes other parameters, of which nothing is recorded: take plan = recorded_plan(model) "
     "before fully_shard, parallelize_module or distribute_module, then plan.apply_(model, device=...)"
+)
+_MADE_LATER = (
+    "; what is made, copied or converted after its block is not: do that within it, or after "
+    "materialize_, which takes device= and dtype="
 )
 
 
@@ -37,8 +40,8 @@ class ModelRecord:
         prefix: what its names begin with in the whole model, with the dot.
 
     Raises:
-        ValueError: tensors on meta that were not recorded, or parts recorded with different seeds; a
-            prefix without its dot. TypeError: a prefix that is no text.
+        ValueError: tensors on meta that were not recorded, or were written since; parts recorded with
+            different seeds; a prefix without its dot. TypeError: a prefix that is no text.
     """
 
     def __init__(self, model: nn.Module, prefix: str = "") -> None:
@@ -68,11 +71,17 @@ class ModelRecord:
         for name, tensor in _other_tensors(model):
             if tensor.is_meta and memory_of(tensor) is None:
                 strange.append(prefix + name)
+        recorded = ((n, t) for n, t, memory in (*self.parameters, *self.others) if memory.is_away)
+        if changed := [name for name, tensor in recorded if is_changed(tensor)]:
+            raise ValueError(
+                f"written after the block of fastinit.deferred(), where nothing is recorded; write them "
+                f"within it, or after fastinit.materialize_(): {listing('tensor', changed)}"
+            )
         if strange:
             sharded = any(is_dtensor(parameter) for parameter in model.parameters())
             raise ValueError(
                 f"not recorded by fastinit.deferred(): {listing('tensor', strange)}"
-                + (_SHARDED_LATER if sharded else "")
+                + (_SHARDED_LATER if sharded else _MADE_LATER)
             )
         self.memories = [(name, memory) for name, _, memory in (*self.parameters, *self.others)]
         seeds = {memory.seed for _, memory in self.memories}
@@ -171,8 +180,4 @@ def _other_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _is_to_be_drawn(memory: Memory, tensor: Tensor) -> bool:
     """Whether values are random, nobody looked at them as they were made, and nobody wrote them."""
-    contents, version = memory.contents, version_of(tensor)
-    is_seen = any(source.seen for source in contents.sources)
-    return (
-        contents.is_random and not is_seen and memory.versions.get(id(tensor), version) == version
-    )
+    return memory.contents.is_random and not is_seen(memory) and not is_changed(tensor)

@@ -77,6 +77,7 @@ def write(
         out = func(*args, **kwargs)
     memory.contents = after
     memory.kin = memory.kin.union(*(m.kin for t in sources if (m := memory_of(t)) is not None))
+    memory.versions.clear()
     if is_away:
         memory.promise()
     return out
@@ -152,6 +153,7 @@ def _write_several(
         )
         memory.contents = memory.contents.called(copy)
         memory.kin |= kin
+        memory.versions.clear()
         if is_away:
             memory.promise()
     results = out if isinstance(out, (list, tuple)) else [out]

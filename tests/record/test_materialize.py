@@ -55,6 +55,66 @@ def test_a_random_buffer_is_drawn_with_its_name_unless_it_was_changed() -> None:
     assert materialize_(model).noise.tolist() == [3.0] * 8
 
 
+CHANGES = {
+    "in place": torch.no_grad()(lambda m: m.part[0].weight.fill_(3.0)),
+    "by init": lambda m: nn.init.constant_(m.part[0].weight, 3.0),
+    "in part": torch.no_grad()(lambda m: m.part[0].weight[2:4].zero_()),
+    "by arithmetic": torch.no_grad()(lambda m: m.part[0].weight.mul_(2.0)),
+    "by reset_parameters": lambda m: m.part[0].reset_parameters(),
+    "through what is detached": lambda m: m.part[0].weight.detach().zero_(),
+    "a buffer": lambda m: m.average.zero_(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize("written", [recorded_plan, materialize_])
+def test_what_was_written_after_the_block_is_refused(
+    change: Callable[[Net], object], written: Callable[[nn.Module], object]
+) -> None:
+    model = recorded()
+    change(model)
+    with pytest.raises(
+        ValueError, match=r"written after the block .*: tensors? (part\.0\.weight|average)"
+    ):
+        written(model)
+    assert model.part[0].weight.is_meta
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_was_made_after_the_block_is_refused_with_what_to_do(dtype: torch.dtype) -> None:
+    with pytest.raises(
+        ValueError, match=r"not recorded .* converted after its block .* takes device="
+    ):
+        materialize_(recorded().to(dtype))
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda m: m.requires_grad_(False),
+        lambda m: m.zero_grad(),
+        lambda m: torch.optim.Adam(m.parameters()),
+        lambda m: nn.Sequential(m),
+        lambda m: m.part[0].weight.detach().norm(),
+        lambda m: setattr(m, "more", nn.Parameter(m.part[0].weight.T)),
+        lambda m: m.load_state_dict({"average": torch.ones(8, 8)}, strict=False, assign=True),
+        lambda _: recorded(),  # another model's block
+        lambda m: fastinit.lsuv_(m.part, torch.ones(4, 8).add(torch.arange(8.0))),
+    ],
+)
+def test_what_does_not_write_is_free_after_the_block(leave: Callable[[Net], object]) -> None:
+    model = recorded()
+    leave(model)
+    assert not materialize_(model).part[0].weight.is_meta
+
+
+def test_a_model_that_another_block_writes_is_recorded_there() -> None:
+    model = recorded()
+    with deferred():
+        nn.init.constant_(model.part[0].weight, 3.0)
+    assert bool((materialize_(model).part[0].weight == 3.0).all())
+
+
 def test_a_plan_writes_the_buffers_that_were_not_yet() -> None:
     model, wanted = recorded(), materialize_(recorded())
     recorded_plan(model).apply_(model, device="cpu")
