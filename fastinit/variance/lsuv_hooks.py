@@ -56,6 +56,8 @@ class Begun:
     """Of its arguments."""
     written: bool
     """Whether its weight was, before it."""
+    again: Any = None
+    """What it gave when it last ran again: of several things, all."""
     gave: Any = None
     """What its forward gave, before hooks."""
     version: int = 0
@@ -68,7 +70,7 @@ class Again:
     """A layer that runs again, and what it gave."""
 
     layer: Layer
-    out: Any = None
+    output: Any = None
 
 
 @dataclass
@@ -168,17 +170,22 @@ class Hooks:
         """The output as forward gave it."""
         if (begun := self.begun.get(layer.name)) is not None and self.again is None:
             with self.state.undo.paused():
-                begun.gave, begun.version = first(output), _version(first(output))
-                begun.raw = _raw_moments(begun.gave)
+                begun.gave, begun.version = output, _version(first(output))
+                begun.raw = _raw_moments(first(output))
 
     def _after(self, layer: Layer, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if self.again is not None and self.again.layer is layer:
-            self.again.out = first(output)
+            self.again.output = output
             return None
         with self.state.undo.paused():
             out = _measurable(layer, first(output))
-            call = self._call(layer, out, self.begun.pop(layer.name, None))
+            begun = self.begun.pop(layer.name, None)
+            if begun is not None and _is_changed(layer, begun, output, out):
+                self.changed.add(layer.name)
+            call = self._call(layer, out, begun)
             self._tell(call)
+        if begun is not None and begun.again is not None:
+            output = begun.again
         return (call.out, *output[1:]) if isinstance(output, tuple) else call.out
 
     def _call(self, layer: Layer, out: Tensor, begun: Begun | None) -> Strategy:
@@ -187,8 +194,6 @@ class Hooks:
         if layer.runs_with_another():
             why = "it runs with another weight than its own: left as it is"
             return Rerun(layer, out, held, trials, why)
-        if begun is not None and _is_changed(layer, begun, out):
-            self.changed.add(layer.name)
         if self._is_written(layer) if begun is None else begun.written:
             why = "the model writes its weight before it runs: left as it is"
             return Rerun(layer, out, held, trials, why)
@@ -221,7 +226,8 @@ class Hooks:
                 begun.random.set()
                 # As it runs in a pass, whatever its class makes of a call.
                 nn.Module.__call__(layer.module, *begun.args, **begun.kwargs)
-            return _measurable(layer, self.again.out)
+            begun.again = self.again.output
+            return _measurable(layer, first(begun.again))
         finally:
             self.again = now
 
@@ -297,7 +303,7 @@ def _may_write_weight(layer: Layer) -> bool:
     return not is_lazy(layer.weight_in) and any(type(hook) is not WeightNorm for hook in hooks)
 
 
-def _is_changed(layer: Layer, begun: Begun, out: Tensor) -> bool:
+def _is_changed(layer: Layer, begun: Begun, output: Any, out: Tensor) -> bool:
     """Whether hooks made something else of a layer than its forward is.
 
     One that gives its output back as it is, or brings a DTensor into another layout, does not.
@@ -308,7 +314,7 @@ def _is_changed(layer: Layer, begun: Begun, out: Tensor) -> bool:
         return True
     if begun.raw is None:
         return False
-    if begun.gave is not out or out.is_inference() or _version(out) != begun.version:
+    if begun.gave is not output or out.is_inference() or _version(out) != begun.version:
         return True
     return not moments(out).raw.equal(begun.raw)
 

@@ -110,6 +110,40 @@ def test_a_hook_that_writes_the_weight_is_part_of_the_layer() -> None:
     assert model[0].weight.equal(before)
 
 
+class Two(nn.Linear):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = super().forward(x)
+        return y, 2 * y
+
+
+class Both(nn.Module):
+    """The first result is measured, and the second goes on."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.last = layer, nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(x)[1].tanh())
+
+
+def hooked_to_two() -> nn.Module:
+    layer = nn.Linear(16, 16)
+    layer.register_forward_hook(lambda module, args, output: (output, 2 * output))
+    return layer
+
+
+@pytest.mark.parametrize("make", [lambda: Two(16, 16), hooked_to_two])
+@pytest.mark.parametrize("options", [{}, {"reuse": "pool"}])
+def test_all_that_a_layer_gives_follows_its_scale(
+    make: Callable[[], nn.Module], options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    result = lsuv_(Both(make()), torch.randn(64, 16), verify=True, **options)
+    assert [m.note for m in result.layers] == ["", ""]
+    assert result.layers[0].scale != 1.0
+
+
 def written(block: Any, args: Any) -> None:
     with torch.no_grad():
         block[0].weight.div_(block[0].weight.norm() / 3)
