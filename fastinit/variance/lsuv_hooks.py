@@ -54,6 +54,8 @@ class Begun:
     """A copy, where somebody's hook may write it."""
     versions: list[tuple[Tensor, int]]
     """Of its arguments."""
+    buffers: list[tuple[nn.Module, str, Tensor, Tensor]]
+    """Those in it, by module and name, and copies of them."""
     written: bool
     """Whether its weight was, before it."""
     again: Any = None
@@ -153,8 +155,9 @@ class Hooks:
             weight = layer.scaled.clone() if foreign and layer.affine else None
             leaves = [x for x in internals.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             versions = [(x, _version(x)) for x in leaves]
-            random = self.random.now()
-            self.begun[layer.name] = Begun(args, kwargs, random, weight, versions, written)
+            buffers, random = _buffers(module), self.random.now()
+            begun = Begun(args, kwargs, random, weight, versions, buffers, written)
+            self.begun[layer.name] = begun
 
     def _original(self, layer: Layer) -> Tensor:
         """The weight's, or weight_norm's g's, as it was before the first pass."""
@@ -224,6 +227,10 @@ class Hooks:
         try:
             with self.state.undo:
                 begun.random.set()
+                for module, name, buffer, copy in begun.buffers:  # as an observer's, of what it saw
+                    module._buffers[name] = buffer
+                    if not buffer.equal(copy):
+                        buffer.resize_(copy.shape).copy_(copy)
                 # As it runs in a pass, whatever its class makes of a call.
                 nn.Module.__call__(layer.module, *begun.args, **begun.kwargs)
             begun.again = self.again.output
@@ -324,6 +331,15 @@ def _raw_moments(out: Any) -> Tensor | None:
     if not isinstance(out, Tensor) or out.dtype not in laws.DTYPES or shard.is_dtensor(out):
         return None
     return None if tensors.unreadable(out) else moments(out).raw
+
+
+def _buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+    return [
+        (inner, name, buffer, buffer.clone())
+        for inner in module.modules()
+        for name, buffer in inner._buffers.items()
+        if buffer is not None and tensors.unreadable(buffer) is None
+    ]
 
 
 def _version(tensor: Any) -> int:

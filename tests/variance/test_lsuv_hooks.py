@@ -144,6 +144,47 @@ def test_all_that_a_layer_gives_follows_its_scale(
     assert result.layers[0].scale != 1.0
 
 
+class Ranged(nn.Linear):
+    """Clamps to a range that its own first outputs decide, as a fake quantisation's observer does."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.register_buffer("seen", torch.empty(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if not self.seen.numel():
+            self.seen.resize_(y.shape[1]).copy_(y.abs().amax(0))
+        return y.minimum(self.seen / 2).maximum(-self.seen / 2)
+
+
+class Replaced(Ranged):
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.Linear.forward(self, x)
+        self.seen = y.abs().amax(0) if not self.seen.numel() else self.seen
+        return y.minimum(self.seen / 2).maximum(-self.seen / 2)
+
+
+class Inside(nn.Linear):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.range = Ranged(sizes[1], sizes[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.range(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", [Ranged, Replaced, Inside])
+def test_a_layer_runs_again_from_the_buffers_that_it_was_called_with(kind: type) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(kind(16, 16), nn.Linear(16, 4)), torch.randn(64, 16)
+    names = ["0", "1"]
+    result = lsuv_(model, x, layers=names, verify=True)
+    assert [m.note for m in result.layers] == ["", ""]
+    assert [m.std for m in result.layers] == pytest.approx([1.0, 1.0], abs=0.01)  # half of tol
+    assert not any(len(buffer) for buffer in model.buffers())
+
+
 def written(block: Any, args: Any) -> None:
     with torch.no_grad():
         block[0].weight.div_(block[0].weight.norm() / 3)
