@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastinit.base.torch_internals import version_of
+from fastinit.base.torch_internals import is_transformed, version_of
 from fastinit.elements.strided import Strided
 from fastinit.plan.history import Contents, Origin, Source
 
@@ -131,7 +131,9 @@ def has_memory(tensor: Tensor) -> bool:
             return False
         if is_lazy(tensor):
             return False
-    return tensor.layout is torch.strided and not tensor.is_quantized
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        return False
+    return not is_transformed(tensor)
 
 
 def storage_numel(tensor: Tensor) -> int:

@@ -334,3 +334,25 @@ def by_lsuv(m: Any) -> None:
 def lazily(m: Any) -> None:
     m.lazy = nn.LazyLinear(8)
     m.lazy(torch.zeros(2, 16))
+
+
+transforms = Kind("functions are transformed")
+
+
+@transforms.as_eager
+def over_parts(m: Any) -> None:
+    m.random = nn.Parameter(torch.vmap(lambda x: x * 2.0)(torch.randn(3, 4)))
+    m.rows = nn.Parameter(torch.vmap(lambda x: x / x.norm())(linear(m).detach()))
+
+
+@transforms.as_eager
+def over_models(m: Any) -> None:
+    m.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+    stacked, _ = torch.func.stack_module_state(list(m.layers))
+    run = torch.vmap(lambda p, x: torch.func.functional_call(m.layers[0], p, (x,)), (0, None))
+    m.register_buffer("out", run(stacked, torch.ones(2, 4)).detach())
+
+
+@transforms.refused(word="grad|reads a tensor")
+def gradients(m: Any) -> None:
+    m.gradient = torch.func.grad(lambda w: (w**2).sum())(linear(m).detach())
