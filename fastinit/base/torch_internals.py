@@ -105,9 +105,6 @@ honest_batch_norm = torch.ops.aten._native_batch_norm_legit.default
 base_of: Callable[[Tensor], Tensor | None] = Tensor._base.__get__  # type: ignore[union-attr]
 """What a tensor is a view of. Without it, chunks of a parameter cannot be written one after another."""
 
-is_transformed: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
-"""Whether a tensor stands for another within ``vmap``, ``grad`` and so on, and has no storage."""
-
 version_of: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
 """How often a tensor was written. Without it, changed values would be taken for known ones."""
 

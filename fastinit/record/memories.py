@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastinit.base.torch_internals import is_transformed, version_of
+from fastinit.base.torch_internals import is_in_transform, version_of
 from fastinit.elements.strided import Strided
 from fastinit.plan.history import Contents, Origin, Source
 
@@ -133,7 +133,7 @@ def has_memory(tensor: Tensor) -> bool:
             return False
     if tensor.layout is not torch.strided or tensor.is_quantized:
         return False
-    return not is_transformed(tensor)
+    return not is_in_transform(tensor)
 
 
 def storage_numel(tensor: Tensor) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
@@ -76,6 +77,12 @@ class ModelRecord:
             raise ValueError(
                 f"written after the block of fastinit.deferred(), where nothing is recorded; write them "
                 f"within it, or after fastinit.materialize_(): {listing('tensor', changed)}"
+            )
+        scripted = [prefix + name for name, module in model.named_modules() if _is_away(module)]
+        if scripted:
+            raise ValueError(
+                f"torch.jit holds the parameters of what was scripted before it was written: "
+                f"{listing('module', scripted)}; script after materialize_()"
             )
         if strange:
             sharded = any(is_dtensor(parameter) for parameter in model.parameters())
@@ -168,6 +175,13 @@ def _of_parts(parts: tuple[Part, ...]) -> Fill:
         return Fill("fused", (), parts=parts)
     except ValueError:  # some of them twice
         return replace(Fill.constant(0.0), parts=parts)
+
+
+def _is_away(module: nn.Module) -> bool:
+    """Whether it is scripted, and has parameters without values, which Python cannot give any."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return False
+    return any(parameter.is_meta for parameter in module.parameters())
 
 
 def _other_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
