@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from fastinit import Plan, lsuv_
 from sweep.shrink import Build
@@ -71,7 +72,8 @@ FURTHER: dict[str, Callable[[Models], str]] = {"lsuv": lsuv_is_true}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {k: t for k, t in tensors.items() if not isinstance(t, UninitializedTensorMixin)}
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
