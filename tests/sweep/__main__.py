@@ -53,15 +53,18 @@ def sweep(patterns: list[str], again: list[str], further: list[str]) -> int:
         wanted = [key for key in wanted if finished.get(key, {}).get("outcome") in again]
 
     done = _read(UNFINISHED)
-    started = time.monotonic()
-    with UNFINISHED.open("a") as stream:
-        for count, key in enumerate(wanted, 1):
-            if key in done:
-                continue
-            done[key] = alone.examined(there[key], LOG, further)
-            print(json.dumps([*key, done[key]]), file=stream, flush=True)
-            seconds = time.monotonic() - started
-            print(progress(count, len(wanted), key, done[key], seconds), flush=True)
+    is_finished, started = True, time.monotonic()
+    try:
+        with UNFINISHED.open("a") as stream:
+            for count, key in enumerate(wanted, 1):
+                if key in done:
+                    continue
+                done[key] = alone.examined(there[key], LOG, further)
+                print(json.dumps([*key, done[key]]), file=stream, flush=True)
+                seconds = time.monotonic() - started
+                print(progress(count, len(wanted), key, done[key], seconds), flush=True)
+    except KeyboardInterrupt:  # what there is, is a result; the rest is for the next time
+        is_finished = False
 
     gone = {key for key in finished if key[0] in found and key not in there}
     results = {**finished, **done}
@@ -72,7 +75,8 @@ def sweep(patterns: list[str], again: list[str], further: list[str]) -> int:
         p: found[p]["version"] if p in found else before["packages"].get(p) for p in PACKAGES
     }
     _write(versions, results)
-    UNFINISHED.unlink()
+    if is_finished:
+        UNFINISHED.unlink()
     print(summary(versions, results))
     return sum(result["outcome"] in ("differs", "raises") for result in results.values())
 
