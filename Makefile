@@ -83,7 +83,7 @@ sass: $(STAMP)
 	$(RUN) -m benchmarks.sass
 
 sweep: $(STAMP) $(SWEEP_STAMP)
-	PYTHONPATH=.:tests $(SWEEP_VENV)/bin/python -m sweep $(SWEEP)
+	PYTHONPATH=.:tests $(SWEEP_VENV)/bin/python -m sweep --further lsuv $(SWEEP)
 
 docs: $(STAMP)
 	$(RUN) docs/reference.py site

@@ -13,6 +13,7 @@ import idioms
 import pytest
 import torch
 from as_eager import compare, differences
+from selection import cases
 from torch import nn
 
 from fastinit import DeferredError, deferred, materialize_
@@ -31,7 +32,7 @@ def written(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     return materialize_(model)
 
 
-@pytest.mark.parametrize("name", names(refused=False))
+@pytest.mark.parametrize("name", cases(names(refused=False), always=names(refused=False)[::3]))
 def test_it_is_as_eager(name: str) -> None:
     member = idioms.MEMBERS[name]
     found = differences(member.build)
