@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fastinit.elements import shards as shard
-from fastinit.elements import tensors
 from fastinit.elements.strided import Piece, Strided, row_major
 from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
@@ -50,11 +49,7 @@ def check_entries(entries: Sequence[Entry]) -> None:
             which nobody knows the elements (``fastinit.elements.shards.check_held``).
     """
     for name, tensor, fill in entries:
-        if isinstance(fill, Computed):  # of any dtype
-            tensors.check_memory(shard.local(tensor), name)
-            shard.check_held(tensor, name)
-        else:
-            ops.check_target(tensor, name)
+        ops.check_target(tensor, name)
         if shard.is_dtensor(tensor):
             shard.pieces(tensor, name)
         if isinstance(fill, Computed):

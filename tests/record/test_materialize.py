@@ -169,19 +169,6 @@ def test_what_is_scripted_before_it_has_values_is_refused() -> None:
     assert model[0].weight.is_meta
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool, torch.float8_e4m3fn])
-def test_parameters_that_no_law_writes(dtype: torch.dtype) -> None:
-    class Codes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.codes = nn.Parameter(torch.empty(4, dtype=dtype), requires_grad=False)
-            self.codes.data.copy_(torch.tensor([0.0, 1.0, 1.0, 0.0]))
-
-    codes = materialize_(recorded(Codes)).codes
-    assert codes.dtype == dtype
-    assert codes.float().tolist() == [0, 1, 1, 0]
-
-
 def test_other_threads_build_modules_with_values() -> None:
     built: list[nn.Module] = []
     with deferred():
