@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[Key, Result | None]:
 def _write(versions: dict[str, str | None], results: dict[Key, Result]) -> None:
     """As JSON with a line for each model, so that a change of one is one line's."""
     rows = [
-        json.dumps({"package": package, "model": name, **result})
+        json.dumps({"package": package, "model": name, **result}).replace(f"{ROOT}/", "")
         for (package, name), result in results.items()
     ]
     lines = ",\n    ".join(rows)
