@@ -35,7 +35,8 @@ def call_of(
         memory = memory_of(tensor)
         if own is not None and memory is own:
             return Own(View.of(tensor))
-        if memory is not None and not (not memory.is_away and is_seen(memory)):
+        is_decided = is_away and memory is not None and not memory.is_away and is_seen(memory)
+        if memory is not None and not is_decided:
             if is_away and not memory.is_away:
                 for source in memory.contents.sources:
                     source.promised = True
@@ -44,8 +45,6 @@ def call_of(
             raise recording.refusals.refuse(
                 f"{func} at {{line}} reads a tensor on meta that was never written"
             )
-        if not is_away and memory is not None:
-            return Snapshot(memory.read(), View.of(tensor))
         if tensor.numel() < SMALL:
             return tensor.detach().clone()
         return Given(tensor.detach(), internals.version_of(tensor))

@@ -56,7 +56,7 @@ class Recorder(internals.TorchDispatchMode):
         if operations.is_view(func):
             return func(*args, **kwargs)
         if operations.is_conversion(func) and found[0].is_away:
-            return elsewhere(self.recording, args[0], kwargs, found[0])
+            return elsewhere(self.recording, args[0], kwargs)
         return compute(self.recording, func, args, kwargs, tensors)
 
     def _reshaped(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

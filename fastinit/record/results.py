@@ -41,10 +41,9 @@ def made_new(recording: Recording, func: Any, args: tuple[Any, ...], kwargs: dic
     contents = Contents(storage_numel(out), out.dtype, place or out.device)
     if "empty" in internals.operator_name(func):
         recording.keep(out, Memory(contents, recording.seed, is_away=out.is_meta))
-    elif recording.draws(func, args, kwargs) or out.is_meta:
+    elif (drawn := recording.draws(func, args, kwargs)) or out.is_meta:
         memory = recording.keep(out, Memory(contents, recording.seed, is_away=out.is_meta))
         fill = operations.fill_of_new(func, args, out)
-        drawn = recording.draws(func, args, kwargs)
         origin = memory.origin(contents.whole, fill is not None) if drawn else None
         if fill is not None:
             memory.contents = contents.filled(contents.whole, fill, origin)
@@ -96,25 +95,18 @@ def compute(
             continue
         if memory_of(result) is not None:
             continue  # a view after all
-        folded = _folded(func, args, kwargs, result, place or result.device)
-        if folded is not None:
-            memory = recording.keep(
-                result, Memory(folded, recording.seed, is_away=is_away, kin=kin)
-            )
-            if is_away:
-                memory.promise()
-            continue
-        if call is None:
-            call = call_of(recording, func, args, kwargs, None, is_away)
-            if draws:
-                call = call._replace(origin=Origin(Source()))
-        keep_result(recording, result, call, index, place or result.device, is_away, kin)
+        contents = _folded(func, args, kwargs, result, place or result.device)
+        if contents is None:
+            if call is None:
+                call = call_of(recording, func, args, kwargs, None, is_away)
+                if draws:
+                    call = call._replace(origin=Origin(Source()))
+            contents = contents_of(result, call, index, place or result.device)
+        keep_result(recording, result, contents, is_away, kin)
     return out
 
 
-def elsewhere(
-    recording: Recording, source: Tensor, kwargs: dict[str, Any], memory: Memory
-) -> Tensor:
+def elsewhere(recording: Recording, source: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """A copy of another dtype, or for another device, of what has no values."""
     device = kwargs.get("device")
     out: Tensor = compute(
@@ -126,17 +118,20 @@ def elsewhere(
     return out
 
 
-def keep_result(
-    recording: Recording,
-    result: Tensor,
-    call: Call,
-    index: int,
-    place: torch.device,
-    is_away: bool,
-    kin: Any,
-) -> None:
+def contents_of(result: Tensor, call: Call, index: int, place: torch.device) -> Contents:
+    """The contents of the memory of one of a call's results."""
     made = Made(call, index, View.of(result))
-    contents = Contents(storage_numel(result), result.dtype, place, made)
+    return Contents(storage_numel(result), result.dtype, place, made)
+
+
+def keep_result(
+    recording: Recording, result: Tensor, contents: Contents, is_away: bool, kin: frozenset[Source]
+) -> None:
+    """Records a result's memory.
+
+    Args:
+        kin: the sources of the memories that it was computed from.
+    """
     memory = recording.keep(result, Memory(contents, recording.seed, is_away=is_away, kin=kin))
     if is_away:
         memory.promise()

@@ -24,7 +24,7 @@ from fastinit.record.memories import (
 )
 from fastinit.record.recording import Recording
 from fastinit.record.refused import HINT
-from fastinit.record.results import keep_result
+from fastinit.record.results import contents_of, keep_result
 from fastinit.record.values import run_on_meta
 
 aten = torch.ops.aten
@@ -160,7 +160,8 @@ def _write_several(
     returned = operations.returned(func, written, results)
     for index, result in enumerate(returned if isinstance(returned, (list, tuple)) else [returned]):
         if isinstance(result, Tensor) and has_memory(result) and memory_of(result) is None:
-            keep_result(recording, result, call, index, memories[0].place, is_away, kin)
+            made_too = contents_of(result, call, index, memories[0].place)
+            keep_result(recording, result, made_too, is_away, kin)
     return returned
 
 
