@@ -8,6 +8,7 @@
 #   make sass    instructions of the CUDA kernel for each value, without a GPU
 #   make lsuv    LSUV beside the published procedure    make digits  does it train? (minutes each)
 #   make sweep   a thousand real constructors, recorded and eager; SWEEP="peft timm/vit*" for some
+#   make frameworks  shards of Megatron-Core, DeepSpeed, ..., with the real packages
 #   make docs    the API reference, in site/
 #
 # PYTHON=python3.12  the interpreter that the environment is made from
@@ -50,9 +51,13 @@ DEMO_BUILD := FASTINIT_CUDA=$(or $(FASTINIT_CUDA),$(if $(GPU),AUTO,OFF)) \
 SWEEP_VENV := .venv-sweep
 SWEEP_STAMP := $(SWEEP_VENV)/.installed-$(shell cat tests/sweep/requirements.txt | cksum | cut -d' ' -f1)
 
+# So have the frameworks whose shards are read.
+FRAMEWORKS_VENV := .venv-frameworks
+FRAMEWORKS_STAMP := $(FRAMEWORKS_VENV)/.installed-$(shell cat tests/frameworks/requirements.txt | cksum | cut -d' ' -f1)
+
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test everywhere slow bench crush lint gpu sass lsuv digits sweep docs clean
+.PHONY: demo test everywhere slow bench crush lint gpu sass lsuv digits sweep frameworks docs clean
 
 demo: $(DEMO_STAMP)
 	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare --device cpu --device auto
@@ -85,6 +90,9 @@ sass: $(STAMP)
 sweep: $(STAMP) $(SWEEP_STAMP)
 	PYTHONPATH=.:tests $(SWEEP_VENV)/bin/python -m sweep --further lsuv $(SWEEP)
 
+frameworks: $(STAMP) $(FRAMEWORKS_STAMP)
+	PYTHONPATH=.:tests $(FRAMEWORKS_VENV)/bin/python -m pytest -m frameworks --durations 10 tests/frameworks
+
 docs: $(STAMP)
 	$(RUN) docs/reference.py site
 
@@ -103,7 +111,7 @@ gpu:
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)
 
 clean:
-	rm -rf build dist site *.egg-info $(VENV) $(SWEEP_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info $(VENV) $(SWEEP_VENV) $(FRAMEWORKS_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f fastinit/_native*.so fastinit/_native_missing.txt
 
 $(VENV)/bin/python:
@@ -129,4 +137,11 @@ $(SWEEP_STAMP): tests/sweep/requirements.txt
 	@$(PHASE) "installing $(TORCH)" -- $(subst $(VENV),$(SWEEP_VENV),$(PIP)) install '$(TORCH)'
 	@$(PHASE) "installing what is swept" -- $(subst $(VENV),$(SWEEP_VENV),$(PIP)) install --no-deps -r $<
 	$(if $(GPU),,rm -f $(SWEEP_VENV)/lib/python*/site-packages/torchaudio/lib/*.so)
+	@touch $@
+
+# deepspeed without the kernels of its own, which would be compiled.
+$(FRAMEWORKS_STAMP): tests/frameworks/requirements.txt
+	@$(PHASE) "making $(FRAMEWORKS_VENV)" -- $(PYTHON) -m venv --clear $(FRAMEWORKS_VENV)
+	@$(PHASE) "installing $(TORCH)" -- $(subst $(VENV),$(FRAMEWORKS_VENV),$(PIP)) install '$(TORCH)' setuptools
+	@DS_BUILD_OPS=0 $(PHASE) "installing the frameworks" -- $(subst $(VENV),$(FRAMEWORKS_VENV),$(PIP)) install --no-deps --no-build-isolation -r $<
 	@touch $@

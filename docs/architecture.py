@@ -30,6 +30,7 @@ FLOORS = (
     "recipes",
     "variance",
     "checkpoint",
+    "frameworks",
     "command",
     "patching",
     "lightning",

@@ -68,7 +68,7 @@ def run(number: int, variant: Mapping[str, Any]) -> bool:
     command = ["-m", "pytest", "-n", str(2 - number % 2), "--dist", "loadfile"]
     command += ["--random-order-bucket=module", f"--random-order-seed={seed}"]
     if number:
-        command += ["-m", "not slow and not gpu and not compiler"]
+        command += ["-m", "not slow and not gpu and not compiler and not frameworks"]
     print(f"{said} {' '.join(command[1:])}", end=": ", flush=True)
     log = ROOT / "build" / "everywhere" / f"{number}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
