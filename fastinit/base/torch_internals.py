@@ -218,6 +218,14 @@ def awaited(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def default_store() -> Any:
+    """What the ranks of the default group can leave each other words in.
+
+    Without it, ranks hear that another has ended, but not why.
+    """
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
 def fsdp2_modules() -> list[torch.nn.Module]:
     """All modules that ``fully_shard`` was called on, of any model.
 

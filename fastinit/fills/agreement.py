@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
+from fastinit.base import ranks as group_of
 from fastinit.base.torch_internals import without_dispatch
 from fastinit.stream import keys
 
@@ -53,7 +53,7 @@ def draw_seed(mesh: DeviceMesh, generator: torch.Generator | None = None) -> int
         agreed = _agreed_here().setdefault(generator or torch.default_generator, set())
         # If more ranks agreed, so did these; and those all know it, so that none waits for another.
         if check == "always" or not any(ranks <= more for more in agreed):
-            _compare(_gathered(mesh, [torch.distributed.get_rank(), keys.signed(seed)]))
+            _compare(mesh, seed)
             agreed.add(ranks)
     return seed
 
@@ -67,33 +67,21 @@ def _agreed_here() -> _Agreed:
 
 def differing(mesh: DeviceMesh, numbers: list[float]) -> list[int]:
     """The ranks of a mesh whose numbers are not, bit for bit, those of its first; a collective."""
-    if mesh.size() == 1 or mesh.get_coordinate() is None:
+    if mesh.get_coordinate() is None:
         return []
-    bits = torch.tensor(numbers, dtype=torch.float64).view(torch.int64).tolist()
-    with without_dispatch():
-        rows = sorted(_gathered(mesh, [torch.distributed.get_rank(), *bits]).tolist())
-    return [rank for rank, *others in rows if others != rows[0][1:]]
+    rows = [list(map(float.hex, row)) for row in group_of.gathered(mesh, numbers, "comparing")]
+    return [rank for rank, row in zip(group_of.members(mesh), rows) if row != rows[0]]
 
 
-def _gathered(mesh: DeviceMesh, mine: list[int]) -> Tensor:
-    """[ranks, numbers]: those of each rank of the mesh, gathered along one dimension after another."""
-    known = torch.tensor([mine], dtype=torch.int64, device=mesh.device_type)
-    for dim in range(mesh.ndim):
-        if mesh.size(dim) > 1:
-            parts = [known.clone() for _ in range(mesh.size(dim))]
-            torch.distributed.all_gather(parts, known, group=mesh.get_group(dim))
-            known = torch.cat(parts)
-    return known.cpu()
-
-
-def _compare(known: Tensor) -> None:
-    """Raises unless all ranks drew the same."""
+def _compare(mesh: DeviceMesh, seed: int) -> None:
+    """Raises unless all ranks drew the same; a collective."""
     ranks_of: dict[int, list[int]] = {}
-    for rank, seed in sorted(known.tolist()):
-        ranks_of.setdefault(seed & (1 << 64) - 1, []).append(rank)
+    rows = group_of.gathered(mesh, [keys.signed(seed)], "comparing the seeds that ranks drew")
+    for rank, (signed,) in zip(group_of.members(mesh), rows):
+        ranks_of.setdefault(signed & (1 << 64) - 1, []).append(rank)
     if len(ranks_of) > 1:
         said = "; ".join(
-            f"rank{'s' if len(ranks) > 1 else ''} {_listing(ranks)} drew {seed}"
+            f"rank{'s' if len(ranks) > 1 else ''} {group_of.listing(ranks)} drew {seed}"
             for seed, ranks in list(ranks_of.items())[:8]
         )
         raise RuntimeError(
@@ -101,13 +89,3 @@ def _compare(known: Tensor) -> None:
             f"by itself, so bring their generators into the same state (torch.manual_seed), or give "
             f'seed=. Nothing was written. (fastinit.agreement.check = "never" leaves out this check.)'
         )
-
-
-def _listing(ranks: list[int]) -> str:
-    """The first few.
-
-    >>> _listing(list(range(12)))
-    '0, 1, 2, 3, 4, 5, 6, 7 and 4 more'
-    """
-    more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
-    return ", ".join(map(str, ranks[:8])) + more

@@ -67,6 +67,20 @@ def test_modules_of_fsdp2_are_found() -> None:
     assert found == [model[0], model]
 
 
+def test_ranks_have_a_store() -> None:
+    torch.distributed.is_available() or pytest.skip("a torch without distributed")
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        store = internals.default_store()
+        store.set("key", "word")
+        assert (store.check(["key"]), store.check(["other"])) == (True, False)
+        assert store.get("key") == b"word"
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_without_functions() -> None:
     class Asked(TorchFunctionMode):
         calls = 0

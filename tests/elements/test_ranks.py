@@ -1,24 +1,22 @@
 """Ranks: what they draw alike, what they hold only a part of, and what is refused on each of them.
 
-The first tests see one rank of a mesh from one process; the others run four processes over gloo, once
-for all: this file as a program.
+The first tests see one rank of a mesh from one process; the others run on four over gloo.
 """
 
 import copy
 import re
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import pool
 from torch import Tensor, nn
 
 import fastinit
 from fastinit import init
+from fastinit.base import ranks as group_of
 from fastinit.checkpoint import writing as checkpoint
 from fastinit.fills import agreement
 from fastinit.fills import operator as ops
@@ -284,12 +282,14 @@ def torchs_idiom() -> None:
     fully_shard(model, mesh=init_device_mesh("cpu", (WORLD,)))
     model.to_empty(device="cpu")
     torch.manual_seed(0)
-    gathers: list[int] = []
-    gather, dist.all_gather = dist.all_gather, lambda *a, **k: (gathers.append(1), gather(*a, **k))
+    asked: list[str] = []
+    gathered = group_of.gathered
+    group_of.gathered = lambda *a: (asked.append(a[2]), gathered(*a))[1]
+    agreement._agreed.clear()  # as in a new program
     with fastinit.patched():
         reset(model)
-    dist.all_gather = gather
-    assert len(gathers) == 1  # of all parameters
+    group_of.gathered = gathered
+    assert len(asked) == 1  # of all parameters
     for (name, got), expected in zip(model.named_parameters(), plain.parameters()):
         assert torch.equal(got.full_tensor(), expected), name
     assert alike(torch.get_rng_state())
@@ -436,57 +436,20 @@ def emptied_buffers() -> None:
         assert torch.equal(got.full_tensor(), expected)
 
 
-WORK: dict[str, Callable[[], None]] = {
-    work.__name__: work
-    for work in (
-        torchs_idiom,
-        ranks_that_differ,
-        when_ranks_are_asked,
-        meshes_of_some_ranks,
-        lsuv_on_ranks,
-        fsdp1,
-        emptied_buffers,
-        fsdp,
-        fsdp_and_tensor_parallel,
-        fsdp_in_parts,
-    )
-}
+WORK = (
+    torchs_idiom,
+    ranks_that_differ,
+    when_ranks_are_asked,
+    meshes_of_some_ranks,
+    lsuv_on_ranks,
+    fsdp1,
+    emptied_buffers,
+    fsdp,
+    fsdp_and_tensor_parallel,
+    fsdp_in_parts,
+)
 
 
-def run(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
-    for name, work in WORK.items():
-        try:
-            work()
-        except BaseException:
-            sys.stderr.write(f"{name} failed on rank {rank}:\n{traceback.format_exc()}\n")
-            raise
-        if rank == 0:
-            sys.stdout.write(f"{name} passed\n")
-            sys.stdout.flush()
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """What four processes said of all work."""
-    store = tmp_path_factory.mktemp("ranks") / "store"
-    command = [sys.executable, __file__, str(store)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    return done.stdout, done.stderr
-
-
-@pytest.mark.parametrize("work", WORK)
-def test_four_processes(work: str, outcome: tuple[str, str]) -> None:
-    passed, said = outcome
-    assert f"{work} passed" in passed, said[-4000:]
-
-
-if __name__ == "__main__":
-    # Forked, so that torch, and what FSDP2 imports late, is imported once; no thread runs by now.
-    import torch._dynamo
-    import torch.distributed.fsdp
-    import torch.distributed.tensor.parallel
-
-    torch.multiprocessing.start_processes(run, (sys.argv[1],), nprocs=WORLD, start_method="fork")
+@pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
+def test_on_four_ranks(work: Callable[[], None]) -> None:
+    pool(WORLD).run(work)

@@ -1,0 +1,315 @@
+"""Ranks: what the processes of a group tell each other, and how an error of one is an error of all.
+
+All that travels are a few numbers or a text, in one small collective: each rank's message has 64 words,
+and only what does not fit follows in a second. Since each says what it is doing, and whether it failed,
+ranks that are not at the same place find that out, instead of reading each other's numbers as their own.
+torch.distributed is only looked at if someone has imported it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from fastinit.base import torch_internals as internals
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+Group: TypeAlias = "ProcessGroup | DeviceMesh | None"
+"""Some ranks. None: all (torch's default group), or this process alone where there is no group."""
+
+INTEGERS, FLOATS, TEXT, HEARD, FAILURE = range(5)
+"""Kinds of messages; HEARD is of an error that a smaller group told this rank of."""
+KIND, TASK, RANK, LENGTH, HEAD = range(5)
+WORDS = 64
+"""A message is its kind, what is being done (a hash), the rank and the length; then words, as far as
+they fit in so many."""
+
+PATIENCE = 5.0
+"""Seconds in which a rank that failed waits for the others to hear it. Who comes later, waiting for it
+in a collective of the model's own, hears it from the store, when this rank's process has ended."""
+
+
+class RanksError(RuntimeError):
+    """What every rank of the group knows: another one failed, or they are not at the same place."""
+
+
+class RanksLost(RuntimeError):
+    """A collective failed: a rank's process has ended, or cannot be reached."""
+
+
+def is_up() -> bool:
+    """Whether there is a process group, so that None is more than this process."""
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and bool(dist.is_available() and dist.is_initialized())
+
+
+def members(group: Group = None) -> list[int]:
+    """The global ranks of a group, in its own order; of a mesh, in row-major order."""
+    if group is None and not is_up():
+        return [0]
+    if mesh := _mesh(group):
+        with internals.without_modes():
+            ranks: list[int] = mesh.mesh.flatten().tolist()
+        return ranks
+    return list(torch.distributed.get_process_group_ranks(cast("ProcessGroup | None", group)))
+
+
+def gathered(
+    group: Group, numbers: Sequence[int | float], doing: str = "a gather"
+) -> list[list[Any]]:
+    """The numbers of every rank of the group, in the order of :func:`members`; a collective.
+
+    Args:
+        numbers: integers of 64 bits, or floats (integers among these become such), as many as each rank
+            likes. All come out bit for bit as they went in.
+        doing: what this is for, the same on all ranks: it is compared, and shown in errors.
+
+    Raises:
+        RanksError: on every rank, if one failed (:func:`together`) or does something else.
+        RanksLost: the collective failed, as where a rank's process has ended.
+        ValueError: this rank is not in the group.
+    """
+    if any(isinstance(number, float) for number in numbers):
+        kind, words = FLOATS, torch.tensor(numbers, dtype=torch.float64).view(torch.int64).tolist()
+    else:
+        kind, words = INTEGERS, [int(number) for number in numbers]
+    return [_numbers(*message) for message in _exchange(group, kind, words, doing)]
+
+
+def gathered_texts(group: Group, text: str, doing: str = "a gather of texts") -> list[str]:
+    """:func:`gathered` for a text."""
+    return [_text(words) for _, words in _exchange(group, TEXT, _words(text), doing)]
+
+
+@contextmanager
+def together(group: Group = None, doing: str = "what all do together") -> Iterator[None]:
+    """An error of the body on one rank is an error on all ranks of the group, which all enter this.
+
+    The others hear it where they next ask each other something: at the end of the body, or in a
+    :func:`gathered` within it. Where they are in a collective of the model's own, which only the failed
+    rank's end can end, they hear it then. On the rank that failed its own error is raised.
+
+    Raises:
+        RanksError: "rank 2 failed: ValueError: ...", on the ranks that did not.
+        RanksLost: a rank's process has ended.
+        ValueError: this rank is not in the group.
+    """
+    _lines(group)
+    end = f"the end of {doing}"
+    try:
+        yield
+        _exchange(group, INTEGERS, [], end)
+    except Exception as error:
+        if not _is_known(error, group):
+            _tell(error, group, end)
+        raise
+
+
+def _tell(error: Exception, group: Group, doing: str) -> None:
+    """Tells the others of this rank's error. Raises what is behind it, if they cannot be told."""
+    heard = isinstance(error, RanksError)
+    text = str(error) if heard else f"{type(error).__name__}: {error}"
+    try:
+        _exchange(group, HEARD if heard else FAILURE, _words(text), doing, hasty=True)
+        _make_known(error, group)
+    except RanksLost as lost:
+        if said := _said_before(group):
+            raise RanksError(said) from error
+        if isinstance(lost.__cause__, TimeoutError):
+            _leave_word(text)
+        elif isinstance(error, RuntimeError) and not heard:  # torch's, of a collective in the body
+            raise
+
+
+def _make_known(error: Exception, group: Group) -> Exception:
+    """Notes that every rank of the group knows of an error, or has one of its own."""
+    error._fastinit_known = frozenset(members(group))  # type: ignore[attr-defined]
+    return error
+
+
+def _is_known(error: Exception, group: Group) -> bool:
+    return frozenset(members(group)) <= getattr(error, "_fastinit_known", frozenset())
+
+
+# --- one exchange --------------------------------------------------------------------------------
+
+
+def _exchange(
+    group: Group, kind: int, words: list[int], doing: str, hasty: bool = False
+) -> list[tuple[int, list[int]]]:
+    """The (kind, words) of all ranks.
+
+    Args:
+        hasty: gives up after PATIENCE, and returns nothing: this rank failed, and has been heard.
+    """
+    lines = _lines(group)
+    if not lines:
+        return [(kind, words)]
+    until = time.monotonic() + PATIENCE if hasty else None
+    task = int.from_bytes(blake2b(doing.encode(), digest_size=8).digest(), "little", signed=True)
+    row = [kind, task, torch.distributed.get_rank(), len(words), *words[: WORDS - HEAD]]
+    try:
+        table = _all_gather(lines, row + [0] * (WORDS - len(row)), until)
+        longest = int(table[:, LENGTH].max())
+        if longest > WORDS - HEAD:
+            rest = words[WORDS - HEAD :]
+            rest += [0] * (longest - (WORDS - HEAD) - len(rest))
+            table = torch.cat((table, _all_gather(lines, rest, until)), dim=1)
+    except (RuntimeError, OSError) as why:
+        said = _said_before(group) or "one of them has ended, or cannot be reached any more"
+        lost = RanksLost(f"in {doing}, ranks lost each other: {said} ({_line(why)})")
+        raise _make_known(lost, group) from why
+    # A group's own order, and a mesh's, need not be that of its lines.
+    place = {rank: i for i, rank in enumerate(members(group))}
+    table = table[torch.tensor([place[rank] for rank in table[:, RANK].tolist()]).argsort()]
+    if (worst := int(table[:, KIND].max())) >= HEARD:
+        if hasty:
+            return []
+        rows = table[table[:, KIND] == worst]
+        texts = [_failure(int(row[RANK]), _text(_own_words(row))) for row in rows[:8]]
+        more = [f"and {len(rows) - 8} more"] if len(rows) > 8 else []
+        raise _make_known(RanksError("; ".join(texts + more)), group)
+    if bool((others := table[:, TASK] != task).any()):
+        where = listing(table[others, RANK].tolist())
+        here = torch.distributed.get_rank()
+        error = RanksError(
+            f"ranks are not at the same place: rank {here} is in {doing}, others ({where}) are not"
+        )
+        raise _make_known(error, group)
+    return [(int(row[KIND]), _own_words(row)) for row in table]
+
+
+def _lines(group: Group) -> list[ProcessGroup]:
+    """The process groups that a gather goes over, one after another; none where this rank is alone.
+
+    Of a mesh, the last dimension's is the first.
+    """
+    if group is None and not is_up():
+        return []
+    if mesh := _mesh(group):
+        if mesh.get_coordinate() is None:
+            raise ValueError(f"this rank is not in the mesh {mesh}")
+        dims = (dim for dim in reversed(range(mesh.ndim)) if mesh.size(dim) > 1)
+        return [mesh.get_group(dim) for dim in dims]
+    dist = torch.distributed
+    line = cast("ProcessGroup", dist.group.WORLD if group is None else group)
+    if dist.get_rank(line) < 0:
+        raise ValueError("this rank is not in the group")
+    return [line] if dist.get_world_size(line) > 1 else []
+
+
+def _all_gather(lines: list[ProcessGroup], row: list[int], until: float | None) -> Tensor:
+    """int64 [ranks, words], on the CPU: a row of each rank. Raises TimeoutError after ``until``."""
+    dist = torch.distributed
+    # Which is the older's new name.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    with internals.without_modes(), torch.no_grad():
+        known = torch.tensor([row], dtype=torch.int64)
+        for line in lines:
+            known = known.to(_device(line))
+            # Not empty: a group that only plays one (torch's "fake") leaves it as it is.
+            table = known.repeat(dist.get_world_size(line), 1)
+            work = gather(table, known, line, async_op=True)
+            while until is not None and not work.is_completed():
+                if time.monotonic() > until:
+                    raise TimeoutError(f"no answer within {PATIENCE:g} s")
+                time.sleep(0.002)
+            work.wait()
+            known = table
+        return known.cpu()
+
+
+def _device(line: ProcessGroup) -> torch.device:
+    """Where a group's small tensors have to be: the CPU, if it has a backend for that."""
+    config = torch.distributed.get_backend_config(line)
+    kinds = [entry.partition(":")[0] for entry in config.split(",")]
+    return torch.device("cpu" if "cpu" in kinds else kinds[0])
+
+
+def _mesh(group: Group) -> DeviceMesh | None:
+    module = sys.modules.get("torch.distributed.device_mesh")
+    is_one = module is not None and isinstance(group, module.DeviceMesh)
+    return cast("DeviceMesh", group) if is_one else None
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def _own_words(row: Tensor) -> list[int]:
+    words: list[int] = row[HEAD : HEAD + int(row[LENGTH])].tolist()
+    return words
+
+
+def _numbers(kind: int, words: list[int]) -> list[Any]:
+    bits = torch.tensor(words, dtype=torch.int64)
+    numbers: list[Any] = (bits.view(torch.float64) if kind == FLOATS else bits).tolist()
+    return numbers
+
+
+def _words(text: str) -> list[int]:
+    """The text's bytes, eight in a word; zeros fill the last, as no text ends with one."""
+    data = text.rstrip("\0").encode("utf-8", "replace")
+    data += b"\0" * (-len(data) % 8)
+    return [int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, len(data), 8)]
+
+
+def _text(words: Sequence[int]) -> str:
+    """What :func:`_words` took.
+
+    >>> _text(_words("Kaiming, σ = 1"))
+    'Kaiming, σ = 1'
+    """
+    data = b"".join(word.to_bytes(8, "little", signed=True) for word in words)
+    return data.rstrip(b"\0").decode("utf-8")
+
+
+def listing(ranks: Sequence[int]) -> str:
+    """The first few.
+
+    >>> listing(range(12))
+    '0, 1, 2, 3, 4, 5, 6, 7 and 4 more'
+    """
+    more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
+    return ", ".join(map(str, ranks[:8])) + more
+
+
+def _line(error: BaseException) -> str:
+    line = f"{type(error).__name__}: {error}".split("\n")[0]
+    return line if len(line) <= 160 else f"{line[:160]}..."
+
+
+def _failure(rank: int, text: str) -> str:
+    return f"rank {rank} failed: {text}"
+
+
+# --- the last word of a rank that nobody listened to ---------------------------------------------
+
+
+def _key(rank: int) -> str:
+    return f"fastinit/failed/{rank}"
+
+
+def _leave_word(text: str) -> None:
+    """For those who find this rank's process ended."""
+    with suppress(RuntimeError, ValueError):  # no store any more: they hear that a rank has ended
+        internals.default_store().set(_key(torch.distributed.get_rank()), text)
+
+
+def _said_before(group: Group) -> str:
+    """The words that other ranks left."""
+    try:
+        store, here = internals.default_store(), torch.distributed.get_rank()
+        left = [r for r in members(group) if r != here and store.check([_key(r)])]
+        return "; ".join(_failure(rank, store.get(_key(rank)).decode()) for rank in left[:8])
+    except (RuntimeError, ValueError):
+        return ""

@@ -1,0 +1,236 @@
+"""Ranks tell each other numbers, texts and errors: fastinit/base/ranks.py, on real processes."""
+
+import math
+import os
+import signal
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import RankFailed, Ranks, on_ranks, pool
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from fastinit.base import ranks as group_of
+
+RANK = "rank {} failed: ValueError: no, said {}"
+
+
+def message(call: object, *args: object) -> str:
+    try:
+        call(*args)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+# --- what is gathered ----------------------------------------------------------------------------
+
+
+def test_a_process_alone_is_a_group_of_one() -> None:
+    assert group_of.gathered(None, [1, -(2**63)]) == [[1, -(2**63)]]
+    assert group_of.gathered(None, [1, 0.5]) == [[1.0, 0.5]]
+    assert group_of.gathered_texts(None, "σ") == ["σ"]
+    assert group_of.members(None) == [0]
+    with pytest.raises(KeyError), group_of.together():
+        raise KeyError
+    with group_of.together():
+        pass
+
+
+NUMBERS = [
+    lambda rank: [rank, -(2**63), 2**63 - 1],
+    lambda rank: [0.1 * rank, math.inf, -0.0, 5e-324],
+    lambda rank: [],
+    lambda rank: list(range(60)),  # what just fits, and what does not
+    lambda rank: list(range(61)),
+    lambda rank: [float(rank)] * (100 * rank),  # each as many as it has
+    lambda rank: [1.5] if rank else [2**60],  # of a kind of its own
+]
+TEXTS = [lambda rank: "", lambda rank: f"Größe {rank}", lambda rank: "é" * 300 * rank]
+
+
+@on_ranks(4)
+def test_every_rank_has_all_in_the_order_of_the_group() -> None:
+    world, rank = 4, dist.get_rank()
+    reversed_pairs = dist.new_group([3, 1])
+    groups: list[tuple[object, list[int]]] = [
+        (None, [0, 1, 2, 3]),
+        (dist.group.WORLD, [0, 1, 2, 3]),
+        (init_device_mesh("cpu", (2, 2)), [0, 1, 2, 3]),
+        (init_device_mesh("cpu", (2, 1, 2)), [0, 1, 2, 3]),
+        (DeviceMesh("cpu", [[2, 0], [3, 1]]), [2, 0, 3, 1]),
+        (DeviceMesh("cpu", [1, 2, 3]), [1, 2, 3]),
+        (DeviceMesh("cpu", [2]), [2]),
+    ]
+    for group, ranks in groups:
+        if rank not in ranks:
+            for ask in (group_of.gathered, group_of.gathered_texts):
+                assert "ValueError: this rank is not in the mesh" in message(ask, group, "")
+            continue
+        assert group_of.members(group) == ranks
+        for numbers in NUMBERS:
+            got = group_of.gathered(group, numbers(rank))
+            expected = [numbers(r) for r in ranks]
+            assert repr(got) == repr(expected)
+        for text in TEXTS:
+            assert group_of.gathered_texts(group, text(rank)) == [text(r) for r in ranks]
+    if rank in (1, 3):
+        ranks = dist.get_process_group_ranks(reversed_pairs)
+        assert group_of.gathered(reversed_pairs, [rank]) == [[r] for r in ranks]
+    else:
+        assert "not in the group" in message(group_of.gathered, reversed_pairs, [0])
+    assert len(group_of.gathered(None, [])) == world
+
+
+@on_ranks(2)
+def test_one_small_collective_does() -> None:
+    asked = []
+    gather = group_of._all_gather
+    group_of._all_gather = lambda *a: (asked.append(a[1]), gather(*a))[1]
+    try:
+        group_of.gathered(None, [0.5] * 60)
+    finally:
+        group_of._all_gather = gather
+    assert [len(row) for row in asked] == [64]
+
+
+@on_ranks(4)
+def test_ranks_at_different_places_are_told_so() -> None:
+    rank = dist.get_rank()
+    said = message(group_of.gathered, None, [rank], "layer a" if rank < 3 else "layer b")
+    assert said.startswith("RanksError: ranks are not at the same place: rank")
+    assert ("in layer b, others (0, 1, 2)" if rank == 3 else "in layer a, others (3) a") in said
+    assert group_of.gathered(None, [rank]) == [[0], [1], [2], [3]]  # and can go on
+
+
+# --- an error on one is an error on all ----------------------------------------------------------
+
+
+def body(failing: list[int], asking: bool) -> None:
+    with group_of.together(None, "the test"):
+        if dist.get_rank() in failing:
+            raise ValueError(f"no, said {dist.get_rank()}" + "!" * 500)
+        if asking:
+            group_of.gathered(None, [1.0], "a layer")
+
+
+@pytest.mark.parametrize("asking", [False, True])
+@pytest.mark.parametrize("failing", [[], [2], [0, 3], [0, 1, 2, 3]], ids=str)
+def test_an_error_on_one_rank_is_one_on_all(failing: list[int], asking: bool) -> None:
+    start = time.monotonic()
+    said = pool(4).run(message, body, failing, asking)
+    heard = "; ".join(RANK.format(rank, rank) + "!" * 500 for rank in failing)
+    for rank in range(4):
+        own = f"ValueError: no, said {rank}" + "!" * 500
+        expected = own if rank in failing else f"RanksError: {heard}" if failing else ""
+        assert said[rank] == expected
+    assert time.monotonic() - start < group_of.PATIENCE
+    assert pool(4).run(message, body, [], True) == [""] * 4
+
+
+@on_ranks(4)
+def test_in_a_mesh_of_some_ranks_the_others_hear_nothing() -> None:
+    rank = dist.get_rank()
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))["columns"]
+
+    def fail() -> None:
+        with group_of.together(mesh):
+            if rank == 1:
+                raise KeyError("x")
+
+    expected = {0: "RanksError: rank 1 failed: KeyError: 'x'", 1: "KeyError: 'x'"}
+    assert message(fail) == expected.get(rank, "")
+
+
+@pytest.mark.parametrize("raiser", [0, 3])
+def test_errors_of_a_part_of_the_ranks_reach_all(raiser: int) -> None:
+    said = pool(4).run(nested, raiser)
+    heard = f"RanksError: rank {raiser} failed: KeyError: 'x'"
+    assert said == ["KeyError: 'x'" if rank == raiser else heard for rank in range(4)]
+    assert pool(4).run(message, body, [], True) == [""] * 4
+
+
+def nested(raiser: int) -> str:
+    """An error within a block of two ranks within two blocks of all."""
+    pair = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))["columns"]
+
+    def fail() -> None:
+        with group_of.together(None), group_of.together(None), group_of.together(pair):
+            if dist.get_rank() == raiser:
+                raise KeyError("x")
+
+    return message(fail)
+
+
+def within_a_collective_of_its_own(patience: float) -> str:
+    """Rank 2 fails where the others wait in the model's own collective, and its process ends."""
+    group_of.PATIENCE = patience
+
+    def step() -> None:
+        with group_of.together(None, "the pass"):
+            if dist.get_rank() == 2:
+                raise ValueError("a bad batch")
+            dist.all_reduce(torch.ones(1000), group=rows)
+
+    rows = dist.new_group([0, 1, 2])
+    said = message(step)
+    if dist.get_rank() == 2:
+        os._exit(0)
+    return said
+
+
+def test_those_who_wait_elsewhere_hear_it_when_the_process_ends() -> None:
+    start = time.monotonic()
+    with Ranks(3) as ranks:
+        said = ranks.answers(within_a_collective_of_its_own, 0.3)
+    heard = "RanksError: rank 2 failed: ValueError: a bad batch"
+    assert said == [(True, heard), (True, heard), (False, "its process ended")]
+    assert time.monotonic() - start < 20
+
+
+def one_is_killed(where: str) -> str:
+    def step() -> None:
+        with group_of.together(None, "the pass"):
+            for layer in range(3):
+                if dist.get_rank() == 1 and layer == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if where == "the model's own collective":
+                    dist.all_reduce(torch.ones(1))
+                else:
+                    group_of.gathered(None, [layer], f"layer {layer}")
+
+    return message(step)
+
+
+@pytest.mark.parametrize("where", ["layer 2", "the model's own collective"])
+def test_a_rank_that_dies_ends_the_others_with_a_clear_message(where: str) -> None:
+    start = time.monotonic()
+    with Ranks(3) as ranks:
+        said = ranks.answers(one_is_killed, where)
+    assert said[1] == (False, "its process ended")
+    doing = where if where == "layer 2" else "the end of the pass"
+    heard = f"RanksLost: in {doing}, ranks lost each other: one of them has ended"
+    assert all(good and answer.startswith(heard) for good, answer in (said[0], said[2])), said
+    assert time.monotonic() - start < 20
+
+
+# --- the pool itself -----------------------------------------------------------------------------
+
+
+def fails_on(rank: int, hangs: bool) -> int:
+    if dist.get_rank() == rank:
+        if hangs:
+            time.sleep(1000)
+        raise ArithmeticError("so")
+    return dist.get_rank()
+
+
+def test_failures_of_ranks_are_named() -> None:
+    with Ranks(2) as ranks:
+        assert ranks.run(fails_on, 5, False) == [0, 1]
+        with pytest.raises(RankFailed, match=r"(?s)rank 1: .*in fails_on.*ArithmeticError: so"):
+            ranks.run(fails_on, 1, False)
+        with pytest.raises(RankFailed, match=r"^rank 0: gave no answer, and was killed$"):
+            ranks.run(fails_on, 0, True, timeout=0.5)
+        assert ranks.run(fails_on, 5, False) == [0, 1]
