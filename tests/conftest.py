@@ -4,6 +4,7 @@ Where there is no GPU, triton runs in its interpreter: to be said before anythin
 """
 
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+
+# What is imported and collected, half a million objects, stays. Whoever walks all objects, as
+# Python's collector and deferred() do, would walk these in each test: they are set apart.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
+
 
 # Tests that run themselves, or a helper, in a process of its own find there what they import.
 _paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copyreg
 import gc
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fastinit.base import torch_internals as internals
+
+T = TypeVar("T")
 
 
 def exchange(tensor: Tensor, other: Tensor) -> None:
@@ -36,14 +39,17 @@ def exchange(tensor: Tensor, other: Tensor) -> None:
                 setattr(each, hooks, getattr(each, hooks))  # hands them to autograd again
 
 
-def living(is_wanted: Callable[[Tensor], bool]) -> Iterator[Tensor]:
-    """All tensors, parameters and buffers that are alive in Python and wanted."""
+def living(kind: type[T], is_wanted: Callable[[T], bool]) -> Iterator[T]:
+    """All tensors, parameters and buffers, or all modules, that are alive in Python and wanted.
+
+    What ``gc.freeze()`` has set apart is not among them.
+    """
     kinds: dict[type, bool] = {}
     for one in gc.get_objects():
-        kind = type(one)
-        if kind not in kinds:
-            kinds[kind] = Tensor in kind.__mro__
-        if kinds[kind] and is_wanted(one):
+        its = type(one)
+        if its not in kinds:
+            kinds[its] = kind in its.__mro__
+        if kinds[its] and is_wanted(one):
             yield one
 
 

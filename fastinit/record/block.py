@@ -127,7 +127,7 @@ def _note_versions(recording: Recording) -> None:
             return False
         return memory.is_away or memory.contents.is_random
 
-    for tensor in living(is_to_be_written):
+    for tensor in living(Tensor, is_to_be_written):
         memory = memory_of(tensor)
         assert memory is not None
         memory.versions[id(tensor)] = version_of(tensor)

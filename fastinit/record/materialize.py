@@ -194,7 +194,7 @@ def _give(
         values = made.get(memory_of(tensor))  # type: ignore[arg-type]
         return values is not None and tensor.untyped_storage() is not values.untyped_storage()
 
-    found = list(living(is_wanted)) if search else [t for t in known if is_wanted(t)]
+    found = list(living(Tensor, is_wanted)) if search else [t for t in known if is_wanted(t)]
     found = list({id(tensor): tensor for tensor in found}.values())
     of = {id(tensor): its for tensor in found if (its := memory_of(tensor)) is not None}
     _lay_out(made, [(tensor, of[id(tensor)]) for tensor in found])

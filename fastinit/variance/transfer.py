@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import math
 
 import torch
 from torch import Tensor, nn
 
 from fastinit.base import number
+from fastinit.base.holders import living
 from fastinit.elements import tensors
 from fastinit.fills.layer_kinds import EMBEDDINGS
 from fastinit.statistics.tensor import moments
@@ -100,7 +100,7 @@ def _check_alone(written: dict[str, Tensor], own: set[nn.Module]) -> None:
     Whatever model it is in: all modules that there are in this process are asked.
     """
     places = {name: place_of(parameter, parameter) for name, parameter in written.items()}
-    modules = [m for m in gc.get_objects() if issubclass(type(m), nn.Module) and m not in own]
+    modules = list(living(nn.Module, lambda module: module not in own))
     for module in modules:
         for key, other in vars(module).get("_parameters", {}).items():
             there = None if other is None else place_of(other, other)
