@@ -12,6 +12,7 @@ from fastinit.backends.choose import backend
 from fastinit.backends.installation import info, version
 from fastinit.backends.slow import SlowBackendWarning
 from fastinit.base.number import NumberRangeError, NumberTypeError
+from fastinit.elements.part import Part
 from fastinit.fills import agreement  # users set fastinit.agreement.check
 from fastinit.fills import operator as ops  # and call fastinit.ops.fill_ with a window
 from fastinit.patching import patch, patched, unpatch
@@ -44,6 +45,7 @@ __all__ = [
     "Moments",
     "NumberRangeError",
     "NumberTypeError",
+    "Part",
     "Plan",
     "SlowBackendWarning",
     "agreement",

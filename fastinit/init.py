@@ -14,7 +14,10 @@ bounds in standard deviations (``sigma=True``) and, keyword-only:
     name and a shape always give the same values; another dtype the same ones, rounded, but where
     that leaves the law's interval: then the nearest value inside it.
 ``fan``
-    (fan_in, fan_out), where the shape does not tell them: shards, grouped or fused weights.
+    (fan_in, fan_out), where the shape does not tell them: grouped or fused weights.
+``part``
+    :class:`fastinit.Part`: which elements of the full parameter the tensor holds. It gets the values
+    that these have in the whole, and fans are those of the full shape. (A DTensor says it itself.)
 
 A number is any of Python's or NumPy's, or a tensor without dimensions, but no bool. What is none raises
 NumberTypeError (a TypeError and ValueError), and one out of range NumberRangeError (a ValueError and
@@ -62,6 +65,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from fastinit.elements.part import Part
 from fastinit.fills.by_fan import (
     kaiming_normal_,
     kaiming_uniform_,
@@ -126,6 +130,7 @@ def uniform_(
     *,
     seed: int | None = None,
     name: str | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Fills with the uniform law on [a, b).
 
@@ -135,7 +140,7 @@ def uniform_(
         a, b: finite, a <= b; b itself is never drawn unless a == b, in no dtype. Of float16 and
             bfloat16, values that would round to b are the dtype's largest below it (of [0, 1) 0.024 %
             and 0.20 % of all), and where the dtype has no value in [a, b), all are the nearest to a.
-        generator, seed, name: as for :func:`normal_`.
+        generator, seed, name, part: as for :func:`normal_`.
 
     Raises:
         NumberRangeError: bounds reversed, NaN, infinite or beyond the tensor's dtype; and as
@@ -145,7 +150,7 @@ def uniform_(
         return handle_torch_function(
             uniform_, (tensor,), tensor, a=a, b=b, generator=generator, seed=seed, name=name
         )
-    return draw_(tensor, laws.uniform(a, b), generator, seed, name)
+    return draw_(tensor, laws.uniform(a, b), generator, seed, name, part)
 
 
 def normal_(
@@ -156,6 +161,7 @@ def normal_(
     *,
     seed: int | None = None,
     name: str | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Fills with the normal law.
 
@@ -165,17 +171,25 @@ def normal_(
         mean, std: finite, std >= 0.
         generator: the seed is drawn from it; by default from torch's CPU generator.
         seed: in [0, 2^64), instead of a generator.
-        name: the parameter's, for a stream of its own; by default the anonymous stream.
+        name: the parameter's, for a stream of its own; by default that of the part, or the anonymous
+            stream.
+        part: which elements of the full parameter these are; by default all. It needs a seed, as other
+            ranks have to draw the same.
 
     Raises:
-        TypeError: ``tensor`` is none, or a name has the wrong type.
+        TypeError: ``tensor`` is none, or a name or part has the wrong type.
         NumberTypeError: a number or seed that is none (``fastinit.base.number``).
         NumberRangeError: std negative, NaN or infinite; mean NaN or infinite; a seed out of range.
-        ValueError: both a seed and a generator; an UninitializedParameter.
+        ValueError: both a seed and a generator; an UninitializedParameter; a part without a seed, of
+            another name than ``name``, or of another shape than the tensor's.
         NotImplementedError: an integer, bool, quantised, float8 or sparse tensor.
         RuntimeError: elements of the tensor that overlap; an inference tensor outside inference mode.
 
     >>> normal_(torch.empty(2), seed=0).equal(normal_(torch.empty(2), seed=0))
+    True
+    >>> rows = fastinit.Part((8, 4)).chunk(0, ranks=2, rank=1)
+    >>> whole = normal_(torch.empty(8, 4), seed=0, name="w")
+    >>> normal_(torch.empty(4, 4), seed=0, name="w", part=rows).equal(whole[4:])
     True
     """
     if has_torch_function_variadic(tensor):
@@ -188,8 +202,9 @@ def normal_(
             generator=generator,
             seed=seed,
             name=name,
+            part=part,
         )
-    return draw_(tensor, laws.normal(mean, std), generator, seed, name)
+    return draw_(tensor, laws.normal(mean, std), generator, seed, name, part)
 
 
 def trunc_normal_(
@@ -203,13 +218,14 @@ def trunc_normal_(
     sigma: bool = False,
     seed: int | None = None,
     name: str | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Fills with the normal law conditioned on [a, b].
 
     The values' own std is below ``std``; :func:`variance_scaling_` makes up for that.
 
     Args:
-        tensor, generator, seed, name: as for :func:`normal_`.
+        tensor, generator, seed, name, part: as for :func:`normal_`.
         mean, std: of the normal law that is cut.
         a, b: the bounds, which may be infinite: values, whatever the std, as in torch; or, with
             ``sigma``, multiples of std, counted from the mean. No value is outside, in no dtype: one
@@ -232,7 +248,7 @@ def trunc_normal_(
             "The values are all from the tail of the distribution.",
             stacklevel=2,
         )
-    return draw_(tensor, law, generator, seed, name)
+    return draw_(tensor, law, generator, seed, name, part)
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:

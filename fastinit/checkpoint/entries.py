@@ -100,7 +100,7 @@ def stored_tensors(
         plan = recorded_plan(model) if on_meta else Plan({})
     by_id: dict[int, Source] = {}
     entries: list[Entry] = []
-    for name, parameter in fitted(model, dict(plan), plan.aliases, given=recorded):
+    for name, parameter, _ in fitted(model, dict(plan), plan.aliases, given=recorded):
         values = known_values(plan[name])
         source = _source(name, parameter, dtype, plan[name] if values is None else values)
         as_stored = torch.empty(source.shape, dtype=source.dtype, device="meta")

@@ -1,9 +1,10 @@
 """Partitioned: plain tensors that are this rank's part of a parameter, or a stand-in for one.
 
 Which elements of the full parameter does a tensor hold? A DTensor says so
-(:mod:`fastinit.elements.shards`), and so does whoever passes a window. A plain tensor holds all, 0, 1,
-2, ... in its own shape, unless what keeps it left a mark that it does not: then nobody knows which
-elements these are, and writing them by their local index would give every rank the same numbers.
+(:mod:`fastinit.elements.shards`), and so does whoever passes a :class:`fastinit.Part`. A plain tensor
+holds all, 0, 1, 2, ... in its own shape, unless what keeps it left a mark that it does not: then nobody
+knows which elements these are, and writing them by their local index would give every rank the same
+numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from fastinit.base.torch_internals import base_of
 
 
-class Part(NamedTuple):
+class Mark(NamedTuple):
     """A tensor that is not all of its parameter."""
 
     said: str
@@ -33,8 +34,8 @@ def is_marked(tensor: Tensor) -> bool:
     return bool(tensor.__dict__) or (base is not None and bool(base.__dict__))
 
 
-def part_of(tensor: Tensor) -> Part | None:
-    """The part of its parameter that a tensor is; None if it is all of it, as far as anything tells.
+def mark_of(tensor: Tensor) -> Mark | None:
+    """What tells that a tensor is a part of its parameter; None if nothing does.
 
     What was taken from a part is one too. ``.data`` and ``.detach()`` give tensors that carry no mark.
     """
@@ -42,8 +43,8 @@ def part_of(tensor: Tensor) -> Part | None:
     if is_marked(tensor):
         for marked in (tensor,) if base is None else (tensor, base):
             for kept_by in _KEPT_BY:
-                if (part := kept_by(marked)) is not None:
-                    return part
+                if (mark := kept_by(marked)) is not None:
+                    return mark
     return None
 
 
@@ -53,15 +54,15 @@ def check_whole(tensor: Tensor, argument: str = "tensor", *, constant: bool = Fa
     Args:
         constant: all elements shall be the same, so that a part can be written where it is.
     """
-    part = part_of(tensor)
-    if part is not None and not (constant and part.is_here):
+    mark = mark_of(tensor)
+    if mark is not None and not (constant and mark.is_here):
         raise NotImplementedError(
-            f"{argument} {part.said}, and nothing says which elements of the full parameter it holds; "
-            f"{part.way_out}"
+            f"{argument} {mark.said}, and nothing says which elements of the full parameter it holds; "
+            f"{mark.way_out}"
         )
 
 
-def _fsdp1(tensor: Tensor) -> Part | None:
+def _fsdp1(tensor: Tensor) -> Mark | None:
     """FullyShardedDataParallel: one flat parameter, cut, whose original parameters are views of it.
 
     While it is gathered (``summon_full_params``), and with NO_SHARD, they have their shapes; what is of
@@ -72,19 +73,19 @@ def _fsdp1(tensor: Tensor) -> Part | None:
         "parameters say what they hold"
     )
     if getattr(tensor, "_is_flat_param", False):
-        return Part("is FSDP1's flat parameter, which is several in one", way_out, True)
+        return Mark("is FSDP1's flat parameter, which is several in one", way_out, True)
     if getattr(tensor, "_fsdp_flattened", False) and tensor.dim() == 1 and _ranks() > 1:
         said = f"is a flat view of FSDP1's (shape {tuple(tensor.shape)}, use_orig_params=True)"
-        return Part(said, way_out, True)
+        return Mark(said, way_out, True)
     return None
 
 
-def _zero3(tensor: Tensor) -> Part | None:
+def _zero3(tensor: Tensor) -> Mark | None:
     """DeepSpeed's ZeRO stage 3: an empty stand-in, unless gathered; the part is elsewhere."""
     full = getattr(tensor, "ds_shape", None)
     if full is None or tuple(tensor.shape) == tuple(full):
         return None
-    return Part(
+    return Mark(
         f"is a stand-in of shape {tuple(tensor.shape)} for a parameter of DeepSpeed's ZeRO stage 3, of "
         f"shape {tuple(full)}",
         "write it within deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)",
@@ -92,14 +93,14 @@ def _zero3(tensor: Tensor) -> Part | None:
     )
 
 
-def _megatron(tensor: Tensor) -> Part | None:
+def _megatron(tensor: Tensor) -> Mark | None:
     """Megatron's tensor parallelism: a plain tensor that is one rank's rows or columns."""
     if not getattr(tensor, "tensor_model_parallel", False) or _tensor_parallel_ranks() == 1:
         return None
-    return Part(
+    return Mark(
         f"is one rank's part, along dimension {getattr(tensor, 'partition_dim', '?')}, of a parameter "
         f"that Megatron has split (shape {tuple(tensor.shape)})",
-        "write the full tensor and split that, or use fastinit.ops.fill_ with a window",
+        "say it by part= (fastinit.Part), or write the full tensor and split that",
         True,
     )
 
@@ -118,4 +119,4 @@ def _ranks() -> int:
     return dist.get_world_size() if dist is not None and distributed else 1
 
 
-_KEPT_BY: tuple[Callable[[Tensor], Part | None], ...] = (_fsdp1, _zero3, _megatron)
+_KEPT_BY: tuple[Callable[[Tensor], Mark | None], ...] = (_fsdp1, _zero3, _megatron)

@@ -1,15 +1,15 @@
-"""Shards: which elements of the full parameter a tensor holds, and where. Nothing is communicated.
+"""Shards: which part of its parameter a tensor is, asked of the tensor. Nothing is communicated.
 
-A rank's part of a tensor that is sharded over a device mesh follows from the placements and the rank's
-place in the mesh. It is one block of the full tensor, or several where a dimension is dealt out in turns
-(FSDP2 over tensor parallelism). What is no DTensor is all of its parameter, or is refused.
-torch.distributed is only looked at if someone has imported it.
+A rank's :class:`fastinit.Part` of a tensor that is sharded over a device mesh follows from the
+placements and the rank's place in the mesh. What is no DTensor is the part that whoever passes it says,
+otherwise all of its parameter, or is refused. torch.distributed is only looked at if someone has
+imported it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -17,13 +17,11 @@ from torch import Tensor
 
 from fastinit.base import torch_internals as internals
 from fastinit.elements import partitioned
-from fastinit.elements.strided import Piece, Strided
+from fastinit.elements.part import Part, check_part, chunk_of, nothing
+from fastinit.elements.strided import Piece
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
-
-Runs = list[tuple[int, int]]
-"""(start, length) of the indices that are held of one dimension, in their order."""
 
 
 def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
@@ -91,114 +89,104 @@ def _storage(tensor: DTensor) -> int:
     return internals.storage_id(local(tensor))
 
 
-def pieces(tensor: Tensor, argument: str = "tensor") -> list[Piece]:
-    """The blocks of a DTensor that this rank holds; none on a rank that is not in its mesh.
+def part_of(tensor: Tensor, argument: str = "tensor", given: Part | None = None) -> Part | None:
+    """The part of its parameter that a tensor is; None if it is all of it, as far as anything tells.
+
+    Args:
+        given: what whoever passes the tensor says of it.
 
     Raises:
-        NotImplementedError: as :func:`check_held`; a local tensor of another shape than the placements
-            say.
+        NotImplementedError: a part that is given of a DTensor, which says it itself; nobody knows the
+            elements (:func:`check_held`); a DTensor whose local tensor has another shape than its
+            placements say. TypeError: what is given is no Part.
     """
-    assert is_dtensor(tensor)
+    if given is not None:
+        check_part(given)
+    if not is_dtensor(tensor):
+        if given is None:
+            check_held(tensor, argument)
+        return given
+    if given is not None:
+        raise NotImplementedError(f"{argument} is a DTensor, which has a part of its own already")
     check_held(tensor, argument)
-    mesh, here = tensor.device_mesh, local(tensor)
+    return _of_dtensor(tensor, argument)
+
+
+def pieces(tensor: Tensor, argument: str = "tensor", part: Part | None = None) -> list[Piece]:
+    """The blocks of its parameter that a tensor is; none on a rank that is not in a DTensor's mesh.
+
+    Raises:
+        as :func:`part_of`; ValueError: a tensor of another shape than a part that is given.
+    """
+    part = part_of(tensor, argument, part)
+    here = local(tensor)
+    return (Part(tuple(here.shape)) if part is None else part).pieces(here, argument)
+
+
+def _of_dtensor(tensor: DTensor, argument: str) -> Part:
+    mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate()
     if coordinate is None:
-        return []
-    held: list[Runs] = [[(0, size)] for size in tensor.shape]
+        return nothing(tensor.shape)
+    part = Part(tuple(tensor.shape))
     for mesh_dim in _order(tensor):
         placement = tensor.placements[mesh_dim]
         if isinstance(placement, internals.shard_placements()):
             # Of an ordinary shard there is one turn: all indices are chunked at once.
             turns = int(getattr(placement, "split_factor", 1))
             dim, ranks, rank = placement.dim, mesh.size(mesh_dim), coordinate[mesh_dim]
-            held[dim] = _merged(
-                run
-                for turn in range(turns)
-                for run in _chunk(_chunk(held[dim], turns, turn), ranks, rank)
-            )
-    shape = tuple(sum(length for _, length in runs) for runs in held)
-    if shape != tuple(here.shape):
+            part = part.cut(dim, _in_turns(part.local_shape[dim], turns, ranks, rank))
+    if part.local_shape != tuple(local(tensor).shape):
         raise NotImplementedError(
-            f"{argument} is a DTensor whose local tensor has shape {tuple(here.shape)}, but its "
-            f"placements {tensor.placements} give {shape} on this rank"
+            f"{argument} is a DTensor whose local tensor has shape {tuple(local(tensor).shape)}, but "
+            f"its placements {tensor.placements} give {part.local_shape} on this rank"
         )
-    return [piece for piece in _blocks(here, held, tensor.shape) if piece.which.numel]
+    return part
 
 
-def write_whole_(tensor: DTensor, write: Callable[[Tensor], object]) -> DTensor:
-    """Writes a DTensor by a function of whole tensors, and returns it.
+def _in_turns(size: int, turns: int, ranks: int, rank: int) -> list[tuple[int, int]]:
+    """The rank's chunk of each turn's chunk, as ``torch.chunk`` cuts both, of so many indices."""
+    found = []
+    for start, length in (chunk_of(size, turns, turn) for turn in range(turns)):
+        first, held = chunk_of(length, ranks, rank)
+        found.append((start + first, held))
+    return found
 
-    The function writes a full one, of which this rank keeps its part. Ranks that hold nothing, and meta
-    tensors, need none.
+
+def write_whole_(
+    tensor: Tensor,
+    write: Callable[[Tensor], object],
+    part: Part | None = None,
+    argument: str = "tensor",
+) -> Tensor:
+    """Writes a part of a parameter by a function of whole tensors, and returns it.
+
+    The function writes a full one, of which the tensor gets its elements. Tensors that hold nothing, and
+    meta tensors, need none.
+
+    Args:
+        part: of a tensor that does not say it itself.
     """
-    held = pieces(tensor)
+    part = part_of(tensor, argument, part)
+    assert part is not None
+    here = local(tensor)
+    held = part.pieces(here, argument)
     if held and not tensor.is_meta:
-        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=held[0].tensor.device)
+        full = torch.empty(part.shape, dtype=tensor.dtype, device=here.device)
         write(full)
-        copy_(tensor, full)
+        copy_(held, full)
+        torch.autograd.graph.increment_version(tensor)
     return tensor
 
 
-def copy_(tensor: Tensor, full: Tensor) -> None:
-    """Copies this rank's elements of a DTensor from the full tensor, which is contiguous."""
+def copy_(held: Sequence[Piece], full: Tensor) -> None:
+    """Copies the pieces' elements from the full tensor, which is contiguous."""
     with torch.no_grad():
-        for piece in pieces(tensor):
-            piece.tensor.copy_(piece.which.on(full))
-    torch.autograd.graph.increment_version(tensor)
+        for piece in held:
+            piece.tensor.detach().copy_(piece.which.on(full))
 
 
 def _order(tensor: DTensor) -> Sequence[int]:
     """The mesh's dimensions in the order in which they shard: from the left, unless the spec says."""
     order = internals.shard_order(tensor)
     return range(tensor.device_mesh.ndim) if order is None else order
-
-
-def _chunk(runs: Runs, chunks: int, which: int) -> Runs:
-    """One of the chunks, empty ones included, that ``torch.chunk`` would make of a dimension's indices.
-
-    Args:
-        runs: the indices, n in all.
-        chunks: at least 1; each has ceil(n / chunks) indices, but for the last ones.
-        which: in ``range(chunks)``.
-    """
-    size = -(-sum(length for _, length in runs) // chunks)
-    first, last = which * size, (which + 1) * size
-    taken, before = [], 0
-    for start, length in runs:
-        low, high = max(first - before, 0), min(last - before, length)
-        if low < high:
-            taken.append((start + low, high - low))
-        before += length
-    return taken
-
-
-def _merged(runs: Iterable[tuple[int, int]]) -> Runs:
-    """The runs, neighbours as one."""
-    merged: Runs = []
-    for start, length in runs:
-        first, before = merged[-1] if merged else (0, 0)
-        if merged and first + before == start:
-            merged[-1] = (first, before + length)
-        else:
-            merged.append((start, length))
-    return merged
-
-
-def _blocks(here: Tensor, held: Sequence[Runs], shape: Sequence[int]) -> list[Piece]:
-    """Each combination of the dimensions' runs.
-
-    Args:
-        here: the local tensor, of as many indices in each dimension as are held.
-        held: runs of the full tensor's indices, for each dimension.
-        shape: the full tensor's.
-    """
-    _, _, strides = Strided.contiguous(shape)
-    pieces = [Piece(here, Strided(0, tuple(here.shape), strides))]
-    for dim, runs in enumerate(held):
-        lengths = [length for _, length in runs]
-        pieces = [
-            Piece(view, Strided(offset + start * strides[dim], tuple(view.shape), strides))
-            for tensor, (offset, _, _) in pieces
-            for (start, _), view in zip(runs, tensor.split(lengths, dim))
-        ]
-    return pieces

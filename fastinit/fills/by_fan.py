@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from fastinit.elements.part import Part
 from fastinit.fills import fans
 from fastinit.fills.fans import Fans, check_fans
 from fastinit.fills.seeded import draw_, full_shape
@@ -22,6 +23,7 @@ def xavier_uniform_(
     seed: int | None = None,
     name: str | None = None,
     fan: Fans | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Fills with the uniform law of std gain * sqrt(2 / (fan_in + fan_out)): Glorot & Bengio 2010.
 
@@ -29,15 +31,15 @@ def xavier_uniform_(
         tensor: at least 2-D, unless ``fan`` is given: [out, in, ...], trailing sizes count for both
             fans.
         gain: see :func:`fastinit.fills.fans.calculate_gain`.
-        generator, seed, name: as for :func:`fastinit.init.normal_`.
+        generator, seed, name, part: as for :func:`fastinit.init.normal_`.
         fan: (fan_in, fan_out), by default from the shape.
 
     Raises:
         ValueError: fewer than 2 dimensions and no ``fan``; and as :func:`fastinit.init.normal_`.
         NumberRangeError: a gain that is negative, NaN or infinite.
     """
-    std = fans.xavier_std(_fans(tensor, fan), gain)
-    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name)
+    std = fans.xavier_std(_fans(tensor, fan, part), gain)
+    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name, part)
 
 
 def xavier_normal_(
@@ -48,13 +50,14 @@ def xavier_normal_(
     seed: int | None = None,
     name: str | None = None,
     fan: Fans | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Fills with the normal law of std gain * sqrt(2 / (fan_in + fan_out)): Glorot & Bengio 2010.
 
     Arguments and errors are those of :func:`xavier_uniform_`.
     """
-    std = fans.xavier_std(_fans(tensor, fan), gain)
-    return draw_(tensor, laws.normal(0.0, std), generator, seed, name)
+    std = fans.xavier_std(_fans(tensor, fan, part), gain)
+    return draw_(tensor, laws.normal(0.0, std), generator, seed, name, part)
 
 
 def kaiming_uniform_(
@@ -67,6 +70,7 @@ def kaiming_uniform_(
     seed: int | None = None,
     name: str | None = None,
     fan: Fans | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Fills with the uniform law of std gain(nonlinearity, a) / sqrt(fan): He et al. 2015.
 
@@ -77,7 +81,7 @@ def kaiming_uniform_(
         mode: "fan_in" keeps the variance of activations, "fan_out" of gradients; case does
             not matter.
         nonlinearity: see :func:`fastinit.fills.fans.calculate_gain`.
-        generator, seed, name: as for :func:`fastinit.init.normal_`.
+        generator, seed, name, part: as for :func:`fastinit.init.normal_`.
         fan: (fan_in, fan_out), by default from the shape.
 
     Raises:
@@ -100,12 +104,13 @@ def kaiming_uniform_(
             seed=seed,
             name=name,
             fan=fan,
+            part=part,
         )
-    if 0 in full_shape(tensor):
+    if 0 in full_shape(tensor, part):
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
-    std = fans.kaiming_std(_fans(tensor, fan), a, mode, nonlinearity)
-    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name)
+    std = fans.kaiming_std(_fans(tensor, fan, part), a, mode, nonlinearity)
+    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name, part)
 
 
 def kaiming_normal_(
@@ -118,16 +123,17 @@ def kaiming_normal_(
     seed: int | None = None,
     name: str | None = None,
     fan: Fans | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Fills with the normal law of std gain(nonlinearity, a) / sqrt(fan): He et al. 2015.
 
     Arguments, errors and warnings are those of :func:`kaiming_uniform_`.
     """
-    if 0 in full_shape(tensor):
+    if 0 in full_shape(tensor, part):
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
-    std = fans.kaiming_std(_fans(tensor, fan), a, mode, nonlinearity)
-    return draw_(tensor, laws.normal(0.0, std), generator, seed, name)
+    std = fans.kaiming_std(_fans(tensor, fan, part), a, mode, nonlinearity)
+    return draw_(tensor, laws.normal(0.0, std), generator, seed, name, part)
 
 
 def variance_scaling_(
@@ -140,6 +146,7 @@ def variance_scaling_(
     seed: int | None = None,
     name: str | None = None,
     fan: Fans | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Fills with mean 0 and variance scale / n, as ``variance_scaling`` of JAX and TensorFlow.
 
@@ -150,7 +157,7 @@ def variance_scaling_(
         mode: n is "fan_in", "fan_out", "fan_avg" (their mean) or "fan_geo_avg" (geometric mean).
         distribution: "normal", "uniform" or "truncated_normal", cut at two standard deviations and
             widened so that the values have the variance asked for.
-        generator, seed, name: as for :func:`fastinit.init.normal_`.
+        generator, seed, name, part: as for :func:`fastinit.init.normal_`.
         fan: (fan_in, fan_out), by default from the shape.
 
     Raises:
@@ -158,8 +165,8 @@ def variance_scaling_(
             :func:`fastinit.init.normal_`.
         NumberRangeError: a scale that is negative, NaN or infinite.
     """
-    law = fans.variance_scaling(_fans(tensor, fan), scale, mode, distribution)
-    return draw_(tensor, law, generator, seed, name)
+    law = fans.variance_scaling(_fans(tensor, fan, part), scale, mode, distribution)
+    return draw_(tensor, law, generator, seed, name, part)
 
 
 def lecun_normal_(
@@ -169,14 +176,15 @@ def lecun_normal_(
     seed: int | None = None,
     name: str | None = None,
     fan: Fans | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Fills with a truncated normal of variance 1 / fan_in: LeCun et al. 1998, for selu.
 
     As in JAX and Keras: :func:`variance_scaling_` with its defaults; arguments and errors are
     there.
     """
-    law = fans.variance_scaling(_fans(tensor, fan), 1.0, "fan_in", "truncated_normal")
-    return draw_(tensor, law, generator, seed, name)
+    law = fans.variance_scaling(_fans(tensor, fan, part), 1.0, "fan_in", "truncated_normal")
+    return draw_(tensor, law, generator, seed, name, part)
 
 
 def lecun_uniform_(
@@ -186,14 +194,15 @@ def lecun_uniform_(
     seed: int | None = None,
     name: str | None = None,
     fan: Fans | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Fills with the uniform law of variance 1 / fan_in: LeCun et al. 1998.
 
     :func:`variance_scaling_` with distribution "uniform"; arguments and errors are there.
     """
-    law = fans.variance_scaling(_fans(tensor, fan), 1.0, "fan_in", "uniform")
-    return draw_(tensor, law, generator, seed, name)
+    law = fans.variance_scaling(_fans(tensor, fan, part), 1.0, "fan_in", "uniform")
+    return draw_(tensor, law, generator, seed, name, part)
 
 
-def _fans(tensor: Tensor, fan: Fans | None) -> Fans:
-    return fans.fans_of(full_shape(tensor)) if fan is None else check_fans(fan)
+def _fans(tensor: Tensor, fan: Fans | None, part: Part | None) -> Fans:
+    return fans.fans_of(full_shape(tensor, part)) if fan is None else check_fans(fan)

@@ -3,68 +3,73 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from fastinit.base import number
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
+from fastinit.elements.part import Part
 from fastinit.fills import operator as ops
-from fastinit.fills.seeded import draw_, full_shape, warn_if_lost
+from fastinit.fills.seeded import draw_, full_shape, name_of, warn_if_lost, writes_whole
 from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id, substream
 
 
-def eye_(tensor: Tensor) -> Tensor:
+def eye_(tensor: Tensor, *, part: Part | None = None) -> Tensor:
     """Ones on the diagonal, zeros elsewhere: a Linear layer that hands on what it can.
 
     Args:
         tensor: [rows, columns], any dtype and strides.
+        part: which elements of the full parameter these are; by default all.
 
     Raises:
         ValueError: not 2-D.
         RuntimeError: elements that overlap.
     """
-    if len(full_shape(tensor)) != 2:
-        raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(tensor)}")
-    _check(tensor)
+    shape = full_shape(tensor, part)
+    if len(shape) != 2:
+        raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(shape)}")
+    _check(tensor, part)
     if tensors.is_left_alone(tensor):
         return tensor
-    if not is_compiling() and shard.is_dtensor(tensor):
-        return shard.write_whole_(tensor, eye_)
+    if writes_whole(tensor, part):
+        return shard.write_whole_(tensor, eye_, part)
     with torch.no_grad():
         tensor.zero_().diagonal().fill_(1)
     return tensor
 
 
-def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
+def dirac_(tensor: Tensor, groups: int = 1, *, part: Part | None = None) -> Tensor:
     """A one at the kernel's centre from channel i to channel i of each group: the identity.
 
     Args:
         tensor: [out, in / groups, 1 to 3 kernel sizes], any dtype and strides; the centre of an
             even size k is k // 2.
         groups: of the convolution.
+        part: which elements of the full parameter these are; by default all.
 
     Raises:
         ValueError: not 3-, 4- or 5-D; groups is not a positive divisor of the first size.
         TypeError: groups is no whole number.
         RuntimeError: elements that overlap.
     """
-    if len(full_shape(tensor)) not in (3, 4, 5):
-        raise ValueError(f"Only tensors with 3, 4, or 5 dimensions are supported{_but_got(tensor)}")
+    shape = full_shape(tensor, part)
+    if len(shape) not in (3, 4, 5):
+        raise ValueError(f"Only tensors with 3, 4, or 5 dimensions are supported{_but_got(shape)}")
     groups = number.integer("groups", groups)
-    if groups < 1 or tensor.size(0) % groups != 0:
+    if groups < 1 or shape[0] % groups != 0:
         raise number.NumberRangeError(
-            f"dim 0 must be divisible by groups, but got shape {tuple(tensor.shape)} and "
+            f"dim 0 must be divisible by groups, but got shape {tuple(shape)} and "
             f"groups={number.said(groups)}"
         )
-    _check(tensor)
+    _check(tensor, part)
     if tensor.numel() == 0 or tensors.is_left_alone(tensor):
         return tensor
-    if not is_compiling() and shard.is_dtensor(tensor):
-        return shard.write_whole_(tensor, lambda full: dirac_(full, groups))
+    if writes_whole(tensor, part):
+        return shard.write_whole_(tensor, lambda full: dirac_(full, groups), part)
     with torch.no_grad():
         tensor.zero_()
         by_group = torch.unflatten(centre(tensor), 0, (groups, tensor.size(0) // groups))
@@ -80,6 +85,7 @@ def sparse_(
     *,
     seed: int | None = None,
     name: str | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """N(0, std^2), with ceil(sparsity * rows) zeros at random places of each column (Martens 2010).
 
@@ -90,25 +96,27 @@ def sparse_(
         tensor: [rows, columns], any floating or complex dtype and strides.
         sparsity: the fraction of zeros in a column, in [0, 1].
         std: of the values that are not zero.
-        generator, seed, name: as for :func:`fastinit.init.normal_`. Without a seed, the values and
+        generator, seed, name, part: as for :func:`fastinit.init.normal_`. Without a seed, the values and
             the places are two draws from the generator.
 
     Raises:
         ValueError: not 2-D; sparsity outside [0, 1]; both a seed and a generator.
         RuntimeError, NotImplementedError: as :func:`fastinit.init.normal_`.
     """
-    if len(full_shape(tensor)) != 2:
-        raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(tensor)}")
+    shape = full_shape(tensor, part)
+    if len(shape) != 2:
+        raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(shape)}")
     sparsity = number.share("sparsity", sparsity)
     law = laws.normal(0.0, std)
-    ops.check_target(tensor)
+    ops.check_target(tensor, part=part)
+    name = name_of(name, part)
     if tensors.is_left_alone(tensor):
         return tensor
-    rows, columns = tensor.shape
+    rows, columns = shape
     zeros = math.ceil(sparsity * rows)
     some = zeros > 0 and columns > 0
     stream = ANONYMOUS if name is None else stream_id(name)
-    if not is_compiling() and shard.is_dtensor(tensor):
+    if writes_whole(tensor, part):
         values = ops.draw_seed(tensor, seed, generator)
         places = ops.draw_seed(tensor, seed, generator) if some else values
         warn_if_lost(tensor)
@@ -118,7 +126,7 @@ def sparse_(
             if some:
                 _zero(full, zeros, stream, places, None)
 
-        return shard.write_whole_(tensor, write)
+        return shard.write_whole_(tensor, write, part)
     draw_(tensor, law, generator, seed, name)
     if some and not tensor.is_meta:
         _zero(tensor, zeros, stream, seed, generator)
@@ -152,13 +160,13 @@ def centre(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _check(tensor: Tensor) -> None:
+def _check(tensor: Tensor, part: Part | None) -> None:
     # Integers and booleans are fine here, and torch itself refuses what it cannot write.
     if tensor.is_floating_point() or tensor.is_complex():
-        ops.check_target(tensor)
+        ops.check_target(tensor, part=part)
     tensors.check_memory(tensor)
     warn_if_lost(tensor, stacklevel=4)
 
 
-def _but_got(tensor: Tensor) -> str:
-    return f", but got shape {tuple(tensor.shape)}"
+def _but_got(shape: Sequence[int]) -> str:
+    return f", but got shape {tuple(shape)}"

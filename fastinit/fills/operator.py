@@ -7,7 +7,7 @@ every tensor can be written before the first is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +18,11 @@ from fastinit.backends.contract import Write
 from fastinit.base import torch_internals as internals
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
+from fastinit.elements.part import Part
 from fastinit.elements.strided import Piece, Strided
 from fastinit.fills import agreement
 from fastinit.stream import keys, laws
 from fastinit.stream.laws import Law
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 # What every call needs, looked up once.
 _native = backends.native.module
@@ -65,7 +63,7 @@ class Request(NamedTuple):
     law: Law
     seed: int
     stream: int = keys.ANONYMOUS
-    window: Window | Strided | None = None
+    window: Window | Strided | Part | None = None
 
 
 def fill_(
@@ -75,7 +73,7 @@ def fill_(
     seed: int | None = None,
     stream: int = keys.ANONYMOUS,
     generator: torch.Generator | None = None,
-    window: Window | Strided | None = None,
+    window: Window | Strided | Part | None = None,
 ) -> Tensor:
     """Writes ``law`` into ``tensor`` and returns it.
 
@@ -87,12 +85,12 @@ def fill_(
         seed: in [0, 2^64); by default one draw from ``generator``.
         stream: the 64-bit stream id, 0 for an anonymous call.
         generator: where the seed is drawn; by default torch's CPU generator.
-        window: which elements these are, as a Window or a Strided of the tensor's shape; by default
-            0, 1, 2, ... in row-major order.
+        window: which elements these are, as a Window or a Strided of the tensor's shape, or as a
+            :class:`fastinit.Part`; by default 0, 1, 2, ... in row-major order.
 
     Raises:
         ValueError: both a seed and a generator, a seed out of range, an uninitialised parameter, a
-            window that does not fit the tensor or the stream.
+            window that does not fit the tensor or the stream, a Part without a seed.
         NotImplementedError: an integer, bool or float8 tensor; a kind without plain memory
             (``fastinit.elements.tensors.memory``); a DTensor with a window; a tensor of which nobody
             knows the elements (``fastinit.elements.shards.check_held``).
@@ -122,7 +120,11 @@ def fill_(
         _increment_version(tensor)
         return tensor
 
-    if not _traced() and shard.is_dtensor(tensor):
+    if isinstance(window, Part) and (_traced() or _dispatch_modes()):
+        for view, its in shard.pieces(tensor, part=window):
+            fill_(view, law, seed=draw_seed(tensor, seed, generator), stream=stream, window=its)
+        return tensor
+    if isinstance(window, Part) or (not _traced() and shard.is_dtensor(tensor)):
         seed = draw_seed(tensor, seed, generator) if law.kind != _CONSTANT else seed or 0
         fill_many_([Request(tensor, law, seed, stream, window)])
         return tensor
@@ -170,8 +172,8 @@ def fill_many_(requests: Sequence[Request]) -> None:
         tensor, law, seed, stream, window = request
         argument = f"requests[{i}].tensor"
         seed = keys.check_seed(seed)
-        if shard.is_dtensor(tensor):
-            here: Sequence[tuple[Tensor, Window | Strided | None]]
+        here: Sequence[tuple[Tensor, Window | Strided | None]]
+        if shard.is_dtensor(tensor) or isinstance(window, Part):
             here = _of_this_rank(tensor, window, argument)
             sharded.append(tensor)
         else:
@@ -203,14 +205,15 @@ def fill_many_(requests: Sequence[Request]) -> None:
         _increment_version(tensor)
 
 
-def draw_seed(tensor: DTensor, seed: int | None, generator: torch.Generator | None) -> int:
-    """The seed of one draw for a DTensor: as given, or drawn alike on all ranks of its mesh.
+def draw_seed(tensor: Tensor, seed: int | None, generator: torch.Generator | None) -> int:
+    """The seed of one draw for a part of a parameter: as given, or drawn alike on all ranks of its mesh.
 
     Every rank draws, also one that holds no element or is not in the mesh, so that their generators stay
     alike; none does for a meta tensor or one without elements.
 
     Raises:
-        ValueError: both a seed and a generator; a seed out of range.
+        ValueError: both a seed and a generator; a seed out of range; no seed for a plain tensor, as
+            nothing tells which ranks would have to draw the same.
         RuntimeError: ranks that drew differently (:mod:`fastinit.fills.agreement`).
         NotImplementedError: a DTensor of which nobody knows the elements, before anything is drawn.
     """
@@ -218,31 +221,37 @@ def draw_seed(tensor: DTensor, seed: int | None, generator: torch.Generator | No
         if generator is not None:
             raise ValueError("seed and generator exclude each other, but got both")
         return keys.check_seed(seed)
+    if not shard.is_dtensor(tensor):
+        raise ValueError(
+            "a part needs seed=, as the ranks that hold the others have to draw the same, but got None"
+        )
     shard.check_held(tensor)
     if tensor.is_meta or not tensor.numel() or tensors.is_left_alone(tensor):
         return 0
     return agreement.draw_seed(tensor.device_mesh, generator)
 
 
-def _of_this_rank(tensor: DTensor, window: Window | Strided | None, argument: str) -> list[Piece]:
-    """This rank's part of a DTensor."""
-    if window is not None:
+def _of_this_rank(
+    tensor: Tensor, window: Window | Strided | Part | None, argument: str
+) -> list[Piece]:
+    """The blocks of its parameter that a tensor is."""
+    if window is not None and not isinstance(window, Part):
         raise NotImplementedError(f"{argument} is a DTensor, which has a window of its own already")
     check_writable(shard.local(tensor), argument)  # also where this rank holds nothing
-    return shard.pieces(tensor, argument)
+    return shard.pieces(tensor, argument, window)
 
 
-def check_target(tensor: Tensor, argument: str = "tensor") -> None:
-    """Raises unless a function of whole tensors can write ``tensor``, or this rank's part of it.
+def check_target(tensor: Tensor, argument: str = "tensor", part: Part | None = None) -> None:
+    """Raises unless a function of whole tensors can write ``tensor``, or the part that it is.
 
     Raises:
-        as :func:`check_writable`; NotImplementedError: as ``fastinit.elements.shards.check_held``.
+        as :func:`check_writable`, and as ``fastinit.elements.shards.part_of``.
     """
     if _is_compiling():
         check_writable(tensor, argument)
         return
     check_writable(shard.local(tensor), argument)
-    shard.check_held(tensor, argument)
+    shard.part_of(tensor, argument, part)
 
 
 def check_writable(tensor: Tensor, argument: str = "tensor") -> None:

@@ -14,14 +14,14 @@ import math
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from fastinit.base import number
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
+from fastinit.elements.part import Part
 from fastinit.fills import operator as ops
 from fastinit.fills.identity_and_sparse import centre
-from fastinit.fills.seeded import full_shape, warn_if_lost
+from fastinit.fills.seeded import full_shape, name_of, warn_if_lost, writes_whole
 from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id
 
@@ -39,6 +39,7 @@ def orthogonal_(
     *,
     seed: int | None = None,
     name: str | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Fills with gain times a random matrix of orthonormal rows or columns, whichever are fewer.
 
@@ -48,9 +49,9 @@ def orthogonal_(
     Args:
         tensor: [rows, ...], at least 2-D; the trailing dimensions count as one. Any floating or
             complex dtype (half types are computed in float32) and strides. Of a DTensor each rank that
-            holds elements makes the whole matrix and keeps its part.
+            holds elements makes the whole matrix and keeps its part; so of any other part.
         gain: a finite factor; may be negative.
-        generator, seed, name: as for :func:`fastinit.init.normal_`.
+        generator, seed, name, part: as for :func:`fastinit.init.normal_`.
 
     Raises:
         ValueError: fewer than 2 dimensions; both a seed and a generator.
@@ -58,17 +59,19 @@ def orthogonal_(
         NumberTypeError, NumberRangeError: a gain that is no number; NaN or infinite.
         NotImplementedError: an integer, bool, quantised, float8 or sparse tensor.
     """
-    if len(full_shape(tensor)) < 2:
+    shape = full_shape(tensor, part)
+    if len(shape) < 2:
         raise ValueError(
-            "Only tensors with 2 or more dimensions are supported, "
-            f"but got shape {tuple(tensor.shape)}"
+            f"Only tensors with 2 or more dimensions are supported, but got shape {tuple(shape)}"
         )
-    gain = _checked(tensor, gain)
+    gain, name = _checked(tensor, gain, part), name_of(name, part)
     if tensors.is_left_alone(tensor):
         return tensor
-    if not is_compiling() and shard.is_dtensor(tensor):
+    if writes_whole(tensor, part):
         seed = ops.draw_seed(tensor, seed, generator)
-        return shard.write_whole_(tensor, lambda t: orthogonal_(t, gain, seed=seed, name=name))
+        return shard.write_whole_(
+            tensor, lambda t: orthogonal_(t, gain, seed=seed, name=name), part
+        )
     rows = tensor.size(0)
     columns = math.prod(tensor.shape[1:])
     matrix = _matrix(rows, columns, tensor, gain, generator, seed, name)
@@ -83,6 +86,7 @@ def delta_orthogonal_(
     *,
     seed: int | None = None,
     name: str | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """A convolution that maps each position alone, by gain times a random matrix: norms are kept.
 
@@ -92,30 +96,30 @@ def delta_orthogonal_(
     Args:
         tensor: [out, in, 1 to 3 kernel sizes] with in <= out, any floating or complex dtype and
             strides; the centre of an even size k is k // 2.
-        gain, generator, seed, name: as for :func:`orthogonal_`.
+        gain, generator, seed, name, part: as for :func:`orthogonal_`.
 
     Raises:
         ValueError: not 3-, 4- or 5-D; more inputs than outputs (no such matrix keeps norms); both a
             seed and a generator.
         RuntimeError, NotImplementedError: as :func:`orthogonal_`.
     """
-    if len(full_shape(tensor)) not in (3, 4, 5):
+    shape = full_shape(tensor, part)
+    if len(shape) not in (3, 4, 5):
         raise ValueError(
-            "Only tensors with 3, 4, or 5 dimensions are supported, "
-            f"but got shape {tuple(tensor.shape)}"
+            f"Only tensors with 3, 4, or 5 dimensions are supported, but got shape {tuple(shape)}"
         )
-    if tensor.size(1) > tensor.size(0):
+    if shape[1] > shape[0]:
         raise ValueError(
             "delta_orthogonal_ expects no more input than output channels, "
-            f"but got shape {tuple(tensor.shape)}"
+            f"but got shape {tuple(shape)}"
         )
-    gain = _checked(tensor, gain)
+    gain, name = _checked(tensor, gain, part), name_of(name, part)
     if tensors.is_left_alone(tensor):
         return tensor
-    if not is_compiling() and shard.is_dtensor(tensor):
+    if writes_whole(tensor, part):
         seed = ops.draw_seed(tensor, seed, generator)
         return shard.write_whole_(
-            tensor, lambda t: delta_orthogonal_(t, gain, seed=seed, name=name)
+            tensor, lambda t: delta_orthogonal_(t, gain, seed=seed, name=name), part
         )
     matrix = _matrix(tensor.size(0), tensor.size(1), tensor, gain, generator, seed, name)
     if tensor.numel() > 0:
@@ -124,10 +128,10 @@ def delta_orthogonal_(
     return tensor
 
 
-def _checked(tensor: Tensor, gain: float) -> float:
+def _checked(tensor: Tensor, gain: float, part: Part | None) -> float:
     """The gain, if all is well."""
     gain = number.multiplier("gain", gain, negative=True)
-    ops.check_target(tensor)
+    ops.check_target(tensor, part=part)
     warn_if_lost(tensor, stacklevel=4)
     return gain
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from fastinit.base.torch_internals import base_of
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
+from fastinit.elements.part import Part, check_part
 from fastinit.fills import operator as ops
 from fastinit.stream.keys import ANONYMOUS, stream_id
 from fastinit.stream.laws import Law
@@ -27,31 +29,56 @@ def draw_(
     generator: torch.Generator | None,
     seed: int | None,
     name: str | None,
+    part: Part | None = None,
 ) -> Tensor:
     """``ops.fill_`` with the stream of ``name``; to be called by the public function itself."""
     if getattr(tensor, "requires_grad", False) and _is_computed(tensor):
         warn_if_lost(tensor, stacklevel=4)
+    if part is not None:
+        name = name_of(name, part)
     return ops.fill_(
         tensor,
         law,
         seed=seed,
         stream=ANONYMOUS if name is None else stream_id(name),
         generator=generator,
+        window=part,
     )
 
 
-def full_shape(tensor: Tensor) -> torch.Size:
-    """The shape of the parameter that a tensor is.
+def name_of(name: str | None, part: Part | None) -> str | None:
+    """The parameter's name: as given, or as its part says it.
 
     Raises:
-        TypeError: it is no tensor.
-        NotImplementedError: it is a part, whose shape says nothing
+        ValueError: both say one, and not the same. TypeError: the part is no Part.
+    """
+    if part is None:
+        return name
+    its = check_part(part).name
+    if name is not None and its is not None and name != its:
+        raise ValueError(f"name is {name!r}, but part.name is {its!r}")
+    return its if name is None else name
+
+
+def full_shape(tensor: Tensor, part: Part | None = None) -> Sequence[int]:
+    """The shape of the parameter that a tensor is, or that it is a part of.
+
+    Raises:
+        TypeError: it is no tensor, or the part is no Part.
+        NotImplementedError: it is a part, and nothing says which
         (``fastinit.elements.shards.check_held``).
     """
     _check_tensor(tensor)
+    if part is not None:
+        return check_part(part).shape
     if not _is_compiling():
         shard.check_held(tensor)
     return tensors.sizes(tensor)
+
+
+def writes_whole(tensor: Tensor, part: Part | None) -> bool:
+    """Whether a function of whole tensors has to make another than this, of which it holds elements."""
+    return part is not None or (not _is_compiling() and shard.is_dtensor(tensor))
 
 
 def check_reaches(tensor: Tensor) -> None:

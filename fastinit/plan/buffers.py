@@ -17,6 +17,7 @@ from fastinit.base.text import listing
 from fastinit.base.torch_internals import version_of
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
+from fastinit.elements.part import Part
 from fastinit.plan.fit import ALL, Scope
 from fastinit.plan.replay import Computed
 
@@ -62,9 +63,12 @@ class _Place(NamedTuple):
     """A tensor, and where a module has it."""
 
     name: str
+    """In the plan."""
     owner: MutableMapping[str, Any]
     key: str
     tensor: Tensor
+    part: Part | None
+    """Of what the plan knows, where the tensor does not say it itself."""
 
 
 class Restoring(NamedTuple):
@@ -82,7 +86,7 @@ class Restoring(NamedTuple):
                 target = place.tensor
                 if target.is_meta:
                     target = torch.empty_like(target, device=self.device)
-                _write(target, known, self.seed)
+                _write(target, known, self.seed, place.part)
                 made[id(place.tensor)] = target
             if place.tensor.is_meta:
                 place.owner[place.key] = made[id(place.tensor)]
@@ -114,14 +118,14 @@ def check_buffers(
         raise ValueError(f"buffers must be one of {', '.join(MODES)}, but got {mode!r}")
     lost, changed = [], []
     places: list[tuple[_Place, Values | Computed]] = []
-    for place in [] if mode == "keep" else list(_places(model, scope.prefix)):
+    for place in [] if mode == "keep" else list(_places(model, scope)):
         if not scope.has(place.name):
             continue
         found = known.get(place.name)
         tensors.check_memory(shard.local(place.tensor), place.name)
         content = _usable(found.computed if isinstance(found, Pending) else found)
         there = _usable(found.there) if isinstance(found, Pending) else None
-        if content is not None and there is not None and _holds(place.tensor, there, seed):
+        if content is not None and there is not None and _holds(place, there, seed):
             places.append((place, content))
             continue
         if place.tensor.is_meta:
@@ -129,8 +133,8 @@ def check_buffers(
                 lost.append(place.name)
             else:
                 places.append((place, content))
-        elif content is not None and not _holds(place.tensor, content, seed):
-            if mode == "restore" and _shape(content) == tuple(place.tensor.shape):
+        elif content is not None and not _holds(place, content, seed):
+            if mode == "restore" and _shape(content) == _full_shape(place):
                 places.append((place, content))
             else:
                 changed.append(place.name)
@@ -149,7 +153,7 @@ def check_buffers(
     return Restoring(places, seed, device)
 
 
-def _places(model: nn.Module, before: str) -> Iterator[_Place]:
+def _places(model: nn.Module, scope: Scope) -> Iterator[_Place]:
     """The buffers, and those plain attributes that are on meta."""
     for prefix, module in model.named_modules():
         for owner in (module._buffers, vars(module)):
@@ -158,7 +162,8 @@ def _places(model: nn.Module, before: str) -> Iterator[_Place]:
                     continue
                 if owner is module._buffers or tensor.is_meta:
                     name = f"{prefix}.{key}" if prefix else key
-                    yield _Place(before + name, owner, key, tensor)
+                    names, part = scope.planned([name], tensor)
+                    yield _Place(names[0], owner, key, tensor, part)
 
 
 def _usable(known: Values | Computed | None) -> Values | Computed | None:
@@ -172,9 +177,13 @@ def _shape(known: Values | Computed) -> tuple[int, ...]:
     return known.shape if isinstance(known, Computed) else tuple(known.tensor.shape)
 
 
-def _write(buffer: Tensor, known: Values | Computed, seed: int) -> None:
-    if shard.is_dtensor(buffer):
-        shard.write_whole_(buffer, lambda full: _write(full, known, seed))
+def _full_shape(place: _Place) -> tuple[int, ...]:
+    return tuple(place.tensor.shape) if place.part is None else place.part.shape
+
+
+def _write(buffer: Tensor, known: Values | Computed, seed: int, part: Part | None = None) -> None:
+    if part is not None or shard.is_dtensor(buffer):
+        shard.write_whole_(buffer, lambda full: _write(full, known, seed), part)
     elif isinstance(known, Computed):
         known.write_(buffer, seed)
     else:
@@ -182,15 +191,17 @@ def _write(buffer: Tensor, known: Values | Computed, seed: int) -> None:
             buffer.copy_(known.tensor)
 
 
-def _holds(buffer: Tensor, known: Values | Computed, seed: int) -> bool:
+def _holds(place: _Place, known: Values | Computed, seed: int) -> bool:
     """Whether a buffer has the values that it had, apart from rounding."""
-    if _shape(known) != tuple(buffer.shape):
+    buffer, shape = place.tensor, _full_shape(place)
+    if _shape(known) != shape:
         return False
-    full = torch.empty(buffer.shape, dtype=buffer.dtype, device=shard.local(buffer).device)
+    full = torch.empty(shape, dtype=buffer.dtype, device=shard.local(buffer).device)
     _write(full, known, seed)
-    if not shard.is_dtensor(buffer):
+    if place.part is None and not shard.is_dtensor(buffer):
         return _close(buffer.detach(), full)
-    return all(_close(piece.tensor, piece.which.on(full)) for piece in shard.pieces(buffer))
+    pieces = shard.pieces(buffer, place.name, place.part)
+    return all(_close(piece.tensor, piece.which.on(full)) for piece in pieces)
 
 
 def _close(tensor: Tensor, values: Tensor) -> bool:

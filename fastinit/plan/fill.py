@@ -22,7 +22,7 @@ from fastinit.stream import laws
 from fastinit.stream.laws import CODES, Law
 
 
-class Part(NamedTuple):
+class FillPart(NamedTuple):
     """Some elements of a parameter that are filled otherwise than the rest.
 
     A part of its own is a tensor by itself, of the region's sizes: its elements count from 0, in its
@@ -73,7 +73,7 @@ class Fill:
     distribution: str
     parameters: tuple[float, ...]
     scale: float = 1.0
-    parts: tuple[Part, ...] = ()
+    parts: tuple[FillPart, ...] = ()
     stream: str | None = None
     steps: tuple[Step, ...] = ()
 
@@ -178,7 +178,7 @@ class Fill:
         normal
         """
         made = [
-            Part(Strided.of(view), replace(fill, stream=name), own=True)
+            FillPart(Strided.of(view), replace(fill, stream=name), own=True)
             for name, (view, fill) in parts.items()
         ]
         return cls(FUSED, (), parts=tuple(made))
@@ -286,7 +286,7 @@ class Fill:
         ...     fill = fill.with_part(matrix, Fill.orthogonal(), own=True)
         """
         region = Strided.of(view)
-        part = Part(region if own else region.merged(), fill, own)
+        part = FillPart(region if own else region.merged(), fill, own)
         return replace(self, parts=(*self.parts, part))
 
     @property

@@ -1,15 +1,27 @@
-"""Fit: the one check that a plan and a model, or a part of it, have the same parameters, tied alike."""
+"""Fit: the one check that a plan and a model, or a part of it, have the same parameters, tied alike.
+
+A model may hold parts of the plan's parameters, and under other names: a rank's of tensor, pipeline and
+expert parallelism. Whoever passes it says which (:data:`Parts`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
+from fastinit.elements.part import Part, check_part
+from fastinit.elements.shards import is_dtensor
 from fastinit.plan.parameters import distinct_parameters
+
+Parts = Mapping[str, Part] | Callable[[str, Tensor], Part | None]
+"""Of a parameter or buffer, by its name in the model (and itself): what it holds of which full one.
+
+None, or a name that is not there: all of it, under its own name. So also of a Part without a name.
+"""
 
 
 class Scope(NamedTuple):
@@ -19,6 +31,50 @@ class Scope(NamedTuple):
     """What the plan's names have before the model's."""
     only: Choice | None = None
     """Of names in the plan; by default all."""
+    parts: Parts | None = None
+    """What the model's tensors are parts of; the plan may have others, which other ranks hold."""
+
+    def planned(self, names: Sequence[str], tensor: Tensor) -> tuple[list[str], Part | None]:
+        """(its names in the plan, the part of it that the tensor is unless it says so itself).
+
+        Args:
+            names: of the tensor in the model.
+            tensor: a parameter or buffer.
+
+        Raises:
+            TypeError: ``parts`` gives something else than a Part or None. ValueError: parts of a
+                DTensor, or of one tensor under several names that are not the same.
+        """
+        if self.parts is None:
+            return [self.prefix + name for name in names], None
+        full, part = [], None
+        for name in names:
+            its = self._part(name, tensor)
+            full.append(self.prefix + name if its is None or its.name is None else its.name)
+            if its is None:
+                continue
+            if part is not None and (part.shape, part.runs, part.flat) != (
+                its.shape,
+                its.runs,
+                its.flat,
+            ):
+                raise ValueError(f"{names[0]} and {name} are one tensor, but {part} and {its}")
+            part = its
+        if part is not None and is_dtensor(tensor):
+            if not part.is_whole or part.shape != tuple(tensor.shape):
+                raise ValueError(
+                    f"{names[0]} is a DTensor, which says itself what it holds, but got {part}"
+                )
+            part = None
+        return list(dict.fromkeys(full)), part
+
+    def _part(self, name: str, tensor: Tensor) -> Part | None:
+        if isinstance(self.parts, Mapping):
+            part = self.parts.get(name)
+        else:
+            assert self.parts is not None
+            part = self.parts(name, tensor)
+        return part if part is None else check_part(part, f"parts: {name}")
 
     def check(self, model: nn.Module, planned: Iterable[str]) -> None:
         """Raises unless the prefix ends with its dot and each pattern matches something.
@@ -28,8 +84,19 @@ class Scope(NamedTuple):
             planned: all names that the plan has.
 
         Raises:
-            ValueError: they do not. TypeError: a prefix that is no text.
+            ValueError: they do not, or parts are of names that the model lacks. TypeError: a prefix
+                that is no text, parts that are neither map nor function.
         """
+        if isinstance(self.parts, Mapping):
+            own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+            own |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+            if idle := [name for name in self.parts if name not in own]:
+                raise ValueError(f"parts has {listing('tensor', idle)} that the model lacks")
+        elif self.parts is not None and not callable(self.parts):
+            raise TypeError(
+                f"parts must be a map of names, or a function of name and parameter, "
+                f"but got {self.parts!r}"
+            )
         if not isinstance(self.prefix, str):
             raise TypeError(f"prefix must be a str, but got {self.prefix!r}")
         if self.prefix and not self.prefix.endswith("."):
@@ -40,7 +107,8 @@ class Scope(NamedTuple):
         if self.only is None:
             return
         names = [name for name in planned if name.startswith(self.prefix)]
-        names += [self.prefix + name for own, _, _ in distinct_parameters(model) for name in own]
+        for its, _, parameter in distinct_parameters(model):
+            names += self.planned(its, parameter)[0]
         if idle := self.only.idle(names):
             under = f" under {self.prefix}" if self.prefix else ""
             raise ValueError(f"no parameter{under} matches {listing('pattern', idle)}")
@@ -53,6 +121,16 @@ class Scope(NamedTuple):
 ALL = Scope()
 
 
+class Fitted(NamedTuple):
+    """A model's parameter, and what it is in a plan."""
+
+    name: str
+    """Under which it is planned."""
+    parameter: nn.Parameter
+    part: Part | None
+    """Of the planned one, where the parameter does not say it itself."""
+
+
 def fitted(
     model: nn.Module,
     planned: Collection[str],
@@ -60,10 +138,11 @@ def fitted(
     *,
     given: bool = False,
     scope: Scope = ALL,
-) -> list[tuple[str, nn.Parameter]]:
-    """(the name under which it is planned, parameter) of each of a model's parameters, tied ones once.
+) -> list[Fitted]:
+    """Each of a model's parameters, tied ones once.
 
-    A parameter of the plan is found by any of its names.
+    A parameter of the plan is found by any of its names. With ``scope.parts`` it may be there several
+    times, in parts, or not at all.
 
     Args:
         planned: names of the plan's parameters.
@@ -79,31 +158,32 @@ def fitted(
     for alias, name in aliases.items():
         names_of[name].append(alias)
     planned_as = {name: own for own, names in names_of.items() for name in names}
-    found: dict[
-        str, tuple[str, nn.Parameter]
-    ] = {}  # by the name in the plan; with that in the model
+    fits: list[Fitted] = []
+    found: dict[str, str] = {}  # name in the plan to that in the model
     missing, problems = [], []
     for own, _, parameter in distinct_parameters(model):
-        names = [scope.prefix + name for name in own]
+        names, part = scope.planned(own, parameter)
         here = list(dict.fromkeys(planned_as[name] for name in names if name in planned_as))
         if not scope.has(*names, *(other for name in here for other in names_of[name])):
             continue
         if not here:
             if not given or parameter.is_meta:
                 missing.append(names[0])
-        elif tied := [name for name in here if name in found]:
-            pair = (found[tied[0]][0], names[0])
+        elif scope.parts is None and (tied := [name for name in here if name in found]):
+            pair = (found[tied[0]], names[0])
             problems.append(f"tied in the plan but not in the model: {', '.join(pair)}")
         else:
             if len(here) > 1:
                 problems.append(f"tied in the model but not in the plan: {', '.join(here)}")
-            found.update(dict.fromkeys(here, (names[0], parameter)))
+            found.update(dict.fromkeys(here, names[0]))
+            fits.append(Fitted(here[0], parameter, part))
     if missing:
         problems.insert(0, f"the plan has no {listing('parameter', missing)}")
     extra = [
         own
         for own, names in names_of.items()
         if own not in found
+        and scope.parts is None
         and scope.has(*names)
         and any(name.startswith(scope.prefix) for name in names)
     ]
@@ -111,4 +191,4 @@ def fitted(
         problems.append(f"the model has no {listing('parameter', extra)}")
     if problems:
         raise ValueError("the plan does not fit the model: " + "; ".join(problems))
-    return [(name, parameter) for name, (_, parameter) in found.items()]
+    return fits

@@ -18,7 +18,7 @@ from fastinit.base import number
 from fastinit.base.text import listing
 from fastinit.elements.strided import Strided
 from fastinit.plan.distributions import PARAMETERS
-from fastinit.plan.fill import Fill, Part
+from fastinit.plan.fill import Fill, FillPart
 from fastinit.plan.steps import Step
 from fastinit.stream.keys import STREAM_VERSION
 
@@ -130,12 +130,12 @@ class _InLayer(str):
     """The name of a stream, within the layer that it is read for."""
 
 
-def _part(where: str, value: Any) -> Part:
+def _part(where: str, value: Any) -> FillPart:
     fields = _Object(f"{where}.", value)
     offset = fields.take("offset", _count)
     sizes, strides = (tuple(fields.take(key, _list_of(_count))) for key in ("sizes", "strides"))
     own = fields.take_or("own", _flag, False)
-    return Part(Strided(offset, sizes, strides), _fill(fields), own)
+    return FillPart(Strided(offset, sizes, strides), _fill(fields), own)
 
 
 def _step(where: str, value: Any) -> Step:

@@ -27,7 +27,7 @@ from fastinit.plan import groups
 from fastinit.plan.buffers import Known, Mode, check_buffers
 from fastinit.plan.difference import Difference
 from fastinit.plan.fill import Fill
-from fastinit.plan.fit import Scope, fitted
+from fastinit.plan.fit import Parts, Scope, fitted
 from fastinit.plan.json_form import plan_from_json, plan_to_json
 from fastinit.plan.parameters import adopt_, distinct_parameters, memory_for, reshard_
 from fastinit.plan.replay import Computed
@@ -90,7 +90,15 @@ class Plan(Mapping[str, Fill | Computed]):
                 )
 
     @classmethod
-    def from_model(cls, model: nn.Module, rule: Rule, seed: int = 0, config: Any = None) -> Plan:
+    def from_model(
+        cls,
+        model: nn.Module,
+        rule: Rule,
+        seed: int = 0,
+        config: Any = None,
+        *,
+        parts: Parts | None = None,
+    ) -> Plan:
         """The plan that ``rule`` makes for every parameter of ``model``, which may be on meta.
 
         A tied parameter is planned once, under the first of its names; the others are aliases.
@@ -100,10 +108,13 @@ class Plan(Mapping[str, Fill | Computed]):
             rule: one of :mod:`fastinit.recipes`, or one's own.
             seed: in [0, 2^64).
             config: given to the rule; by default ``model.config``, where there is one.
+            parts: as of :meth:`apply_`: the rule is asked with full names and shapes, and the plan is of
+                those that the model holds parts of.
 
         Raises:
             ValueError: the rule has no Fill for some parameters (all are listed), or is not made for
-                this model (a pattern of names that fits none).
+                this model (a pattern of names that fits none), or fills parts of one parameter
+                differently.
             NotImplementedError: a parameter that is a part of one
             (``fastinit.elements.shards.check_held``). TypeError: a rule that cannot be called, or that
             gives something else than a Fill or None.
@@ -117,13 +128,25 @@ class Plan(Mapping[str, Fill | Computed]):
         fills: dict[str, Fill | Computed] = {}
         aliases: dict[str, str] = {}
         uncovered = []
+        scope = Scope(parts=parts)
+        scope.check(model, ())
+        found = [
+            (*scope.planned(names, parameter), module, parameter)
+            for names, module, parameter in distinct_parameters(model)
+        ]
         if (check := getattr(rule, "check", None)) is not None:
-            check([names[0] for names, _, _ in distinct_parameters(model)])
-        for names, module, parameter in distinct_parameters(model):
-            shard.check_held(parameter, names[0])  # its shape would be that of a part
-            fill = rule(names[0], module, parameter.shape, config)
+            check([names[0] for names, *_ in found])
+        for names, part, module, parameter in found:
+            if part is None:
+                shard.check_held(parameter, names[0])  # its shape would be that of a part
+            shape = parameter.shape if part is None else torch.Size(part.shape)
+            fill = rule(names[0], module, shape, config)
             if fill is None:
                 uncovered.append(f"{names[0]} ({type(module).__name__})")
+            elif fills.get(names[0], fill) != fill:
+                raise ValueError(
+                    f"the rule fills parts of {names[0]} differently: {fills[names[0]]} and {fill}"
+                )
             else:
                 fills[names[0]] = fill
                 aliases.update(dict.fromkeys(names[1:], names[0]))
@@ -180,6 +203,7 @@ class Plan(Mapping[str, Fill | Computed]):
         dtype: torch.dtype | None = None,
         only: str | Iterable[str] | None = None,
         prefix: str = "",
+        parts: Parts | None = None,
         progress: Progress | None = None,
         buffers: Mode = "check",
     ) -> M:
@@ -215,6 +239,11 @@ class Plan(Mapping[str, Fill | Computed]):
                 ``"model.layers.4."``: the plan's parameters with other beginnings are left out. Names
                 in ``only`` are the plan's, and so are the streams: the part gets the values that it has
                 in the whole model. Of what the plan ties, a part may have one name alone.
+            parts: of parameters and buffers that are plain tensors, but parts of the plan's: a map from
+                the name in the model, or a function of that and the tensor, to a
+                :class:`fastinit.Part`, which says the elements and the name in the plan. Others (None)
+                are the plan's of their names. What the plan has beyond these is then taken to be on
+                other ranks.
             progress: called with (elements written, elements in all) after each of several batches,
                 in which the parameters are then written; the values are the same.
             buffers: of those that are not as the constructor made them (to 2^-7 of their largest
@@ -226,7 +255,8 @@ class Plan(Mapping[str, Fill | Computed]):
                 memory; a buffer on meta that the plan does not know, or without a ``device``; buffers
                 that are not as they were made; parameters that the plan lacks or the model lacks;
                 parameters that the plan ties and the model does not, or the other way round; a pattern
-                that matches nothing; a prefix without its dot; a dtype that is not floating-point.
+                that matches nothing; a prefix without its dot; a dtype that is not floating-point; a
+                Part of another shape than the tensor's.
             TypeError: a dtype that is none, patterns or a prefix that are no text.
             NotImplementedError, RuntimeError: a parameter that cannot be written
                 (``fastinit.ops.check_writable``), or of which nobody knows the elements: parts of
@@ -239,11 +269,11 @@ class Plan(Mapping[str, Fill | Computed]):
         True
         """
         reshard_(model)
-        scope = Scope(prefix, None if only is None else Choice.given("only", only))
+        scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
         scope.check(model, (*self._fills, *self._aliases, *self._buffers))
         planned = fitted(model, self._fills, self._aliases, scope=scope)
-        real = memory_for(planned, device, dtype)
-        entries = [Entry(name, real.get(id(p), p), self._fills[name]) for name, p in planned]
+        real = memory_for([(name, p) for name, p, _ in planned], device, dtype)
+        entries = [Entry(n, real.get(id(p), p), self._fills[n], part) for n, p, part in planned]
         check_entries(entries)
         restoring = check_buffers(model, self._buffers, self.seed, device, buffers, scope)
         write_entries(entries, self.seed, progress)

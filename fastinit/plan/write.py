@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastinit.elements import shards as shard
+from fastinit.elements.part import Part
 from fastinit.elements.strided import Piece, Strided, row_major
 from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
 from fastinit.plan.values import Values, check_shape, part_stream, write_values_
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 Progress = Callable[[int, int], None]
 """(elements written, elements in all), after each batch."""
@@ -30,7 +28,7 @@ BLOCKS = 1 << 10
 
 
 class Entry(NamedTuple):
-    """A tensor to be written, and what it shall be. The name is that of its stream.
+    """A tensor to be written, and what its parameter shall be. The name is that of its stream.
 
     Of a DTensor this rank's shard is written, with the values that the full tensor has there.
     """
@@ -38,6 +36,13 @@ class Entry(NamedTuple):
     name: str
     tensor: Tensor
     fill: Fill | Computed
+    part: Part | None = None
+    """Of the parameter, where the tensor is one and does not say so itself."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's."""
+        return tuple(self.tensor.shape) if self.part is None else self.part.shape
 
 
 def check_entries(entries: Sequence[Entry]) -> None:
@@ -48,18 +53,19 @@ def check_entries(entries: Sequence[Entry]) -> None:
             function of a distribution of whole tensors; a part outside its parameter; a tensor of
             which nobody knows the elements (``fastinit.elements.shards.check_held``).
     """
-    for name, tensor, fill in entries:
-        ops.check_target(tensor, name)
-        if shard.is_dtensor(tensor):
-            shard.pieces(tensor, name)
+    for entry in entries:
+        name, tensor, fill, part = entry
+        ops.check_target(tensor, name, part)
+        if part is not None:
+            part.pieces(shard.local(tensor), name)
         if isinstance(fill, Computed):
-            if fill.shape != tuple(tensor.shape):
+            if fill.shape != entry.shape:
                 raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)}, but was recorded as {fill.shape}"
+                    f"{name} has shape {entry.shape}, but was recorded as {fill.shape}"
                 )
             continue
         try:
-            check_shape(fill, tensor.shape)
+            check_shape(fill, entry.shape)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             raise type(error)(f"{name}: {error}") from None
         if tensor.is_complex() and not all(f.has_law for f in _fills(fill) if f.is_elementwise):
@@ -88,15 +94,17 @@ def _write(entries: Sequence[Entry], seed: int) -> None:
     stages: list[list[Values]] = [[]]  # the bases, then the first part of each, the second, ...
     copies: list[tuple[Tensor, Tensor]] = []
     sharded: list[Tensor] = []
-    for name, tensor, fill in entries:
+    for name, tensor, fill, given in entries:
         blocks: list[_Blocks] | None = None
-        if shard.is_dtensor(tensor):
-            blocks = _by_blocks(fill, tensor.shape)
+        shape = tuple(tensor.shape)
+        if (part := shard.part_of(tensor, name, given)) is not None:
+            shape = part.shape
+            blocks = _by_blocks(fill, shape)
             if blocks is None or not isinstance(fill, Fill):
-                _write_shard(name, tensor, fill, seed)
+                _write_shard(name, tensor, fill, seed, given)
                 continue
             sharded.append(tensor)
-            pieces = shard.pieces(tensor, name)
+            pieces = part.pieces(shard.local(tensor), name)
         elif isinstance(fill, Computed):
             fill.write_(tensor, seed)
             continue
@@ -106,20 +114,19 @@ def _write(entries: Sequence[Entry], seed: int) -> None:
                 copies.append((tensor, plain))
                 tensor = plain
             pieces = [Piece(tensor, Strided.contiguous(tensor.shape))]
-        shape = tuple(tensor.shape)
         if (base := fill.base) is not None:
             for view, which in pieces:
                 stages[0].append(Values(view, base, fill.stream or name, which, shape))
-        for place, part in enumerate(fill.parts):
+        for place, its in enumerate(fill.parts):
             stage = 0 if base is None else place + 1  # fused parts have no element in common
             stages += [[]] if stage == len(stages) else []
             if blocks is not None:
-                held = _held(pieces, blocks[place], part.own)
+                held = _held(pieces, blocks[place], its.own)
             else:
-                held = iter([Piece(part.region.on(tensor.detach()), part.which)])
+                held = iter([Piece(its.region.on(tensor.detach()), its.which)])
             stream = part_stream(fill, place, name)
-            of = part.region.sizes if part.own else shape
-            stages[stage] += [Values(v, part.fill, stream, which, of) for v, which in held]
+            of = its.region.sizes if its.own else shape
+            stages[stage] += [Values(v, its.fill, stream, which, of) for v, which in held]
     for values in stages:
         write_values_(values, seed)
     for tensor, copy in copies:
@@ -166,9 +173,11 @@ def _fills(fill: Fill) -> Iterator[Fill]:
         yield part.fill
 
 
-def _write_shard(name: str, tensor: DTensor, fill: Fill | Computed, seed: int) -> None:
+def _write_shard(
+    name: str, tensor: Tensor, fill: Fill | Computed, seed: int, part: Part | None
+) -> None:
     """What needs the full tensor: that is made, written, and its elements of this rank copied."""
-    shard.write_whole_(tensor, lambda full: _write([Entry(name, full, fill)], seed))
+    shard.write_whole_(tensor, lambda full: _write([Entry(name, full, fill)], seed), part, name)
 
 
 def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:

@@ -13,7 +13,7 @@ from fastinit.base.text import listing
 from fastinit.elements.shards import is_dtensor
 from fastinit.elements.strided import Strided
 from fastinit.plan.buffers import Known, Pending, Values
-from fastinit.plan.fill import Fill, Part
+from fastinit.plan.fill import Fill, FillPart
 from fastinit.plan.fit import Scope
 from fastinit.plan.history import Contents, View
 from fastinit.plan.parameters import distinct_parameters
@@ -152,7 +152,7 @@ class ModelRecord:
         for region, fill, origin, shape in filled:
             stream = name if origin is None else self.names[origin]
             fill = replace(fill, stream=None if stream == name else stream)
-            parts.append(Part(region, fill, own=shape is not None))
+            parts.append(FillPart(region, fill, own=shape is not None))
         if first.region.merged() == whole and first.shape in (None, tuple(tensor.shape)):
             base = parts.pop(0).fill
         elif first.shape is None:
@@ -169,7 +169,7 @@ class ModelRecord:
             origin.source.names[origin] = name
 
 
-def _of_parts(parts: tuple[Part, ...]) -> Fill:
+def _of_parts(parts: tuple[FillPart, ...]) -> Fill:
     """A Fill of nothing but parts, which have every element."""
     try:
         return Fill("fused", (), parts=parts)
