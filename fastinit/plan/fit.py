@@ -18,7 +18,7 @@ from fastinit.elements.shards import is_dtensor
 from fastinit.plan.parameters import distinct_parameters
 
 Parts = Mapping[str, Part] | Callable[[str, Tensor], Part | None]
-"""Of a parameter or buffer, by its name in the model (and itself): what it holds of which full one.
+"""Of a parameter, buffer or attribute, by its name in the model (and itself): what it holds of which.
 
 None, or a name that is not there: all of it, under its own name. So also of a Part without a name.
 """

@@ -63,6 +63,11 @@ class Computed:
         return self.view.where.sizes
 
     @property
+    def is_random(self) -> bool:
+        """Whether random numbers go into it."""
+        return self.contents.is_random
+
+    @property
     def line(self) -> str:
         """The file and line that made it; empty for values that the constructor was given."""
         calls = [write for write in self.contents.writes if isinstance(write, Call)]

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from fastinit.base.holders import exchange, living, view_of
 from fastinit.base.memory import advise_huge_pages
+from fastinit.base.text import listing
 from fastinit.base.torch_internals import base_of, storage_uses
 from fastinit.plan import parameters
 from fastinit.plan.fill import Fill
+from fastinit.plan.fit import Parts, Scope
 from fastinit.plan.history import Made, View
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
@@ -21,8 +23,10 @@ from fastinit.record.model_record import ModelRecord
 
 M = TypeVar("M", bound=nn.Module)
 
+_MANY = "a part was not filled by one law alone"
 
-def recorded_plan(model: nn.Module, *, prefix: str = "") -> Plan:
+
+def recorded_plan(model: nn.Module, *, prefix: str = "", parts: Parts | None = None) -> Plan:
     """The plan of what :func:`deferred` recorded for a model's parameters that are not written yet.
 
     It can be looked at (``table``), compared (``diff``), saved, changed and applied. Parameters that the
@@ -32,16 +36,29 @@ def recorded_plan(model: nn.Module, *, prefix: str = "") -> Plan:
     Args:
         prefix: of a submodule, what its names begin with in the whole model: ``"encoder."``. Numbers are
             those of the full names.
+        parts: as of :meth:`fastinit.Plan.apply_`, of a model that holds parts of the whole: the plan is
+            of what it holds parts of, and these are as the constructor filled the part.
 
     Raises:
         ValueError: parameters on meta that were not recorded, recorded with different seeds, left
             unwritten by the constructor, or written after the block (all are listed); a prefix without
-            its dot.
+            its dot; parts that were filled by more than one law, or differently.
     """
-    record = ModelRecord(model, prefix)
+    record = ModelRecord(model, Scope(prefix, parts=parts))
     plan = record.plan()
-    known = record.known_buffers(model, prefix)
-    return Plan(plan, seed=plan.seed, aliases=plan.aliases, buffers=known)
+    fills, unknown = {n: plan[n] for n in plan if n not in record.cut}, []
+    for own, (name, part) in record.cut.items():
+        if own not in plan or not part.numel:
+            continue  # nothing was drawn: other ranks know what it is
+        law = one_law(plan[own])
+        if law is None or fills.setdefault(name, law) != law:
+            unknown.append(own)
+    if unknown:
+        raise ValueError(
+            f"of the whole parameter nothing is known where {_MANY}: {listing('parameter', unknown)}"
+        )
+    known = record.known_buffers(model)
+    return Plan(fills, seed=plan.seed, aliases=plan.aliases, buffers=known)
 
 
 def materialize_(
@@ -50,6 +67,7 @@ def materialize_(
     dtype: torch.dtype | None = None,
     *,
     prefix: str = "",
+    parts: Parts | None = None,
     progress: Progress | None = None,
 ) -> M:
     """Writes a model that was built within :func:`deferred`, and returns it.
@@ -63,16 +81,28 @@ def materialize_(
         device: where; by default where the constructor would have put each parameter.
         dtype: of floating-point parameters; by default the constructor's.
         prefix: as of :func:`recorded_plan`.
+        parts: as of :meth:`fastinit.Plan.apply_`. A tensor that holds only a part gets the elements that
+            the law of its constructor gives the whole; what no chance had a part in is as it was
+            computed.
         progress: as of :meth:`fastinit.Plan.apply_`.
 
     Raises:
         ValueError: as :func:`recorded_plan`, and buffers on meta of which nothing is recorded; the model
-            is then as it was.
+            is then as it was. A part that was drawn otherwise than by one law for all of it.
         NotImplementedError, RuntimeError: a parameter that cannot be written.
     """
     parameters.check_place(device, dtype)
-    record = ModelRecord(model, prefix)
+    record = ModelRecord(model, Scope(prefix, parts=parts))
     plan = record.plan()
+    drawn = [
+        own
+        for own in record.cut
+        if own in plan and one_law(plan[own]) is None and plan[own].is_random
+    ]
+    if drawn:
+        raise ValueError(
+            f"nothing tells the numbers of the whole where {_MANY}: {listing('parameter', drawn)}"
+        )
     made: dict[Memory, Tensor] = {}
     entries, results = [], []
     for name, parameter, memory in record.parameters:
@@ -87,7 +117,10 @@ def materialize_(
         if is_given:
             continue
         fill = plan[name]
-        if memory.contents.is_result:
+        if name in record.cut and (law := one_law(fill)) is not None:
+            full, part = record.cut[name]
+            entries.append(Entry(full, view_of(made[memory], parameter), law, part))
+        elif memory.contents.is_result:
             results.append(memory)
         elif isinstance(fill, Fill) and parameter.numel() == memory.contents.numel:
             entries.append(Entry(name, view_of(made[memory], parameter), fill))
@@ -105,6 +138,13 @@ def materialize_(
     _give(record, made, known, search=bool(related))
     record.pin_names()
     return model
+
+
+def one_law(fill: Fill | Computed) -> Fill | None:
+    """The Fill that all of a part was filled by, with numbers of its own; None if it was not."""
+    if isinstance(fill, Fill) and not fill.parts and fill.stream is None:
+        return fill
+    return None
 
 
 def recorded_buffers(model: nn.Module) -> dict[str, Computed]:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from fastinit.base.text import listing
+from fastinit.elements.part import Part
 from fastinit.elements.shards import is_dtensor
 from fastinit.elements.strided import Strided
 from fastinit.plan.buffers import Known, Pending, Values
 from fastinit.plan.fill import Fill, FillPart
-from fastinit.plan.fit import Scope
+from fastinit.plan.fit import ALL, Scope
 from fastinit.plan.history import Contents, View
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan
@@ -38,23 +39,29 @@ class ModelRecord:
 
     Args:
         model: as ``deferred`` built it.
-        prefix: what its names begin with in the whole model, with the dot.
+        scope: what its tensors are called in the whole model, and which parts of it they are.
 
     Raises:
         ValueError: tensors on meta that were not recorded, or were written since; parts recorded with
-            different seeds; a prefix without its dot. TypeError: a prefix that is no text.
+            different seeds; and as ``Scope.check``.
     """
 
-    def __init__(self, model: nn.Module, prefix: str = "") -> None:
-        Scope(prefix).check(model, ())
+    def __init__(self, model: nn.Module, scope: Scope = ALL) -> None:
+        scope.check(model, ())
+        self.scope = scope
         self.parameters: list[tuple[str, nn.Parameter, Memory]] = []
+        self.cut: dict[str, tuple[str, Part]] = {}
+        """(full name, part) of parameters that hold only a part, by a name of their own."""
         self.aliases: dict[str, str] = {}
         self.others: list[tuple[str, Tensor, Memory]] = []
         """Other tensors that the model holds anywhere, and that have no values yet, or random ones."""
         strange = []
         self.has_parameters = not all(map(is_lazy, model.parameters()))
-        for names, _, parameter in distinct_parameters(model):
-            names = [prefix + name for name in names]
+        for own_names, _, parameter in distinct_parameters(model):
+            names, part = scope.planned(own_names, parameter)
+            if part is not None and not part.is_whole:
+                full, names = names[0], [f"{names[0]} ({own_names[0]})"]
+                self.cut[names[0]] = (full, part)
             if isinstance(parameter, UninitializedParameter):
                 continue
             if (memory := memory_of(parameter)) is not None:
@@ -68,17 +75,19 @@ class ModelRecord:
             if memory is None or id(tensor) in own:
                 continue
             if memory.is_away or _is_to_be_drawn(memory, tensor):
-                self.others.append((prefix + path, tensor, memory))
+                self.others.append((scope.planned([path], tensor)[0][0], tensor, memory))
         for name, tensor in _other_tensors(model):
             if tensor.is_meta and memory_of(tensor) is None:
-                strange.append(prefix + name)
+                strange.append(scope.prefix + name)
         recorded = ((n, t) for n, t, memory in (*self.parameters, *self.others) if memory.is_away)
         if changed := [name for name, tensor in recorded if is_changed(tensor)]:
             raise ValueError(
                 f"written after the block of fastinit.deferred(), where nothing is recorded; write them "
                 f"within it, or after fastinit.materialize_(): {listing('tensor', changed)}"
             )
-        scripted = [prefix + name for name, module in model.named_modules() if _is_away(module)]
+        scripted = [
+            scope.prefix + name for name, module in model.named_modules() if _is_away(module)
+        ]
         if scripted:
             raise ValueError(
                 f"torch.jit holds the parameters of what was scripted before it was written: "
@@ -102,24 +111,31 @@ class ModelRecord:
         whole = View(Strided(0, (memory.contents.numel,), (1,)), memory.contents.dtype)
         return Computed(memory.contents, view or whole, self.names)
 
-    def known_buffers(self, model: nn.Module, prefix: str = "") -> Known:
-        """What the constructor put in buffers, and in plain attributes that have no values yet."""
+    def known_buffers(self, model: nn.Module) -> Known:
+        """What the constructor put in buffers, and in plain attributes that have no values yet.
+
+        Those that hold only a part of what the whole model has are not among them.
+        """
         known: dict[str, Values | Computed | Pending] = {}
         computed = {id(t): self.computed(memory, View.of(t)) for _, t, memory in self.others}
         kept: dict[int, Values] = {}  # of buffers that are one tensor, once
-        for name, tensor in _other_tensors(model):
-            if id(tensor) in computed:
+        for own, tensor in _other_tensors(model):
+            (name, *_), part = self.scope.planned([own], tensor)
+            if id(tensor) in computed and (part is None or part.is_whole):
                 its = computed[id(tensor)]
-                known[prefix + name] = its if tensor.is_meta else Pending(its, Values.of(tensor))
-        for name, buffer in model.named_buffers(remove_duplicate=False):
-            if buffer.is_meta or isinstance(buffer, UninitializedBuffer) or prefix + name in known:
+                known[name] = its if tensor.is_meta else Pending(its, Values.of(tensor))
+        for own, buffer in model.named_buffers(remove_duplicate=False):
+            if buffer.is_meta or isinstance(buffer, UninitializedBuffer):
+                continue
+            (name, *_), part = self.scope.planned([own], buffer)
+            if name in known or not (part is None or part.is_whole):
                 continue
             kept[id(buffer)] = kept.get(id(buffer)) or Values.of(buffer)
-            known[prefix + name] = kept[id(buffer)]
+            known[name] = kept[id(buffer)]
         return known
 
     def plan(self) -> Plan:
-        """What the parameters shall be.
+        """What the parameters shall be. Those that hold only a part are there by a name of their own.
 
         Raises:
             ValueError: nothing is recorded; parameters that the constructor left unwritten.
