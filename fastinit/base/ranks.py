@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -24,10 +24,31 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-    Group: TypeAlias = ProcessGroup | DeviceMesh | None
-else:
-    Group = object  # of a torch without distributed
+Group: TypeAlias = "ProcessGroup | DeviceMesh | Grid | None"
 """Some ranks. None: all (torch's default group), or this process alone where there is no group."""
+
+
+class Grid:
+    """The ranks of groups that cross, each rank of one with each of the others; made by all of them.
+
+    So they are where a model is sharded over one mesh and replicated over another group.
+
+    Attributes:
+        ranks: all, in ascending order.
+
+    Raises:
+        ValueError: on every rank, if the ranks that are reached are not the same from each.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.lines = [line for group in groups for line in _lines(group)]
+        self.ranks = [torch.distributed.get_rank()]
+        reached = _all_gather(self.lines, self.ranks, None).flatten().tolist()
+        self.ranks = sorted(set(reached))
+        all_say = set(map(tuple, _all_gather(self.lines, reached, None).sort(1).values.tolist()))
+        if len(all_say) > 1:
+            raise ValueError("groups must cross, each rank of one with each of the others")
+
 
 INTEGERS, FLOATS, TEXT, HEARD, FAILURE = range(5)
 """Kinds of messages; HEARD is of an error that a smaller group told this rank of."""
@@ -59,6 +80,8 @@ def members(group: Group = None) -> list[int]:
     """The global ranks of a group, in its own order; of a mesh, in row-major order."""
     if group is None and not is_up():
         return [0]
+    if isinstance(group, Grid):
+        return group.ranks
     if mesh := _mesh(group):
         with internals.without_modes():
             ranks: list[int] = mesh.mesh.flatten().tolist()
@@ -66,18 +89,14 @@ def members(group: Group = None) -> list[int]:
     return list(torch.distributed.get_process_group_ranks(cast("ProcessGroup | None", group)))
 
 
-Numbers: TypeAlias = "Sequence[int | float]"
-
-
 def gathered(
-    group: Group, numbers: Numbers | Callable[[], Numbers], doing: str = "a gather"
+    group: Group, numbers: Sequence[int | float], doing: str = "a gather"
 ) -> list[list[Any]]:
     """The numbers of every rank of the group, in the order of :func:`members`; a collective.
 
     Args:
         numbers: integers of 64 bits, or floats (integers among these become such), as many as each rank
-            likes. All come out bit for bit as they went in. Or a function that gives them, whose error
-            on one rank is an error on all.
+            likes. All come out bit for bit as they went in.
         doing: what this is for, the same on all ranks: it is compared, and shown in errors.
 
     Raises:
@@ -85,12 +104,6 @@ def gathered(
         RanksLost: the collective failed, as where a rank's process has ended.
         ValueError: this rank is not in the group.
     """
-    if callable(numbers):
-        try:
-            numbers = numbers()
-        except Exception as error:
-            _tell(error, group, doing)
-            raise
     if any(isinstance(number, float) for number in numbers):
         kind, words = FLOATS, torch.tensor(numbers, dtype=torch.float64).view(torch.int64).tolist()
     else:
@@ -122,15 +135,13 @@ def together(group: Group = None, doing: str = "what all do together") -> Iterat
         yield
         _exchange(group, INTEGERS, [], end)
     except Exception as error:
-        _tell(error, group, end)
+        if not _is_known(error, group):
+            _tell(error, group, end)
         raise
 
 
 def _tell(error: Exception, group: Group, doing: str) -> None:
-    """Tells the others of this rank's error, unless they know. Raises what they had said before."""
-    known = frozenset(members(group)) <= getattr(error, "_fastinit_known", frozenset())
-    if known or not _lines(group):
-        return
+    """Tells the others of this rank's error. Raises what is behind it, if they cannot be told."""
     heard = isinstance(error, RanksError)
     text = str(error) if heard else f"{type(error).__name__}: {error}"
     try:
@@ -147,9 +158,12 @@ def _tell(error: Exception, group: Group, doing: str) -> None:
 
 def _make_known(error: Exception, group: Group) -> Exception:
     """Notes that every rank of the group knows of an error, or has one of its own."""
-    known: frozenset[int] = getattr(error, "_fastinit_known", frozenset())
-    error._fastinit_known = known.union(members(group))  # type: ignore[attr-defined]
+    error._fastinit_known = frozenset(members(group))  # type: ignore[attr-defined]
     return error
+
+
+def _is_known(error: Exception, group: Group) -> bool:
+    return frozenset(members(group)) <= getattr(error, "_fastinit_known", frozenset())
 
 
 # --- one exchange --------------------------------------------------------------------------------
@@ -183,16 +197,15 @@ def _exchange(
     # A group's own order, and a mesh's, need not be that of its lines.
     place = {rank: i for i, rank in enumerate(members(group))}
     table = table[torch.tensor([place[rank] for rank in table[:, RANK].tolist()]).argsort()]
+    if isinstance(group, Grid):  # of groups that have several ranks in common rows are there twice
+        table = table.unique_consecutive(dim=0)
     if (worst := int(table[:, KIND].max())) >= HEARD:
         if hasty:
             return []
         rows = table[table[:, KIND] == worst]
-        texts = [_text(_own_words(row)) for row in rows]
-        if worst == FAILURE:
-            texts = [_failure(int(rank), text) for rank, text in zip(rows[:, RANK], texts)]
-        texts = list(dict.fromkeys(texts))
-        more = [f"and {len(texts) - 8} more"] if len(texts) > 8 else []
-        raise _make_known(RanksError("; ".join(texts[:8] + more)), group)
+        texts = [_failure(int(row[RANK]), _text(_own_words(row))) for row in rows[:8]]
+        more = [f"and {len(rows) - 8} more"] if len(rows) > 8 else []
+        raise _make_known(RanksError("; ".join(texts + more)), group)
     if bool((others := table[:, TASK] != task).any()):
         where = listing(table[others, RANK].tolist())
         here = torch.distributed.get_rank()
@@ -210,6 +223,8 @@ def _lines(group: Group) -> list[ProcessGroup]:
     """
     if group is None and not is_up():
         return []
+    if isinstance(group, Grid):
+        return group.lines
     if mesh := _mesh(group):
         if mesh.get_coordinate() is None:
             raise ValueError(f"this rank is not in the mesh {mesh}")

@@ -238,6 +238,33 @@ def fsdp2_modules() -> list[torch.nn.Module]:
     return [m for m in list(states._module_state_mapping) if isinstance(m, fsdp.FSDPModule)]
 
 
+def end_fsdp2_forward(module: torch.nn.Module) -> None:
+    """Makes one that ``fully_shard`` was called on what it is when no forward runs.
+
+    torch 2.13's ``reset_iter_state`` does it for the root of a model. Without it, what a forward that
+    failed had gathered would stay, and the next would not gather as the first of its modules does.
+    """
+    state: Any = module._get_fsdp_state()  # type: ignore[operator]
+    idle = type(state._training_state).IDLE
+    groups = getattr(state, "_fsdp_param_groups", None)
+    for group in [state._fsdp_param_group] if groups is None else groups:
+        if group is not None:
+            group._all_gather_result = None
+            group._training_state = idle
+    getattr(state, "_modules_to_run_forward", set()).clear()
+    state._training_state = idle
+    state._state_ctx.iter_forward_root = None
+
+
+def is_collective(func: Any) -> bool:
+    """Whether an operator is called by all ranks of a group together: not to send from one to one.
+
+    Without it, ranks would wait in it for one that failed.
+    """
+    named = any(a.name in ("process_group", "group_name") for a in schema_arguments(func))
+    return named and operator_name(func).strip("_") not in ("send", "recv", "recv_any_source")
+
+
 def shard_placements() -> tuple[type[Shard], type[_StridedShard]]:
     """Those that cut: Shard, and that of FSDP2 over tensor parallelism, refused without it."""
     from torch.distributed.tensor.placement_types import Shard, _StridedShard

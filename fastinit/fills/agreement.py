@@ -65,14 +65,6 @@ def _agreed_here() -> _Agreed:
     return agreed
 
 
-def differing(mesh: DeviceMesh, numbers: list[float]) -> list[int]:
-    """The ranks of a mesh whose numbers are not, bit for bit, those of its first; a collective."""
-    if mesh.get_coordinate() is None:
-        return []
-    rows = [list(map(float.hex, row)) for row in group_of.gathered(mesh, numbers, "comparing")]
-    return [rank for rank, row in zip(group_of.members(mesh), rows) if row != rows[0]]
-
-
 def _compare(mesh: DeviceMesh, seed: int) -> None:
     """Raises unless all ranks drew the same; a collective."""
     ranks_of: dict[int, list[int]] = {}

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from fastinit.base import memory
 from fastinit.base.holders import exchange
 from fastinit.base.text import listing
-from fastinit.base.torch_internals import fsdp2_modules
+from fastinit.base.torch_internals import end_fsdp2_forward, fsdp2_modules
 from fastinit.elements import shards as shard
 
 M = TypeVar("M", bound=nn.Module)
@@ -111,7 +111,7 @@ def memory_for(
     return {id(p): allocate(p, torch.device(device), wanted_dtype(p, dtype)) for _, p in meta}
 
 
-def wanted_dtype(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+def wanted_dtype(parameter: nn.Parameter, dtype: torch.dtype | None) -> torch.dtype:
     """The dtype that a parameter gets if ``dtype`` is asked for: that, if it is a floating-point one."""
     return dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
 
@@ -165,15 +165,20 @@ def adopt_(model: nn.Module, real: dict[int, nn.Parameter]) -> None:
             exchange(parameter, real[id(parameter)])
 
 
-def reshard_(model: nn.Module) -> None:
+def reshard_(model: nn.Module, *, cut_short: bool = False) -> None:
     """Frees what FSDP2 gathered for computing, so that a module's parameters are the shards again.
 
     Between forward and backward they can be whole, of memory that is dropped afterwards; those of a part
     of a model may have been gathered with the rest of it.
+
+    Args:
+        cut_short: a forward did not end, so that FSDP2 takes it for one that still runs.
     """
     own = set(model.modules())
     for module in fsdp2_modules():
         if not own.isdisjoint(module.modules()):
+            if cut_short:
+                end_fsdp2_forward(module)
             module.reshard()  # type: ignore[operator]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastinit.statistics.tensor import Moments, moments
-from fastinit.stream.reference_moments import M2, MEAN, merged
+from fastinit.stream.reference_moments import FIELDS, M2, MEAN, merged
 from fastinit.variance.layers import Layer
 
 
@@ -59,9 +60,24 @@ class AffineSums:
         sums.lost = power * torch.finfo(out.dtype).eps ** 2
         return sums
 
+    def numbers(self) -> list[float]:
+        """All that these are: raw moments, then the sums."""
+        sums = self.a_mean, self.b_mean, self.aa, self.ab, self.bb, self.lost
+        return [*self.raw.tolist(), *sums]
+
+    @classmethod
+    def from_numbers(cls, name: str, numbers: Sequence[float]) -> AffineSums:
+        """Those of which :meth:`numbers` gave these."""
+        made = cls(name, Moments(torch.tensor(numbers[:FIELDS], dtype=torch.float64)))
+        made.a_mean, made.b_mean, made.aa, made.ab, made.bb, made.lost = numbers[FIELDS:]
+        return made
+
     def merge(self, other: AffineSums) -> AffineSums:
         """Of both together, as Moments are merged."""
         both = AffineSums(self.name, self.whole.merge(other.whole))
+        if not other.count or not self.count:
+            one = self if self.count else other
+            return AffineSums.from_numbers(self.name, [*both.raw.tolist(), *one.numbers()[FIELDS:]])
         share = other.count / both.count
         mine, apart = 1.0 - share, share * (1.0 - share)
         a, b = other.a_mean - self.a_mean, other.b_mean - self.b_mean

@@ -7,7 +7,7 @@ is affine in its weight. Of any other with a weight nothing is taken for granted
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,8 +20,8 @@ from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
-from fastinit.elements.strided import Strided
 from fastinit.fills.layer_kinds import EMBEDDINGS, changed_parts, kind_of
+from fastinit.variance.places import Place, place_of, rows_here
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 COMPUTED = "its weight is computed"
@@ -36,17 +36,6 @@ class Direction(NamedTuple):
     v: Tensor
     dim: int
     """-1: all together have one length."""
-
-
-class Place(NamedTuple):
-    """Which elements of which memory a tensor has."""
-
-    memory: Hashable
-    start: int
-    end: int
-
-    def overlaps(self, other: Place) -> bool:
-        return self.memory == other.memory and self.start < other.end and other.start < self.end
 
 
 @dataclass(eq=False)
@@ -71,16 +60,20 @@ class Layer:
     key: Place = field(init=False)
     """Equal for layers whose weights are tied. It stays, where the weight's memory may come and go."""
     bias_key: Place | None = field(init=False)
+    owners: set[nn.Module] = field(init=False)
+    """Who of the module and those inside it have its parameters, but for what FSDP2 puts there."""
 
     def __post_init__(self) -> None:
+        own = {id(self.weight_in), id(self.bias_in)} - {id(None)}
+        modules = self.module.modules()
+        self.owners = {m for m in modules if own & set(map(id, m._parameters.values()))}
         self.key = self._place(self.weight_in)
         self.bias_key = None if self.bias_in is None else self._place(self.bias_in)
 
     @property
-    def owners(self) -> set[nn.Module]:
-        """Who of the module and those inside it have its parameters."""
-        own = {id(self.weight_in), id(self.bias_in)} - {id(None)}
-        return {m for m in self.module.modules() if own & set(map(id, m._parameters.values()))}
+    def is_sharded(self) -> bool:
+        """Whether one of its parameters is a DTensor."""
+        return shard.is_dtensor(self.weight_in) or shard.is_dtensor(self.bias_in)
 
     @property
     def scaled(self) -> Tensor:
@@ -107,21 +100,39 @@ class Layer:
         """A view, without a gradient."""
         return None if self.bias_in is None else self._own(self.bias_in)
 
+    def in_use(self) -> tuple[Tensor, Tensor | None]:
+        """The weight and the bias as the module uses them: views, without gradients."""
+        return self.scaled, self.bias
+
     @property
-    def trained_bias(self) -> Tensor | None:
-        """The bias, if it needs a gradient: only then it may be shifted."""
-        return self.bias if self.bias_in is not None and self.bias_in.requires_grad else None
+    def trained_bias_in(self) -> nn.Parameter | None:
+        """What the bias is of, if it needs a gradient: only then it may be shifted."""
+        return self.bias_in if self.bias_in is not None and self.bias_in.requires_grad else None
+
+    def here(self, parameter: nn.Parameter) -> list[Tensor]:
+        """What this rank has of the layer's part of a parameter, in place."""
+        rows = self._rows(parameter)
+        if rows is None or not shard.is_dtensor(parameter):
+            return [tensors.local(self._own(parameter))]
+        return list(rows_here(parameter, rows))
+
+    def own(self, present: Tensor) -> Tensor:
+        """The layer's part of what is in a parameter's place: a view."""
+        rows = self._rows(present)
+        return present if rows is None else present[rows]
 
     def _own(self, parameter: nn.Parameter) -> Tensor:
-        rows = self._rows(parameter)
-        return parameter.detach() if rows is None else parameter.detach()[rows]
+        return self.own(parameter.detach())
 
     def _place(self, parameter: nn.Parameter) -> Place:
         if is_lazy(parameter) or (tensors.unreadable(parameter) and not parameter.is_meta):
             return Place(("parameter", id(parameter), self.projection), 0, 1)
+        if shard.is_dtensor(parameter) and (rows := self._rows(parameter)):
+            whole = place_of(parameter, parameter)
+            return Place((whole.memory, "rows"), rows.start, rows.stop)
         return place_of(self._own(parameter), parameter)
 
-    def _rows(self, parameter: nn.Parameter) -> slice | None:
+    def _rows(self, parameter: Tensor) -> slice | None:
         """Those of a parameter that are this layer's; None for all."""
         if self.projection is None or len(parameter) == self.module.embed_dim:
             return None
@@ -138,44 +149,32 @@ class Layer:
         now = self.module._parameters.get("weight", self.weight_in)
         return now is not self.weight_in and not shard.is_dtensor(self.weight_in)
 
-    def projected(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    def projected(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        in_use: tuple[Tensor, Tensor | None] | None = None,
+    ) -> Tensor | None:
         """What MultiheadAttention computes inside, from its arguments; None if there is no argument."""
         assert self.projection is not None
         name = ("query", "key", "value")[self.projection]
         x = args[self.projection] if self.projection < len(args) else kwargs.get(name)
-        return nn.functional.linear(x, self.weight, self.bias) if isinstance(x, Tensor) else None
+        if not isinstance(x, Tensor):
+            return None
+        return nn.functional.linear(x, *(self.in_use() if in_use is None else in_use))
 
     def channel_dim(self, output: Tensor) -> int:
         """The dimension of the output along which the bias lies."""
         kind = kind_of(self.module)
         return output.dim() - 1 - (0 if kind is None else kind.spatial)
 
-    def bias_like(self, output: Tensor) -> Tensor | None:
-        """The bias in a shape that adds to the output; None if there is none or it is all zeros.
-
-        Raises:
-            NotImplementedError: a bias of which this rank holds a part.
-        """
-        bias = self.bias
-        if shard.is_dtensor(bias):
-            if shard.is_part(bias):
-                raise NotImplementedError(
-                    f"{self.name}.bias is a DTensor with placements {bias.placements}: of an output "
-                    f"whose bias is spread over ranks nothing is known here"
-                )
-            bias = shard.local(bias)
+    def bias_like(self, output: Tensor, bias: Tensor | None) -> Tensor | None:
+        """The bias in a shape that adds to the output; None if there is none or it is all zeros."""
         if bias is None or not bool(bias.any()):
             return None
         shape = [1] * output.dim()
         shape[self.channel_dim(output)] = -1
         return bias.view(shape)
-
-
-def place_of(tensor: Tensor, parameter: Tensor) -> Place:
-    """Where a tensor's elements are; of one that has no plain memory, which ``parameter`` it is of."""
-    if is_lazy(tensor) or tensors.obstacle(here := tensors.local(tensor)) is not None:
-        return Place(("parameter", id(parameter)), 0, 1)
-    return Place(internals.storage_id(here), int(here.storage_offset()), Strided.of(here).end)
 
 
 def find(model: nn.Module, which: Which = None) -> tuple[list[Layer], dict[str, str]]:

@@ -9,9 +9,9 @@ The scale of an affine layer follows from its output's moments; any other is rep
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,17 @@ from torch.nn.parameter import is_lazy
 
 from fastinit import init
 from fastinit.base import number
+from fastinit.base.ranks import Group
 from fastinit.elements import shards as shard
 from fastinit.fills.layer_kinds import EMBEDDINGS
+from fastinit.plan.parameters import reshard_
 from fastinit.record.weights_on_demand import InMemory, weights_of
+from fastinit.stream.keys import draw_seed
 from fastinit.variance.layers import Layer, Which, find, other_weights
 from fastinit.variance.lsuv_batches import Batches, Call
 from fastinit.variance.lsuv_hooks import Hooks, PassEnded
 from fastinit.variance.lsuv_passes import PASSES, Options, Passes
+from fastinit.variance.lsuv_ranks import Ranks
 from fastinit.variance.lsuv_result import LSUVResult
 from fastinit.variance.lsuv_strategies import Trials
 from fastinit.variance.lsuv_verify import Verification
@@ -50,6 +54,7 @@ def lsuv_(
     unbuilt: str | None = None,
     dead: str = "error",
     verify: bool = False,
+    group: Group = None,
     **kwargs: Any,
 ) -> LSUVResult:
     """Scales the weights of ``model`` so that every layer's output has the std ``target_std``.
@@ -93,101 +98,127 @@ def lsuv_(
         dead: of layers whose output is all the same or its bias, as of those that are zero on purpose:
             "error" names them all, "skip" leaves them as they are, with a note.
         verify: runs one more pass, plain, and measures every layer in it; keeps a copy of the weights.
+        group: the ranks that have this model too, where it does not say so itself: a process group or a
+            device mesh.
 
-    On ranks that share a model of DTensors, each has to see the same outputs.
+    Ranks that share the model, sharded (DTensors: FSDP2, HSDP, tensor parallelism) or replicated
+    (DistributedDataParallel, or ``group``), call this together, each with inputs of its own or all with
+    the same. Every layer's moments are those of all ranks' outputs, merged in the order of ranks by one
+    small collective; what several have counts once. So all find the same scales, those of the whole
+    model on the whole batch, and each applies them to what it holds. An error of one is one of all.
 
     Raises:
         LSUVError: an output that is constant, not finite or has fewer than two values, or a bias whose
-            variance is already as large as the target; it names the layers and their moments. Ranks that
-            measured differently. With ``verify``, layers whose variance is not the target's within
+            variance is already as large as the target; it names the layers and their moments. With
+            ``verify``, layers whose variance is not the target's within
             ``tol``, or not what the result would say. The model is as it was.
         TypeError, ValueError: arguments that are no good; also a schedule's factor that is no number, or
             not positive and finite; layers whose weights have a part of their memory in common.
-        NotImplementedError: a parameter that is not here (``fastinit.elements.shards.check_held``).
+            Ranks whose layers, options or numbers of batches differ.
+        NotImplementedError: a parameter that is not here (``fastinit.elements.shards.check_held``); an
+            output that is a DTensor of partial sums.
+        RuntimeError: another rank failed, or has ended.
 
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
     >>> result = lsuv_(net, torch.randn(1000, 64))
     >>> [round(m.std, 6) for m in result.layers]
     [1.0, 1.0]
     """
-    target_std = _checked(target_std)
-    tol, max_iter = number.real("tol", tol), number.integer("max_iter", max_iter, least=1)
-    if not 0.0 < tol < 1.0:
-        number.out_of_range("tol", "in (0, 1)", tol)
-    _check_choice("pre", pre, "keep", "orthonormal")
-    _check_choice("reuse", reuse, "first", "pool")
-    _check_choice("dead", dead, "error", "skip")
-    if batches is not None and (inputs or kwargs):
-        raise ValueError("batches and inputs exclude each other, but both were given")
-    if batches is None and get_input is not None:
-        raise ValueError("get_input is of batches, but there are none")
-    found, passed = find(model, layers)
-    if layers is None:
-        passed = other_weights(model, found) | passed
-    if not found:
-        reasons = "".join(f"; {name} {why}" for name, why in passed.items())
-        raise ValueError(f"layers must name at least one layer with a weight, but none is{reasons}")
-    if isinstance(target_std, Mapping):
-        strange = target_std.keys() - {layer.name for layer in found}
-        if strange:
-            raise ValueError(f"target_std names layers that are not: {', '.join(sorted(strange))}")
-    _check_unbuilt(found, unbuilt)
-    _check_apart(found)
-    for name, parameter in model.named_parameters():
-        shard.check_held(parameter, name, constant=True)
-    trials = Trials(tol, max_iter, activation)
-    options = Options(target_std, center, reuse == "pool", dead == "skip", unbuilt, trials)
+    reshard_(model)  # what is gathered now is not what is to be scaled
+    ranks = Ranks.of(model, group)
+    with ranks.together():
+        target_std = _checked(target_std)
+        tol, max_iter = number.real("tol", tol), number.integer("max_iter", max_iter, least=1)
+        if not 0.0 < tol < 1.0:
+            number.out_of_range("tol", "in (0, 1)", tol)
+        _check_choice("pre", pre, "keep", "orthonormal")
+        _check_choice("reuse", reuse, "first", "pool")
+        _check_choice("dead", dead, "error", "skip")
+        if batches is not None and (inputs or kwargs):
+            raise ValueError("batches and inputs exclude each other, but both were given")
+        if batches is None and get_input is not None:
+            raise ValueError("get_input is of batches, but there are none")
+        found, passed = find(model, layers)
+        if layers is None:
+            passed = other_weights(model, found) | passed
+        _check(model, found, passed, target_std, unbuilt)
+        trials = Trials(tol, max_iter, activation)
+        options = Options(target_std, center, reuse == "pool", dead == "skip", unbuilt, trials)
+        ranks.check_alike(options.said(), pre, verify, batches is None, [_said(x) for x in found])
+        run = Run(model, step or model, Batches(Call(inputs, kwargs), batches, get_input, ranks))
+        return _scaled(run, found, passed, options, ranks, pre == "orthonormal", verify)
+
+
+class Run(NamedTuple):
+    """What runs, and with what."""
+
+    model: nn.Module
+    step: Callable[..., Any]
+    data: Batches
+
+
+def _scaled(
+    run: Run,
+    found: list[Layer],
+    passed: dict[str, str],
+    options: Options,
+    ranks: Ranks,
+    orthonormal: bool,
+    verify: bool,
+) -> LSUVResult:
+    model, step, data = run
     weights, random = weights_of(model), RandomNumbers(model)
-    data = Batches(Call(inputs, kwargs), batches, get_input)
-    run = step or model
     with (
         weights.unchanged_on_failure(),
         same_random_numbers(random),
         _without_autocast_cache(),
-        _orthonormal(found if pre == "orthonormal" else [], weights),
+        _orthonormal(found if orthonormal else [], weights, ranks),
     ):
-        passes = Passes(model, found, options)
-        with unchanged(model) as state:
+        passes = Passes(model, found, options, ranks)
+        with unchanged(model, ranks.before_collective) as state:
             hooks = Hooks(passes, state, random)
             for count in range(1, PASSES + 1):
                 passes.begin()
                 with same_random_numbers(random):
                     for args, named, passes.counting in data.one_pass():
-                        with (
-                            hooks.hooked(),
-                            weights.present(passes.scale_held),
-                            suppress(PassEnded),
-                        ):
-                            run(*args, **named)
+                        with hooks.hooked(), weights.present(passes.scale_held), _one_run(model):
+                            step(*args, **named)
                 last = count == PASSES
                 if passes.settled(last, data.why_unsettled()):
                     break
+        ranks.gathered(
+            [], "the end of the passes"
+        )  # all are about to change their weights, or none is
         with passes.kept() if verify else nullcontext():
             with weights.writable():
                 passes.apply()
             if verify:
-                _verify(model, run, data, passes, weights, random)
+                _verify(run, passes, weights, random)
     measured = passes.measured
     passed |= {layer.name: "not called" for layer in found if layer.name not in measured}
     return LSUVResult(list(measured.values()), passed, count, passes.product, weights.plan())
 
 
-def _verify(
-    model: nn.Module,
-    run: Callable[..., Any],
-    data: Batches,
-    passes: Passes,
-    weights: InMemory,
-    random: RandomNumbers,
-) -> None:
-    looked = Verification(passes.found, passes.options)
-    with unchanged(model), same_random_numbers(random):
+def _verify(run: Run, passes: Passes, weights: InMemory, random: RandomNumbers) -> None:
+    model, step, data = run
+    looked = Verification(passes.found, passes.options, passes.ranks)
+    with unchanged(model, passes.ranks.before_collective), same_random_numbers(random):
         for args, named, counts in data.one_pass():
             if counts:
-                with looked.looking(), weights.present(lambda _: 1.0), suppress(PassEnded):
-                    run(*args, **named)
+                with looked.looking(), weights.present(lambda _: 1.0), _one_run(model):
+                    step(*args, **named)
     said = "in a plain pass the std of these layers is another than was asked for or found"
     looked.check(list(passes.measured.values()), said + data.why_unsettled())
+    passes.ranks.gathered([], "the end of the plain pass")
+
+
+@contextmanager
+def _one_run(model: nn.Module) -> Iterator[None]:
+    """In the block the model runs, at most to the layer that is not built."""
+    try:
+        yield
+    except PassEnded:
+        reshard_(model, cut_short=True)
 
 
 @contextmanager
@@ -203,7 +234,7 @@ def _without_autocast_cache() -> Iterator[None]:
 
 
 @contextmanager
-def _orthonormal(found: list[Layer], weights: InMemory) -> Iterator[None]:
+def _orthonormal(found: list[Layer], weights: InMemory, ranks: Ranks) -> Iterator[None]:
     """Draws the layers' weights, and undoes it if the block fails."""
     for layer in found:
         if is_lazy(layer.weight_in):
@@ -222,12 +253,39 @@ def _orthonormal(found: list[Layer], weights: InMemory) -> Iterator[None]:
     try:
         with weights.writable():
             for layer in drawn:
-                init.orthogonal_(layer.weight)
+                # On all ranks the same, whatever their generators are.
+                seed = None if ranks.alone else ranks.first(draw_seed(), "the seeds")
+                init.orthogonal_(layer.weight, seed=seed)
         yield
     except BaseException:
         for weight, copy in reversed(before):
             weight.copy_(copy)
         raise
+
+
+def _check(
+    model: nn.Module, found: list[Layer], passed: Mapping[str, str], target_std: Any, unbuilt: Any
+) -> None:
+    """Raises for layers that cannot be measured, or are none."""
+    if not found:
+        reasons = "".join(f"; {name} {why}" for name, why in passed.items())
+        raise ValueError(f"layers must name at least one layer with a weight, but none is{reasons}")
+    if isinstance(target_std, Mapping):
+        strange = target_std.keys() - {layer.name for layer in found}
+        if strange:
+            raise ValueError(f"target_std names layers that are not: {', '.join(sorted(strange))}")
+    _check_unbuilt(found, unbuilt)
+    _check_apart(found)
+    for name, parameter in model.named_parameters():
+        shard.check_held(parameter, name, constant=True)
+
+
+def _said(layer: Layer) -> tuple[Any, ...]:
+    """What ranks have to have in common of a layer."""
+    bias = layer.bias_in
+    trained = layer.weight_in.requires_grad, bias is not None and bias.requires_grad
+    shape = None if is_lazy(layer.weight_in) else layer.shape
+    return layer.name, shape, bias is None, layer.affine, trained
 
 
 def _check_unbuilt(found: list[Layer], unbuilt: str | None) -> None:

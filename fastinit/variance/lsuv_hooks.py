@@ -6,7 +6,7 @@ with all that others hooked to it. Whether others' hooks change a layer is asked
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +22,12 @@ from fastinit.base import torch_internals as internals
 from fastinit.base.hooks import Uncopied
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
-from fastinit.statistics.tensor import moments
-from fastinit.stream import laws
-from fastinit.variance.affine import LSUVError
+from fastinit.variance.affine import AffineSums, LSUVError
 from fastinit.variance.layers import Layer, projections
+from fastinit.variance.lsuv_begun import Begun, buffers_of, is_changed, raw_moments, version
 from fastinit.variance.lsuv_passes import Passes, Scaling
+from fastinit.variance.lsuv_ranks import Seen
+from fastinit.variance.lsuv_shards import Sharded, lays_out, part_of, unbuilt_moments
 from fastinit.variance.lsuv_strategies import (
     Activated,
     Affine,
@@ -36,35 +37,11 @@ from fastinit.variance.lsuv_strategies import (
     Unbuilt,
     first,
 )
-from fastinit.variance.unchanged import ModelState, RandomNumbers, RandomState
+from fastinit.variance.unchanged import ModelState, RandomNumbers
 
 
 class PassEnded(BaseException):
     """Ends a forward pass at the layer that is not built."""
-
-
-@dataclass
-class Begun:
-    """A layer that is about to run."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    random: RandomState
-    weight: Tensor | None
-    """A copy, where somebody's hook may write it."""
-    versions: list[tuple[Tensor, int]]
-    """Of its arguments."""
-    buffers: list[tuple[nn.Module, str, Tensor, Tensor]]
-    """Those in it, by module and name, and copies of them."""
-    written: bool
-    """Whether its weight was, before it."""
-    again: Any = None
-    """What it gave when it last ran again: of several things, all."""
-    gave: Any = None
-    """What its forward gave, before hooks."""
-    version: int = 0
-    raw: Tensor | None = None
-    """Moments of that: what is written through ``.data`` or an address is not counted as a version."""
 
 
 @dataclass
@@ -92,12 +69,13 @@ class Hooks:
 
     def __init__(self, passes: Passes, state: ModelState, random: RandomNumbers) -> None:
         self.passes, self.state, self.random = passes, state, random
-        self.found, self.options = passes.found, passes.options
-        self.calls: dict[str, int] = {}  # of each layer, with this batch
+        self.found, self.options, self.ranks = passes.found, passes.options, passes.ranks
+        self.calls: set[str] = set()  # the layers that were called, with this batch
         self.begun: dict[str, Begun] = {}
         self.changed: set[str] = set()  # layers whose hooks change what they give
         self.again: Again | None = None
         self.scaled: list[Held] = []
+        self.sharded = {layer.name: Sharded(layer) for layer in self.found if layer.is_sharded}
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -125,14 +103,18 @@ class Hooks:
                 continue
             if layer.weight_in.requires_grad:
                 foreign = _may_write_weight(layer)
-                hooked = foreign or module._forward_hooks or internals.global_hooks()
+                others = any(not lays_out(hook) for hook in module._forward_hooks.values())
+                hooked = foreign or others or internals.global_hooks()
                 if hooked or not layer.affine:
                     begin = partial(self._begin, layer, foreign)
                     options = {"prepend": True, "with_kwargs": True}
                     yield Uncopied(module.register_forward_pre_hook(begin, **options))
-                if module._forward_hooks and not internals.global_hooks():
+                if others and not internals.global_hooks():
                     note = partial(self._note, layer)
                     yield Uncopied(module.register_forward_hook(note, prepend=True))
+            if layer.name in self.sharded:
+                noted = self.sharded[layer.name].note
+                yield Uncopied(module.register_forward_hook(noted, prepend=True))
             after = partial(self._after, layer)
             yield Uncopied(module.register_forward_hook(after, with_kwargs=True))
         for module, inputs in projections(self.found).items():
@@ -154,8 +136,8 @@ class Hooks:
                 self._original(layer)
             weight = layer.scaled.clone() if foreign and layer.affine else None
             leaves = [x for x in internals.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            versions = [(x, _version(x)) for x in leaves]
-            buffers, random = _buffers(module), self.random.now()
+            versions = [(x, version(x)) for x in leaves]
+            buffers, random = buffers_of(module), self.random.now()
             begun = Begun(args, kwargs, random, weight, versions, buffers, written)
             self.begun[layer.name] = begun
 
@@ -173,8 +155,8 @@ class Hooks:
         """The output as forward gave it."""
         if (begun := self.begun.get(layer.name)) is not None and self.again is None:
             with self.state.undo.paused():
-                begun.gave, begun.version = output, _version(first(output))
-                begun.raw = _raw_moments(first(output))
+                begun.gave, begun.version = output, version(first(output))
+                begun.raw = raw_moments(first(output))
 
     def _after(self, layer: Layer, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if self.again is not None and self.again.layer is layer:
@@ -183,33 +165,64 @@ class Hooks:
         with self.state.undo.paused():
             out = _measurable(layer, first(output))
             begun = self.begun.pop(layer.name, None)
-            if begun is not None and _is_changed(layer, begun, output, out):
+            if begun is not None and is_changed(layer, begun, output, out):
                 self.changed.add(layer.name)
-            call = self._call(layer, out, begun)
+            call = self._call(layer, out, self._bias(layer, out), begun, first(output))
             self._tell(call)
         if begun is not None and begun.again is not None:
             output = begun.again
-        return (call.out, *output[1:]) if isinstance(output, tuple) else call.out
+        given = first(output) if shard.is_dtensor(first(output)) else call.out
+        return (given, *output[1:]) if isinstance(output, tuple) else given
 
-    def _call(self, layer: Layer, out: Tensor, begun: Begun | None) -> Strategy:
-        """A call of a layer, by what is known of its output."""
+    def _call(
+        self, layer: Layer, out: Tensor, bias: Tensor | None, begun: Begun | None, given: Any = None
+    ) -> Strategy:
+        """A call of a layer, by what all ranks know of its output.
+
+        Args:
+            given: what ``out`` is the local tensor of, if the module itself gave it.
+        """
         held, trials = self._held(layer), self.options.trials
-        if layer.runs_with_another():
-            why = "it runs with another weight than its own: left as it is"
-            return Rerun(layer, out, held, trials, why)
-        if self._is_written(layer) if begun is None else begun.written:
-            why = "the model writes its weight before it runs: left as it is"
-            return Rerun(layer, out, held, trials, why)
-        if layer.affine and layer.name not in self.changed:
-            if trials.activation is not None:
-                return Activated(layer, out, held, trials)
-            return Affine(layer, out, held)
-        run: Any = "cannot be run again: left as it is"
-        if begun is not None:
+        written = self._is_written(layer) if begun is None else begun.written
+        seen = Seen(self.ranks, layer.name, part_of(given, out, self.sharded.get(layer.name)))
+        # What this rank saw of it that others may not have seen.
+        facts = [
+            layer.runs_with_another(),
+            written,
+            layer.name in self.changed or not layer.affine,
+            begun is None,
+            begun is not None and any(version(x) != v for x, v in begun.versions),
+        ]
+        sums, bias = None, layer.bias_like(out, bias) if not any(facts[:3]) else None
+        if self._counts(layer) and not any(facts[:3]) and trials.activation is None:
+            sums = AffineSums.of(layer, out, bias)
+        facts, sums = seen.call(facts, sums, out)
+        another, written, changed, once, rewritten = facts
+        if changed and layer.affine:
+            self.changed.add(layer.name)
+        run: Callable[[float], Tensor] | str
+        if another:
+            run = "it runs with another weight than its own: left as it is"
+        elif written:
+            run = "the model writes its weight before it runs: left as it is"
+        elif not changed:
+            affine = Affine(layer, seen, out, bias, held, sums)
+            return affine if trials.activation is None else Activated(affine, trials)
+        elif once or begun is None:
+            run = "cannot be run again: left as it is"
+        elif rewritten:
+            run = "writes its inputs, so that it is not run again: left as it is"
+        else:
             run = partial(self._run, layer, begun)
-            if any(_version(x) != version for x, version in begun.versions):
-                run = "writes its inputs, so that it is not run again: left as it is"
-        return Rerun(layer, out, held, trials, run)
+        return Rerun(layer, seen, out, held, trials, run)
+
+    def _bias(self, layer: Layer, out: Tensor) -> Tensor | None:
+        sharded = self.sharded.get(layer.name)
+        return layer.bias if sharded is None else sharded.bias_of(out)
+
+    def _counts(self, layer: Layer) -> bool:
+        """Whether a call is measured, and not only scaled as an earlier one."""
+        return self.again is None and (self.options.pool or layer.name not in self.calls)
 
     def _is_written(self, layer: Layer) -> bool:
         """Whether a layer that is to be scaled is about to run with values that the pass wrote."""
@@ -222,7 +235,12 @@ class Hooks:
 
     def _run(self, layer: Layer, begun: Begun, factor: float) -> Tensor:
         """What a layer gives with its weight scaled, which it is from now on."""
-        self.passes.scalings[layer.key].hold(factor, self._original(layer))
+        scaling = self.passes.scalings[layer.key]
+        if (sharded := self.sharded.get(layer.name)) is not None:
+            if begun.present is None:
+                begun.present = sharded.gathered(layer.weight_in), scaling.held.factor
+            sharded.hold(layer.weight_in, *begun.present, factor)
+        scaling.hold(factor, self._original(layer))
         now, self.again = self.again, Again(layer)
         try:
             with self.state.undo:
@@ -239,21 +257,21 @@ class Hooks:
             self.again = now
 
     def _tell(self, call: Strategy) -> None:
-        name = call.layer.name
         if self.again is not None:  # a layer that holds this one runs again
-            if name in self.passes.measured:
+            if call.layer.name in self.passes.measured:
                 call.rescale(self.passes.scalings[call.layer.key].scale(call.layer))
-            return
-        self.calls[name] = self.calls.get(name, 0) + 1
-        if self.calls[name] > 1 and not self.options.pool:
-            self.passes.pass_by(call)
-        else:
+        elif self._counts(call.layer):
+            self.calls.add(call.layer.name)
             self.passes.take(call)
+        else:
+            self.passes.pass_by(call)
 
     def _end_before(self, layer: Layer, module: nn.Module, args: Any, kwargs: Any) -> None:
         with self.state.undo.paused():
-            x = args[0] if args else kwargs["input"]
-            self.passes.take(Unbuilt(layer, x, self._held(layer)))
+            seen = Seen(self.ranks, layer.name)
+            found = unbuilt_moments(seen, layer, self.sharded.get(layer.name), args, kwargs)
+            sums = AffineSums(layer.name, found)
+            self.passes.take(Unbuilt(layer, seen, self._held(layer), sums))
         raise PassEnded
 
     # --- MultiheadAttention's projections --------------------------------------------------------
@@ -268,19 +286,21 @@ class Hooks:
         """
         with self.state.undo.paused():
             for layer in inputs:
-                out = layer.projected(args, kwargs)
+                weight, bias = self.sharded.get(layer.name, layer).in_use()
+                out = layer.projected(args, kwargs, (weight, bias))
                 if out is None:
                     return  # forward will say what it misses
-                self._tell(self._call(layer, _measurable(layer, out), None))
+                self._tell(self._call(layer, _measurable(layer, out), bias, None))
             for layer in inputs:
                 if (scaling := self.passes.scalings.get(layer.key)) is None:
                     continue
                 scale, held = scaling.scale(layer), scaling.held_by(layer)
+                weight, bias = self.sharded.get(layer.name, layer).in_use()
                 if scale.factor != held.factor:
-                    self._hold(module, scaling, layer.scaled).mul_(scale.factor / held.factor)
+                    self._hold(module, scaling, weight).mul_(scale.factor / held.factor)
                     scaling.held = scaling.held._replace(factor=scale.factor)
-                if scale.shift != held.shift and layer.bias is not None:
-                    self._hold(module, scaling, layer.bias).add_(scale.shift - held.shift)
+                if scale.shift != held.shift and bias is not None:
+                    self._hold(module, scaling, bias).add_(scale.shift - held.shift)
                     scaling.held = scaling.held._replace(shift=scale.shift)
 
     def _hold(self, module: nn.Module, scaling: Scaling, tensor: Tensor) -> Tensor:
@@ -300,61 +320,21 @@ class Hooks:
         with self.state.undo.paused():
             while self.scaled and (module is None or module is self.scaled[-1].module):
                 held = self.scaled.pop()
-                held.tensor.copy_(held.copy)
+                if tensors.obstacle(held.tensor) is None:  # else what was gathered is freed
+                    held.tensor.copy_(held.copy)
                 held.scaling.held = held.before
 
 
 def _may_write_weight(layer: Layer) -> bool:
     """Whether others' hooks might: not weight_norm's, which makes it, nor those of lazy modules."""
     hooks = layer.module._forward_pre_hooks.values()
-    return not is_lazy(layer.weight_in) and any(type(hook) is not WeightNorm for hook in hooks)
-
-
-def _is_changed(layer: Layer, begun: Begun, output: Any, out: Tensor) -> bool:
-    """Whether hooks made something else of a layer than its forward is.
-
-    One that gives its output back as it is, or brings a DTensor into another layout, does not.
-    """
-    if begun.weight is not None and not tensors.local(layer.scaled).equal(
-        tensors.local(begun.weight)
-    ):
-        return True
-    if begun.raw is None:
-        return False
-    if begun.gave is not output or out.is_inference() or _version(out) != begun.version:
-        return True
-    return not moments(out).raw.equal(begun.raw)
-
-
-def _raw_moments(out: Any) -> Tensor | None:
-    """float64 [7]; None of what is no plain floating-point tensor."""
-    if not isinstance(out, Tensor) or out.dtype not in laws.DTYPES or shard.is_dtensor(out):
-        return None
-    return None if tensors.unreadable(out) else moments(out).raw
-
-
-def _buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
-    return [
-        (inner, name, buffer, buffer.clone())
-        for inner in module.modules()
-        for name, buffer in inner._buffers.items()
-        if buffer is not None and tensors.unreadable(buffer) is None
-    ]
-
-
-def _version(tensor: Any) -> int:
-    """How often it was written, as far as that is counted."""
-    counts = isinstance(tensor, Tensor) and not tensor.is_inference()
-    return internals.version_of(tensor) if counts else 0
+    foreign = any(type(hook) is not WeightNorm and not lays_out(hook) for hook in hooks)
+    return foreign and not is_lazy(layer.weight_in)
 
 
 def _measurable(layer: Layer, out: Any) -> Tensor:
     if not isinstance(out, Tensor) or not out.is_floating_point():
         raise LSUVError(f"{layer.name} gives no floating-point tensor: {type(out).__name__}")
-    if shard.is_dtensor(out):
-        raise LSUVError(
-            f"{layer.name} gives a DTensor, which lsuv_ does not scale: let the layer give local tensors"
-        )
     if found := tensors.unreadable(out):
         hint = " (a TransformerEncoder gives none with enable_nested_tensor=False)"
         raise LSUVError(f"the output of {layer.name} {found[1]}{hint if out.is_nested else ''}")

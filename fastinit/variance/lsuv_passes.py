@@ -10,18 +10,16 @@ import math
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastinit.base import number
-from fastinit.elements import shards as shard
-from fastinit.elements import tensors
-from fastinit.fills import agreement
 from fastinit.statistics.tensor import Moments
 from fastinit.variance.affine import AffineSums, Impossible, LSUVError
-from fastinit.variance.layers import Layer, Place, place_of
+from fastinit.variance.layers import Layer
+from fastinit.variance.lsuv_ranks import Ranks
 from fastinit.variance.lsuv_result import Measured
 from fastinit.variance.lsuv_strategies import (
     Affine,
@@ -33,10 +31,8 @@ from fastinit.variance.lsuv_strategies import (
     Trials,
     check_moments,
 )
+from fastinit.variance.places import Place, place_of
 from fastinit.variance.schedules import Schedule
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 PASSES = 5  # over several batches, at most
 
@@ -51,6 +47,12 @@ class Options:
     skip_dead: bool
     unbuilt: str | None
     trials: Trials
+
+    def said(self) -> tuple[Any, ...]:
+        """What of these can be compared."""
+        std = "a function" if callable(self.target_std) else self.target_std
+        asked = self.center, self.pool, self.skip_dead, self.unbuilt
+        return std, *asked, self.trials.tol, self.trials.most, self.trials.activation is None
 
 
 class Scaling:
@@ -134,12 +136,15 @@ def owners(model: nn.Module) -> dict[Hashable, list[tuple[str, nn.Module, Place]
 class Passes:
     """What was measured in the passes, and what each weight is to be multiplied with."""
 
-    def __init__(self, model: nn.Module, found: list[Layer], options: Options) -> None:
-        self.found, self.options = found, options
+    def __init__(
+        self, model: nn.Module, found: list[Layer], options: Options, ranks: Ranks
+    ) -> None:
+        self.found, self.options, self.ranks = found, options, ranks
         self.measured: dict[str, Measured] = {}  # by layer, in the order of execution
         self.scalings: dict[Place, Scaling] = {}  # by the weight's key
         self.pools: dict[str, Moments] = {}  # of each layer's outputs in this pass, as scaled
         self.counted: dict[str, int] = {}  # how many are in there
+        self.where: dict[str, str] = {}  # on which ranks there were values that are not finite
         self.counting = True  # whether outputs are pooled, or only decide
         self.impossible: dict[str, Impossible] = {}
         self.product = 1.0
@@ -181,6 +186,7 @@ class Passes:
         if self.counting:
             pool = self.pools.get(layer.name)
             self.pools[layer.name] = now if pool is None else pool.merge(now)
+            self.where[layer.name] = call.seen.where or self.where.get(layer.name, "")
             self.counted[layer.name] = self.counted.get(layer.name, 0) + 1
 
     def _decide(self, call: Strategy, scaling: Scaling, measured: Measured) -> None:
@@ -245,6 +251,7 @@ class Passes:
         """Prepares a pass."""
         self.pools.clear()
         self.counted.clear()
+        self.where.clear()
         for scaling in self.scalings.values():
             scaling.begin()
 
@@ -266,7 +273,7 @@ class Passes:
             measured.std = pooled.std
             if count == 1:  # what fit() could do is done
                 continue
-            check_moments(scaling.layer, pooled)
+            check_moments(scaling.layer, pooled, self.where[scaling.layer.name])
             center = self.options.center and scaling.centered
             far = abs(pooled.mean) > tol * scaling.target if center else False
             if far or abs((measured.std / scaling.target) ** 2 - 1) > tol:
@@ -305,39 +312,27 @@ class Passes:
 
     def apply(self) -> None:
         """Scales the weights and shifts the biases."""
-        self._check_ranks()
         for scaling in self.scalings.values():
             layer, measured = scaling.layer, self.measured[scaling.layer.name]
             measured.scale, measured.shift = scaling.fit.scale
             if measured.scale != 1.0:
-                tensors.local(layer.scaled).mul_(measured.scale)
-            if measured.shift and layer.trained_bias is not None:
-                tensors.local(layer.trained_bias).add_(measured.shift)
+                for here in layer.here(layer.weight_in):
+                    here.mul_(measured.scale)
+            if measured.shift and (bias := layer.trained_bias_in) is not None:
+                for here in layer.here(bias):
+                    here.add_(measured.shift)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """If the block fails, after :meth:`apply` in it, weights and biases are as before."""
         layers = [scaling.layer for scaling in self.scalings.values()]
-        written = [layer.scaled for layer in layers]
-        written += [bias for layer in layers if (bias := layer.trained_bias) is not None]
-        copies = [(here, here.clone()) for here in map(tensors.local, written) if not here.is_meta]
+        written = [(layer, layer.weight_in) for layer in layers]
+        written += [(layer, b) for layer in layers if (b := layer.trained_bias_in) is not None]
+        parts = [here for layer, parameter in written for here in layer.here(parameter)]
+        copies = [(here, here.clone()) for here in parts if not here.is_meta]
         try:
             yield
         except BaseException:
             for here, copy in reversed(copies):
                 here.copy_(copy)
             raise
-
-    def _check_ranks(self) -> None:
-        """Each rank scales its part of a DTensor by what it measured: that has to be the same on all."""
-        found: dict[DeviceMesh, list[float]] = {}
-        for scaling in self.scalings.values():
-            if shard.is_dtensor(weight := scaling.layer.weight_in):
-                found.setdefault(weight.device_mesh, []).extend(scaling.fit.scale)
-        for mesh, numbers in found.items():
-            if ranks := agreement.differing(mesh, numbers):
-                raise LSUVError(
-                    f"ranks measured different outputs, so they would scale their parts of one weight "
-                    f"differently: {', '.join(map(str, ranks))} not as the first. Give all ranks of "
-                    f"{mesh} the same batch, and layers whose whole output each rank has"
-                )

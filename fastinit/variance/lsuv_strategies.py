@@ -15,15 +15,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fastinit.statistics.product import linear_moments
-from fastinit.statistics.tensor import Moments, moments
+from fastinit.statistics.tensor import Moments
 from fastinit.variance.affine import AffineSums, Impossible, LSUVError, rescale
 from fastinit.variance.layers import Layer
+from fastinit.variance.lsuv_ranks import Seen
 
 FOLLOWS = 0.01
 """An output whose std changes by a power of its weight's scale less than this does not follow it."""
@@ -68,8 +67,8 @@ class Trials(NamedTuple):
     activation: Callable[[Tensor], Tensor] | None
     """What is measured is this function of the output."""
 
-    def measure(self, out: Tensor) -> Moments:
-        return moments(out if self.activation is None else self.activation(out))
+    def measure(self, out: Tensor, seen: Seen) -> Moments:
+        return seen.moments(out if self.activation is None else self.activation(out))
 
 
 class Secant:
@@ -92,8 +91,8 @@ class Strategy(ABC):
     centers = True
     """Whether a shift of the bias shifts the output."""
 
-    def __init__(self, layer: Layer) -> None:
-        self.layer = layer
+    def __init__(self, layer: Layer, seen: Seen) -> None:
+        self.layer, self.seen = layer, seen
 
     @abstractmethod
     def before(self) -> Moments: ...
@@ -112,18 +111,27 @@ class Strategy(ABC):
 class Affine(Strategy):
     """An output that is affine in the weight; it was made with that and the bias scaled as ``held``."""
 
-    def __init__(self, layer: Layer, out: Tensor, held: Scale) -> None:
-        super().__init__(layer)
-        self.out, self.held = out, held
+    def __init__(
+        self,
+        layer: Layer,
+        seen: Seen,
+        out: Tensor,
+        bias: Tensor | None,
+        held: Scale,
+        sums: AffineSums | None,
+    ) -> None:
+        """
+        Args:
+            bias: in a shape that adds to the output.
+            sums: on all ranks; None of a call that does not count.
+        """
+        super().__init__(layer, seen)
+        self.out, self.bias, self.held, self._sums = out, bias, held, sums
 
-    @cached_property
-    def bias(self) -> Tensor | None:
-        """In a shape that adds to the output."""
-        return self.layer.bias_like(self.out)
-
-    @cached_property
+    @property
     def sums(self) -> AffineSums:
-        return AffineSums.of(self.layer, self.out, self.bias)
+        assert self._sums is not None
+        return self._sums
 
     def from_held(self, scale: Scale) -> Scale:
         """What is left to do."""
@@ -133,7 +141,7 @@ class Affine(Strategy):
         return self.sums.moments(1.0, 0.0)
 
     def fit(self, start: Scale, aim: Aim, center: bool) -> Fit:
-        check_moments(self.layer, self.before())
+        check_moments(self.layer, self.before(), self.seen.where)
         if math.isnan(aim.part):
             factor = self.sums.scale_for(aim.std)
         else:
@@ -154,10 +162,9 @@ class Affine(Strategy):
 class Unbuilt(Affine):
     """The output of a Linear without a bias, of which only the input is there."""
 
-    def __init__(self, layer: Layer, x: Tensor, held: Scale) -> None:
-        Strategy.__init__(self, layer)
-        self.held = held
-        self.sums = AffineSums(layer.name, linear_moments(x, layer.weight))
+    def __init__(self, layer: Layer, seen: Seen, held: Scale, sums: AffineSums) -> None:
+        Strategy.__init__(self, layer, seen)
+        self.held, self._sums = held, sums
 
     def rescale(self, scale: Scale) -> None:
         """There is nothing to rescale."""
@@ -173,15 +180,18 @@ class Repeated(Strategy):
         """The output as it is with the weight scaled and the bias shifted."""
 
     def before(self) -> Moments:
-        return self.trials.measure(self.out)
+        return self.measured(self.out)
+
+    def measured(self, out: Tensor) -> Moments:
+        return self.trials.measure(out, self.seen)
 
     def fit(self, start: Scale, aim: Aim, center: bool) -> Fit:
         tol, secant, scale, std = self.trials.tol, Secant(), start, aim.std
         best, missed = start, math.inf
         for iteration in range(1, self.trials.most + 1):
-            now = self.trials.measure(self.trial(scale))
+            now = self.measured(self.trial(scale))
             if iteration == 1:
-                check_moments(self.layer, now)
+                check_moments(self.layer, now, self.seen.where)
             elif now.nonfinite or not now.var > 0:
                 break  # so far that the layer gave up
             off = now.mean if center else 0.0
@@ -198,15 +208,15 @@ class Repeated(Strategy):
 
     def rescaled(self, scale: Scale) -> Moments:
         self.rescale(scale)
-        return self.trials.measure(self.out)
+        return self.measured(self.out)
 
 
 class Activated(Repeated):
     """An output that is affine in the weight; what shall have the std is a function of it."""
 
-    def __init__(self, layer: Layer, out: Tensor, held: Scale, trials: Trials) -> None:
-        super().__init__(layer)
-        self.affine, self.out, self.trials = Affine(layer, out, held), out, trials
+    def __init__(self, affine: Affine, trials: Trials) -> None:
+        super().__init__(affine.layer, affine.seen)
+        self.affine, self.out, self.trials = affine, affine.out, trials
 
     def trial(self, scale: Scale) -> Tensor:
         return rescale(self.out.clone(), self.affine.bias, *self.affine.from_held(scale))
@@ -227,12 +237,13 @@ class Rerun(Repeated):
     def __init__(
         self,
         layer: Layer,
+        seen: Seen,
         out: Tensor,
         held: Scale,
         trials: Trials,
         run: Callable[[float], Tensor] | str,
     ) -> None:
-        super().__init__(layer)
+        super().__init__(layer, seen)
         self.out, self.made_with, self.trials, self.run = out, held.factor, trials, run
 
     def fit(self, start: Scale, aim: Aim, center: bool) -> Fit:
@@ -254,11 +265,15 @@ def first(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output
 
 
-def check_moments(layer: Layer, m: Moments) -> None:
-    """Raises LSUVError if no scale gives these values another std; Impossible if they are all alike."""
+def check_moments(layer: Layer, m: Moments, where: str) -> None:
+    """Raises LSUVError if no scale gives these values another std; Impossible if they are all alike.
+
+    Args:
+        where: on which ranks there are values that are not finite.
+    """
     name = f"the output of {layer.name}"
     if m.nonfinite:
-        raise LSUVError(f"{name} has values that are not finite: {m!r}")
+        raise LSUVError(f"{name} has values that are not finite{where}: {m!r}")
     if m.count < 2:
         raise LSUVError(f"{name} has fewer than two values: {m!r}")
     if not m.var > 0:

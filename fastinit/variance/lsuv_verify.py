@@ -13,21 +13,23 @@ from torch import Tensor, nn
 
 from fastinit.base.hooks import Uncopied
 from fastinit.elements import tensors
-from fastinit.statistics.product import linear_moments
 from fastinit.statistics.tensor import Moments
 from fastinit.variance.affine import LSUVError
 from fastinit.variance.layers import Layer
 from fastinit.variance.lsuv_hooks import PassEnded
 from fastinit.variance.lsuv_passes import Options
+from fastinit.variance.lsuv_ranks import Ranks, Seen
 from fastinit.variance.lsuv_result import Measured
+from fastinit.variance.lsuv_shards import Sharded, part_of, unbuilt_moments
 from fastinit.variance.lsuv_strategies import first
 
 
 class Verification:
     """What the layers give in a plain pass, of the calls that count."""
 
-    def __init__(self, found: list[Layer], options: Options) -> None:
-        self.found, self.options = found, options
+    def __init__(self, found: list[Layer], options: Options, ranks: Ranks) -> None:
+        self.found, self.options, self.ranks = found, options, ranks
+        self.sharded = {layer.name: Sharded(layer) for layer in found if layer.is_sharded}
         self.calls: dict[str, int] = {}
         self.pools: dict[str, Moments] = {}
 
@@ -43,6 +45,10 @@ class Verification:
                 elif layer.projection is not None:
                     look = partial(self._projected, layer)
                 else:
+                    if layer.name in self.sharded:
+                        note = self.sharded[layer.name].note
+                        hook = Uncopied(module.register_forward_hook(note, prepend=True))
+                        stack.callback(hook.remove)
                     ran = partial(self._ran, layer)
                     stack.callback(Uncopied(module.register_forward_hook(ran)).remove)
                     continue
@@ -54,18 +60,23 @@ class Verification:
         self._count(layer, first(output))
 
     def _projected(self, layer: Layer, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if (out := layer.projected(args, kwargs)) is not None:
+        sharded: Layer | Sharded = self.sharded.get(layer.name, layer)
+        if (out := layer.projected(args, kwargs, sharded.in_use())) is not None:
             self._count(layer, out)
 
     def _unbuilt(self, layer: Layer, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._pool(layer, linear_moments(args[0] if args else kwargs["input"], layer.weight))
+        seen, sharded = Seen(self.ranks, layer.name), self.sharded.get(layer.name)
+        self._pool(layer, unbuilt_moments(seen, layer, sharded, args, kwargs))
         raise PassEnded
 
     def _count(self, layer: Layer, out: Tensor) -> None:
         self.calls[layer.name] = self.calls.get(layer.name, 0) + 1
         if self.calls[layer.name] == 1 or self.options.pool:
             with torch.no_grad():
-                self._pool(layer, self.options.trials.measure(tensors.local(out)))
+                here = tensors.local(out)
+                part = part_of(out, here, self.sharded.get(layer.name))
+                seen = Seen(self.ranks, layer.name, part)
+                self._pool(layer, self.options.trials.measure(here, seen))
 
     def _pool(self, layer: Layer, now: Moments) -> None:
         pool = self.pools.get(layer.name)

@@ -12,7 +12,8 @@ from fastinit.base.holders import living
 from fastinit.elements import tensors
 from fastinit.fills.layer_kinds import EMBEDDINGS
 from fastinit.statistics.tensor import moments
-from fastinit.variance.layers import Layer, find, place_of, why_no_layer
+from fastinit.variance.layers import Layer, find, why_no_layer
+from fastinit.variance.places import place_of
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

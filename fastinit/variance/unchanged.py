@@ -49,8 +49,8 @@ class ModelState:
         hooks: those by which the tensors of lazy modules are taken up when they are made.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.undo = Undo()
+    def __init__(self, model: nn.Module, before: Callable[[Any], None] | None = None) -> None:
+        self.undo = Undo(before)
         self.model = model
         self.modules: list[_Module] = []
         self.tensors: dict[int, _Tensor] = {}
@@ -125,7 +125,7 @@ class ModelState:
         """All as it was; but lazy modules stay initialised unless the run failed."""
         for hook in self.hooks:
             hook.remove()
-        reshard_(self.model)
+        reshard_(self.model, cut_short=failed)
         for module in self.modules:
             if failed or not module.lazy:
                 module.put_back()
@@ -142,17 +142,22 @@ class ModelState:
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[ModelState]:
+def unchanged(
+    model: nn.Module, before: Callable[[Any], None] | None = None
+) -> Iterator[ModelState]:
     """Within the block the model may run, without gradients; after it everything is as before.
 
     Parameters, buffers, tensors in attributes, gradients, modes, hooks, what is registered, and the
     random generators that modules have; others are for :func:`same_random_numbers`.
 
+    Args:
+        before: what is called with each operation of the model, before it.
+
     Raises:
         LSUVError: a large buffer was written where torch cannot see it, and is not as before.
     """
     with torch.no_grad():
-        state = ModelState(model)
+        state = ModelState(model, before)
         failed = True
         try:
             with state.undo:

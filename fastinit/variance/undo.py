@@ -6,7 +6,7 @@ schema says what it writes. Batch norms write running statistics without saying 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
@@ -35,8 +35,13 @@ class Undo(internals.TorchDispatchMode):
         """What is compiled runs as it does without this mode; flex_attention runs in no other way."""
         return True
 
-    def __init__(self) -> None:
+    def __init__(self, before: Callable[[Any], None] | None = None) -> None:
+        """
+        Args:
+            before: what is called with each operation, before it.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
+        self._before = before
         self._tracked: dict[int, torch.UntypedStorage] = {}
         self._log: list[tuple[Tensor, Tensor | None, Tensor]] = []
         """What was copied, in this order: a view, as integers; indices of its rows, or all; the copy."""
@@ -99,6 +104,8 @@ class Undo(internals.TorchDispatchMode):
             )  # as where a DTensor's shapes are worked out: nothing is written
         if any(kind.__torch_dispatch__ is not internals.plain_dispatch for kind in types):
             return NotImplemented  # the subclass does it by operations on plain tensors
+        if self._before is not None:
+            self._before(func)
         if func is _RENORM:
             self._copy_rows(*args[:2])
             self._note_written(args[0])

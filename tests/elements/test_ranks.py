@@ -353,30 +353,6 @@ def meshes_of_some_ranks() -> None:
     assert alike(torch.get_rng_state())
 
 
-def lsuv_on_ranks() -> None:
-    """All scale their parts alike, as with whole outputs, or none does, as with some columns each."""
-    from torch.distributed.tensor.parallel import (
-        ColwiseParallel,
-        RowwiseParallel,
-        parallelize_module,
-    )
-
-    mesh = init_device_mesh("cpu", (WORLD,))
-    torch.manual_seed(0)
-    x, plain = torch.randn(32, 8), nn.Linear(8, 8, bias=False)
-    columns, layer = (copy.deepcopy(plain) for _ in range(2))
-    parallelize_module(columns, mesh, ColwiseParallel())
-    message = raised(lambda: fastinit.lsuv_(columns, x, layers=[""]))
-    assert "1, 2, 3 not as the first" in message, message
-    assert torch.equal(columns.weight.full_tensor(), plain.weight)
-    parallelize_module(layer, mesh, RowwiseParallel(input_layouts=Replicate()))
-    expected = fastinit.lsuv_(plain, x).layers[0].scale
-    got = fastinit.lsuv_(layer, x, layers=[""]).layers[0].scale
-    # The ranks' partial products are added in another order: float32's rounding.
-    assert abs(got / expected - 1) < 1e-5
-    torch.testing.assert_close(layer.weight.full_tensor(), plain.weight.detach())
-
-
 def normal(*_: object) -> Fill:
     return Fill.normal()
 
@@ -441,7 +417,6 @@ WORK = (
     ranks_that_differ,
     when_ranks_are_asked,
     meshes_of_some_ranks,
-    lsuv_on_ranks,
     fsdp1,
     emptied_buffers,
     fsdp,

@@ -1,0 +1,311 @@
+"""LSUV on ranks: what is sharded or replicated gets the scales of the whole model on the whole batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import on_ranks
+from torch import Tensor, nn
+
+import fastinit
+
+if not dist.is_available():
+    pytest.skip("a torch without distributed", allow_module_level=True)
+
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+WORLD = 4
+ROWS = 24
+# Merging rounds float64 moments once more for each rank, and a BLAS may sum a product of fewer rows, or
+# of a part of the columns, in another order: both some 1e-16 of the sums, which have up to 20 terms.
+EXACT = 1e-12
+
+
+def net() -> nn.Sequential:
+    """Of sizes that four ranks cannot share evenly, and with biases that matter."""
+    torch.manual_seed(0)
+    layers = nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 12), nn.Tanh(), nn.Linear(12, 7)
+    return nn.Sequential(*layers).double()
+
+
+def data() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(ROWS, 12, dtype=torch.float64)
+
+
+def mesh_of(*shape: int) -> DeviceMesh:
+    return init_device_mesh("cpu", shape, mesh_dim_names=("outer", "inner")[-len(shape) :])
+
+
+def fsdp(model: nn.Module, mesh: DeviceMesh, **options: Any) -> nn.Module:
+    for layer in list(model.children())[::2]:
+        fully_shard(layer, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
+def tp(model: nn.Module, mesh: DeviceMesh, *plan: Any) -> nn.Module:
+    return parallelize_module(model, mesh, dict(zip(("0", "2", "4"), plan)))
+
+
+def fsdp_over_tp(model: nn.Module) -> nn.Module:
+    mesh = mesh_of(2, 2)
+    return fsdp(tp(model, mesh["inner"], ColwiseParallel(), RowwiseParallel()), mesh["outer"])
+
+
+def copies_over_tp(model: nn.Module) -> nn.Module:
+    """Replicated over a group that the model does not know of."""
+    return tp(model, mesh_of(2, 2)["inner"], ColwiseParallel(), RowwiseParallel())
+
+
+def sequence(model: nn.Module) -> nn.Module:
+    """Rows of one batch between the layers, as of a sequence."""
+    rows, columns = {"input_layouts": Shard(0)}, {"output_layouts": Shard(0)}
+    plan = (
+        ColwiseParallel(**rows),
+        RowwiseParallel(**columns),
+        ColwiseParallel(**rows, **columns),
+    )
+    return tp(model, mesh_of(4), *plan)
+
+
+def dtensors(model: nn.Module) -> nn.Module:
+    local = {"use_local_output": False}
+    return tp(
+        model, mesh_of(4), *(kind(**local) for kind in (ColwiseParallel, RowwiseParallel) * 2)
+    )
+
+
+def gathered(model: nn.Module) -> nn.Module:
+    """FSDP2 whose parameters are whole when lsuv_ is called."""
+    fsdp(model, mesh_of(4), reshard_after_forward=False)(data())
+    return model
+
+
+# Each with how many parts there are of the batch: ranks that are no more have one in turns.
+LAYOUTS: dict[str, tuple[Callable[[nn.Module], nn.Module], int]] = {
+    "FSDP2": (lambda model: fsdp(model, mesh_of(4)), 4),
+    "FSDP2 of the whole": (lambda model: fully_shard(model, mesh=mesh_of(4)), 4),
+    "FSDP2, gathered": (gathered, 4),
+    "FSDP2, one batch": (lambda model: fsdp(model, mesh_of(4)), 1),
+    "HSDP": (lambda model: fsdp(model, mesh_of(2, 2)), 4),
+    "DDP": (nn.parallel.DistributedDataParallel, 4),
+    "DDP, one batch": (nn.parallel.DistributedDataParallel, 1),
+    "a group": (lambda model: model, 4),
+    "columns, then rows": (
+        lambda model: tp(model, mesh_of(4), ColwiseParallel(), RowwiseParallel()),
+        1,
+    ),
+    "columns, gathered": (
+        lambda model: tp(model, mesh_of(4), *[ColwiseParallel(output_layouts=Replicate())] * 3),
+        1,
+    ),
+    "parts of a sequence": (sequence, 4),
+    "DTensors": (dtensors, 1),
+    "FSDP2 over columns": (fsdp_over_tp, 2),
+    "a group over columns": (copies_over_tp, 2),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "center": {"center": True, "verify": True},
+    "activation": {"activation": torch.relu, "tol": 1e-3},
+    "targets": {"target_std": fastinit.schedules.alternating(1.25), "reuse": "pool"},
+    "orthonormal": {"pre": "orthonormal"},
+}
+
+
+def whole(parameter: Tensor) -> Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+
+
+def named(result: fastinit.LSUVResult) -> list[tuple[Any, ...]]:
+    """All that a result says, with the names of the model that is wrapped."""
+    return [
+        (
+            *(m.name.removeprefix("module."), m.scale, m.shift, m.std, m.before.var),
+            *(m.before.count, m.iterations, m.calls, m.note),
+        )
+        for m in result.layers
+    ]
+
+
+def same(got: fastinit.LSUVResult, expected: fastinit.LSUVResult) -> None:
+    for ours, theirs in zip(named(got), named(expected), strict=True):
+        assert ours[0] == theirs[0]
+        assert ours[1:5] == pytest.approx(theirs[1:5], rel=EXACT, abs=EXACT), (ours, theirs)
+        assert ours[5:] == theirs[5:], (ours, theirs)
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, repr(got.layers))
+    assert len(set(everywhere)) == 1
+
+
+def mine(x: Tensor, parts: int, rank: int) -> Tensor:
+    return x.chunk(parts)[rank * parts // WORLD]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@on_ranks(WORLD)
+def test_scales_are_those_of_the_whole_model_on_the_whole_batch(layout: str, options: str) -> None:
+    shard, parts = LAYOUTS[layout]
+    plain, x, asked = net(), data(), dict(OPTIONS[options])
+    model = shard(copy.deepcopy(plain))
+    if layout == "a group":
+        asked["group"] = dist.group.WORLD
+    elif layout == "a group over columns":
+        asked["group"] = mesh_of(2, 2)["outer"]
+    torch.manual_seed(2 + dist.get_rank() * (options != "orthonormal"))
+    got = fastinit.lsuv_(model, mine(x, parts, dist.get_rank()), **asked)
+    asked.pop("group", None)
+    torch.manual_seed(2)
+    same(got, fastinit.lsuv_(plain, x, **asked))
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(whole(ours), theirs.detach(), rtol=EXACT, atol=EXACT)
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["FSDP2", "DDP", "parts of a sequence", "FSDP2 over columns"])
+@on_ranks(WORLD)
+def test_batches(layout: str) -> None:
+    shard, parts = LAYOUTS[layout]
+    plain, x = net(), data()
+    batches = x.chunk(3)
+    model = shard(copy.deepcopy(plain))
+    own = [(mine(batch, parts, dist.get_rank()), "target") for batch in batches]
+    asked = {"center": True, "verify": True, "tol": 1e-3}
+    got = fastinit.lsuv_(model, batches=own, get_input=lambda batch: batch[0], **asked)
+    expected = fastinit.lsuv_(plain, batches=batches, **asked)
+    assert got.passes == expected.passes > 1
+    same(got, expected)
+
+
+@on_ranks(WORLD)
+def test_batches_that_differ_on_one_rank_alone() -> None:
+    """Whether the first batch is run once more, all ranks do alike; and a note is on all."""
+    x, rank = data(), dist.get_rank()
+
+    class Growing(list[Tensor]):
+        turns = 0
+
+        def __iter__(self) -> Iterator[Tensor]:
+            self.turns += 1
+            return iter([x * self.turns**2 if rank == 1 else x for x in list.__iter__(self)])
+
+    model = fsdp(net(), mesh_of(4))
+    result = fastinit.lsuv_(model, batches=Growing(mine(x, 4, rank).chunk(2)), tol=1e-6)
+    everywhere: list[Any] = [None] * WORLD
+    dist.all_gather_object(everywhere, repr(result.layers))
+    assert len(set(everywhere)) == 1
+    assert "their batches differed" in everywhere[0], (result.passes, everywhere[0])
+
+
+# --- layers that are not affine, or not one tensor -----------------------------------------------
+
+
+class Gated(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.sigmoid(x[..., :1])
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.out = nn.Linear(12, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(-1, 3, 12)
+        return self.out(self.attention(x, x * x, x)[0])
+
+
+def normed() -> nn.Module:
+    layers = (nn.utils.parametrizations.weight_norm(nn.Linear(12, 12)) for _ in range(2))
+    return nn.Sequential(*(part for layer in layers for part in (layer, nn.Tanh())))
+
+
+def hooked() -> nn.Module:
+    """A hook that changes what one rank's rows give, and leaves alone the others'."""
+    model = net()
+    model[2].register_forward_hook(lambda m, args, out: out.clamp(max=1.2))
+    return model
+
+
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh())
+    model[2].weight = model[0].weight
+    return model
+
+
+OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "gated": lambda: nn.Sequential(Gated(12, 12), nn.ReLU(), Gated(12, 12), nn.ReLU()),
+    "attention": Attending,
+    "weight_norm": normed,
+    "hooked": hooked,
+    "tied": tied,
+    "frozen": lambda: net().requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "units"),
+    [
+        (kind, units)
+        for kind in OTHERS
+        for units in ("layers", "the whole", "copies")
+        if (kind, units) != ("tied", "layers")  # FSDP2 refuses it
+    ],
+)
+@on_ranks(WORLD)
+def test_other_layers(kind: str, units: str) -> None:
+    """Where a layer is no unit of its own, what is gathered is scaled with the shards."""
+    torch.manual_seed(3)
+    plain, x, rank = OTHERS[kind]().double(), data(), dist.get_rank()
+    model: nn.Module = copy.deepcopy(plain)
+    asked: dict[str, Any] = {"tol": 1e-3, "verify": True}
+    if kind == "attention":
+        asked["center"] = True
+    if units == "copies":
+        group = {"group": dist.group.WORLD}
+    else:
+        group = {}
+        whole_mesh = mesh_of(4)
+        model = (
+            fsdp(model, whole_mesh) if units == "layers" else fully_shard(model, mesh=whole_mesh)
+        )
+    got = fastinit.lsuv_(model, mine(x, 4, rank), **asked, **group)
+    same(got, fastinit.lsuv_(plain, x, **asked))
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(whole(ours), theirs.detach(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", ["FSDP2", "a group", "columns, then rows"])
+@on_ranks(WORLD)
+def test_a_head_that_is_not_built(layout: str) -> None:
+    shard, parts = LAYOUTS[layout]
+    plain, x = net(), data()
+    torch.manual_seed(4)
+    plain[4] = nn.Linear(12, 7, bias=False).double()
+    if layout == "columns, then rows":
+        model = tp(copy.deepcopy(plain), mesh_of(4), *[ColwiseParallel(), RowwiseParallel()] * 2)
+    else:
+        model = shard(copy.deepcopy(plain))
+    group = {"group": dist.group.WORLD} if layout == "a group" else {}
+    rows = mine(x, parts, dist.get_rank())
+    got = fastinit.lsuv_(model, rows, unbuilt="4", verify=True, **group)
+    same(got, fastinit.lsuv_(plain, x, unbuilt="4", verify=True))
+    if layout == "FSDP2":  # whose forward was cut short
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+        torch.testing.assert_close(model(rows), plain(rows))
