@@ -25,7 +25,7 @@ import torch
 from benchmarks.timing import Timing, machine
 from fastinit.base.text import table
 from fastinit.checkpoint.disk import CHUNK
-from fastinit.checkpoint.writing import SHARD_SIZE
+from fastinit.checkpoint.planning import SHARD_SIZE
 
 _CHILD = """
 import json, sys

@@ -271,6 +271,9 @@ ARGUMENTS |= {
     "fastinit.ChannelMoments:correction": Argument(
         lambda v: ChannelMoments(moments(X, dim=1).raw, v), finite
     ),
+    "fastinit.ChannelMoments:dim": Argument(
+        lambda v: ChannelMoments(moments(X, dim=1).raw, dim=v).raw, lambda n: True, whole=True
+    ),
     "fastinit.linear_moments:correction": Argument(lambda v: linear_moments(X, W, None, v), finite),
     # LSUV
     "fastinit.lsuv_:target_std": Argument(

@@ -82,6 +82,32 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While in force, no other run of this machine writes to the directory.
+
+    Another machine may not see it, or a file system have no such lock: then two runs write the same
+    files under names of their own, and each puts whole ones in place.
+
+    Raises:
+        OSError: another run does.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{folder} is being written to by another run") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def remove_left(folder: Path) -> list[Path]:
     """Removes what killed runs of this machine left in a directory.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-Group: TypeAlias = "ProcessGroup | DeviceMesh | Grid | None"
+    Group: TypeAlias = "ProcessGroup | DeviceMesh | Grid | None"
+else:
+    Group = object  # of a torch without distributed
 """Some ranks. None: all (torch's default group), or this process alone where there is no group."""
 
 
@@ -89,14 +91,18 @@ def members(group: Group = None) -> list[int]:
     return list(torch.distributed.get_process_group_ranks(cast("ProcessGroup | None", group)))
 
 
+Numbers: TypeAlias = "Sequence[int | float]"
+
+
 def gathered(
-    group: Group, numbers: Sequence[int | float], doing: str = "a gather"
+    group: Group, numbers: Numbers | Callable[[], Numbers], doing: str = "a gather"
 ) -> list[list[Any]]:
     """The numbers of every rank of the group, in the order of :func:`members`; a collective.
 
     Args:
         numbers: integers of 64 bits, or floats (integers among these become such), as many as each rank
-            likes. All come out bit for bit as they went in.
+            likes. All come out bit for bit as they went in. Or a function that gives them, whose error
+            on one rank is an error on all.
         doing: what this is for, the same on all ranks: it is compared, and shown in errors.
 
     Raises:
@@ -104,6 +110,12 @@ def gathered(
         RanksLost: the collective failed, as where a rank's process has ended.
         ValueError: this rank is not in the group.
     """
+    if callable(numbers):
+        try:
+            numbers = numbers()
+        except Exception as error:
+            _tell(error, group, doing)
+            raise
     if any(isinstance(number, float) for number in numbers):
         kind, words = FLOATS, torch.tensor(numbers, dtype=torch.float64).view(torch.int64).tolist()
     else:
@@ -135,13 +147,15 @@ def together(group: Group = None, doing: str = "what all do together") -> Iterat
         yield
         _exchange(group, INTEGERS, [], end)
     except Exception as error:
-        if not _is_known(error, group):
-            _tell(error, group, end)
+        _tell(error, group, end)
         raise
 
 
 def _tell(error: Exception, group: Group, doing: str) -> None:
-    """Tells the others of this rank's error. Raises what is behind it, if they cannot be told."""
+    """Tells the others of this rank's error, unless they know. Raises what they had said before."""
+    known = frozenset(members(group)) <= getattr(error, "_fastinit_known", frozenset())
+    if known or not _lines(group):
+        return
     heard = isinstance(error, RanksError)
     text = str(error) if heard else f"{type(error).__name__}: {error}"
     try:
@@ -158,12 +172,9 @@ def _tell(error: Exception, group: Group, doing: str) -> None:
 
 def _make_known(error: Exception, group: Group) -> Exception:
     """Notes that every rank of the group knows of an error, or has one of its own."""
-    error._fastinit_known = frozenset(members(group))  # type: ignore[attr-defined]
+    known: frozenset[int] = getattr(error, "_fastinit_known", frozenset())
+    error._fastinit_known = known.union(members(group))  # type: ignore[attr-defined]
     return error
-
-
-def _is_known(error: Exception, group: Group) -> bool:
-    return frozenset(members(group)) <= getattr(error, "_fastinit_known", frozenset())
 
 
 # --- one exchange --------------------------------------------------------------------------------
@@ -203,9 +214,12 @@ def _exchange(
         if hasty:
             return []
         rows = table[table[:, KIND] == worst]
-        texts = [_failure(int(row[RANK]), _text(_own_words(row))) for row in rows[:8]]
-        more = [f"and {len(rows) - 8} more"] if len(rows) > 8 else []
-        raise _make_known(RanksError("; ".join(texts + more)), group)
+        texts = [_text(_own_words(row)) for row in rows]
+        if worst == FAILURE:
+            texts = [_failure(int(rank), text) for rank, text in zip(rows[:, RANK], texts)]
+        texts = list(dict.fromkeys(texts))
+        more = [f"and {len(texts) - 8} more"] if len(texts) > 8 else []
+        raise _make_known(RanksError("; ".join(texts[:8] + more)), group)
     if bool((others := table[:, TASK] != task).any()):
         where = listing(table[others, RANK].tolist())
         here = torch.distributed.get_rank()

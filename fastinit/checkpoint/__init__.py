@@ -6,7 +6,8 @@ variance.
 """
 
 # Users are told of ``checkpoint.write``.
-from fastinit.checkpoint.writing import Layout, Rates, Written, layout, measure_rates, write
+from fastinit.checkpoint.planning import Layout, layout
+from fastinit.checkpoint.writing import Rates, Written, measure_rates, write
 
 __all__ = [
     "Layout",

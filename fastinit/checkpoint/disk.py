@@ -7,7 +7,6 @@ written; what is in memory is a few chunks, whatever the file's size. For POSIX 
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import time
@@ -23,6 +22,11 @@ from torch import Tensor
 from fastinit.base.files import lock, partial_path, sync_directory
 from fastinit.base.memory import advise_huge_pages
 
+try:
+    import fcntl
+except ImportError:  # no POSIX system
+    fcntl = None  # type: ignore[assignment]
+
 CHUNK = 32 << 20
 """Bytes that are made, and written, at once."""
 
@@ -37,6 +41,8 @@ class StreamWriter:
     """
 
     def __init__(self) -> None:
+        if not hasattr(os, "pwrite"):
+            raise NotImplementedError("a checkpoint is written on POSIX systems only")
         self._memory = [mmap.mmap(-1, CHUNK) for _ in range(_BUFFERS)]
         self._tensors = [torch.frombuffer(memory, dtype=torch.uint8) for memory in self._memory]
         for tensor in self._tensors:
@@ -50,11 +56,18 @@ class StreamWriter:
         self.busy = 0.0
         """Seconds in which the disk was at work."""
 
-    def write(self, path: Path, size: int, make: Callable[[int, int, Tensor], None]) -> None:
+    def write(
+        self,
+        path: Path,
+        size: int,
+        make: Callable[[int, int, Tensor], None],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Has a file written: it is whole when the block is left, or the second next is begun.
 
         Args:
             make: called with (start, stop, memory for these bytes of the file).
+            check: called before the file is put in its place; what it raises keeps it from that.
         """
         partial = partial_path(path)
         descriptor = self._begin(partial)
@@ -65,7 +78,7 @@ class StreamWriter:
             self._pending.append(
                 (which, self._thread.submit(self._put, descriptor, which, start, stop - start))
             )
-        self._finished.append(self._thread.submit(self._finish, partial, path, descriptor, size))
+        self._finished.append(self._thread.submit(self._finish, partial, path, size, check))
 
     def __enter__(self) -> StreamWriter:
         return self
@@ -130,13 +143,14 @@ class StreamWriter:
                         raise
                     _through_the_cache(descriptor)
 
-    def _finish(self, partial: Path, path: Path, descriptor: int, size: int) -> None:
+    def _finish(self, partial: Path, path: Path, size: int, check: Callable[[], None]) -> None:
         if self._failed:  # which the write that failed says
             return
-        begun = time.perf_counter()
+        begun, descriptor = time.perf_counter(), self._open[partial]
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
         self.busy += time.perf_counter() - begun
+        check()
         os.replace(partial, path)
         os.close(self._open.pop(partial))
         sync_directory(path.parent)

@@ -9,46 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastinit.base import torch_internals as internals
-from fastinit.elements import shards as shard
-from fastinit.elements import tensors
-from fastinit.elements.strided import Strided
+from fastinit.checkpoint.sources import Source
+from fastinit.elements.strided import Strided, row_major
 from fastinit.plan.fill import Fill
-from fastinit.plan.fit import fitted
-from fastinit.plan.plan import Plan
-from fastinit.plan.replay import Computed, known_values
-from fastinit.plan.write import Entry, check_entries
-from fastinit.record.materialize import recorded_buffers, recorded_plan
+from fastinit.plan.replay import Computed
 
 WHOLE = 1 << 28
 """Bytes, in float32, of the largest parameter that is made in one piece where it has to be."""
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A parameter or buffer of the model: its values, or what they shall be.
-
-    Args:
-        name: that of its stream.
-        shape: of the whole.
-        dtype: in which it is stored.
-        content: what a plan says of it, or its values.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    content: Fill | Computed | Tensor
-
-    def __repr__(self) -> str:
-        what = "values" if isinstance(self.content, Tensor) else self.content
-        return f"Source({self.name!r}, {self.shape}, {self.dtype}, {what})"
 
 
 class Stored(NamedTuple):
@@ -69,6 +42,13 @@ class Stored(NamedTuple):
         return self.numel * self.source.dtype.itemsize
 
     @property
+    def block(self) -> Strided | None:
+        """It as a range of indices in each of the source's dimensions; None if it is no such block."""
+        if not self.numel:
+            return Strided(0, (0,) * len(self.source.shape), row_major(self.source.shape))
+        return self.which.block(self.source.shape)
+
+    @property
     def needs_whole(self) -> bool:
         """Whether no element can be made without all of the source."""
         content = self.source.content
@@ -77,62 +57,19 @@ class Stored(NamedTuple):
         return isinstance(content, Computed)
 
 
-def stored_tensors(
-    model: nn.Module, plan: Plan | None = None, dtype: torch.dtype | None = None
-) -> tuple[list[Stored], int]:
-    """(what a checkpoint of the model holds, in order; the seed of its numbers).
+def stored_tensors(model: nn.Module, sources: Mapping[str, Source]) -> list[Stored]:
+    """What a checkpoint of the model holds, in order.
 
     Args:
-        model: as :func:`fastinit.deferred` built it, or with values, which are then stored.
-        plan: what its parameters shall be; by default what was recorded.
-        dtype: of floating-point parameters; by default the model's.
+        sources: by their names in ``state_dict``.
 
     Raises:
-        ValueError: a plan that does not fit the model, a tensor without values, or one larger than
-            ``WHOLE`` that cannot be made in pieces.
-        NotImplementedError, RuntimeError: a parameter that cannot be written, or is a part of one.
+        ValueError: a tensor larger than ``WHOLE`` that cannot be made in pieces.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point dtype, but got {dtype}")
-    recorded = plan is None
-    if plan is None:
-        on_meta = any(parameter.is_meta for parameter in model.parameters())
-        plan = recorded_plan(model) if on_meta else Plan({})
-    by_id: dict[int, Source] = {}
-    entries: list[Entry] = []
-    for name, parameter, _ in fitted(model, dict(plan), plan.aliases, given=recorded):
-        values = known_values(plan[name])
-        source = _source(name, parameter, dtype, plan[name] if values is None else values)
-        as_stored = torch.empty(source.shape, dtype=source.dtype, device="meta")
-        entries.append(Entry(name, as_stored, plan[name]))
-        by_id[id(parameter)] = source
-    check_entries(entries)
-    buffers = recorded_buffers(model)
-    sources: dict[str, Source] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} is no tensor, so a checkpoint cannot hold it")
-        shard.check_held(tensor, name)
-        tensors.check_memory(tensor, name)
-        if id(tensor) not in by_id:
-            if tensor.is_meta and name not in buffers:
-                raise ValueError(f"{name} is on meta, so it has no values to store")
-            content = buffers[name] if tensor.is_meta else tensor.detach()
-            by_id[id(tensor)] = _source(name, tensor, dtype, content)
-        sources[name] = by_id[id(tensor)]
     stored = _as_saved(model, sources)
     for tensor in stored:
         _check_whole(tensor)
-    return stored, plan.seed
-
-
-def _source(
-    name: str, tensor: Tensor, dtype: torch.dtype | None, content: Fill | Computed | Tensor
-) -> Source:
-    """A tensor of the model as it is stored: floating-point parameters as ``dtype``, if there is one."""
-    if dtype is None or not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
-        dtype = tensor.dtype
-    return Source(name, tuple(tensor.shape), dtype, content)
+    return stored
 
 
 def _check_whole(stored: Stored) -> None:
@@ -156,6 +93,15 @@ def _as_saved(model: nn.Module, sources: Mapping[str, Source]) -> list[Stored]:
     tensors = _reverted(model, kept)
     if any(internals.storage_id(tensor) not in by_storage for tensor in tensors.values()):
         tensors = kept  # computed from the parameters: from_pretrained knows their own names too
+    found = _views(tensors, by_storage)
+    if all(some.block is not None for some in found if some.source.is_apart):
+        return found
+    return _views(
+        kept, by_storage
+    )  # who has a part of a parameter cannot tell a row of its transpose
+
+
+def _views(tensors: Mapping[str, Tensor], by_storage: Mapping[int, Source]) -> list[Stored]:
     return [
         Stored(name, by_storage[internals.storage_id(tensor)], Strided.of(tensor))
         for name, tensor in tensors.items()

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastinit.checkpoint.entries import Source, Stored
+from fastinit.checkpoint.entries import Stored
+from fastinit.checkpoint.sources import Source
 from fastinit.elements.strided import Piece
 from fastinit.plan.fill import Fill
+from fastinit.plan.replay import Computed
 from fastinit.plan.values import Values, part_stream, write_values_
 from fastinit.plan.write import Entry, write_entries
 
@@ -64,6 +66,7 @@ class Ranges:
             if isinstance(content, Tensor):
                 whole = content.contiguous()
             else:
+                assert isinstance(content, (Fill, Computed))  # what others have, they write
                 whole = torch.empty(source.shape, dtype=source.dtype)
                 write_entries([Entry(source.name, whole, content)], self.seed)
             self._whole = source, whole

@@ -55,6 +55,11 @@ class Shard(NamedTuple):
         """Bytes of the file."""
         return len(self.header) + sum(tensor.nbytes for tensor in self.tensors)
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether it takes several ranks to write it."""
+        return any(tensor.source.is_apart for tensor in self.tensors)
+
     def within(self, start: int, stop: int) -> Iterator[tuple[Stored, int, int, int]]:
         """(tensor, first element, one past the last, where that byte is) of a range of its bytes."""
         begin = len(self.header)

@@ -10,17 +10,12 @@ its bytes is computed again.
 from __future__ import annotations
 
 import copy
-import fcntl
-import json
-import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from hashlib import blake2b
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,58 +23,37 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastinit.base import text
-from fastinit.base.files import remove_left, sync_directory, write_text
+from fastinit.base.files import (
+    alone_in,
+    lock,
+    partial_path,
+    remove_left,
+    sync_directory,
+    write_text,
+)
 from fastinit.base.memory import free_disk_bytes, nearest_directory
+from fastinit.base.ranks import Group
+from fastinit.base.text import listing
 from fastinit.checkpoint.disk import CHUNK, StreamWriter
-from fastinit.checkpoint.entries import Stored, stored_tensors
-from fastinit.checkpoint.ranges import Range, Ranges
-from fastinit.checkpoint.safetensors import INDEX, IS_SHARD, Shard, index, shards
-from fastinit.checkpoint.shard_bytes import Done, first_wrong, make
-from fastinit.plan.fill import Fill
+from fastinit.checkpoint.many import Ranks
+from fastinit.checkpoint.planning import (
+    SHARD_SIZE,
+    Layout,
+    damaged,
+    existing,
+    is_whole,
+    layout,
+    planned_by,
+)
+from fastinit.checkpoint.ranges import Ranges
+from fastinit.checkpoint.safetensors import INDEX, Shard
+from fastinit.checkpoint.shard_bytes import Done, make
+from fastinit.checkpoint.shared import Division, Shares, write_share
+from fastinit.plan.fit import Parts
 from fastinit.plan.plan import Plan
 from fastinit.plan.write import Progress
-from fastinit.stream.keys import STREAM_VERSION
 
-SHARD_SIZE = "5GB"
-
-# What a shard says of how it was made.
-_SEED, _DTYPES, _STREAM = "fastinit.seed", "fastinit.dtypes", "fastinit.stream_version"
-_PLAN = "fastinit.plan"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a checkpoint will be: its files, to the byte.
-
-    Args:
-        shards: in order.
-        seed: of the numbers.
-    """
-
-    shards: tuple[Shard, ...]
-    seed: int
-
-    def __repr__(self) -> str:
-        return (
-            f"Layout({text.counted('shard', len(self.shards))}, {self.elements:,} elements, "
-            f"{self.size:,} bytes, seed={self.seed})"
-        )
-
-    @property
-    def elements(self) -> int:
-        """Elements of all tensors."""
-        return sum(tensor.numel for shard in self.shards for tensor in shard.tensors)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all shards."""
-        return sum(shard.size for shard in self.shards)
-
-    @property
-    def index(self) -> str | None:
-        """The index, if there are several shards."""
-        return index(self.shards) if len(self.shards) > 1 else None
+__all__ = ["Layout", "Rates", "Written", "layout", "measure_rates", "write"]
 
 
 class Written(NamedTuple):
@@ -108,25 +82,6 @@ class Rates(NamedTuple):
         return size / min(self.made, self.disk)
 
 
-def layout(
-    model: nn.Module,
-    plan: Plan | None = None,
-    *,
-    shard_size: int | str = SHARD_SIZE,
-    dtype: torch.dtype | None = None,
-) -> Layout:
-    """The files that :func:`write` would write, which see for arguments and exceptions."""
-    tensors, seed = stored_tensors(model, plan, dtype)
-    metadata = {
-        "format": "pt",
-        _STREAM: str(STREAM_VERSION),
-        _SEED: str(seed),
-        _DTYPES: " ".join(sorted({str(t.source.dtype).removeprefix("torch.") for t in tensors})),
-        _PLAN: _fingerprint(tensors, seed),
-    }
-    return Layout(tuple(shards(tensors, shard_size, metadata)), seed)
-
-
 def write(
     model: nn.Module,
     directory: str | PathLike[str],
@@ -137,6 +92,9 @@ def write(
     progress: Progress | None = None,
     overwrite: bool = False,
     verify: bool = False,
+    parts: Parts | None = None,
+    group: Group = None,
+    no_dist: bool = False,
 ) -> Written:
     """Writes a model's checkpoint with the values that :func:`fastinit.materialize_` would give it.
 
@@ -144,62 +102,126 @@ def write(
     already is stored with them. Memory is taken for a few chunks of 32 MiB, and for a parameter that
     can only be made whole (orthogonal, computed by the constructor) of up to 256 MiB in float32.
 
+    Where a process group is up, all its ranks have to call it, and share the work. What a plan says, or
+    each rank has, is divided among them by files; of parameters that are on several ranks (DTensors)
+    each writes its own elements where they belong in the files, and nothing is gathered. Of buffers
+    that are not the same on all ranks those of the first are stored.
+
     Args:
-        directory: made if there is none. Shards in it that are whole and of this model are kept.
+        directory: made if there is none. Shards in it that are whole and of this model are kept. All
+            ranks have to see it.
         plan: what the parameters shall be, and the seed; by default what was recorded.
         shard_size: the most bytes of tensors in a file, as a number or as in ``"5GB"``, ``"500MB"``.
         dtype: of floating-point parameters; by default the model's.
-        progress: called with (bytes done, bytes in all), of what is written and verified.
+        progress: called with (bytes done, bytes in all), of what this rank writes and verifies.
         overwrite: removes another model's shards first, and those that are damaged, instead of refusing.
         verify: computes every byte of the shards that are there again; by default their size and header
-            say whether they are whole.
+            say whether they are whole. Shards of values that are on several ranks are written again.
+        parts: what plain tensors of the model are parts of, as of :meth:`fastinit.Plan.apply_`. Files
+            hold full parameters, under the full names.
+        group: of the ranks, or their mesh; by default all.
+        no_dist: this rank writes alone, whatever groups there are.
 
     Raises:
         ValueError: a plan that does not fit the model, a tensor that cannot be stored, or another
             model's (seed's, dtype's, plan's) shards in the directory, or damaged ones; with ``verify``
-            it names the tensor in which the first wrong byte is.
+            it names the tensor in which the first wrong byte is. Ranks that differ in what shall be
+            written, or do not have every element of a parameter together.
         OSError: too little room on the disk, seen before anything is written; or what the system says.
-        NotImplementedError, RuntimeError: a parameter that cannot be written.
+        NotImplementedError, RuntimeError: a parameter that cannot be written. Other ranks get
+            ``fastinit.base.ranks.RanksError``, which says what failed on which.
     """
     begun = time.perf_counter()
-    planned = layout(model, plan, shard_size=shard_size, dtype=dtype)
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        _check_names(folder, planned)
-        kept, others = _existing(folder, planned)
-        there = sum(shard.size for shard in planned.shards if shard.file in kept)
-        done = Done(planned.size if verify else planned.size - there, progress)
-        if verify and not (others and not overwrite):
-            damaged = _damaged(folder, planned, kept, done)
-            others += damaged
-            kept -= {path.name for path, _ in damaged}
+    those, folder = Ranks.of(group, no_dist), Path(directory)
+    with those.together("checkpoint.write"), ExitStack() as stack:
+        planned = planned_by(those, model, plan, shard_size, dtype, parts)
+        there: Any = None
+        if those.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone_in(folder))
+            _check_names(folder, planned)
+            there = [*existing(folder, planned), stack.enter_context(_mark(folder, those))]
+        kept, others, mark = those.told_by_first(there, "a checkpoint: what is there")
+        if not (folder / mark).exists():
+            raise OSError(f"{folder} must be on a file system that all ranks share")
+        if verify:  # where values are on several ranks, none can tell: these are written again
+            kept = [s.file for s in planned.shards if s.file in kept and not s.is_apart]
+        checked = Division([s for s in planned.shards if verify and s.file in kept], those)
+        todo = Division([s for s in planned.shards if s.file not in kept], those)
+        done = Done(checked.mine + todo.mine, progress)
+        if overwrite or not others:
+            found = damaged(folder, checked.own, planned.seed, done)
+            for bad in those.told(found, "a checkpoint: verifying"):
+                others |= bad
         if others and not overwrite:
-            raise ValueError(f"{others[0][1]}; --overwrite (overwrite=True) replaces it")
-        todo = [shard for shard in planned.shards if shard.file not in kept]
-        needed = sum(shard.size for shard in todo)
-        freed = sum(path.stat().st_size for path, _ in others)
-        if left := remove_left(folder):
-            names = ", ".join(path.name for path in left)
-            warnings.warn(
-                f"{folder} has files of a run on another machine, or from before this one was last "
-                f"started, which are left: {names}",
-                stacklevel=2,
-            )
-        _check_room(folder, needed, freed)
-        if others or todo:  # nothing looks whole from here on
-            (folder / INDEX).unlink(missing_ok=True)
-            for path, _ in others:
-                path.unlink(missing_ok=True)
-            sync_directory(folder)
-        _save_config(model, folder, dtype)
-        done.total = done.so_far + needed
-        busy = _write_shards(folder, planned, todo, done)
-        if planned.index is not None:
-            write_text(folder / INDEX, planned.index)
+            raise ValueError(f"{min(others.items())[1]}; --overwrite (overwrite=True) replaces it")
+        kept = [name for name in kept if name not in others]
+        todo = Division([s for s in planned.shards if s.file not in kept], those)
+        done.total = done.so_far + todo.mine
+        shares = stack.enter_context(Shares())
+        partials: dict[str, str] = {}
+        if those.is_first:
+            _make_room(folder, others, todo.size)
+            _save_config(model, folder, dtype)
+            for shard in todo.shards:
+                if shard.is_apart:
+                    partial = partial_path(folder / shard.file)
+                    shares.make(partial, shard.size)
+                    partials[shard.file] = partial.name
+        partials = those.told_by_first(partials, "a checkpoint: its files are begun")
+        busy = _write_mine(folder, planned.seed, todo, partials, done)
+        those.told(None, "a checkpoint: its files are written")
+        if those.is_first:
+            for name, partial_name in partials.items():
+                shares.publish(folder / partial_name, folder / name)
+            if foreign := [s.file for s in planned.shards if not is_whole(folder / s.file, s)]:
+                raise OSError(f"another run has written to {folder}: {listing('file', foreign)}")
+            if planned.index is not None:
+                write_text(folder / INDEX, planned.index)
     seconds = time.perf_counter() - begun
-    verified = planned.size - needed if verify else 0
-    return Written(planned, needed, seconds, len(kept), verified, busy / seconds)
+    size = sum(s.size for s in planned.shards if s.file in kept) if verify else 0
+    return Written(planned, todo.size, seconds, len(kept), size, busy / seconds)
+
+
+@contextmanager
+def _mark(folder: Path, those: Ranks) -> Iterator[str]:
+    """The name of a file that other ranks find in the directory, if it is the same one."""
+    if those.size == 1:
+        yield "."
+        return
+    path = partial_path(folder / "ranks")
+    with open(path, "xb") as file:
+        lock(file.fileno())
+        try:
+            yield path.name
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, others: Collection[str], needed: int) -> None:
+    """Removes what killed runs left, and others' files if the rest then fits.
+
+    Raises:
+        OSError: too little room; nothing of others was removed.
+    """
+    freed = sum((folder / name).stat().st_size for name in others)
+    if left := remove_left(folder):
+        names = ", ".join(path.name for path in left)
+        warnings.warn(
+            f"{folder} has files of a run on another machine, or from before this one was last "
+            f"started, which are left: {names}",
+            stacklevel=3,
+        )
+    free = free_disk_bytes(folder) + freed
+    if needed > free:
+        raise OSError(
+            f"{folder} has {free / 1e9:.2f} GB free, but the checkpoint takes {needed / 1e9:.2f} GB"
+        )
+    if others or needed:  # nothing looks whole from here on
+        (folder / INDEX).unlink(missing_ok=True)
+        for name in others:
+            (folder / name).unlink(missing_ok=True)
+        sync_directory(folder)
 
 
 def _check_names(folder: Path, planned: Layout) -> None:
@@ -237,110 +259,30 @@ def measure_rates(planned: Layout, directory: str | PathLike[str], size: int = 1
     return Rates(rate, disk)
 
 
-def _write_shards(folder: Path, planned: Layout, todo: Sequence[Shard], done: Done) -> float:
-    """Returns the seconds in which the disk was at work."""
-    ranges = Ranges(planned.seed)
+def _write_mine(
+    folder: Path, seed: int, todo: Division, partials: Mapping[str, str], done: Done
+) -> float:
+    """Writes what this rank has to of each file; the seconds in which the disk was at work."""
+    ranges = Ranges(seed)
 
     def made(shard: Shard, start: int, stop: int, out: Tensor) -> None:
         make(shard, start, stop, out, ranges)
         done.add(stop - start)
 
+    def check(shard: Shard) -> None:
+        path = folder / shard.file
+        if path.exists() and not is_whole(path, shard):
+            raise OSError(f"{path} has been written by another run meanwhile")
+
     with StreamWriter() as writer:
-        for shard in todo:
-            writer.write(
-                folder / shard.file,
-                shard.size,
-                partial(made, shard),
-            )
-    return writer.busy
-
-
-def _fingerprint(tensors: Sequence[Stored], seed: int) -> str:
-    """A hash of all that the values follow from; of those that were computed or given, the values."""
-    ranges = Ranges(seed)
-    digest = blake2b(f"{STREAM_VERSION} {seed}".encode(), digest_size=16)
-    buffer = bytearray()
-    for tensor in tensors:
-        name, source, which = tensor
-        what = (name, source.name, source.shape, str(source.dtype), *which)
-        digest.update(repr(what).encode())
-        if isinstance(source.content, Fill):
-            digest.update(repr(astuple(source.content)).encode())
-            continue
-        each = source.dtype.itemsize
-        buffer = buffer or bytearray(CHUNK)
-        for start in range(0, tensor.numel, CHUNK // each):
-            stop = min(start + CHUNK // each, tensor.numel)
-            out = torch.frombuffer(buffer, dtype=source.dtype, count=stop - start)
-            ranges.write([Range(tensor, start, out)])
-            digest.update(memoryview(buffer)[: (stop - start) * each])
-    return digest.hexdigest()
-
-
-def _existing(folder: Path, planned: Layout) -> tuple[set[str], list[tuple[Path, str]]]:
-    """(names of shards that are whole, other shards and what is wrong with them)."""
-    expected = {shard.file: shard for shard in planned.shards}
-    kept: set[str] = set()
-    others: list[tuple[Path, str]] = []
-    for path in sorted(folder.iterdir()):
-        if not IS_SHARD.fullmatch(path.name):
-            continue
-        shard = expected.get(path.name)
-        if shard is not None and _is_whole(path, shard):
-            kept.add(path.name)
-        else:
-            others.append((path, f"{path} {_difference(path, planned)}"))
-    return kept, others
-
-
-def _damaged(folder: Path, planned: Layout, kept: set[str], done: Done) -> list[tuple[Path, str]]:
-    """Shards that are not what would be written, with the tensor of the first byte that is wrong."""
-    ranges = Ranges(planned.seed)
-    found = []
-    for shard in planned.shards:
-        if shard.file in kept:
+        for shard in todo.own:
             path = folder / shard.file
-            wrong = first_wrong(path, shard, ranges, done)
-            if wrong is not None:
-                within = next((t.name for t, *_ in shard.within(wrong, wrong + 1)), "its header")
-                found.append((path, f"{path} is damaged in {within}, at byte {wrong:,}"))
-    return found
-
-
-def _is_whole(path: Path, shard: Shard) -> bool:
-    with open(path, "rb") as file:
-        return path.stat().st_size == shard.size and file.read(len(shard.header)) == shard.header
-
-
-def _difference(path: Path, planned: Layout) -> str:
-    """What another shard was written with."""
-    found = _metadata(path)
-    wanted = json.loads(planned.shards[0].header[8:])["__metadata__"]
-    if _SEED not in found:
-        return "was not written by fastinit"
-    for key in (_SEED, _DTYPES, _STREAM):
-        if found.get(key) != wanted[key]:
-            what = key.removeprefix("fastinit.").replace("_", " ")
-            return f"was written with {what} {found.get(key)}, not {wanted[key]}"
-    if found.get(_PLAN) != wanted[_PLAN]:
-        return "was written with another plan or of another model"
-    return "was written with another shard size, or is damaged"
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length < 100_000_000:  # the format's own limit
-            return dict(json.loads(file.read(length))["__metadata__"])
-    return {}
-
-
-def _check_room(folder: Path, needed: int, freed: int) -> None:
-    free = free_disk_bytes(folder) + freed
-    if needed > free:
-        raise OSError(
-            f"{folder} has {free / 1e9:.2f} GB free, but the checkpoint takes {needed / 1e9:.2f} GB"
-        )
+            writer.write(path, shard.size, partial(made, shard), partial(check, shard))
+    shared = [shard for shard in todo.shards if shard.file in partials]
+    return writer.busy + sum(
+        write_share(folder / partials[s.file], s, todo.here, todo.owners[s.file], ranges, done)
+        for s in shared
+    )
 
 
 def _save_config(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
@@ -360,23 +302,3 @@ def _save_config(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> N
             generation.save_pretrained(place)
         for path in sorted(Path(place).iterdir()):
             write_text(folder / path.name, path.read_text(encoding="utf-8"))
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """While in force, no other run of this machine writes to the directory.
-
-    Another machine may not see it, or a file system have no such lock: then two runs write the same
-    files under names of their own, and each puts whole ones in place.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{folder} is being written to by another run") from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(descriptor)

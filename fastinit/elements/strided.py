@@ -312,6 +312,20 @@ class Piece(NamedTuple):
             offset += first * stride
         return Piece(view, Strided(offset, tuple(view.shape), block.strides))
 
+    def cut(self, most: int) -> Iterator[Piece]:
+        """It in pieces of at most so many elements, in order; none of an empty one."""
+        view, (offset, sizes, strides) = self
+        if view.numel() <= most:
+            if view.numel():
+                yield self
+            return
+        dim = next(d for d, size in enumerate(sizes) if size > 1)
+        step = max(1, most // (view.numel() // sizes[dim]))
+        for start in range(0, sizes[dim], step):
+            slab = view.narrow(dim, start, min(step, sizes[dim] - start))
+            where = Strided(offset + start * strides[dim], tuple(slab.shape), strides)
+            yield from Piece(slab, where).cut(most)
+
 
 def tile(regions: Sequence[Strided], numel: int) -> bool:
     """Whether each of so many elements is in one of the regions, and in one only.

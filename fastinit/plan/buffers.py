@@ -153,6 +153,29 @@ def check_buffers(
     return Restoring(places, seed, device)
 
 
+def planned(
+    name: str,
+    buffer: Tensor,
+    part: Part | None,
+    known: Values | Computed | Pending | None,
+    seed: int,
+) -> Tensor | Computed | None:
+    """What a buffer shall be, if that is not what it has: it is on meta, or was not drawn yet.
+
+    Args:
+        part: of the planned one, where the buffer does not say it itself.
+        known: what a constructor put there.
+        seed: of the numbers of what was computed from parameters.
+    """
+    if isinstance(known, Pending):
+        there, known = _usable(known.there), known.computed
+        place = _Place(name, {}, "", buffer, part)
+        if there is not None and not buffer.is_meta and _holds(place, there, seed):
+            return known
+    found = _usable(known) if buffer.is_meta else None
+    return found.tensor if isinstance(found, Values) else found
+
+
 def _places(model: nn.Module, scope: Scope) -> Iterator[_Place]:
     """The buffers, and those plain attributes that are on meta."""
     for prefix, module in model.named_modules():

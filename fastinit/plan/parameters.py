@@ -111,7 +111,7 @@ def memory_for(
     return {id(p): allocate(p, torch.device(device), wanted_dtype(p, dtype)) for _, p in meta}
 
 
-def wanted_dtype(parameter: nn.Parameter, dtype: torch.dtype | None) -> torch.dtype:
+def wanted_dtype(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """The dtype that a parameter gets if ``dtype`` is asked for: that, if it is a floating-point one."""
     return dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
 

@@ -169,6 +169,11 @@ class Plan(Mapping[str, Fill | Computed]):
         """Further names of tied parameters, each to the name under which it is filled."""
         return dict(self._aliases)
 
+    @property
+    def buffers(self) -> Known:
+        """What a constructor put in the model's buffers, by name; of recorded plans alone."""
+        return dict(self._buffers)
+
     def __getitem__(self, name: str) -> Fill | Computed:
         return self._fills[self._aliases.get(name, name)]
 

@@ -8,10 +8,8 @@ float64's rounding, not in bits.
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -20,182 +18,31 @@ from fastinit.backends import choose as backends
 from fastinit.backends.contract import Reading
 from fastinit.base import number
 from fastinit.base import torch_internals as internals
+from fastinit.elements import shards as shard
 from fastinit.elements import tensors
+from fastinit.elements.part import Part
 from fastinit.elements.strided import Strided
+from fastinit.statistics import across
+from fastinit.statistics.fields import ChannelMoments as ChannelMoments
+from fastinit.statistics.fields import Moments as Moments
 from fastinit.stream import laws
-from fastinit.stream.reference_moments import (
-    COUNT,
-    FIELDS,
-    M2,
-    MAX,
-    MEAN,
-    MIN,
-    NONFINITE,
-    ZEROS,
-    merged,
-)
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from fastinit.stream.reference_moments import FIELDS, merged
 
 MAX_DIMS = 8
 """Dimensions that cannot be merged, of what a backend reads at once: csrc/kernels.h and backends/triton/
 have no more."""
 
 
-Value = TypeVar("Value", float, Tensor)
-"""What a field is: a number, or a float64 CPU tensor of shape [channels]."""
-
-
-class Fields(ABC, Generic[Value]):
-    """What :class:`Moments` and :class:`ChannelMoments` have in common: each field, a ``Value``."""
-
-    _DIMS: int
-    """Of ``raw``."""
-
-    def __init__(self, raw: Tensor, correction: float = 1) -> None:
-        if raw.dim() != self._DIMS:
-            raise ValueError(
-                f"raw must have {self._DIMS} dimensions in {type(self).__name__}, but has shape "
-                f"{tuple(raw.shape)}"
-            )
-        self.raw, self.correction = raw, number.finite("correction", correction)
-        self._read: Tensor | None = None
-
-    @staticmethod
-    @abstractmethod
-    def _plain(field: Tensor) -> Value:
-        """What users see of a column of ``raw``."""
-
-    def _field(self, column: int) -> Tensor:
-        if self._read is None:
-            self._read = self.raw.cpu()
-        return self._read[..., column]
-
-    @property
-    def count(self) -> Value:
-        """How many values are finite."""
-        return self._plain(self._field(COUNT))
-
-    @property
-    def mean(self) -> Value:
-        """NaN where no value is finite."""
-        return self._plain(torch.where(self._field(COUNT) > 0, self._field(MEAN), math.nan))
-
-    @property
-    def var(self) -> Value:
-        """The sum of squared distances from the mean over count - correction; NaN without any.
-
-        0 exactly where all values are the same: what is smaller than float64's least normal number
-        (2.2e-308) is given as that, and what is larger than its largest as infinity.
-        """
-        return self._plain(self._variance())
-
-    @property
-    def std(self) -> Value:
-        """The square root of ``var``."""
-        return self._plain(self._variance().sqrt())
-
-    @property
-    def min(self) -> Value:
-        """Infinity where no value is finite."""
-        return self._plain(self._field(MIN))
-
-    @property
-    def max(self) -> Value:
-        """Minus infinity where no value is finite."""
-        return self._plain(self._field(MAX))
-
-    @property
-    def absmax(self) -> Value:
-        """The largest absolute value; minus infinity where no value is finite."""
-        return self._plain(torch.maximum(self._field(MAX), -self._field(MIN)))
-
-    @property
-    def zeros(self) -> Value:
-        """How many values are 0 (or -0)."""
-        return self._plain(self._field(ZEROS))
-
-    @property
-    def nonfinite(self) -> Value:
-        """How many values are infinite or NaN."""
-        return self._plain(self._field(NONFINITE))
-
-    def merge(self, *others: Self) -> Self:
-        """The moments of these values and the others' together, as of micro-batches.
-
-        Raises:
-            ValueError: the others have another number of channels.
-        """
-        raw = self.raw
-        for other in others:
-            if other.raw.shape != raw.shape:
-                raise ValueError(
-                    f"others must have moments of shape {tuple(raw.shape)}, "
-                    f"but got {tuple(other.raw.shape)}"
-                )
-            raw = merged(raw, other.raw.to(raw.device))
-        return type(self)(raw, self.correction)
-
-    def _variance(self) -> Tensor:
-        left, differ = self._field(COUNT) - self.correction, self._field(MIN) < self._field(MAX)
-        least = differ.to(torch.float64) * torch.finfo(torch.float64).smallest_normal
-        return torch.where(left > 0, torch.maximum(self._field(M2) / left, least), math.nan)
-
-
-class Moments(Fields[float]):
-    """The moments of a set of values.
-
-    Every field is a float. Infinities and NaN are counted in ``nonfinite`` and enter nothing else.
-    Looking at a field waits for the device.
-
-    Args:
-        raw: float64 of shape [7]: count, mean, sum of squared distances from the mean, min, max, zeros,
-            nonfinite.
-        correction: what is taken from the count in the variance's denominator (1: unbiased).
-
-    Raises:
-        NumberTypeError, NumberRangeError: a correction that is no number, or not finite.
-        ValueError: raw moments of channels.
-    """
-
-    _DIMS = 1
-
-    @staticmethod
-    def _plain(field: Tensor) -> float:
-        return field.item()
-
-    def __repr__(self) -> str:
-        fields = ("count", "mean", "std", "min", "max", "zeros", "nonfinite")
-        return f"Moments({', '.join(f'{name}={getattr(self, name):.6g}' for name in fields)})"
-
-
-class ChannelMoments(Fields[Tensor]):
-    """The moments of each channel's values: as :class:`Moments`, but of shape [channels].
-
-    Every field is a float64 CPU tensor.
-
-    Args:
-        raw: float64 of shape [channels, 7].
-        correction: as of :class:`Moments`.
-    """
-
-    _DIMS = 2
-
-    @staticmethod
-    def _plain(field: Tensor) -> Tensor:
-        return field
-
-    def __repr__(self) -> str:
-        return f"ChannelMoments({self.raw.shape[0]} channels)"
-
-
 @overload
-def moments(x: Tensor, correction: float = 1, *, dim: None = None) -> Moments: ...
-@overload
-def moments(x: Tensor, correction: float = 1, *, dim: int) -> ChannelMoments: ...
 def moments(
-    x: Tensor, correction: float = 1, *, dim: int | None = None
+    x: Tensor, correction: float = 1, *, dim: None = None, part: Part | None = None
+) -> Moments: ...
+@overload
+def moments(
+    x: Tensor, correction: float = 1, *, dim: int, part: Part | None = None
+) -> ChannelMoments: ...
+def moments(
+    x: Tensor, correction: float = 1, *, dim: int | None = None, part: Part | None = None
 ) -> Moments | ChannelMoments:
     """The moments of a tensor.
 
@@ -205,55 +52,98 @@ def moments(
     then zeros wherever a field is read); a variance that float64 cannot hold is infinite, or its least
     normal number. A constant has variance exactly 0, and nothing else has.
 
+    Of a DTensor it is the full tensor's moments, on every rank the same bits: its ranks measure their
+    parts and merge them, by one small collective for each dimension of the mesh that cuts it, for which
+    this waits. An error on one is an error on all. A rank outside of the mesh has moments of nothing.
+    ``moments(x.to_local())`` measures this rank's part, without communication.
+
     Args:
-        x: any shape and strides; float16, bfloat16, float32 or float64. Of a DTensor this rank's part
-            is measured, without communication; an asynchronous result is waited for.
+        x: any shape and strides; float16, bfloat16, float32 or float64. An asynchronous result is waited
+            for.
         correction: 1 gives the unbiased variance (torch.var's default), 0 that of the values.
         dim: the dimension of channels, each of which is measured for itself.
+        part: which elements of a parameter x holds, for :meth:`Moments.all_merge`. ``dim`` is then one
+            of the parameter's.
 
     Raises:
-        TypeError: x is not a tensor of these dtypes; dim or correction is no (whole) number.
-        ValueError: x is on meta or fake: it has no values; a correction that is not finite.
-        NotImplementedError: x is of a kind without plain memory (``fastinit.elements.tensors.memory``).
-        RuntimeError: the memory of x was freed.
+        TypeError: x is not a tensor of these dtypes; dim or correction is no (whole) number; part is no
+            Part.
+        ValueError: x is on meta or fake: it has no values; a correction that is not finite; a part of
+            another shape, or with ``dim`` a flat range.
+        NotImplementedError: x is of a kind without plain memory (``fastinit.elements.tensors.memory``),
+            such as a DTensor with a Partial placement; a part that is given of a DTensor.
+        RuntimeError: the memory of x was freed; of a DTensor, another rank failed.
         IndexError: x has no such dimension.
 
     >>> moments(torch.tensor([1.0, 2.0, 3.0])).var
     1.0
     """
+    parts = None if part is None else [part]
     if dim is None:
-        return moments_many([x], correction)[0]
-    return moments_many([x], correction, dim=dim)[0]
+        return moments_many([x], correction, parts=parts)[0]
+    return moments_many([x], correction, dim=dim, parts=parts)[0]
 
 
 @overload
 def moments_many(
-    xs: Sequence[Tensor], correction: float = 1, *, dim: None = None
+    xs: Sequence[Tensor],
+    correction: float = 1,
+    *,
+    dim: None = None,
+    parts: Sequence[Part | None] | None = None,
 ) -> list[Moments]: ...
 @overload
 def moments_many(
-    xs: Sequence[Tensor], correction: float = 1, *, dim: int
+    xs: Sequence[Tensor],
+    correction: float = 1,
+    *,
+    dim: int,
+    parts: Sequence[Part | None] | None = None,
 ) -> list[ChannelMoments]: ...
 def moments_many(
-    xs: Sequence[Tensor], correction: float = 1, *, dim: int | None = None
+    xs: Sequence[Tensor],
+    correction: float = 1,
+    *,
+    dim: int | None = None,
+    parts: Sequence[Part | None] | None = None,
 ) -> list[Moments] | list[ChannelMoments]:
     """:func:`moments` of many tensors, in one launch or parallel region for each device.
 
-    The triton backend launches two kernels for each tensor.
+    The triton backend launches two kernels for each tensor. Of DTensors there is one collective for each
+    dimension of each mesh, whatever their number.
+
+    Args:
+        parts: of each tensor; by default none.
     """
-    xs = [_checked(x, i) for i, x in enumerate(xs)]
+    xs = list(xs)
+    given = [None] * len(xs) if parts is None else list(parts)
+    if len(given) != len(xs):
+        raise ValueError(f"parts must be of {len(xs)} tensors, but got {len(given)}")
     correction = number.finite("correction", correction)
     dim = None if dim is None else number.integer("dim", dim)
-    for x in xs:
-        if dim is not None and not -x.dim() <= dim < x.dim():
-            raise IndexError(
-                f"dim must be in the range of x's {x.dim()} dimensions, but got {number.said(dim)}"
-            )
+    asked = across.lines(xs)
+    if asked:
+        raws = across.over(asked, xs, dim, lambda: _measured(xs, dim, given))
+    else:
+        raws = _measured(xs, dim, given)
+    whole = [Part(tuple(x.shape)) if shard.is_dtensor(x) else p for x, p in zip(xs, given)]
+    if dim is None:
+        return [Moments(raw, correction, (part,)) for raw, part in zip(raws, whole)]
+    return [ChannelMoments(raw, correction, (part,), dim) for raw, part in zip(raws, whole)]
+
+
+def _measured(xs: Sequence[Tensor], dim: int | None, parts: Sequence[Part | None]) -> list[Tensor]:
+    """The raw moments of what this rank holds."""
+    here = [_checked(x, i, dim, part) for i, (x, part) in enumerate(zip(xs, parts))]
     raws: list[Tensor] = []
     readings: dict[torch.device, list[Reading]] = {}
     split: list[tuple[Tensor, Tensor]] = []
     with internals.without_modes(), torch.no_grad():
-        for x in xs:
+        for x, whole in zip(here, xs):
+            if across.is_outside(whole):
+                raw = across.nothing(1 if dim is None else whole.shape[dim])
+                raws.append(raw[0] if dim is None else raw)
+                continue
             shape = (FIELDS,) if dim is None else (x.shape[dim], FIELDS)
             raws.append(torch.empty(shape, dtype=torch.float64, device=x.device))
             tensors.memory(raws[-1], "the moments")
@@ -261,23 +151,36 @@ def moments_many(
         for device, some in readings.items():
             if some:  # a tensor without channels has nothing to read
                 backends.choose_measuring(device).moments_many(some)
-        for whole, parts in reversed(split):
-            total = parts[0]
-            for part in parts[1:]:
-                total = merged(total, part)
-            whole.copy_(total)
-    if dim is None:
-        return [Moments(raw, correction) for raw in raws]
-    return [ChannelMoments(raw, correction) for raw in raws]
+        for all_of_it, results in reversed(split):
+            total = results[0]
+            for result in results[1:]:
+                total = merged(total, result)
+            all_of_it.copy_(total)
+    return raws
 
 
-def _checked(x: Tensor, i: int) -> Tensor:
+def _checked(x: Tensor, i: int, dim: int | None, part: Part | None) -> Tensor:
     if not isinstance(x, Tensor) or x.dtype not in laws.DTYPES:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
             f"x must be a float16, bfloat16, float32 or float64 tensor, but got {got} (number {i})"
         )
+    if part is not None:
+        x = _as_part(x, f"x (number {i})", dim, part)
+    if dim is not None and not -x.dim() <= dim < x.dim():
+        raise IndexError(
+            f"dim must be in the range of x's {x.dim()} dimensions, but got {number.said(dim)}"
+        )
     return tensors.values(x, f"x (number {i})")
+
+
+def _as_part(x: Tensor, argument: str, dim: int | None, part: Part) -> Tensor:
+    """The tensor with the dimensions of its parameter."""
+    shard.part_of(x, argument, part)
+    part.pieces(x, argument)
+    if part.flat is not None and dim is not None:
+        raise ValueError(f"{argument} is a flat range, which has no channels along dim={dim}")
+    return x if part.flat is not None else x.detach().view(part.local_shape)
 
 
 def readings_of(

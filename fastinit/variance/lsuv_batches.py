@@ -111,6 +111,6 @@ def _compared(call: Call) -> Iterator[tuple[Any, ...]]:
     for leaf in internals.tree_leaves((call.args, dict(call.kwargs))):
         if isinstance(leaf, Tensor) and tensors.unreadable(leaf) is None:
             if leaf.dtype in laws.DTYPES:
-                yield leaf.shape, *moments(leaf).raw.tolist()
+                yield leaf.shape, *moments(tensors.local(leaf)).raw.tolist()
             elif not leaf.is_complex():
                 yield leaf.shape, leaf.sum().item()

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fastinit.base import ranks
 from fastinit.statistics.tensor import Moments
 from fastinit.variance import watched
 from fastinit.variance.layers import Which
 from fastinit.variance.watch_block import Block, Scaler
+from fastinit.variance.watch_rows import Rows, all_merged
+from fastinit.variance.watch_rows import watched as watched_rows
 from fastinit.variance.watch_targets import targets
 from fastinit.variance.watched import Watched
 
@@ -39,12 +42,17 @@ class Watch:
         layers: Which = None,
         gradients: bool = False,
         scaler: Scaler | None = None,
+        group: ranks.Group = None,
+        full_name: Callable[[str], str] | None = None,
     ) -> None:
+        if full_name is not None and not callable(full_name):
+            raise TypeError(f"full_name must be a function of a name, but got {full_name!r}")
         if scaler is not None and not callable(getattr(scaler, "scale", None)):
             raise TypeError(
                 f"scaler must have a method scale, as torch.amp.GradScaler, but got {scaler!r}"
             )
-        self.gradients, self.scaler = gradients, scaler
+        self.gradients, self.scaler, self.group = gradients, scaler, group
+        self.full_name = full_name or str
         self._targets, self._passed = targets(model, layers)
         self._name = type(model).__name__
         self._stack: ExitStack | None = None
@@ -57,8 +65,12 @@ class Watch:
             raise RuntimeError("this watch is entered already: make a second one for the model")
         self._block, self._seen = Block(self.gradients, self.scaler), None
         with ExitStack() as stack:
+            if self.group is not None:
+                stack.enter_context(ranks.together(self.group, "a watch"))
+            stack.push(self._end)
             for target in self._targets:
-                stack.callback(self._block.hook(target).remove)
+                for hook in self._block.hook(target):
+                    stack.callback(hook.remove)
             self._stack = stack.pop_all()
         return self
 
@@ -69,14 +81,20 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         assert self._stack is not None
-        assert self._block is not None
         stack, self._stack = self._stack, None
-        with stack:
-            self._block.close()
+        stack.__exit__(kind, error, trace)
+
+    def _end(self, kind: type[BaseException] | None, *_: object) -> None:
+        """After the hooks are gone: measures the weights, and hears what other ranks saw."""
+        assert self._block is not None
+        self._block.close()
+        if self.group is not None and kind is None:
+            rows, missing = all_merged(*self._rows(), self.group)
+            self._seen, self._block = (watched_rows(rows), missing), None
 
     def __getstate__(self) -> dict[str, Any]:
         seen = self._read() if self._block is not None and self._stack is None else self._seen
-        return {**vars(self), "_stack": None, "_block": None, "_seen": seen}
+        return {**vars(self), "_stack": None, "_block": None, "_seen": seen, "group": None}
 
     @property
     def layers(self) -> list[Watched]:
@@ -98,11 +116,16 @@ class Watch:
         if self._stack is not None or (self._block is None and self._seen is None):
             raise RuntimeError("nothing to read yet: a watch has its numbers after the with block")
         if self._seen is None:
-            assert self._block is not None
-            names = [target.name for target in self._targets]
-            self._seen = self._block.read(), self._passed | self._block.missing(names)
-            self._block = None
+            rows, missing = self._rows()
+            self._seen, self._block = (watched_rows(rows), missing), None
         return self._seen
+
+    def _rows(self) -> Rows:
+        """What this rank saw."""
+        assert self._block is not None
+        missing = self._passed | self._block.missing([target.name for target in self._targets])
+        named = {self.full_name(name): why for name, why in missing.items()}
+        return self._block.read(self.full_name), named
 
     def table(self) -> str:
         """One line for each layer, in 80 columns: standard deviations of output and gradient, fan-in,
@@ -145,6 +168,8 @@ def watch(
     gradients: bool = False,
     scaler: Scaler | None = None,
     step: Callable[[], object] | None = None,
+    group: ranks.Group = None,
+    full_name: Callable[[str], str] | None = None,
 ) -> Watch:
     """Measures every layer while ``model`` runs in the ``with`` block, or in ``step``.
 
@@ -169,10 +194,21 @@ def watch(
             (:class:`torch.amp.GradScaler`): its scale is divided out of the gradients. Those that do not
             fit their dtype when scaled stay infinite.
         step: runs the model; then there is no need for a block, and the watch has seen it.
+        group: the ranks (a process group or device mesh, such as ``torch.distributed.group.WORLD``) that
+            watch together, all of them: at the end of the block they tell each other what they saw, and
+            from then on each has the same table, of all. By default each rank has what it saw itself.
+            Batches add up; so do the parts that ranks have of one output or weight; what several ranks
+            have alike counts once (ranks whose layers gave the same numbers, to the bit, saw one batch);
+            layers of other pipeline stages come after one another, in the order of ranks. An error on
+            one rank, in the block too, is an error on all.
+        full_name: what a layer is called in the whole model, by its name in this one (of a pipeline
+            stage, say); by default the same.
 
     Raises:
         TypeError: the model is no module, the scaler none.
-        ValueError: there is nothing to watch, or ``layers`` names what is not there.
+        ValueError: there is nothing to watch, or ``layers`` names what is not there; at the end of the
+            block on all ranks, if they have different weights under one name.
+        RuntimeError: another rank failed (:func:`fastinit.base.ranks.together`).
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
@@ -181,7 +217,7 @@ def watch(
     >>> [(layer.name, layer.fan_in, layer.forward.count) for layer in w.layers]
     [('0', 64, 512.0), ('2', 64, 512.0)]
     """
-    seen = Watch(model, layers, gradients, scaler)
+    seen = Watch(model, layers, gradients, scaler, group, full_name)
     if step is not None:
         with seen:
             step()

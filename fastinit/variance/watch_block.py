@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,9 +23,11 @@ from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
 from fastinit.statistics.tensor import Moments, moments, moments_many
 from fastinit.stream import laws
 from fastinit.stream.reference_moments import M2, MAX, MEAN, MIN, merged
+from fastinit.variance.layers import Layer
+from fastinit.variance.watch_cuts import Cut, Whole, cut_of, text_of, whole_of
+from fastinit.variance.watch_rows import Row, Seen
 from fastinit.variance.watch_targets import Target
 from fastinit.variance.watch_units import Units
-from fastinit.variance.watched import Watched
 
 FOLD = 64  # moments of so many calls are merged, so that a long watch needs no more memory
 
@@ -44,6 +46,7 @@ class Signal:
     units: Units
     calls: int = 0
     raws: list[Tensor] = field(default_factory=list)  # raw moments, float64 [7] each
+    cut: Cut = field(default_factory=Cut)
 
     def add(self, raw: Tensor) -> None:
         """Takes up the raw moments of one call."""
@@ -51,6 +54,12 @@ class Signal:
             self.raws[:] = [_together(self.raws)]
         self.raws.append(raw)
         self.calls += 1
+
+    def seen(self, raw: Tensor, still: Tensor | None) -> Seen:
+        """With what was read from the device."""
+        units = {} if still is None else dict(enumerate(still.tolist()))
+        known = {u: value for u, value in units.items() if not math.isnan(value)}
+        return Seen(self.calls, raw.tolist(), self.units.values, known, self.cut)
 
 
 @dataclass
@@ -61,7 +70,8 @@ class Record:
     forward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=False)))
     backward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=True)))
     units: int = 0
-    parts: bool = False  # whether other ranks have other parts of what was measured
+    partial: bool = False  # whether other ranks have other parts of what was measured
+    whole: Whole | None = None  # the output of this call, before it became plain
     unread: str = ""  # why nothing is known of the weight
     why: str = "not reached by a backward pass"
     lock: threading.Lock = field(default_factory=threading.Lock)  # replicas run in threads
@@ -76,8 +86,8 @@ class Record:
             here = tensors.values(x)
             if signal is self.backward and 0 in here.stride():
                 here = here.contiguous()  # expanded, as by sum(); element by element is slow
-            raw = moments(here).raw
-            layer = self.target.layer
+            raw = moments(here).raw  # of what this rank has
+            layer, dim = self.target.layer, None
             if layer is not None and signal is self.forward and layer.runs_with_another():
                 self.unread = "its weight is not the one it ran with"
             if layer is not None and layer.affine and here.dim():
@@ -87,20 +97,14 @@ class Record:
                     signal.units.add(here, dim, raw)
             if scaler is not None:
                 raw = _unscaled(raw, scaler)
+            cut = cut_of(x, here, self.whole, dim)
         except Exception as error:
             return f"could not be measured: {type(error).__name__}: {error}".split("\n")[0]
         with self.lock:
             signal.add(raw)
-        self.parts = self.parts or shard.is_part(x)
+            signal.cut = cut
+        self.partial = self.partial or bool(cut.values)
         return None
-
-    def dead(self) -> Tensor | None:
-        """How many units are, float64 []; None if that is not known or none is."""
-        both = (self.forward.units.dead(), self.backward.units.dead())
-        masks = [mask for mask in both if mask is not None]
-        if len(masks) == 2:
-            masks = [masks[0] | masks[1].to(masks[0].device)]
-        return masks[0].sum(dtype=torch.float64) if masks else None
 
 
 class Block:
@@ -113,24 +117,38 @@ class Block:
         self.records: dict[str, Record] = {}  # of those that could be measured
         self.unseen: dict[str, str] = {}
         self.leaves: list[RemovableHandle] = []
-        self.weights: dict[Any, Moments] = {}  # by the layer's key
+        self.weights: dict[Any, Moments] = {}  # by the layer's key, of what this rank holds
+        self.parts: dict[Any, str | None] = {}
 
-    def hook(self, target: Target) -> Uncopied:
+    def hook(self, target: Target) -> list[Uncopied]:
         """Measures a target's output from now on."""
-        layer = target.layer
+        layer, module = target.layer, target.module
         if layer is None or not target.inside:
-            return Uncopied(
-                target.module.register_forward_hook(
+            hooks = [
+                module.register_forward_hook(
                     lambda module, args, output: self._measure(target, _tensor_in(output))
                 )
-            )
+            ]
+            if layer is not None and shard.is_dtensor(layer.weight_in):
+                # Before those of tensor parallelism, which may make a plain tensor of it.
+                hooks.append(
+                    module.register_forward_hook(
+                        lambda module, args, output: self._note(target, output), prepend=True
+                    )
+                )
+            return [Uncopied(hook) for hook in hooks]
 
         def project(module: nn.Module, args: Any, kwargs: Any) -> None:
             if not _runs_again():
                 with torch.no_grad():
                     self._measure(target, layer.projected(args, kwargs))
 
-        return Uncopied(target.module.register_forward_pre_hook(project, with_kwargs=True))
+        return [Uncopied(module.register_forward_pre_hook(project, with_kwargs=True))]
+
+    def _note(self, target: Target, output: Any) -> None:
+        if self.open and not torch.compiler.is_compiling():
+            record = self.begun.setdefault(target.name, Record(target))
+            record.whole = whole_of(_tensor_in(output))
 
     def _measure(self, target: Target, x: Tensor | None) -> None:
         if not self.open:
@@ -188,71 +206,81 @@ class Block:
                 continue
             if found := tensors.unreadable(layer.weight_in):
                 record.unread = f"its weight {found[1]}"
-            elif layer.weight_in.dtype in laws.DTYPES:
-                weights[layer.key] = layer.weight
-                record.parts = record.parts or shard.is_part(layer.weight_in)
-        self.weights = dict(zip(weights, moments_many(list(weights.values()))))
+            elif layer.weight_in.dtype in laws.DTYPES and layer.key not in weights:
+                weights[layer.key] = self._weight(record, layer)
+        here = [tensors.local(weight) for weight in weights.values()]
+        self.weights = dict(zip(weights, moments_many(here)))
+
+    def _weight(self, record: Record, layer: Layer) -> Tensor:
+        weight = layer.weight
+        known: Tensor = layer.weight_in
+        if shard.is_dtensor(weight):
+            # Rows of a parameter may be a view that torch gathered: of a copy is known what it holds.
+            known = weight if layer.projection is None else weight.clone()
+            record.partial = record.partial or shard.is_part(layer.weight_in)
+        try:
+            self.parts[layer.key] = text_of(shard.part_of(known))
+        except NotImplementedError:
+            self.parts[layer.key] = None
+        return weight
 
     def missing(self, names: Iterable[str]) -> dict[str, str]:
         """Why those of the names that were not measured were not."""
         why = "did not run as a module, or was only traced"
         return {name: self.unseen.get(name, why) for name in names if name not in self.records}
 
-    def read(self) -> list[Watched]:
+    def read(self, full_name: Callable[[str], str]) -> list[Row]:
         """All numbers, in one transfer from each device."""
         records = list(self.records.values())
-        deads = [record.dead() for record in records]
-        sent = [_together(r.forward.raws) for r in records]
-        sent += [_together(r.backward.raws) for r in records if r.backward.calls]
+        signals = [r.forward for r in records] + [r.backward for r in records if r.backward.calls]
+        stills = [signal.units.still() for signal in signals]
+        sent = [_together(signal.raws) for signal in signals]
         sent += [m.raw for m in self.weights.values()]
-        sent += [dead for dead in deads if dead is not None]
+        sent += [still for still in stills if still is not None]
         got = iter(_on_cpu(sent))
-        forward = [Moments(next(got)) for _ in records]
-        backward = [Moments(next(got)) if r.backward.calls else None for r in records]
-        weights = {key: Moments(next(got)) for key in self.weights}
-        dead = [0 if mask is None else int(next(got).item()) for mask in deads]
-        layers: list[Watched] = []
-        product, first = 1.0, dict[Any, str]()
+        raws = [next(got) for _ in signals]
+        weights = {key: next(got).tolist() for key in self.weights}
+        seen = iter(
+            signal.seen(raw, None if still is None else next(got))
+            for signal, raw, still in zip(signals, raws, stills)
+        )
+        forward = [next(seen) for _ in records]
+        backward = [next(seen) if r.backward.calls else None for r in records]
+        first = dict[Any, str]()
+        rows = []
         for i, record in enumerate(records):
             target, layer = record.target, record.target.layer
             weight = None if layer is None or record.unread else weights.get(layer.key)
             fan_in, fan_out = math.nan, math.nan
             if layer is not None and layer.affine and not layer.weight_in.is_nested:
                 fan_in, fan_out = layer_fans(layer.module, layer.shape)
-            factor = math.nan if weight is None else fan_in * weight.var / 2
             notes = [why for why in (target.why, record.unread) if why]
             if layer is not None and not layer.affine and not isinstance(layer.module, EMBEDDINGS):
                 notes.append("without nVar[W]/2: not known to be affine in its weight")
             if why := self.unseen.get(target.name):
                 notes.append(f"a call is not counted: {why}")
-            if record.parts:
-                notes.append("this rank's part")
-            if layer is not None and not math.isnan(factor):
-                tied = first.setdefault(layer.key, target.name)
-                if tied == target.name:
-                    product *= factor
-                else:
-                    notes.append(f"weight tied to {tied}, counted there")
             if self.gradients and not record.backward.calls:
                 notes.append(f"no gradient, {record.why}")
-            layers.append(
-                Watched(
-                    target.name,
+            key = None if weight is None or layer is None else layer.key
+            name = full_name(target.name)
+            tied = "" if key is None else first.setdefault(key, name)
+            rows.append(
+                Row(
+                    name,
                     type(target.module).__name__,
-                    record.forward.calls,
                     forward[i],
                     backward[i],
                     weight,
+                    self.parts.get(key, ""),
+                    record.partial,
                     fan_in,
                     fan_out,
-                    factor,
-                    product,
+                    tied,
                     record.units,
-                    dead[i],
-                    "; ".join(notes),
+                    notes,
                 )
             )
-        return layers
+        return rows
 
 
 def _unscaled(raw: Tensor, scaler: Scaler) -> Tensor:

@@ -61,13 +61,15 @@ class Units:
             self.high, self.low = torch.maximum(self.high, high), torch.minimum(self.low, low)
         self.alive = on_cpu and not self._dead(self.high, self.low).any()
 
-    def dead(self) -> Tensor | None:
-        """Which units are dead, bool [units]; None if that is not known or none is."""
+    def still(self) -> Tensor | None:
+        """Float64 [units]: the value of a unit whose values are all the same (of gradients, all 0).
+
+        NaN of the others; None if there is no such unit, or that is not known.
+        """
         if self.alive or self.high is None or self.low is None:
             return None
-        if self.values < 2 and not self.of_gradients:
-            return None
-        return self._dead(self.high, self.low)
+        same = self._dead(self.high, self.low)
+        return torch.where(same, self.high.to(torch.float64), torch.nan)
 
     def _dead(self, high: Tensor, low: Tensor) -> Tensor:
         return (high == 0) & (low == 0) if self.of_gradients else high == low

@@ -198,7 +198,7 @@ RESULTS = {
 """Classes that functions make, and callers do not."""
 
 ELSEWHERE = {
-    "fastinit.statistics.tensor.Fields:correction": "asked of Moments and ChannelMoments",
+    "fastinit.statistics.fields.Fields:correction": "asked of Moments and ChannelMoments",
     "fastinit.statistics.tensor.readings_of:dim": "asked of moments",
     "fastinit.init.constant_:val": "torch's own fill_, any number of the tensor's dtype",
     "fastinit.init.sparse_:std": "asked as an argument of init",

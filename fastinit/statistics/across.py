@@ -1,0 +1,275 @@
+"""Moments across ranks: each measures what it holds, some numbers travel, and all know the same.
+
+Raw moments are merged in the order of ranks, so that every rank gets the same bits. Ranks that hold the
+same elements count once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastinit.base import ranks
+from fastinit.base import torch_internals as internals
+from fastinit.elements import shards as shard
+from fastinit.elements.part import Part
+from fastinit.stream.reference_moments import FIELDS, MAX, MIN, merged
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass
+class Share:
+    """Raw moments of some of the channels that there are.
+
+    Attributes:
+        channels: how many there are in all.
+        which: those that are known, int64 [known].
+        raw: theirs, float64 [known, 7], on the CPU.
+    """
+
+    channels: int
+    which: Tensor
+    raw: Tensor
+
+    @classmethod
+    def of(cls, raw: Tensor, channels: int, runs: Iterable[tuple[int, int]]) -> Share:
+        """Of channels that are (start, length) of all; [7] is those of one."""
+        which = [i for start, length in runs for i in range(start, start + length)]
+        return cls(channels, torch.tensor(which, dtype=torch.int64), raw.cpu().view(-1, FIELDS))
+
+    def merge(self, others: Iterable[Share]) -> Share:
+        """All together, in their order."""
+        raw, seen = nothing(self.channels), torch.zeros(self.channels, dtype=torch.bool)
+        for share in (self, *others):
+            raw[share.which] = merged(raw[share.which], share.raw)
+            seen[share.which] = True
+        which = seen.nonzero().flatten()
+        return Share(self.channels, which, raw[which])
+
+    def all(self) -> Tensor:
+        """Float64 [channels, 7]."""
+        raw = nothing(self.channels)
+        raw[self.which] = self.raw
+        return raw
+
+
+def nothing(channels: int) -> Tensor:
+    """The raw moments of channels without values, float64 [channels, 7]."""
+    raw = torch.zeros(channels, FIELDS, dtype=torch.float64)
+    raw[:, MIN], raw[:, MAX] = math.inf, -math.inf
+    return raw
+
+
+# --- DTensors ------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """Ranks along one dimension of a mesh, and which tensors are cut along it."""
+
+    group: ProcessGroup
+    tensors: list[int]
+
+
+def lines(xs: Sequence[object]) -> list[Line]:
+    """Those along which DTensors are cut, in the order in which they are to be asked.
+
+    Along each mesh its last dimension is the first. A rank outside of a mesh has none of it.
+    """
+    found: list[Line] = []
+    cut: dict[tuple[object, int], list[int]] = {}
+    meshes = dict.fromkeys(x.device_mesh for x in xs if shard.is_dtensor(x))
+    for i, x in enumerate(xs):
+        if shard.is_dtensor(x) and x.device_mesh.get_coordinate() is not None:
+            for dim, placement in enumerate(x.placements):
+                if isinstance(placement, internals.shard_placements()):
+                    cut.setdefault((x.device_mesh, dim), []).append(i)
+    for mesh in meshes:
+        for dim in reversed(range(mesh.ndim)):
+            if (mesh, dim) in cut and mesh.size(dim) > 1:
+                found.append(Line(mesh.get_group(dim), cut[mesh, dim]))
+    return found
+
+
+def is_outside(x: Tensor) -> bool:
+    """Whether this rank is outside of the tensor's mesh, and so has nothing of it."""
+    return shard.is_dtensor(x) and x.device_mesh.get_coordinate() is None
+
+
+def over(
+    asked: Sequence[Line],
+    xs: Sequence[Tensor],
+    dim: int | None,
+    measure: Callable[[], list[Tensor]],
+) -> list[Tensor]:
+    """Raw moments of the full tensors.
+
+    An error on one rank is an error on all of each line.
+
+    Args:
+        dim: of channels; None for all together.
+        measure: gives the raw moments of what this rank holds of each.
+
+    Raises:
+        RanksError: an error on another rank.
+    """
+    error: Exception | None = None
+    shares: dict[int, Share] = {}
+    try:
+        raws = measure()
+        for i in set(itertools.chain(*(line.tensors for line in asked))):
+            shares[i] = _share(xs[i], dim, raws[i])
+    except Exception as why:
+        error = why
+
+    def said(line: Line) -> list[float]:
+        if error is not None:
+            raise error
+        return [number for i in line.tensors for number in _numbers(shares[i])]
+
+    for line in asked:
+        doing = f"the moments of {len(line.tensors)} DTensors"
+        try:
+            got = [iter(row) for row in ranks.gathered(line.group, lambda: said(line), doing)]  # noqa: B023
+        except Exception as why:
+            error = error or why  # and those along the next line hear it too
+            continue
+        for i in line.tensors:
+            first, *others = [_share_in(row, shares[i].channels) for row in got]
+            shares[i] = first.merge(others)
+    if error is not None:
+        raise error
+    for i, share in shares.items():
+        full = share.all()
+        raws[i] = (full[0] if dim is None else full).to(raws[i].device)
+    return raws
+
+
+def _share(x: Tensor, dim: int | None, raw: Tensor) -> Share:
+    if dim is None:
+        return Share.of(raw, 1, [(0, 1)])
+    part = shard.part_of(x.detach())
+    assert part is not None
+    return Share.of(raw, x.shape[dim], part.runs[dim])
+
+
+def _numbers(share: Share) -> list[float]:
+    rows = torch.cat((share.which[:, None].to(torch.float64), share.raw), dim=1)
+    return [float(len(rows)), *rows.flatten().tolist()]
+
+
+def _share_in(numbers: Iterable[float], channels: int) -> Share:
+    numbers = iter(numbers)
+    count = int(next(numbers))
+    rows = torch.tensor(
+        list(itertools.islice(numbers, count * (1 + FIELDS))), dtype=torch.float64
+    ).view(count, 1 + FIELDS)
+    return Share(channels, rows[:, 0].to(torch.int64), rows[:, 1:])
+
+
+# --- parts, and what has none --------------------------------------------------------------------
+
+Parts = tuple[Part | None, ...]
+"""Of each tensor in some moments which part of its parameter it is; None: nobody said."""
+
+
+def all_merged(share: Share, parts: Parts, group: ranks.Group) -> tuple[Share, Parts]:
+    """The moments of all ranks' values together, and what they are of.
+
+    Ranks whose parts are the same count once. Where nobody says what the values are parts of, they are
+    values of their own, and all count.
+
+    Raises:
+        ValueError: on all ranks: parts that overlap without being the same; parts on some ranks alone;
+            another number of channels.
+        and as :func:`fastinit.base.ranks.gathered`.
+    """
+    said = json.dumps([share.channels, _numbers(share), [_said(part) for part in parts]])
+    rows = ranks.gathered_texts(group, said, "merging moments")
+    shares, keys, held = [], [], list[list[Part]]()
+    for row in rows:
+        channels, numbers, some = json.loads(row)
+        shares.append(_share_in(numbers, channels))
+        keys.append(json.dumps(some))
+        held.append([_heard(part) for part in some if part is not None])
+        if len(held[-1]) not in (0, len(some)) or bool(held[-1]) != bool(held[0]):
+            raise ValueError("moments of parts do not merge with moments of which no part is known")
+    here = ranks.members(group)
+    if len({share.channels for share in shares}) > 1:
+        counts = ", ".join(f"{s.channels} on rank {r}" for r, s in zip(here, shares))
+        raise ValueError(f"ranks have moments of different numbers of channels: {counts}")
+    if not held[0]:
+        return shares[0].merge(shares[1:]), (None,)
+    firsts = {key: i for i, key in reversed(list(enumerate(keys)))}
+    counting = sorted(firsts.values())
+    _check_disjoint([(here[i], held[i]) for i in counting])
+    first, *others = [shares[i] for i in counting]
+    wholes = (Part(part.shape, name=part.name) for some in held for part in some)
+    return first.merge(others), tuple(dict.fromkeys(wholes))
+
+
+def _said(part: Part | None) -> list[object] | None:
+    return None if part is None else [part.shape, part.runs, part.flat, part.name]
+
+
+def _heard(said: list[object]) -> Part:
+    shape, runs, flat, name = said
+    return Part(shape, None if flat else runs, flat, name)  # type: ignore[arg-type]
+
+
+def _check_disjoint(held: Sequence[tuple[int, Sequence[Part]]]) -> None:
+    """Raises ValueError where two ranks' parts of one parameter overlap."""
+    owners: dict[tuple[str | None, tuple[int, ...]], dict[Part, int]] = {}
+    for rank, parts in held:
+        for part in set(parts):
+            known = owners.setdefault((part.name, part.shape), {})
+            if known.setdefault(part, rank) != rank:
+                raise ValueError(_overlap(part, part, known[part], rank))
+    for known in owners.values():
+        if _is_grid(known):
+            continue
+        boxes = [(rank, part, _boxes(part)) for part, rank in known.items()]
+        for (a, one, some), (b, two, others) in itertools.combinations(boxes, 2):
+            if a != b and any(_meet(x, y) for x in some for y in others):
+                raise ValueError(_overlap(one, two, a, b))
+
+
+def _overlap(one: Part, two: Part, a: int, b: int) -> str:
+    return (
+        f"parts of one parameter must be the same or have no element in common, but rank {a} has {one} "
+        f"and rank {b} has {two}"
+    )
+
+
+def _is_grid(parts: Iterable[Part]) -> bool:
+    """Whether along each dimension any two parts have the same indices, or none in common."""
+    by_dim = list(zip(*(((part.flat,),) if part.flat else part.runs for part in parts)))
+    for dim in by_dim:
+        runs = sorted(itertools.chain(*set(dim)))
+        if any(start + length > after for (start, length), (after, _) in itertools.pairwise(runs)):
+            return False
+    return len({part.flat is None for part in parts}) == 1
+
+
+Box = list[tuple[int, int]]
+"""(first, end) of the indices of each dimension."""
+
+
+def _boxes(part: Part) -> list[Box]:
+    pieces = part.pieces(torch.empty(part.local_shape, device="meta"))
+    return [
+        [(first, first + size) for first, size in zip(which.start, which.sizes)]
+        for _, which in pieces
+    ]
+
+
+def _meet(one: Box, two: Box) -> bool:
+    return all(a < d and c < b for (a, b), (c, d) in zip(one, two))

@@ -1,0 +1,235 @@
+"""The moments of a set of values: the numbers, and how they merge."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from fastinit.base import number, ranks
+from fastinit.statistics import across
+from fastinit.stream.reference_moments import (
+    COUNT,
+    FIELDS,
+    M2,
+    MAX,
+    MEAN,
+    MIN,
+    NONFINITE,
+    ZEROS,
+    merged,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Value = TypeVar("Value", float, Tensor)
+"""What a field is: a number, or a float64 CPU tensor of shape [channels]."""
+
+
+class Fields(ABC, Generic[Value]):
+    """What :class:`Moments` and :class:`ChannelMoments` have in common: each field, a ``Value``."""
+
+    _DIMS: int
+    """Of ``raw``."""
+
+    def __init__(self, raw: Tensor, correction: float = 1, parts: across.Parts = (None,)) -> None:
+        if raw.dim() != self._DIMS:
+            raise ValueError(
+                f"raw must have {self._DIMS} dimensions in {type(self).__name__}, but has shape "
+                f"{tuple(raw.shape)}"
+            )
+        self.raw, self.correction = raw, number.finite("correction", correction)
+        self.parts = parts
+        self._read: Tensor | None = None
+
+    @staticmethod
+    @abstractmethod
+    def _plain(field: Tensor) -> Value:
+        """What users see of a column of ``raw``."""
+
+    def _field(self, column: int) -> Tensor:
+        if self._read is None:
+            self._read = self.raw.cpu()
+        return self._read[..., column]
+
+    @property
+    def count(self) -> Value:
+        """How many values are finite."""
+        return self._plain(self._field(COUNT))
+
+    @property
+    def mean(self) -> Value:
+        """NaN where no value is finite."""
+        return self._plain(torch.where(self._field(COUNT) > 0, self._field(MEAN), math.nan))
+
+    @property
+    def var(self) -> Value:
+        """The sum of squared distances from the mean over count - correction; NaN without any.
+
+        0 exactly where all values are the same: what is smaller than float64's least normal number
+        (2.2e-308) is given as that, and what is larger than its largest as infinity.
+        """
+        return self._plain(self._variance())
+
+    @property
+    def std(self) -> Value:
+        """The square root of ``var``."""
+        return self._plain(self._variance().sqrt())
+
+    @property
+    def min(self) -> Value:
+        """Infinity where no value is finite."""
+        return self._plain(self._field(MIN))
+
+    @property
+    def max(self) -> Value:
+        """Minus infinity where no value is finite."""
+        return self._plain(self._field(MAX))
+
+    @property
+    def absmax(self) -> Value:
+        """The largest absolute value; minus infinity where no value is finite."""
+        return self._plain(torch.maximum(self._field(MAX), -self._field(MIN)))
+
+    @property
+    def zeros(self) -> Value:
+        """How many values are 0 (or -0)."""
+        return self._plain(self._field(ZEROS))
+
+    @property
+    def nonfinite(self) -> Value:
+        """How many values are infinite or NaN."""
+        return self._plain(self._field(NONFINITE))
+
+    def merge(self, *others: Self) -> Self:
+        """The moments of these values and the others' together, as of micro-batches.
+
+        Raises:
+            ValueError: the others have another number of channels.
+        """
+        raw = self.raw
+        for other in others:
+            if other.raw.shape != raw.shape:
+                raise ValueError(
+                    f"others must have moments of shape {tuple(raw.shape)}, "
+                    f"but got {tuple(other.raw.shape)}"
+                )
+            raw = merged(raw, other.raw.to(raw.device))
+        parts = self.parts + tuple(part for other in others for part in other.parts)
+        return self._like(raw, parts if any(parts) else (None,))
+
+    def all_merge(self, group: ranks.Group = None) -> Self:
+        """The moments of all ranks' values together, the same bits on every rank; a small collective.
+
+        Each rank's values add up, as those of its batch. Moments that were taken with ``part=``, or of a
+        DTensor, know which elements they are of: those that several ranks hold count once.
+
+        Args:
+            group: a process group or device mesh that this rank is in; by default all ranks. Without
+                torch.distributed, this process alone.
+
+        Raises:
+            ValueError: on every rank: parts that overlap and are not the same; parts on some ranks only;
+                another number of channels.
+            RuntimeError: a rank has failed, or has ended (:mod:`fastinit.base.ranks`).
+
+        >>> Moments(torch.tensor([3.0, 1, 0, 1, 1, 0, 0])).all_merge().count
+        3.0
+        """
+        share, parts = across.all_merged(self._share(), self.parts, group)
+        return self._like(share.all().to(self.raw.device), parts)
+
+    @abstractmethod
+    def _share(self) -> across.Share:
+        """Which channels' moments these are, of all there are."""
+
+    @abstractmethod
+    def _like(self, raw: Tensor, parts: across.Parts) -> Self:
+        """Other moments, [channels, 7], as these."""
+
+    def _variance(self) -> Tensor:
+        left, differ = self._field(COUNT) - self.correction, self._field(MIN) < self._field(MAX)
+        least = differ.to(torch.float64) * torch.finfo(torch.float64).smallest_normal
+        return torch.where(left > 0, torch.maximum(self._field(M2) / left, least), math.nan)
+
+
+class Moments(Fields[float]):
+    """The moments of a set of values.
+
+    Every field is a float. Infinities and NaN are counted in ``nonfinite`` and enter nothing else.
+    Looking at a field waits for the device.
+
+    Args:
+        raw: float64 of shape [7]: count, mean, sum of squared distances from the mean, min, max, zeros,
+            nonfinite.
+        correction: what is taken from the count in the variance's denominator (1: unbiased).
+        parts: of each tensor that was measured which elements of a parameter these are; None where that
+            is not known, or they are none.
+
+    Raises:
+        NumberTypeError, NumberRangeError: a correction that is no number, or not finite.
+        ValueError: raw moments of channels.
+    """
+
+    _DIMS = 1
+
+    @staticmethod
+    def _plain(field: Tensor) -> float:
+        return field.item()
+
+    def _share(self) -> across.Share:
+        return across.Share.of(self.raw, 1, [(0, 1)])
+
+    def _like(self, raw: Tensor, parts: across.Parts) -> Self:
+        return type(self)(raw.view(FIELDS), self.correction, parts)
+
+    def __repr__(self) -> str:
+        fields = ("count", "mean", "std", "min", "max", "zeros", "nonfinite")
+        return f"Moments({', '.join(f'{name}={getattr(self, name):.6g}' for name in fields)})"
+
+
+class ChannelMoments(Fields[Tensor]):
+    """The moments of each channel's values: as :class:`Moments`, but of shape [channels].
+
+    Every field is a float64 CPU tensor.
+
+    Args:
+        raw: float64 of shape [channels, 7].
+        correction, parts: as of :class:`Moments`.
+        dim: along which the channels lie in the parameter that the values are a part of.
+    """
+
+    _DIMS = 2
+
+    def __init__(
+        self, raw: Tensor, correction: float = 1, parts: across.Parts = (None,), dim: int = 0
+    ) -> None:
+        super().__init__(raw, correction, parts)
+        self.dim = number.integer("dim", dim)
+
+    @staticmethod
+    def _plain(field: Tensor) -> Tensor:
+        return field
+
+    def _share(self) -> across.Share:
+        channels = len(self.raw)
+        held = {
+            (channels, ((0, channels),)) if p is None else (p.shape[self.dim], p.runs[self.dim])
+            for p in self.parts
+        }
+        if len(held) > 1:
+            raise ValueError(
+                "moments of the channels of different parts have no channels in common"
+            )
+        ((channels, runs),) = held
+        return across.Share.of(self.raw, channels, runs)
+
+    def _like(self, raw: Tensor, parts: across.Parts) -> Self:
+        return type(self)(raw, self.correction, parts, self.dim)
+
+    def __repr__(self) -> str:
+        return f"ChannelMoments({self.raw.shape[0]} channels)"

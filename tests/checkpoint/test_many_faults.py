@@ -1,0 +1,198 @@
+"""Faults of ranks that write one checkpoint: one that fails is known to all, and nothing looks whole."""
+
+import errno
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Ranks, pool
+from torch import nn
+
+if not dist.is_available():
+    pytest.skip("a torch without distributed", allow_module_level=True)
+
+from test_many import Net, contents, planned, recorded, whole, write_recorded
+
+from fastinit import Fill, Plan, deferred
+from fastinit.base.ranks import RanksError, RanksLost
+from fastinit.checkpoint import writing as checkpoint
+from fastinit.checkpoint.safetensors import INDEX
+
+
+def test_an_error_on_one_rank_is_one_on_all_and_a_later_run_goes_on(tmp_path) -> None:
+    want = whole(tmp_path / "whole", shard_size="1KB")
+    folder = tmp_path / "killed"
+    begun = time.monotonic()
+    answers = pool(2).run(_failing, str(folder))
+    assert time.monotonic() - begun < 30  # nobody waits for a timeout, of 100 s
+    assert "No space left" in answers[1]
+    assert answers[0].startswith("RanksError: rank 1 failed: OSError: [Errno 28] No space left")
+    there = {path.name for path in folder.iterdir()}
+    assert INDEX not in there
+    assert not [name for name in there if name.startswith(".")]
+    left = {name: os.stat(folder / name).st_mtime_ns for name in there}
+    assert left
+    # With another number of ranks: what is whole is kept, and verified if asked for.
+    pool(4).run(write_recorded, str(folder), shard_size="1KB", verify=True)
+    assert all(os.stat(folder / name).st_mtime_ns == at for name, at in left.items())
+    assert contents(folder) == contents(want)
+    name = min(left)
+    damaged = bytearray((folder / name).read_bytes())
+    damaged[-1] ^= 1
+    (folder / name).write_bytes(damaged)
+    said = pool(4).run(_refused, str(folder))
+    assert len({*said}) == 1
+    assert f"{name} is damaged in" in said[0]
+
+
+def _failing(folder: str) -> str:
+    try:
+        write_recorded(folder, 1 if dist.get_rank() == 1 else None, shard_size="1KB")
+    except (OSError, RanksError) as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("nothing failed")
+
+
+def _refused(folder: str) -> str:
+    with pytest.raises(ValueError, match="damaged") as caught:
+        checkpoint.write(recorded(), folder, shard_size="1KB", verify=True)
+    return str(caught.value)
+
+
+# --- ranks that differ ---------------------------------------------------------------------------
+
+
+def differing(folder: str, what: str) -> str:
+    rank = dist.get_rank()
+    model: nn.Module = recorded()
+    plan = planned()
+    options: dict = {}
+    if what == "seed":
+        plan = Plan(plan, seed=8 if rank else 7, aliases=plan.aliases, buffers=plan.buffers)
+    elif what == "plan" and rank:
+        plan = Plan({**plan, "body.1.bias": Fill.normal()}, seed=7, aliases=plan.aliases)
+        model.norm = Net().norm
+    elif what == "dtype" and rank:
+        options["dtype"] = torch.float64
+    elif what == "shard size" and rank:
+        options["shard_size"] = "1KB"
+    elif what == "values":
+        torch.manual_seed(rank)
+        model, plan = Net(), None
+    elif what == "a bad argument on one":
+        options["dtype"] = torch.int8 if rank else torch.float32
+    with pytest.raises((ValueError, RanksError)) as caught:
+        checkpoint.write(model, folder, plan, **options)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("seed", "ranks 0 and 1 differ in the seed: 7 and 8"),
+        ("plan", "ranks 0 and 1 differ in the plan of body.1.bias"),
+        ("dtype", "ranks 0 and 1 differ in the dtype of experts: float32 and float64"),
+        ("shard size", "ranks differ in the files of the checkpoint"),
+        ("values", "ranks 0 and 1 differ in the values of experts"),
+        ("a bad argument on one", "rank 1 failed: ValueError: dtype must be a floating-point"),
+    ],
+)
+def test_ranks_that_differ_are_told_in_what(tmp_path, what: str, said: str) -> None:
+    answers = pool(2).run(differing, str(tmp_path), what)
+    assert said in answers[0]
+    assert not list(tmp_path.iterdir())
+
+
+# --- ends ----------------------------------------------------------------------------------------
+
+
+def killed(folder: str, rank: int, after: int) -> str:
+    write, published = os.replace, []
+
+    def replace(source: str, target: str) -> None:
+        if str(target).endswith(".safetensors"):
+            published.append(target)
+            if len(published) > after and dist.get_rank() == rank:
+                os.kill(os.getpid(), signal.SIGKILL)
+        write(source, target)
+
+    os.replace = replace  # type: ignore[assignment]
+    with pytest.raises((RanksError, RanksLost)) as caught:
+        checkpoint.write(recorded(), folder, shard_size="1KB")
+    return f"{caught.value}"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed(tmp_path, rank: int) -> None:
+    """The others end with a word, nothing looks whole, and the next run goes on."""
+    want = contents(whole(tmp_path / "whole", shard_size="1KB"))
+    folder = tmp_path / "killed"
+    begun = time.monotonic()
+    with Ranks(2) as both:
+        answers = both.answers(killed, str(folder), rank, 1)
+    assert time.monotonic() - begun < 30
+    assert [good for good, _ in answers] == [rank == 1, rank == 0], answers
+    assert "ranks lost each other" in answers[1 - rank][1]
+    names = {path.name for path in folder.iterdir()}
+    assert INDEX not in names
+    assert names & want.keys()
+    assert all((folder / name).read_bytes() == want[name] for name in names & want.keys())
+    pool(2).run(write_recorded, str(folder), shard_size="1KB")
+    assert contents(folder) == want
+
+
+def two_jobs(folder: str, seed: int) -> str:
+    """A job of each rank by itself, on a file system without locks, which begin at the same time."""
+    import fcntl
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    locks, fcntl.flock = fcntl.flock, no_locks  # type: ignore[assignment]
+    try:
+        with deferred(seed if dist.get_rank() else 7):
+            model = Net()
+        dist.barrier()
+        checkpoint.write(model, folder, shard_size="1KB", no_dist=True)
+    except (OSError, ValueError) as error:
+        return f"{error}"
+    finally:
+        fcntl.flock = locks
+    return "written"
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_two_jobs_that_do_not_see_each_other(tmp_path, seed: int) -> None:
+    """Of the same model they are harmless; of two models at most one is left, or none with an index."""
+    want = contents(whole(tmp_path / "whole", shard_size="1KB"))
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        said = pool(2).run(two_jobs, str(folder), seed)
+        if seed == 7:
+            assert contents(folder) == want
+        elif (folder / INDEX).exists():
+            seeds = set()
+            for path in folder.glob("*.safetensors"):
+                with open(path, "rb") as file:
+                    size = int.from_bytes(file.read(8), "little")
+                    seeds.add(json.loads(file.read(size))["__metadata__"]["fastinit.seed"])
+            assert len(seeds) == 1
+        if seed == 8:
+            assert said.count("written") <= 1 or (folder / INDEX).exists()
+
+
+def private_place(folders: list[str]) -> str:
+    with pytest.raises((OSError, RanksError)) as caught:
+        checkpoint.write(recorded(), folders[dist.get_rank()])
+    return str(caught.value)
+
+
+def test_a_directory_that_is_not_shared_is_named(tmp_path) -> None:
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    said = pool(2).run(private_place, folders)
+    assert said[1] == f"{folders[1]} must be on a file system that all ranks share"
+    assert said[0] == f"rank 1 failed: OSError: {said[1]}"
