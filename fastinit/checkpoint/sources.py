@@ -21,6 +21,7 @@ from fastinit.elements.strided import Piece
 from fastinit.plan.buffers import Known, planned
 from fastinit.plan.fill import Fill
 from fastinit.plan.fit import Parts, Scope, fitted
+from fastinit.plan.names import named_buffers
 from fastinit.plan.parameters import reshard_, wanted_dtype
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
@@ -116,6 +117,7 @@ def sources(
         contents[id(parameter)] = fit.name, content if values is None else values
     check_entries(entries)
     known = _known_buffers(model, plan, scope)
+    called = {id(buffer): name for name, buffer in named_buffers(model)}
     held: dict[str, dict[int, tuple[Tensor, Part | None]]] = {}
     for own, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
@@ -123,7 +125,8 @@ def sources(
         names, part = scope.planned([own], tensor)
         held.setdefault(names[0], {})[id(tensor)] = tensor, part
         if id(tensor) not in contents:
-            content_ = planned(own, tensor, part, known.get(names[0]), plan.seed)
+            as_planned = scope.planned([called.get(id(tensor), own)], tensor)[0][0]
+            content_ = planned(own, tensor, part, known.get(as_planned), plan.seed)
             if content_ is not None:
                 contents[id(tensor)] = names[0], content_
             elif tensor.is_meta:
@@ -143,7 +146,7 @@ def _known_buffers(model: nn.Module, plan: Plan, scope: Scope) -> Known:
     known = plan.buffers
     lost = [
         name
-        for own, buffer in model.named_buffers()
+        for own, buffer in named_buffers(model)
         if buffer.is_meta and (name := scope.planned([own], buffer)[0][0]) not in known
     ]
     sharded = any(shard.is_dtensor(parameter) for parameter in model.parameters())

@@ -19,6 +19,7 @@ from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part
 from fastinit.plan.fit import ALL, Scope
+from fastinit.plan.names import joined, named_modules
 from fastinit.plan.replay import Computed
 
 Mode = Literal["check", "restore", "keep"]
@@ -178,14 +179,13 @@ def planned(
 
 def _places(model: nn.Module, scope: Scope) -> Iterator[_Place]:
     """The buffers, and those plain attributes that are on meta."""
-    for prefix, module in model.named_modules():
+    for prefix, module in named_modules(model):
         for owner in (module._buffers, vars(module)):
             for key, tensor in owner.items():
                 if not isinstance(tensor, Tensor) or isinstance(tensor, UninitializedBuffer):
                     continue
                 if owner is module._buffers or tensor.is_meta:
-                    name = f"{prefix}.{key}" if prefix else key
-                    names, part = scope.planned([name], tensor)
+                    names, part = scope.planned([joined(prefix, key)], tensor)
                     yield _Place(names[0], owner, key, tensor, part)
 
 

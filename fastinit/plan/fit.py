@@ -15,6 +15,7 @@ from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
 from fastinit.elements.part import Part, check_part
 from fastinit.elements.shards import is_dtensor
+from fastinit.plan.names import named_buffers
 from fastinit.plan.parameters import distinct_parameters
 
 Parts = Mapping[str, Part] | Callable[[str, Tensor], Part | None]
@@ -89,7 +90,7 @@ class Scope(NamedTuple):
         """
         if isinstance(self.parts, Mapping):
             own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-            own |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+            own |= {name for name, _ in named_buffers(model)}
             if idle := [name for name in self.parts if name not in own]:
                 raise ValueError(f"parts has {listing('tensor', idle)} that the model lacks")
         elif self.parts is not None and not callable(self.parts):

@@ -15,6 +15,7 @@ from fastinit.base.holders import exchange
 from fastinit.base.text import listing
 from fastinit.base.torch_internals import end_fsdp2_forward, fsdp2_modules
 from fastinit.elements import shards as shard
+from fastinit.plan import names
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -24,13 +25,13 @@ def distinct_parameters(
 ) -> Iterator[tuple[list[str], nn.Module, nn.Parameter]]:
     """(all names, the module that owns the first, parameter) of each parameter, tied ones once.
 
-    In the order of ``model.named_parameters()``, whose name is the first.
+    In the order of ``model.named_parameters()``. Names are those of :mod:`fastinit.base.names`.
     """
     entries: dict[int, tuple[list[str], nn.Module, nn.Parameter]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
+    for prefix, module in names.named_modules(model, remove_duplicate=False):
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             entry = entries.setdefault(id(parameter), ([], module, parameter))
-            entry[0].append(f"{prefix}.{name}" if prefix else name)
+            entry[0].append(names.joined(prefix, name))
     yield from entries.values()
 
 

@@ -15,6 +15,7 @@ from fastinit.plan import parameters
 from fastinit.plan.fill import Fill
 from fastinit.plan.fit import Parts, Scope
 from fastinit.plan.history import Made, View
+from fastinit.plan.names import named_buffers
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
 from fastinit.plan.write import Entry, Progress, check_entries, write_entries
@@ -155,11 +156,7 @@ def recorded_buffers(model: nn.Module) -> dict[str, Computed]:
     """
     record = ModelRecord(model)
     of = {id(t): record.computed(memory, View.of(t)) for _, t, memory in record.others}
-    return {
-        name: of[id(buffer)]
-        for name, buffer in model.named_buffers(remove_duplicate=False)
-        if id(buffer) in of
-    }
+    return {name: of[id(buffer)] for name, buffer in named_buffers(model) if id(buffer) in of}
 
 
 def place_of(memory: Memory, device: torch.device | str | None = None) -> torch.device:

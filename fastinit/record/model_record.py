@@ -17,6 +17,7 @@ from fastinit.plan.buffers import Known, Pending, Values
 from fastinit.plan.fill import Fill, FillPart
 from fastinit.plan.fit import ALL, Scope
 from fastinit.plan.history import Contents, View
+from fastinit.plan.names import joined, named_buffers, named_modules
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed
@@ -86,7 +87,7 @@ class ModelRecord:
                 f"within it, or after fastinit.materialize_(): {listing('tensor', changed)}"
             )
         scripted = [
-            scope.prefix + name for name, module in model.named_modules() if _is_away(module)
+            scope.prefix + name for name, module in named_modules(model) if _is_away(module)
         ]
         if scripted:
             raise ValueError(
@@ -124,7 +125,7 @@ class ModelRecord:
             if id(tensor) in computed and (part is None or part.is_whole):
                 its = computed[id(tensor)]
                 known[name] = its if tensor.is_meta else Pending(its, Values.of(tensor))
-        for own, buffer in model.named_buffers(remove_duplicate=False):
+        for own, buffer in named_buffers(model):
             if buffer.is_meta or isinstance(buffer, UninitializedBuffer):
                 continue
             (name, *_), part = self.scope.planned([own], buffer)
@@ -202,10 +203,10 @@ def _is_away(module: nn.Module) -> bool:
 
 def _other_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Buffers and plain attributes, by name; each place once."""
-    for prefix, module in model.named_modules():
+    for prefix, module in named_modules(model):
         for key, tensor in (*module._buffers.items(), *vars(module).items()):
             if isinstance(tensor, Tensor) and not isinstance(tensor, UninitializedBuffer):
-                yield f"{prefix}.{key}" if prefix else key, tensor
+                yield joined(prefix, key), tensor
 
 
 def _is_to_be_drawn(memory: Memory, tensor: Tensor) -> bool:

@@ -1,0 +1,101 @@
+"""A weight is called the same whatever wraps its module, and so has the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+import fastinit
+from fastinit import Fill, Plan
+from fastinit.plan.names import named_buffers, named_modules
+
+
+def net() -> nn.Module:
+    layers = (nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    return nn.Sequential(nn.Sequential(*layers), nn.Linear(2, 3))
+
+
+def _checkpointed(model: nn.Module) -> nn.Module:
+    apply_activation_checkpointing(model, check_fn=lambda m: isinstance(m, nn.Linear))
+    return model
+
+
+def _compiled_within(model: nn.Module) -> nn.Module:
+    model[0] = checkpoint_wrapper(torch.compile(model[0], backend="eager"))  # type: ignore[operator]
+    return model
+
+
+WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "as it is": lambda model: model,
+    "each layer checkpointed": _checkpointed,
+    "checkpointed": checkpoint_wrapper,
+    "compiled": lambda model: torch.compile(model, backend="eager"),  # type: ignore[return-value]
+    "a part compiled and checkpointed": _compiled_within,
+    "compiled and checkpointed": lambda model: checkpoint_wrapper(torch.compile(model)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_wrappers_have_no_part_in_names(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    plain, wrapped = net(), wrap(net())
+    assert set(dict(named_modules(wrapped))) == set(dict(plain.named_modules()))
+    assert [n for n, _ in named_buffers(wrapped)] == [n for n, _ in plain.named_buffers()]
+    assert set(Plan.from_model(wrapped, lambda *_: Fill.normal())) == set(
+        dict(plain.named_parameters())
+    )
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_the_numbers_are_those_of_the_model_without_wrappers(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
+    with fastinit.deferred(seed=3):
+        plain = net()
+    plan = fastinit.recorded_plan(plain)
+    fastinit.materialize_(plain)
+    with fastinit.deferred(seed=3):
+        wrapped = wrap(net())
+    assert fastinit.recorded_plan(wrapped) == plan
+    values = (plan.apply_(wrap(net()).to("meta"), device="cpu"), fastinit.materialize_(wrapped))
+    for model in values:
+        for ours, theirs in zip(model.parameters(), plain.parameters()):
+            assert torch.equal(ours, theirs)
+        for ours, theirs in zip(model.buffers(), plain.buffers()):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["each layer checkpointed", "compiled"])
+def test_distributed_checkpoints_have_the_same_names(kind: str) -> None:
+    """Of one wrapper in another torch removes the outer one only."""
+    wrapped = WRAPPED[kind](net())
+    assert set(get_model_state_dict(wrapped)) == {
+        *(name for name, _ in named_buffers(wrapped)),
+        *Plan.from_model(wrapped, lambda *_: Fill.normal()),
+    }
+
+
+def test_what_only_looks_like_a_wrapper_keeps_its_name() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+            self._orig_mod = nn.Linear(2, 2)
+
+    names = [name for name, _ in Holder().named_parameters()]
+    assert list(Plan.from_model(Holder(), lambda *_: Fill.normal())) == names
+
+
+def test_ties_are_found_through_wrappers() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    model["b"].weight = model["a"].weight
+    model["b"] = checkpoint_wrapper(model["b"])
+    plan = Plan.from_model(model, lambda *_: Fill.normal())
+    assert plan.aliases == {"b.weight": "a.weight"}
