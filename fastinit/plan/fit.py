@@ -89,7 +89,7 @@ class Scope(NamedTuple):
                 that is no text, parts that are neither map nor function.
         """
         if isinstance(self.parts, Mapping):
-            own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+            own = {name for names, _, _ in distinct_parameters(model) for name in names}
             own |= {name for name, _ in named_buffers(model)}
             if idle := [name for name in self.parts if name not in own]:
                 raise ValueError(f"parts has {listing('tensor', idle)} that the model lacks")

@@ -14,7 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 import fastinit
-from fastinit import Fill, Plan
+from fastinit import Fill, Part, Plan
 from fastinit.plan.names import named_buffers, named_modules
 
 
@@ -91,6 +91,17 @@ def test_what_only_looks_like_a_wrapper_keeps_its_name() -> None:
 
     names = [name for name, _ in Holder().named_parameters()]
     assert list(Plan.from_model(Holder(), lambda *_: Fill.normal())) == names
+
+
+def test_parts_go_by_names_without_wrappers() -> None:
+    plan = Plan({"w.weight": Fill.normal(), "w.bias": Fill.normal()})
+    model = checkpoint_wrapper(nn.Linear(2, 2))
+    parts = {
+        name: Part(p.shape, name=f"w.{name}") for name, p in nn.Linear(2, 2).named_parameters()
+    }
+    plan.apply_(model, parts=parts)
+    other = plan.apply_(nn.Linear(2, 2), prefix="w.")
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
 def test_ties_are_found_through_wrappers() -> None:
