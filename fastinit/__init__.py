@@ -18,8 +18,10 @@ from fastinit.fills import operator as ops  # and call fastinit.ops.fill_ with a
 from fastinit.patching import patch, patched, unpatch
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Plan
+from fastinit.record.audit import Audit, audit
 from fastinit.record.block import deferred
 from fastinit.record.materialize import materialize_, recorded_plan
+from fastinit.record.missing import fill_missing_
 from fastinit.record.refused import DeferredError
 from fastinit.statistics.product import linear_moments
 from fastinit.statistics.tensor import ChannelMoments, Moments, moments, moments_many
@@ -37,6 +39,7 @@ sys.modules.update(
 
 __version__ = version()
 __all__ = [
+    "Audit",
     "ChannelMoments",
     "DeferredError",
     "Fill",
@@ -49,9 +52,11 @@ __all__ = [
     "Plan",
     "SlowBackendWarning",
     "agreement",
+    "audit",
     "backend",
     "backends",
     "deferred",
+    "fill_missing_",
     "info",
     "init",
     "linear_moments",

@@ -27,6 +27,7 @@ from fastinit import (
     Fill,
     Moments,
     Plan,
+    fill_missing_,
     init,
     linear_moments,
     lsuv_,
@@ -298,6 +299,9 @@ ARGUMENTS |= {
     ),
     # models
     "fastinit.deferred:seed": Argument(recorded, seed, whole=True),
+    "fastinit.fill_missing_:seed": Argument(
+        lambda v: fill_missing_(nn.Linear(2, 2), [], seed=v), seed, whole=True, optional=True
+    ),
     "fastinit.command.models.build:seed": Argument(
         lambda v: models.build("torch.nn:ReLU", seed=v), seed, whole=True
     ),

@@ -184,6 +184,11 @@ def is_weight_norm(module: torch.nn.Module) -> bool:
     return type(module) is torch.nn.utils.parametrizations._WeightNorm
 
 
+def is_persistent(module: torch.nn.Module, key: str) -> bool:
+    """Whether a buffer is in the state dict. Without it, rotary embeddings would be left empty."""
+    return key not in module._non_persistent_buffers_set
+
+
 def is_compiled(module: torch.nn.Module) -> bool:
     """Whether it runs as torch.compile made it. Without it, hooks are registered that do not run."""
     frames = sys.modules.get("torch._dynamo.eval_frame")

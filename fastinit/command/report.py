@@ -63,7 +63,7 @@ def init_table(measured: Sequence[tuple[Group, Moments]]) -> str:
     parameters = sum(len(group.names) for group in made)
     elements = sum(group.elements or 0 for group in made)
     cells.append([str(parameters), text.count(elements), "", "", ""])
-    return groups.table(made, cells, "<>><>>", total=True)
+    return groups.table([group.pattern for group in made], cells, "<>><>>", total=True)
 
 
 def time_table(timings: Sequence[Timing]) -> str:

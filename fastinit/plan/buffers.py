@@ -177,6 +177,28 @@ def planned(
     return found.tensor if isinstance(found, Values) else found
 
 
+def compared(
+    buffer: Tensor,
+    known: Values | Computed | Pending | None,
+    seed: int,
+    part: Part | None = None,
+) -> Literal["made", "pending", "other"] | None:
+    """Whether a buffer is as it was made, waits for its random values, or neither; None: not known.
+
+    Args:
+        part: of what is known, which a plain tensor is.
+    """
+    place = _Place("", {}, "", buffer, part)
+    if isinstance(known, Pending):
+        there, known = _usable(known.there), known.computed
+        if there is not None and _holds(place, there, seed):
+            return "pending"
+    content = _usable(known)
+    if content is None or buffer.is_meta:
+        return None
+    return "made" if _holds(place, content, seed) else "other"
+
+
 def _places(model: nn.Module, scope: Scope) -> Iterator[_Place]:
     """The buffers, and those plain attributes that are on meta."""
     for prefix, module in named_modules(model):

@@ -48,23 +48,33 @@ def groups(fills: Mapping[str, Fill | Computed], sizes: Mapping[str, int]) -> li
         fills: by name.
         sizes: the parameters' elements, by name; empty if they are not known.
     """
-    alike: dict[tuple[str, Hashable], dict[_Indices, str]] = {}
+    # Where numbers are taken from does not make another line.
+    keys: dict[str, Hashable] = {
+        name: _unnamed(fill) if isinstance(fill, Fill) else str(fill)
+        for name, fill in fills.items()
+    }
+    return [
+        Group(label, fills[names[0]], names, sum(sizes[n] for n in names) if sizes else None)
+        for label, names in alike(keys)
+    ]
+
+
+def alike(keys: Mapping[str, Hashable]) -> list[tuple[str, tuple[str, ...]]]:
+    """(pattern, names) of all names of one pattern with equal keys, as they first appear."""
+    found: dict[tuple[str, Hashable], dict[_Indices, str]] = {}
     there: dict[str, list[set[int]]] = {}
-    for name, fill in fills.items():
+    for name, key in keys.items():
         shape, at = pattern(name), _indices(name)
-        # Where numbers are taken from does not make another line.
-        key = _unnamed(fill) if isinstance(fill, Fill) else str(fill)
-        alike.setdefault((shape, key), {})[at] = name
+        found.setdefault((shape, key), {})[at] = name
         for indices, index in zip(there.setdefault(shape, [set() for _ in at]), at):
             indices.add(index)
     made = []
-    for (shape, _), members in alike.items():
+    for (shape, _), members in found.items():
         for box in _boxes(list(members)):
             names = tuple(members[at] for at in product(*box))
             said = map(_said, box, there[shape])
             label = re.sub(r"(?<![^.])\*(?![^.])", lambda _: next(said), shape)  # noqa: B023
-            elements = sum(sizes[name] for name in names) if sizes else None
-            made.append(Group(label, fills[names[0]], names, elements))
+            made.append((label, names))
     return made
 
 
@@ -91,20 +101,27 @@ def headed(labels: Sequence[str], room: int) -> Iterator[tuple[str | None, str]]
 
 
 def table(
-    made: Sequence[Group], cells: Sequence[Sequence[str]], align: str, total: bool = False
+    labels: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    align: str,
+    *,
+    total: bool = False,
+    what: str = "parameter",
 ) -> str:
     """A table of groups.
 
     Args:
-        made: the groups.
-        cells: the header, then what stands beside each group's pattern, then the total if there is one.
+        labels: the groups' patterns.
+        cells: the header, then what stands beside each pattern, then the total if there is one.
         align: of all columns, as of :func:`fastinit.base.text.table`.
+        total: whether the last of ``cells`` is that.
+        what: they are, above the patterns.
     """
     header, *rest = cells
-    rows = [("parameter", *header)]
+    rows = [(what, *header)]
     blank = [""] * len(header)
     room = text.room(cells)
-    for (heading, name), row in zip(headed([g.pattern for g in made], room), rest):
+    for (heading, name), row in zip(headed(labels, room), rest):
         if heading is not None:
             rows.append((heading, *blank))
         rows.append((name, *row))

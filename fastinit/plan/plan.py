@@ -24,14 +24,15 @@ from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
 from fastinit.elements import shards as shard
 from fastinit.plan import groups
-from fastinit.plan.buffers import Known, Mode, check_buffers
+from fastinit.plan.applied import write_planned_
+from fastinit.plan.buffers import Known, Mode
 from fastinit.plan.difference import Difference
 from fastinit.plan.fill import Fill
 from fastinit.plan.fit import Parts, Scope, fitted
 from fastinit.plan.json_form import plan_from_json, plan_to_json
-from fastinit.plan.parameters import adopt_, distinct_parameters, memory_for, reshard_
+from fastinit.plan.parameters import distinct_parameters, reshard_
 from fastinit.plan.replay import Computed
-from fastinit.plan.write import Entry, Progress, check_entries, write_entries
+from fastinit.plan.write import Progress
 from fastinit.stream.keys import STREAM_VERSION, check_seed
 
 Rule = Callable[[str, nn.Module, torch.Size, Any], Fill | None]
@@ -172,7 +173,7 @@ class Plan(Mapping[str, Fill | Computed]):
     @property
     def buffers(self) -> Known:
         """What a constructor put in the model's buffers, by name; of recorded plans alone."""
-        return dict(self._buffers)
+        return self._buffers
 
     def __getitem__(self, name: str) -> Fill | Computed:
         return self._fills[self._aliases.get(name, name)]
@@ -277,14 +278,7 @@ class Plan(Mapping[str, Fill | Computed]):
         scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
         scope.check(model, (*self._fills, *self._aliases, *self._buffers))
         planned = fitted(model, self._fills, self._aliases, scope=scope)
-        real = memory_for([(name, p) for name, p, _ in planned], device, dtype)
-        entries = [Entry(n, real.get(id(p), p), self._fills[n], part) for n, p, part in planned]
-        check_entries(entries)
-        restoring = check_buffers(model, self._buffers, self.seed, device, buffers, scope)
-        write_entries(entries, self.seed, progress)
-        adopt_(model, real)
-        restoring.run()
-        return model
+        return write_planned_(self, model, planned, scope, device, dtype, progress, buffers)
 
     def diff(self, other: Plan) -> list[Difference]:
         """The parameters that the other plan would initialise otherwise, or lacks, or has beyond this.
@@ -339,17 +333,18 @@ class Plan(Mapping[str, Fill | Computed]):
             model: gives the numbers of elements, which a plan does not know; it may be on meta.
         """
         made = self.groups(model)
+        labels = [group.pattern for group in made]
         cells = [["count", "elements", "distribution", "std"]]
         for group in made:
             elements = "" if group.elements is None else text.count(group.elements)
             std = "" if math.isnan(group.fill.std) else f"{group.fill.std:.4g}"
             cells.append([str(len(group.names)), elements, str(group.fill), std])
         if model is None:
-            return groups.table(made, [[row[0], *row[2:]] for row in cells], "<><>")
+            return groups.table(labels, [[row[0], *row[2:]] for row in cells], "<><>")
         cells.append(
             [str(len(self)), text.count(sum(group.elements or 0 for group in made)), "", ""]
         )
-        return groups.table(made, cells, "<>><>", total=True)
+        return groups.table(labels, cells, "<>><>", total=True)
 
     def to_json(self) -> str:
         """The plan as JSON, from which :meth:`from_json` makes an equal one.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.nn.parameter import UninitializedParameter
 
 from fastinit.base.holders import living
@@ -19,6 +23,7 @@ from fastinit.base.torch_internals import (
     without_functions,
 )
 from fastinit.record.beside_dispatch import BesideDispatch
+from fastinit.record.built import note_built
 from fastinit.record.memories import META, has_memory, memory_of
 from fastinit.record.recorder import Recorder
 from fastinit.record.recording import Recording
@@ -65,19 +70,28 @@ def deferred(seed: int = 0) -> Iterator[None]:
     if _thread is not None:
         raise RuntimeError("deferred() is already in force")
     recording = Recording(seed)
+    modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def on_registration(module: nn.Module, name: str, param: nn.Parameter) -> None:
         if threading.get_ident() == _thread and _is_plain(param):
+            modules.add(module)
             with without_dispatch(), without_functions():
                 recording.to_meta(param).is_parameter = True
+
+    def on_buffer(module: nn.Module, name: str, buffer: Tensor) -> None:
+        if threading.get_ident() == _thread:
+            modules.add(module)
 
     _thread = threading.get_ident()
     with ExitStack() as stack:
         stack.callback(_leave)
         recording.generator_seed = stack.enter_context(_seeded(seed))
         stack.callback(register_module_parameter_registration_hook(on_registration).remove)
+        stack.callback(register_module_buffer_registration_hook(on_buffer).remove)
         stack.enter_context(_recorded(recording))
         yield
+    with without_dispatch(), without_functions():
+        note_built(modules)
     _note_versions(recording)
 
 

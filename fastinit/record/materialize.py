@@ -13,18 +13,18 @@ from fastinit.base.text import listing
 from fastinit.base.torch_internals import base_of, storage_uses
 from fastinit.plan import parameters
 from fastinit.plan.fill import Fill
+from fastinit.plan.filled import note_filled
 from fastinit.plan.fit import Parts, Scope
 from fastinit.plan.history import Made, View
 from fastinit.plan.names import named_buffers
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
 from fastinit.plan.write import Entry, Progress, check_entries, write_entries
+from fastinit.record.built import check_shared, forget
 from fastinit.record.memories import META, Memory, memory_of
-from fastinit.record.model_record import ModelRecord
+from fastinit.record.model_record import MANY, ModelRecord, one_law
 
 M = TypeVar("M", bound=nn.Module)
-
-_MANY = "a part was not filled by one law alone"
 
 
 def recorded_plan(model: nn.Module, *, prefix: str = "", parts: Parts | None = None) -> Plan:
@@ -42,24 +42,14 @@ def recorded_plan(model: nn.Module, *, prefix: str = "", parts: Parts | None = N
 
     Raises:
         ValueError: parameters on meta that were not recorded, recorded with different seeds, left
-            unwritten by the constructor, or written after the block (all are listed); a prefix without
-            its dot; parts that were filled by more than one law, or differently.
+            unwritten by the constructor, or written after the block (all are listed); one of two names
+            of a tied parameter, of which the other was given another since; a prefix without its dot;
+            parts that were filled by more than one law, or differently.
     """
+    check_shared(model, prefix)
     record = ModelRecord(model, Scope(prefix, parts=parts))
-    plan = record.plan()
-    fills, unknown = {n: plan[n] for n in plan if n not in record.cut}, []
-    for own, (name, part) in record.cut.items():
-        if own not in plan or not part.numel:
-            continue  # nothing was drawn: other ranks know what it is
-        law = one_law(plan[own])
-        if law is None or fills.setdefault(name, law) != law:
-            unknown.append(own)
-    if unknown:
-        raise ValueError(
-            f"of the whole parameter nothing is known where {_MANY}: {listing('parameter', unknown)}"
-        )
-    known = record.known_buffers(model)
-    return Plan(fills, seed=plan.seed, aliases=plan.aliases, buffers=known)
+    record.plan()  # nothing recorded is an error here
+    return record.whole_plan(model)
 
 
 def materialize_(
@@ -92,8 +82,24 @@ def materialize_(
             is then as it was. A part that was drawn otherwise than by one law for all of it.
         NotImplementedError, RuntimeError: a parameter that cannot be written.
     """
+    check_shared(model, prefix)
+    return write_recorded_(model, device, dtype, prefix=prefix, parts=parts, progress=progress)
+
+
+def write_recorded_(
+    model: M,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    prefix: str = "",
+    parts: Parts | None = None,
+    progress: Progress | None = None,
+    seed: int | None = None,
+) -> M:
+    """As :func:`materialize_`, with other numbers if a seed is given."""
     parameters.check_place(device, dtype)
     record = ModelRecord(model, Scope(prefix, parts=parts))
+    record.seed = record.seed if seed is None else seed
     plan = record.plan()
     drawn = [
         own
@@ -102,7 +108,7 @@ def materialize_(
     ]
     if drawn:
         raise ValueError(
-            f"nothing tells the numbers of the whole where {_MANY}: {listing('parameter', drawn)}"
+            f"nothing tells the numbers of the whole where {MANY}: {listing('parameter', drawn)}"
         )
     made: dict[Memory, Tensor] = {}
     entries, results = [], []
@@ -136,16 +142,11 @@ def materialize_(
         like = made.get(memory)
         made[memory] = _computed(record, memory, like, others.get(memory, META))
     known = [tensor for _, tensor, _ in (*record.parameters, *record.others)]
+    forget(model)
     _give(record, made, known, search=bool(related))
     record.pin_names()
+    note_filled(tensor for _, tensor, _ in (*record.parameters, *record.others))
     return model
-
-
-def one_law(fill: Fill | Computed) -> Fill | None:
-    """The Fill that all of a part was filled by, with numbers of its own; None if it was not."""
-    if isinstance(fill, Fill) and not fill.parts and fill.stream is None:
-        return fill
-    return None
 
 
 def recorded_buffers(model: nn.Module) -> dict[str, Computed]:

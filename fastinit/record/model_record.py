@@ -153,6 +153,27 @@ class ModelRecord:
         fills = {n: self._fill(n, p, memory.contents) for n, p, memory in self.parameters}
         return Plan(fills, seed=self.seed, aliases=self.aliases)
 
+    def whole_plan(self, model: nn.Module) -> Plan:
+        """The plan of the whole model, as far as this one has parts of its parameters, and of buffers.
+
+        Raises:
+            ValueError: as :meth:`plan`; parts that were filled by more than one law, or differently.
+        """
+        plan = self.plan() if self.parameters else Plan({}, seed=self.seed)
+        fills, unknown = {n: plan[n] for n in plan if n not in self.cut}, []
+        for own, (name, part) in self.cut.items():
+            if own not in plan or not part.numel:
+                continue  # nothing was drawn: other ranks know what it is
+            law = one_law(plan[own])
+            if law is None or fills.setdefault(name, law) != law:
+                unknown.append(own)
+        if unknown:
+            raise ValueError(
+                f"of the whole parameter nothing is known where {MANY}: {listing('parameter', unknown)}"
+            )
+        buffers = self.known_buffers(model)
+        return Plan(fills, seed=plan.seed, aliases=plan.aliases, buffers=buffers)
+
     def _fill(self, name: str, tensor: Tensor, contents: Contents) -> Fill | Computed:
         if tensor.numel() == 0:
             return Fill.constant(0.0)
@@ -184,6 +205,16 @@ class ModelRecord:
         """What is written keeps its numbers, also where other models have copies of it."""
         for origin, name in self.names.items():
             origin.source.names[origin] = name
+
+
+MANY = "a part was not filled by one law alone"
+
+
+def one_law(fill: Fill | Computed) -> Fill | None:
+    """The Fill that all of a part was filled by, with numbers of its own; None if it was not."""
+    if isinstance(fill, Fill) and not fill.parts and fill.stream is None:
+        return fill
+    return None
 
 
 def _of_parts(parts: tuple[FillPart, ...]) -> Fill:

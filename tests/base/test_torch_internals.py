@@ -326,3 +326,11 @@ def test_distributed() -> None:
     assert len(internals.shard_placements()) == 2
     plain = torch.zeros(2)
     assert internals.awaited(plain) is plain
+
+
+def test_buffers_that_are_not_persistent_are_told_from_others() -> None:
+    module = nn.Module()
+    module.register_buffer("kept", torch.zeros(1))
+    module.register_buffer("lost", torch.zeros(1), persistent=False)
+    assert list(module.state_dict()) == ["kept"]
+    assert [internals.is_persistent(module, key) for key in ("kept", "lost")] == [True, False]

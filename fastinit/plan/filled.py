@@ -1,0 +1,50 @@
+"""Filled: what fastinit wrote, noted with its memory, and whether somebody wrote it since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fastinit.base.torch_internals import is_traceable_wrapper_subclass, version_of
+from fastinit.elements import shards as shard
+from fastinit.elements.strided import Strided
+
+_FILLED = "_fastinit_filled"
+"""The attribute of a storage: how often each tensor of it was written, when fastinit had filled it."""
+
+
+def writes(tensor: Tensor) -> int:
+    """How often operations wrote a tensor, or this rank's part, since it was made."""
+    parts = {id(each): each for each in (tensor, shard.local(tensor))}.values()
+    return sum(version_of(part) for part in parts if not part.is_inference())
+
+
+def note_filled(tensors: Iterable[Tensor]) -> None:
+    """Notes that these were filled, with the memory that they have."""
+    for tensor in tensors:
+        if (here := _in_memory(tensor)) is not None:
+            storage = here.untyped_storage()
+            marks = getattr(storage, _FILLED, None) or {}
+            marks[Strided.of(here)] = writes(tensor)
+            setattr(storage, _FILLED, marks)
+
+
+def is_filled(tensor: Tensor) -> bool | None:
+    """Whether no operation wrote it since fastinit filled it; None if fastinit did not.
+
+    What is written to its ``data`` is not seen.
+    """
+    here = _in_memory(tensor)
+    marks = None if here is None else getattr(here.untyped_storage(), _FILLED, None)
+    filled = (marks or {}).get(Strided.of(here)) if here is not None else None
+    return None if filled is None else bool(filled == writes(tensor))
+
+
+def _in_memory(tensor: Tensor) -> Tensor | None:
+    """What this rank has, if that is a view of a storage with values."""
+    here = shard.local(tensor)
+    if here.is_meta or here.layout is not torch.strided or is_traceable_wrapper_subclass(here):
+        return None
+    return here

@@ -1,0 +1,231 @@
+"""Audit: of each parameter and buffer of a model, who wrote it, as far as that can be known.
+
+Memory does not say whether anybody wrote it. What can be known: what is on meta has no values; what
+``deferred`` recorded, or a plan has, can be written; what fastinit wrote is noted with its memory; torch
+counts writes; and a buffer can be compared with what its constructor gave. The rest is left open.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from fastinit.base import text
+from fastinit.base.torch_internals import is_persistent, storage_id, version_of
+from fastinit.elements import shards as shard
+from fastinit.plan import groups
+from fastinit.plan.buffers import compared
+from fastinit.plan.filled import is_filled, writes
+from fastinit.plan.fit import ALL, Scope
+from fastinit.plan.parameters import distinct_parameters
+from fastinit.plan.plan import Plan
+from fastinit.record.built import built, constructor_plan
+from fastinit.record.memories import is_changed, memory_of
+
+State = Literal[
+    "loaded", "filled", "made", "written", "given", "changed", "recorded", "unwritten", "lazy"
+]
+
+MEANINGS: dict[State, str] = {
+    "loaded": "not among the missing, which the caller named",
+    "filled": "written by fastinit, and by no operation since",
+    "made": "as its constructor made it, where that is no law",
+    "written": "written by an operation, since fastinit filled it or since its memory was put there",
+    "given": "memory of somebody else, of which nothing tells whether it was written",
+    "changed": "a buffer with other values than its constructor gave",
+    "recorded": "still to be written, and it is known with what",
+    "unwritten": "without values, and nobody knows which",
+    "lazy": "without a shape until the first forward",
+}
+"""What the states of an :class:`Audit` mean."""
+
+Kind = Literal["parameter", "buffer", "non-persistent buffer", "attribute"]
+
+
+class Audited(NamedTuple):
+    """What is known of one tensor of a model."""
+
+    name: str
+    kind: Kind
+    """An attribute is a plain one that holds a tensor on meta."""
+    state: State
+    elements: int
+    """Of the full tensor; 0 of a lazy one."""
+    tied: tuple[str, ...] = ()
+    """Further names of the same tensor."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Who wrote each parameter and buffer of a model; what :data:`MEANINGS` says of each state.
+
+    ``print(audit)`` shows a table of at most 80 columns, one line for all that are called alike.
+    """
+
+    tensors: tuple[Audited, ...]
+    """Each once: parameters, then buffers, then plain attributes on meta."""
+
+    def names(self, *states: State) -> list[str]:
+        """The first name of each tensor in one of some states."""
+        return [each.name for each in self.tensors if each.state in states]
+
+    @property
+    def loaded(self) -> list[str]:
+        """What was loaded, as the caller said or torch counted."""
+        return self.names("loaded", "written")
+
+    @property
+    def filled(self) -> list[str]:
+        """What fastinit wrote."""
+        return self.names("filled")
+
+    @property
+    def left(self) -> list[str]:
+        """What was left as it is, since others made it."""
+        return self.names("made", "given", "changed", "lazy")
+
+    @property
+    def missing(self) -> list[str]:
+        """What has still to be written."""
+        return self.names("recorded", "unwritten")
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Each further name of a tensor, with its first."""
+        return {alias: each.name for each in self.tensors for alias in each.tied}
+
+    def __str__(self) -> str:
+        states = {each.name: each.state for each in self.tensors}
+        sizes = {each.name: each.elements for each in self.tensors}
+        alike = groups.alike(states)
+        cells = [["count", "elements", "state"]]
+        for _, names in alike:
+            elements = text.count(sum(sizes[name] for name in names))
+            cells.append([str(len(names)), elements, states[names[0]]])
+        table = groups.table([pattern for pattern, _ in alike], cells, "<>><", what="tensor")
+        ties = [f"{name}: tied to {first}" for name, first in self.tied.items()]
+        lines = [textwrap.fill(tie, text.WIDTH, subsequent_indent="  ") for tie in ties]
+        lines += text.reasons([(each.name, each.note) for each in self.tensors], {})
+        return "\n".join([table, *lines])
+
+
+class Held(NamedTuple):
+    """A tensor that a model holds."""
+
+    names: tuple[str, ...]
+    """All of them, in the model."""
+    kind: Kind
+    tensor: Tensor
+    module: nn.Module
+    """That has it by the first name."""
+
+    @property
+    def key(self) -> str:
+        """Its name in the module."""
+        return self.names[0].rpartition(".")[2]
+
+    def in_plan(self, scope: Scope) -> list[str]:
+        """Its names in a plan."""
+        return scope.planned(self.names, self.tensor)[0]
+
+
+def held(model: nn.Module) -> Iterator[Held]:
+    """The tensors of an :class:`Audit`."""
+    for named, module, parameter in distinct_parameters(model):
+        yield Held(tuple(named), "parameter", parameter, module)
+    found: dict[int, tuple[list[str], list[bool], Tensor, nn.Module]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for owner in (module._buffers, vars(module)):
+            for key, tensor in owner.items():
+                if isinstance(tensor, Tensor) and (owner is module._buffers or tensor.is_meta):
+                    entry = found.setdefault(id(tensor), ([], [], tensor, module))
+                    entry[0].append(f"{path}.{key}" if path else key)
+                    if owner is module._buffers:
+                        entry[1].append(is_persistent(module, key))
+    for names, persistent, tensor, module in found.values():
+        kind: Kind = "buffer" if any(persistent) else "non-persistent buffer"
+        yield Held(tuple(names), kind if persistent else "attribute", tensor, module)
+
+
+def state_of(item: Held, plan: Plan, scope: Scope = ALL) -> tuple[State, str]:
+    """What is known of a tensor, with a note.
+
+    Args:
+        plan: of what can be written.
+        scope: what the model's tensors are in the plan.
+    """
+    tensor, is_parameter = item.tensor, item.kind == "parameter"
+    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+        return "lazy", ""
+    names, part = scope.planned(item.names, tensor)
+    names = [name for name in names if name in (plan if is_parameter else plan.buffers)]
+    if tensor.is_meta:
+        if is_changed(tensor) or (shard.is_dtensor(tensor) and writes(tensor)):
+            return "unwritten", "written on meta, where nothing is kept"
+        if (memory := memory_of(tensor)) is not None and not memory.contents.is_written:
+            return "unwritten", "left unwritten by its constructor"
+        return ("recorded" if names else "unwritten"), ""
+    if (filled := is_filled(tensor)) is not None:
+        return ("filled" if filled else "written"), ""
+    if names and not is_parameter:
+        as_built = compared(tensor, plan.buffers[names[0]], plan.seed, part)
+        if as_built is not None:
+            return _OF_BUFFERS[as_built], ""
+    return ("written" if is_written(item) else "given"), ""
+
+
+_OF_BUFFERS: dict[str, State] = {"made": "made", "pending": "recorded", "other": "changed"}
+
+
+def is_replaced(item: Held) -> bool:
+    """Whether it has memory, where its constructor left a parameter to be written."""
+    left = built(item.module)
+    return not item.tensor.is_meta and left is not None and item.key in left.parameters
+
+
+def is_written(item: Held) -> bool:
+    """Whether an operation wrote it since its block ended, or since it took another's place then."""
+    left = built(item.module)
+    before = left.buffers.get(item.key) if left is not None and item.kind != "parameter" else None
+    if before is not None and storage_id(before.tensor) == storage_id(shard.local(item.tensor)):
+        return version_of(before.tensor) != before.version
+    return (before is not None or is_replaced(item)) and writes(item.tensor) > 0
+
+
+def audit(model: nn.Module, plan: Plan | None = None) -> Audit:
+    """Says of each parameter and buffer whether somebody wrote it, as far as that can be known.
+
+    Memory that others made says nothing: that of a model that was built eagerly, or loaded with
+    ``assign=True``, looks like that of ``to_empty``. It is called "given". So look before anything else
+    takes the place of what is on meta, and name what is missing to :func:`fill_missing_`.
+
+    Args:
+        plan: of what can be written; by default what the constructor of a model that was built within
+            :func:`deferred` recorded.
+
+    >>> from fastinit import deferred
+    >>> with deferred():
+    ...     model = nn.Linear(4, 4)
+    >>> model.load_state_dict({"weight": nn.Linear(4, 4).weight}, strict=False, assign=True)
+    _IncompatibleKeys(missing_keys=['bias'], unexpected_keys=[])
+    >>> print(audit(model))
+    tensor    count  elements  state
+    -----------------------------------
+    weight        1        16  given
+    bias          1         4  recorded
+    """
+    known = constructor_plan(model) if plan is None else plan
+    known = Plan({}) if known is None else known
+    return Audit(tuple(audited(item, *state_of(item, known)) for item in held(model)))
+
+
+def audited(item: Held, state: State, note: str = "") -> Audited:
+    """What is said of a tensor."""
+    elements = 0 if state == "lazy" else item.tensor.numel()
+    return Audited(item.names[0], item.kind, state, elements, item.names[1:], note)

@@ -1,0 +1,369 @@
+"""Missing weights: what a load left out, filled from the plan of the constructor."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastinit.base.patterns import Choice, matches
+from fastinit.base.text import listing
+from fastinit.base.torch_internals import storage_id
+from fastinit.elements import shards as shard
+from fastinit.elements.part import Run
+from fastinit.elements.strided import Strided
+from fastinit.plan import parameters
+from fastinit.plan.applied import write_planned_
+from fastinit.plan.buffers import check_buffers
+from fastinit.plan.fit import Fitted, Parts, Scope
+from fastinit.plan.plan import Plan
+from fastinit.plan.replay import known_values
+from fastinit.plan.rows import Rows, held_rows, runs_of
+from fastinit.plan.write import Progress
+from fastinit.record.audit import Audit, Audited, Held, State, audited, held, is_replaced, state_of
+from fastinit.record.built import check_shared, constructor_plan, pin_names
+from fastinit.record.materialize import write_recorded_
+from fastinit.record.memories import memory_of
+
+Missing = str | Iterable[str] | Mapping[str, Rows | None]
+
+_EXTRA_STATE = "_extra_state"
+"""The last part of names in a state dict that are of no tensor."""
+
+
+def fill_missing_(
+    model: nn.Module,
+    missing: Missing | None = None,
+    *,
+    plan: Plan | None = None,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    prefix: str = "",
+    parts: Parts | None = None,
+    progress: Progress | None = None,
+) -> Audit:
+    """Fills what a load left out, and nothing else, and says what became of each parameter and buffer.
+
+    Filled are tensors that have no values (on meta), those that are named, and buffers that no
+    checkpoint holds and that are not as the constructor made them, as after ``to_empty``. They get what
+    the constructor would have given them: numbers of their names, whatever else was loaded, and whole
+    or sharded. What the constructor tied is tied again where one name was loaded and the other is
+    missing. Nothing is written unless everything can be.
+
+    Args:
+        model: built within :func:`deferred`, or with a plan anyhow. Its parameters may be in place or
+            sharded (DTensors) since, after ``to_empty``, ``fully_shard`` or a load.
+        missing: names, or shell-style patterns of names, of what was not loaded, such as the
+            ``missing_keys`` that ``load_state_dict(strict=False)`` returns. All else was loaded then,
+            and must not be on meta; a tied parameter was loaded if one of its names was. Or a map of
+            such to the rows that are missing, of a parameter that has memory: a slice, whole numbers
+            or a tensor of these or of bools; None for all. By default what is on meta is missing.
+        plan: what the parameters shall be; by default what the constructor recorded.
+        seed: in [0, 2^64); by default the plan's.
+        device: where those on meta get memory; by default where the others are, if that is one device,
+            or else where the constructor would have put them.
+        dtype: of floating-point parameters on meta; by default the constructor's.
+        prefix: what stands before the model's names in the plan, as of :meth:`Plan.apply_`; names in
+            ``missing`` are without it.
+        parts: as of :meth:`Plan.apply_`.
+        progress: as of :meth:`Plan.apply_`.
+
+    Returns:
+        What was loaded, filled, tied and left. Names are the model's.
+
+    Raises:
+        ValueError: tensors without values of which the plan knows nothing, or that were written on meta,
+            where nothing is kept (a load without ``assign=True``); tensors on meta that are not among
+            the missing; names that the model lacks; without ``missing``, parameters of which nothing
+            tells whether they were loaded, where others were written since ``to_empty``; and as
+            :meth:`Plan.apply_`. All are listed, and the model is as it was.
+        NotImplementedError, RuntimeError, TypeError: as :meth:`Plan.apply_`.
+
+    >>> from fastinit import deferred
+    >>> with deferred(seed=0):
+    ...     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    >>> result = model.load_state_dict({"0.weight": torch.ones(4, 4), "0.bias": torch.ones(4)},
+    ...                                strict=False, assign=True)
+    >>> print(fill_missing_(model, result.missing_keys))
+    tensor    count  elements  state
+    ---------------------------------
+    0.weight      1        16  loaded
+    0.bias        1         4  loaded
+    1.weight      1         8  filled
+    1.bias        1         2  filled
+    """
+    parameters.check_place(device, dtype)
+    parameters.reshard_(model)
+    scope = Scope(prefix, parts=parts)
+    scope.check(model, ())
+    known = constructor_plan(model, scope) if plan is None else plan
+    known = Plan({}) if known is None else known
+    if seed is not None:
+        known = Plan(known, seed=seed, aliases=known.aliases, buffers=known.buffers)
+    named = None if missing is None else _Named(missing)
+    found = [_decided(item, known, scope, named) for item in held(model)]
+    problems = [] if named is None else named.problems(found)
+    ties, apart = _ties(found, known, scope)
+    problems += _problems(found, ties, known, scope, named is not None) + apart
+    if problems:
+        raise ValueError("nothing was filled: " + "; ".join(problems))
+    wanted = [each for each in found if each.is_wanted and id(each.item.tensor) not in ties]
+    place = _place(found) if device is None else device
+    with _tied(model, found, ties):
+        if plan is None and _is_recorded(wanted):
+            _fill_recorded(model, wanted, known, scope, place, dtype, progress)
+        elif wanted:
+            planned = [each for some in wanted for each in _planned(some, known, scope)]
+            scope = scope._replace(only=_names_of_buffers(wanted, scope))
+            write_planned_(known, model, planned, scope, place, dtype, progress, "restore")
+    return _audit(model, found, ties, known, scope)
+
+
+class _Found(NamedTuple):
+    """A tensor, and what is to be done about it."""
+
+    item: Held
+    state: State
+    note: str
+    is_wanted: bool
+    """Whether it is to be filled, or rows of it."""
+    rows: list[Run] | None = None
+    """Of a parameter, those that are; by default all."""
+
+
+class _Named:
+    """What the caller says was not loaded."""
+
+    def __init__(self, missing: Missing) -> None:
+        rows: dict[str, Any] = {}
+        if isinstance(missing, Mapping):
+            rows = dict(missing)
+        elif isinstance(missing, str):
+            rows = {missing: None}
+        elif isinstance(missing, Iterable):
+            for name in missing:
+                if not isinstance(name, str):
+                    raise TypeError(f"missing must be names of tensors, but got {name!r}")
+                rows[name] = None
+        else:
+            raise TypeError(f"missing must be names of tensors, but got {missing!r}")
+        if wrong := [name for name in rows if not isinstance(name, str)]:
+            raise TypeError(f"missing must be names of tensors, but got {wrong[0]!r}")
+        self.all = Choice(tuple(name for name, its in rows.items() if its is None))
+        self.some = {name: its for name, its in rows.items() if its is not None}
+
+    def has(self, item: Held) -> bool:
+        """Whether a tensor was not loaded, by any of its names."""
+        return all(name in self.all for name in item.names)
+
+    def rows(self, item: Held, scope: Scope) -> list[Run] | None:
+        """The rows that were not; None if it is not named with rows."""
+        patterns = [
+            pattern for pattern in self.some if any(matches(n, pattern) for n in item.names)
+        ]
+        if not patterns:
+            return None
+        part = scope.planned(item.names, item.tensor)[1]
+        shape = tuple(item.tensor.shape) if part is None else part.shape
+        if item.kind != "parameter" or not shape:
+            raise ValueError(f"missing: {item.names[0]} has no rows")
+        runs = [runs_of(self.some[p], shape[0], f"missing[{p!r}]") for p in patterns]
+        every = [row for some in runs for start, n in some for row in range(start, start + n)]
+        return runs_of(every, shape[0], "missing")
+
+    def problems(self, found: Sequence[_Found]) -> list[str]:
+        """What it names that the model lacks."""
+        names = [name for each in found for name in each.item.names]
+        idle = self.all.idle(names) + Choice(tuple(self.some)).idle(names)
+        idle = [name for name in idle if name.rpartition(".")[2] != _EXTRA_STATE]
+        return [f"the model has no {listing('tensor', idle)}"] if idle else []
+
+
+def _decided(item: Held, plan: Plan, scope: Scope, named: _Named | None) -> _Found:
+    state, note = state_of(item, plan, scope)
+    is_stored = item.kind in ("parameter", "buffer")
+    if named is not None and state != "lazy" and (rows := named.rows(item, scope)) is not None:
+        return _Found(item, state, note, True, rows)
+    if named is None or not (is_stored or named.has(item)):
+        to_restore = state == "changed" and not is_stored
+        return _Found(item, state, note, state == "recorded" or to_restore)
+    if named.has(item):
+        return _Found(item, state, note, state not in ("lazy", "made", "unwritten"))
+    return _Found(item, state if item.tensor.is_meta else "loaded", note, False)
+
+
+def _problems(
+    found: Sequence[_Found], ties: Mapping[int, Held], plan: Plan, scope: Scope, is_told: bool
+) -> list[str]:
+    """Why it cannot be done, for each reason the tensors."""
+    why: dict[str, list[str]] = {}
+
+    def note(reason: str, item: Held) -> None:
+        why.setdefault(reason, []).append(item.names[0])
+
+    for item, state, said, is_wanted, rows in found:
+        if id(item.tensor) in ties:
+            continue
+        known = plan if item.kind == "parameter" else plan.buffers
+        if state == "unwritten":
+            note(f"nobody wrote these, and {said or 'the plan does not have them'}", item)
+        elif is_wanted and not any(name in known for name in item.in_plan(scope)):
+            note("nobody wrote these, and the plan does not have them", item)
+        elif rows is not None and item.tensor.is_meta:
+            note("on meta, though only rows are missing (load with assign=True)", item)
+        elif state == "recorded" and not is_wanted:
+            note("on meta, though not among the missing (load with assign=True)", item)
+    if not is_told:
+        replaced = [
+            each for each in found if each.item.kind == "parameter" and is_replaced(each.item)
+        ]
+        if any(each.state == "written" for each in replaced):
+            for each in replaced:
+                if each.state == "given":
+                    note("nothing tells whether these were loaded, so say missing=", each.item)
+    return [f"{reason}: {listing('tensor', names)}" for reason, names in why.items()]
+
+
+def _ties(found: Sequence[_Found], plan: Plan, scope: Scope) -> tuple[dict[int, Held], list[str]]:
+    """What becomes the same parameter as another again, by its ``id``, and why some cannot.
+
+    The constructor made one of them; a load or ``to_empty`` made them two.
+    """
+    groups: dict[str, list[_Found]] = {}
+    for each in found:
+        names, part = scope.planned(each.item.names, each.item.tensor)
+        names = [name for name in names if name in plan]
+        is_whole = part is None or part.is_whole
+        if each.item.kind == "parameter" and each.state != "lazy" and names and is_whole:
+            groups.setdefault(plan.aliases.get(names[0], names[0]), []).append(each)
+    ties: dict[int, Held] = {}
+    problems = []
+    for group in groups.values():
+        there = [each.item for each in group if not each.is_wanted or each.rows is not None]
+        source, *others = [*there, *(e.item for e in group if e.item not in there)]
+        for item in others:
+            if item in there and not _is_same_memory(item.tensor, source.tensor):
+                continue  # each has values of its own
+            if item.tensor.shape != source.tensor.shape:
+                problems.append(
+                    f"tied by the constructor, but of other shapes here: {source.names[0]}, "
+                    f"{item.names[0]}"
+                )
+            ties[id(item.tensor)] = source
+    return ties, problems
+
+
+def _is_same_memory(one: Tensor, other: Tensor) -> bool:
+    if shard.is_dtensor(one) or shard.is_dtensor(other) or one.is_meta or other.is_meta:
+        return False
+    same = storage_id(one) == storage_id(other)
+    return same and one.dtype == other.dtype and Strided.of(one) == Strided.of(other)
+
+
+@contextmanager
+def _tied(model: nn.Module, found: Sequence[_Found], ties: Mapping[int, Held]) -> Iterator[None]:
+    """Ties parameters, and unties them again if the block fails."""
+    done: list[tuple[nn.Module, str, nn.Parameter]] = []
+    try:
+        for item, *_ in found:
+            for name in item.names if id(item.tensor) in ties else ():
+                path, _, key = name.rpartition(".")
+                module = model.get_submodule(path)
+                done.append((module, key, getattr(module, key)))
+                setattr(module, key, ties[id(item.tensor)].tensor)
+        yield
+    except BaseException:
+        for module, key, before in done:
+            setattr(module, key, before)
+        raise
+
+
+def _planned(each: _Found, plan: Plan, scope: Scope) -> Iterator[Fitted]:
+    """A parameter, or what this rank has of its rows, as the plan has it."""
+    if each.item.kind != "parameter":
+        return
+    names, part = scope.planned(each.item.names, each.item.tensor)
+    name = next(plan.aliases.get(name, name) for name in names if name in plan)
+    parameter = each.item.tensor
+    assert isinstance(parameter, nn.Parameter)
+    if each.rows is None:
+        yield Fitted(name, parameter, part)
+        return
+    for view, its in held_rows(parameter, each.rows, name, part):
+        yield Fitted(name, view, its)  # type: ignore[arg-type]
+
+
+def _names_of_buffers(wanted: Sequence[_Found], scope: Scope) -> Choice:
+    items = [each.item for each in wanted if each.item.kind != "parameter"]
+    return Choice(tuple(glob.escape(name) for item in items for name in item.in_plan(scope)))
+
+
+def _place(found: Sequence[_Found]) -> torch.device | str | None:
+    """Where parameters on meta get memory: where the others are, if that is one device."""
+    tensors = [each.item.tensor for each in found if each.item.kind == "parameter"]
+    devices = {tensor.device for tensor in tensors if not tensor.is_meta}
+    if len(devices) == 1:
+        return devices.pop()
+    meshes = {t.device_mesh.device_type for t in tensors if t.is_meta and shard.is_dtensor(t)}
+    return meshes.pop() if len(meshes) == 1 and not devices else None
+
+
+def _is_recorded(wanted: Sequence[_Found]) -> bool:
+    """Whether the parameters that are wanted are those that were recorded, in their places."""
+    tensors = [each.item.tensor for each in wanted if each.item.kind == "parameter"]
+    return bool(tensors) and all(t.is_meta and memory_of(t) is not None for t in tensors)
+
+
+def _fill_recorded(
+    model: nn.Module,
+    wanted: Sequence[_Found],
+    plan: Plan,
+    scope: Scope,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    progress: Progress | None,
+) -> None:
+    """Writes what is recorded, for whoever holds it, and puts back buffers that lost their values."""
+    lost = [each for each in wanted if not each.item.tensor.is_meta]
+    its = scope._replace(only=_names_of_buffers(lost, scope))
+    check_shared(model, scope.prefix)
+    restoring = check_buffers(model, plan.buffers, plan.seed, device, "restore", its)
+    pin_names(model, scope)
+    write_recorded_(
+        model,
+        device,
+        dtype,
+        prefix=scope.prefix,
+        parts=scope.parts,
+        progress=progress,
+        seed=plan.seed,
+    )
+    restoring.run()
+
+
+def _audit(
+    model: nn.Module, found: Sequence[_Found], ties: Mapping[int, Held], plan: Plan, scope: Scope
+) -> Audit:
+    """What became of each tensor."""
+    of: dict[str, tuple[State, str]] = {}
+    gone: list[Audited] = []
+    for item, state, note, is_wanted, rows in found:
+        if is_wanted:
+            fills = [plan[name] for name in item.in_plan(scope) if name in plan]
+            is_given = any(known_values(fill) is not None for fill in fills)
+            state = "made" if is_given else "filled"
+        if rows is not None:
+            said = ", ".join(f"{start}:{start + count}" for start, count in rows)
+            note = f"rows {said} filled, the others loaded"
+        if item.kind == "attribute":
+            gone.append(audited(item, state, note))
+        elif id(item.tensor) not in ties:
+            of.update(dict.fromkeys(item.names, (state, note)))
+    there = [item for item in held(model) if item.kind != "attribute"]
+    known = [(item, next(of[name] for name in item.names if name in of)) for item in there]
+    return Audit((*(audited(item, *what) for item, what in known), *gone))
