@@ -7,10 +7,12 @@ pass. Where torch has a public way that does, that is taken.
 
 from __future__ import annotations
 
+import itertools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -268,6 +270,93 @@ def is_collective(func: Any) -> bool:
     """
     named = any(a.name in ("process_group", "group_name") for a in schema_arguments(func))
     return named and operator_name(func).strip("_") not in ("send", "recv", "recv_any_source")
+
+
+class FlatRange(NamedTuple):
+    """What FSDP1 has on this rank of a parameter that it laid into a flat one."""
+
+    module: torch.nn.Module
+    key: str
+    """The parameter's name in ``module``."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Of the full parameter; its elements are in the order of its memory."""
+    start: int
+    """The first of them that is here."""
+    offset: int
+    """Where that is in the flat parameter, as that is now."""
+    length: int
+    view: torch.nn.Parameter | None
+    """What ``module`` has instead of the parameter, with ``use_orig_params``."""
+    is_extended: bool
+    """Whether something cut it before, as tensor parallelism does."""
+
+    @property
+    def numel(self) -> int:
+        """The full parameter's."""
+        return math.prod(self.shape)
+
+
+class FlatParameter(NamedTuple):
+    """Several parameters end to end, of which FSDP1 keeps a range."""
+
+    tensor: torch.nn.Parameter
+    is_whole: bool
+    """Whether all is there now."""
+    is_lost: bool
+    """Whether all was gathered for computing, and what is written will be dropped."""
+    ranges: list[FlatRange]
+
+
+def fsdp1_flats(model: torch.nn.Module) -> list[FlatParameter]:
+    """The flat parameters of FullyShardedDataParallel. Without it, nobody knows what these hold."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp._common_utils import HandleTrainingState
+
+    handles = [module._handle for module in FullyShardedDataParallel.fsdp_modules(model)]
+    found = []
+    for handle in filter(None, handles):
+        flat = handle.flat_param
+        is_whole = not handle.is_sharded(flat)
+        summoned = handle._training_state == HandleTrainingState.SUMMON_FULL_PARAMS
+        ends = itertools.accumulate(flat._numels_with_padding)
+        own = [
+            (0, end - size, size)
+            for end, size, padding in zip(ends, flat._numels_with_padding, flat._is_padding_mask)
+            if not padding
+        ]
+        if not is_whole:
+            own = [
+                (its[3], its[1], its[2]) if its.in_shard else (0, 0, 0)  # type: ignore[misc]
+                for its in flat._shard_param_infos
+            ]
+        views = [None] * len(own) if flat._params is None else flat._params
+        ranges = [
+            FlatRange(
+                info.module,
+                info.param_name,
+                tuple(flat._shapes[i]),
+                tuple(flat._strides[i]),
+                *own[i],
+                views[i],
+                flat._param_extensions[i] is not None,
+            )
+            for i, info in enumerate(flat._param_infos)
+        ]
+        gathered = is_whole and handle.uses_sharded_strategy and not summoned
+        is_lost = gathered or handle._skipped_use_sharded_views
+        found.append(FlatParameter(flat, is_whole, is_lost, ranges))
+    return found
+
+
+def unwrapped_name(name: str) -> str:
+    """A parameter's name without what FSDP1 and activation checkpointing put into it.
+
+    Without it, plans would have other names than models that these have wrapped.
+    """
+    from torch.distributed.fsdp._common_utils import clean_tensor_name
+
+    return clean_tensor_name(name)
 
 
 def shard_placements() -> tuple[type[Shard], type[_StridedShard]]:

@@ -69,8 +69,8 @@ def _fsdp1(tensor: Tensor) -> Mark | None:
     one dimension then looks as a part would.
     """
     way_out = (
-        "write the model before FullyShardedDataParallel wraps it, or shard it with fully_shard, whose "
-        "parameters say what they hold"
+        "say it, as in plan.apply_(model, parts=fastinit.frameworks.fsdp1.parts(model)), or write the "
+        "model before FullyShardedDataParallel wraps it"
     )
     if getattr(tensor, "_is_flat_param", False):
         return Mark("is FSDP1's flat parameter, which is several in one", way_out, True)
@@ -88,7 +88,8 @@ def _zero3(tensor: Tensor) -> Mark | None:
     return Mark(
         f"is a stand-in of shape {tuple(tensor.shape)} for a parameter of DeepSpeed's ZeRO stage 3, of "
         f"shape {tuple(full)}",
-        "write it within deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)",
+        "say it, as in plan.apply_(model, parts=fastinit.frameworks.deepspeed.parts(model)), or write "
+        "it within deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)",
         False,
     )
 
@@ -100,7 +101,8 @@ def _megatron(tensor: Tensor) -> Mark | None:
     return Mark(
         f"is one rank's part, along dimension {getattr(tensor, 'partition_dim', '?')}, of a parameter "
         f"that Megatron has split (shape {tuple(tensor.shape)})",
-        "say it by part= (fastinit.Part), or write the full tensor and split that",
+        "say it, as in plan.apply_(model, parts=fastinit.frameworks.megatron.parts(model)), or by part= "
+        "(fastinit.Part)",
         True,
     )
 

@@ -6,7 +6,7 @@ expert parallelism. Whoever passes it says which (:data:`Parts`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -18,10 +18,34 @@ from fastinit.elements.shards import is_dtensor
 from fastinit.plan.names import named_buffers
 from fastinit.plan.parameters import distinct_parameters
 
-Parts = Mapping[str, Part] | Callable[[str, Tensor], Part | None]
+
+class Held(NamedTuple):
+    """A part of a full parameter, in memory that is not the model's parameter itself."""
+
+    tensor: Tensor
+    part: Part
+    """With its full parameter's name."""
+    module: nn.Module
+    """That the full parameter would be in."""
+
+
+class Place(NamedTuple):
+    """A parameter of a model, or one that a model's parameter holds something of."""
+
+    names: list[str]
+    """In the plan."""
+    module: nn.Module
+    tensor: Tensor
+    part: Part | None
+    """Of the full parameter, where the tensor does not say it itself."""
+
+
+Said = Part | Sequence[Held]
+Parts = Mapping[str, Said] | Callable[[str, Tensor], Said | None]
 """Of a parameter, buffer or attribute, by its name in the model (and itself): what it holds of which.
 
-None, or a name that is not there: all of it, under its own name. So also of a Part without a name.
+None, or a name that is not there: all of it, under its own name. So also of a Part without a name. Of a
+parameter that only stands for parts kept elsewhere, or is several in one: all these.
 """
 
 
@@ -69,13 +93,40 @@ class Scope(NamedTuple):
             part = None
         return list(dict.fromkeys(full)), part
 
+    def places(self, model: nn.Module) -> Iterator[Place]:
+        """A model's parameters, tied ones once, and for those that hold others these, in their order.
+
+        Raises:
+            as :meth:`planned`; TypeError: what is held is no Held, or has no name.
+        """
+        for names, module, parameter in distinct_parameters(model):
+            said = self._said(names[0], parameter)
+            if not isinstance(said, (list, tuple)):
+                full, part = self.planned(names, parameter)
+                yield Place(full, module, parameter, part)
+                continue
+            for its in said:
+                if not isinstance(its, Held) or its.part.name is None:
+                    raise TypeError(
+                        f"parts: {names[0]} must be a fastinit.Part, or all that is kept elsewhere, "
+                        f"with names, but got {said!r}"
+                    )
+                yield Place([its.part.name], its.module, its.tensor, its.part)
+
     def _part(self, name: str, tensor: Tensor) -> Part | None:
+        said = self._said(name, tensor)
+        if isinstance(said, (list, tuple)):
+            raise TypeError(
+                f"parts: {name} is kept elsewhere, where fastinit.Plan.apply_ alone can write it"
+            )
+        return said if said is None else check_part(said, f"parts: {name}")  # type: ignore[arg-type]
+
+    def _said(self, name: str, tensor: Tensor) -> Said | None:
+        if self.parts is None:
+            return None
         if isinstance(self.parts, Mapping):
-            part = self.parts.get(name)
-        else:
-            assert self.parts is not None
-            part = self.parts(name, tensor)
-        return part if part is None else check_part(part, f"parts: {name}")
+            return self.parts.get(name)
+        return self.parts(name, tensor)
 
     def check(self, model: nn.Module, planned: Iterable[str]) -> None:
         """Raises unless the prefix ends with its dot and each pattern matches something.
@@ -108,8 +159,8 @@ class Scope(NamedTuple):
         if self.only is None:
             return
         names = [name for name in planned if name.startswith(self.prefix)]
-        for its, _, parameter in distinct_parameters(model):
-            names += self.planned(its, parameter)[0]
+        for place in self.places(model):
+            names += place.names
         if idle := self.only.idle(names):
             under = f" under {self.prefix}" if self.prefix else ""
             raise ValueError(f"no parameter{under} matches {listing('pattern', idle)}")
@@ -127,7 +178,7 @@ class Fitted(NamedTuple):
 
     name: str
     """Under which it is planned."""
-    parameter: nn.Parameter
+    parameter: Tensor
     part: Part | None
     """Of the planned one, where the parameter does not say it itself."""
 
@@ -162,8 +213,7 @@ def fitted(
     fits: list[Fitted] = []
     found: dict[str, str] = {}  # name in the plan to that in the model
     missing, problems = [], []
-    for own, _, parameter in distinct_parameters(model):
-        names, part = scope.planned(own, parameter)
+    for names, _, parameter, part in scope.places(model):
         here = list(dict.fromkeys(planned_as[name] for name in names if name in planned_as))
         if not scope.has(*names, *(other for name in here for other in names_of[name])):
             continue

@@ -79,14 +79,15 @@ def allocated(
 
 
 def memory_for(
-    named: Iterable[tuple[str, nn.Parameter]],
+    named: Iterable[tuple[str, Tensor]],
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> dict[int, nn.Parameter]:
     """What takes the place of those of some parameters that are on meta, by the ``id`` of each.
 
     Raises:
-        ValueError: there are any, and no device; one that has memory, and in another dtype than asked.
+        ValueError: there are any, and no device; one that has memory, and in another dtype than asked;
+            a meta tensor that is no parameter.
     """
     check_place(device, dtype)
     meta, others = [], []
@@ -109,7 +110,15 @@ def memory_for(
             f"meta tensors hold no values; say where they shall be, as in "
             f"plan.apply_(model, device='cpu'): {listing('parameter', [name for name, _ in meta])}"
         )
-    return {id(p): allocate(p, torch.device(device), wanted_dtype(p, dtype)) for _, p in meta}
+    found = {}
+    for name, parameter in meta:
+        if not isinstance(parameter, nn.Parameter):
+            raise ValueError(
+                f"{name} is on meta where it is kept, and can be given no memory there"
+            )
+        wanted = wanted_dtype(parameter, dtype)
+        found[id(parameter)] = allocate(parameter, torch.device(device), wanted)
+    return found
 
 
 def wanted_dtype(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:

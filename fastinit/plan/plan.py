@@ -131,13 +131,10 @@ class Plan(Mapping[str, Fill | Computed]):
         uncovered = []
         scope = Scope(parts=parts)
         scope.check(model, ())
-        found = [
-            (*scope.planned(names, parameter), module, parameter)
-            for names, module, parameter in distinct_parameters(model)
-        ]
+        found = list(scope.places(model))
         if (check := getattr(rule, "check", None)) is not None:
-            check([names[0] for names, *_ in found])
-        for names, part, module, parameter in found:
+            check([place.names[0] for place in found])
+        for names, module, parameter, part in found:
             if part is None:
                 shard.check_held(parameter, names[0])  # its shape would be that of a part
             shape = parameter.shape if part is None else torch.Size(part.shape)
@@ -247,7 +244,8 @@ class Plan(Mapping[str, Fill | Computed]):
                 in the whole model. Of what the plan ties, a part may have one name alone.
             parts: of parameters and buffers that are plain tensors, but parts of the plan's: a map from
                 the name in the model, or a function of that and the tensor, to a
-                :class:`fastinit.Part`, which says the elements and the name in the plan. Others (None)
+                :class:`fastinit.Part`, which says the elements and the name in the plan. The modules of
+                ``fastinit.frameworks`` give such maps, also of what is kept elsewhere. Others (None)
                 are the plan's of their names. What the plan has beyond these is then taken to be on
                 other ranks.
             progress: called with (elements written, elements in all) after each of several batches,

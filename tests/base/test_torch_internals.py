@@ -67,6 +67,36 @@ def test_modules_of_fsdp2_are_found() -> None:
     assert found == [model[0], model]
 
 
+def test_fsdp1_says_what_a_flat_parameter_holds() -> None:
+    torch.distributed.is_available() or pytest.skip("a torch without distributed")
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        model = FullyShardedDataParallel(
+            nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)),
+            device_id=torch.device("cpu"),
+            use_orig_params=True,
+        )
+        [flat] = internals.fsdp1_flats(model)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not flat.is_whole
+    assert not flat.is_lost
+    found = [(its.key, its.shape, its.start, its.length, its.offset) for its in flat.ranges]
+    assert found == [  # the second half of 20, 5 + 3 of padding, 10 + 2, and 2
+        ("weight", (5, 4), 0, 0, 0),
+        ("bias", (5,), 1, 4, 0),
+        ("weight", (2, 5), 0, 10, 7),
+        ("bias", (2,), 0, 2, 19),
+    ]
+    views = [its.view.numel() for its in flat.ranges if its.view is not None]
+    assert views == [its.length for its in flat.ranges]
+    [(name, _), *_] = model.named_parameters()
+    assert internals.unwrapped_name(name) == "0.weight" != name
+
+
 def test_ranks_have_a_store() -> None:
     torch.distributed.is_available() or pytest.skip("a torch without distributed")
     torch.distributed.init_process_group(

@@ -161,7 +161,7 @@ def _megatron(shape: tuple[int, ...]) -> nn.Parameter:
 
 PARTS: dict[str, tuple[Callable[[tuple[int, ...]], nn.Parameter], str]] = {
     "ZeRO-3": (_zero3, "a stand-in of shape .*GatheredParameters"),
-    "FSDP1's view": (_flat, r"a flat view of FSDP1's \(shape \(3,\).*fully_shard"),
+    "FSDP1's view": (_flat, r"a flat view of FSDP1's \(shape \(3,\).*parts=fastinit"),
     "FSDP1's flat parameter": (_flat_parameter, "FSDP1's flat parameter, which is several"),
     "Megatron": (_megatron, "one rank's part, along dimension 0"),
 }

@@ -1,0 +1,75 @@
+"""FullyShardedDataParallel (FSDP1): what its ranks hold of a model's parameters.
+
+FSDP1 lays the parameters of a wrapped module end to end, pads, and gives each rank an equal range.
+Nothing is communicated.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fastinit.base import torch_internals as internals
+from fastinit.elements.part import Part
+from fastinit.elements.strided import Strided
+from fastinit.plan.fit import Held
+from fastinit.plan.parameters import distinct_parameters
+
+
+def parts(model: nn.Module) -> dict[str, Part | list[Held]]:
+    """What this rank holds of each parameter, for ``parts=`` (:meth:`fastinit.Plan.apply_`).
+
+    The names of the full parameters are those from before FSDP1 (and activation checkpointing) wrapped
+    modules.
+
+    Args:
+        model: wrapped by ``torch.distributed.fsdp.FullyShardedDataParallel``, with or without
+            ``use_orig_params``, of any sharding strategy, within ``summon_full_params`` or not.
+
+    Returns:
+        By the names in ``model``, of parameters and buffers: the part that is there, or all that a flat
+        parameter holds.
+
+    Raises:
+        RuntimeError: parameters are gathered for computing, and what is written now would be dropped.
+        NotImplementedError: parameters that FSDP1 cut in another order than row-major, or that something
+            else had cut before.
+    """
+    names = {
+        id(m): name and f"{internals.unwrapped_name(name)}."
+        for name, m in reversed([*model.named_modules()])
+    }
+    views: dict[int, Part] = {}
+    flats: dict[int, list[Held]] = {}
+    for flat in internals.fsdp1_flats(model):
+        flats[id(flat.tensor)] = held = []
+        for its in flat.ranges:
+            name = internals.unwrapped_name(names[id(its.module)] + its.key)
+            if flat.is_lost:
+                raise RuntimeError(
+                    f"FSDP1 has gathered {name} for computing, and will drop what is written to it; "
+                    f"write the model before its forward, or after its backward"
+                )
+            if its.is_extended:
+                raise NotImplementedError(f"{name} was cut before FSDP1 cut it, as a DTensor")
+            if Strided(0, its.shape, its.strides).merged() != Strided.run(0, its.numel):
+                raise NotImplementedError(
+                    f"{name} has strides {its.strides}, in whose order FSDP1 cut it; write the model "
+                    f"before it is wrapped"
+                )
+            part = Part(its.shape, flat=(its.start, its.length), name=name)
+            if its.view is not None:
+                views[id(its.view)] = Part(its.shape) if flat.is_whole else part
+            memory = flat.tensor.detach()[its.offset : its.offset + its.length]
+            held.append(Held(memory, part, its.module))
+    found: dict[str, Part | list[Held]] = {}
+    for own, _, parameter in distinct_parameters(model):
+        whole = Part(tuple(parameter.shape))
+        for name in own:
+            if id(parameter) in flats:
+                found[name] = flats[id(parameter)]
+            else:
+                full = internals.unwrapped_name(name)
+                found[name] = views.get(id(parameter), whole).named(full)
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        found[name] = Part(tuple(buffer.shape), name=internals.unwrapped_name(name))
+    return found
