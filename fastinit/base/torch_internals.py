@@ -349,16 +349,6 @@ def fsdp1_flats(model: torch.nn.Module) -> list[FlatParameter]:
     return found
 
 
-def unwrapped_name(name: str) -> str:
-    """A parameter's name without what FSDP1 and activation checkpointing put into it.
-
-    Without it, plans would have other names than models that these have wrapped.
-    """
-    from torch.distributed.fsdp._common_utils import clean_tensor_name
-
-    return clean_tensor_name(name)
-
-
 def shard_placements() -> tuple[type[Shard], type[_StridedShard]]:
     """Those that cut: Shard, and that of FSDP2 over tensor parallelism, refused without it."""
     from torch.distributed.tensor.placement_types import Shard, _StridedShard

@@ -12,38 +12,33 @@ from fastinit.base import torch_internals as internals
 from fastinit.elements.part import Part
 from fastinit.elements.strided import Strided
 from fastinit.plan.fit import Held
+from fastinit.plan.names import joined, named_modules
 from fastinit.plan.parameters import distinct_parameters
 
 
 def parts(model: nn.Module) -> dict[str, Part | list[Held]]:
     """What this rank holds of each parameter, for ``parts=`` (:meth:`fastinit.Plan.apply_`).
 
-    The names of the full parameters are those from before FSDP1 (and activation checkpointing) wrapped
-    modules.
-
     Args:
         model: wrapped by ``torch.distributed.fsdp.FullyShardedDataParallel``, with or without
             ``use_orig_params``, of any sharding strategy, within ``summon_full_params`` or not.
 
     Returns:
-        By the names in ``model``, of parameters and buffers: the part that is there, or all that a flat
-        parameter holds.
+        By the parameters' names: the part that is there, or all that a flat parameter holds. Those that
+        FSDP1 leaves alone are not among them, and are whole.
 
     Raises:
         RuntimeError: parameters are gathered for computing, and what is written now would be dropped.
         NotImplementedError: parameters that FSDP1 cut in another order than row-major, or that something
             else had cut before.
     """
-    names = {
-        id(m): name and f"{internals.unwrapped_name(name)}."
-        for name, m in reversed([*model.named_modules()])
-    }
+    names = {id(m): name for name, m in reversed([*named_modules(model)])}
     views: dict[int, Part] = {}
     flats: dict[int, list[Held]] = {}
     for flat in internals.fsdp1_flats(model):
         flats[id(flat.tensor)] = held = []
         for its in flat.ranges:
-            name = internals.unwrapped_name(names[id(its.module)] + its.key)
+            name = joined(names[id(its.module)], its.key)
             if flat.is_lost:
                 raise RuntimeError(
                     f"FSDP1 has gathered {name} for computing, and will drop what is written to it; "
@@ -58,18 +53,14 @@ def parts(model: nn.Module) -> dict[str, Part | list[Held]]:
                 )
             part = Part(its.shape, flat=(its.start, its.length), name=name)
             if its.view is not None:
-                views[id(its.view)] = Part(its.shape) if flat.is_whole else part
+                views[id(its.view)] = Part(its.shape, name=name) if flat.is_whole else part
             memory = flat.tensor.detach()[its.offset : its.offset + its.length]
             held.append(Held(memory, part, its.module))
     found: dict[str, Part | list[Held]] = {}
     for own, _, parameter in distinct_parameters(model):
-        whole = Part(tuple(parameter.shape))
         for name in own:
             if id(parameter) in flats:
                 found[name] = flats[id(parameter)]
-            else:
-                full = internals.unwrapped_name(name)
-                found[name] = views.get(id(parameter), whole).named(full)
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        found[name] = Part(tuple(buffer.shape), name=internals.unwrapped_name(name))
+            elif id(parameter) in views:
+                found[name] = views[id(parameter)]
     return found
