@@ -55,6 +55,7 @@ class Grid:
 INTEGERS, FLOATS, TEXT, HEARD, FAILURE = range(5)
 """Kinds of messages; HEARD is of an error that a smaller group told this rank of."""
 KIND, TASK, RANK, LENGTH, HEAD = range(5)
+LOST = -(2**63) + 1  # in each word of a row: whoever sends it lost a rank
 WORDS = 64
 """A message is its kind, what is being done (a hash), the rank and the length; then words, as far as
 they fit in so many."""
@@ -252,24 +253,33 @@ def _lines(group: Group) -> list[ProcessGroup]:
 
 
 def _all_gather(lines: list[ProcessGroup], row: list[int], until: float | None) -> Tensor:
-    """int64 [ranks, words], on the CPU: a row of each rank. Raises TimeoutError after ``until``."""
+    """int64 [ranks, words], on the CPU: a row of each rank. Raises TimeoutError after ``until``.
+
+    Each rank sends to each: in a ring, those who have no dead neighbour would wait for one that has,
+    and gave up. Who lost a rank in one line tells the next.
+    """
     dist = torch.distributed
-    # Which is the older's new name.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    lost: RuntimeError | None = None
     with internals.without_modes(), torch.no_grad():
         known = torch.tensor([row], dtype=torch.int64)
         for line in lines:
-            known = known.to(_device(line))
+            size = dist.get_world_size(line)
+            mine = known.to(_device(line)).repeat(size, 1)
             # Not empty: a group that only plays one (torch's "fake") leaves it as it is.
-            table = known.repeat(dist.get_world_size(line), 1)
-            work = gather(table, known, line, async_op=True)
-            while until is not None and not work.is_completed():
-                if time.monotonic() > until:
-                    raise TimeoutError(f"no answer within {PATIENCE:g} s")
-                time.sleep(0.002)
-            work.wait()
-            known = table
-        return known.cpu()
+            known = mine.clone()
+            try:
+                work = dist.all_to_all_single(known, mine, group=line, async_op=True)
+                while until is not None and not work.is_completed():
+                    if time.monotonic() > until:
+                        raise TimeoutError(f"no answer within {PATIENCE:g} s")
+                    time.sleep(0.002)
+                work.wait()
+            except RuntimeError as error:
+                lost, known = error, torch.full_like(known, LOST)
+        known = known.cpu()
+    if bool((known == LOST).all(1).any()):
+        raise lost or ConnectionError("another rank lost one")
+    return known
 
 
 def _device(line: ProcessGroup) -> torch.device:
