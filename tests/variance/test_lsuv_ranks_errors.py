@@ -1,0 +1,210 @@
+"""LSUV on ranks: an error of one is an error of all, at once, and changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Ranks, on_ranks
+from sharded_nets import LAYOUTS, WORLD, data, fsdp, mesh_of, mine, net, same
+from torch import Tensor, nn
+
+import fastinit
+from fastinit.elements import shards
+
+
+def message(call: Callable[[], object]) -> str:
+    """The error of a call, which every rank has to give, soon."""
+    started = time.monotonic()
+    try:
+        call()
+    except Exception as error:
+        assert time.monotonic() - started < 60
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("no error")
+
+
+def fails_at(place: int, calls: int = 0) -> Callable[[nn.Module], dict[str, Any]]:
+    """Rank 1 fails before a module runs, after some calls; what is counted nobody puts back."""
+
+    def put(model: nn.Module) -> dict[str, Any]:
+        inner: Any = model.module if hasattr(model, "module") else model
+        left = [None] * calls
+
+        def fail(*_: object) -> None:
+            if dist.get_rank() == 1 and not left:
+                raise ValueError("no, said this one")
+            del left[:1]
+
+        model.broken = inner[place].register_forward_pre_hook(fail)
+        return {"verify": calls > 0}
+
+    return put
+
+
+def raises(on: int) -> Any:
+    if dist.get_rank() == on:
+        raise ValueError("no, said this one")
+
+
+def endless(batch: Tensor, on: int) -> Iterator[Tensor]:
+    yield batch
+    raises(on)
+    yield batch
+
+
+def inputs_of(batch: Tensor) -> Tensor:
+    raises(1)
+    return batch
+
+
+class Iterated:
+    def __init__(self, make: Callable[[], Iterator[Tensor]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.make()
+
+
+def squared_unless(x: Tensor) -> Tensor:
+    raises(1)
+    return x.square()
+
+
+Arguments = dict[str, Any]
+OWN = "ValueError: no, said this one"
+# Where one rank fails: what is done to the model, and the options; batches stand for the input.
+FAULTS: dict[str, Callable[[Any, Tensor], Arguments]] = {
+    "before the first layer": lambda model, x: fails_at(0)(model),
+    "between layers": lambda model, x: fails_at(1)(model),
+    "in the last": lambda model, x: fails_at(4)(model),
+    "in the plain pass": lambda model, x: fails_at(1, calls=1)(model),
+    "between batches": lambda model, x: {"batches": Iterated(lambda: endless(x, 1))},
+    "in get_input": lambda model, x: {"batches": [x], "get_input": inputs_of},
+    "in the activation": lambda model, x: {"activation": squared_unless},
+    "in the step": lambda model, x: {"step": lambda x: (raises(1), model(x))},
+}
+
+
+def state(model: nn.Module) -> list[Tensor]:
+    return [shards.local(p).detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("layout", ["FSDP2", "DDP", "columns, then rows", "FSDP2 over columns"])
+@pytest.mark.parametrize("fault", FAULTS)
+@on_ranks(WORLD)
+def test_an_error_of_one_is_an_error_of_all(fault: str, layout: str) -> None:
+    """Also where the others would wait for it in a collective of the model's own; nothing is lost."""
+    shard, parts = LAYOUTS[layout]
+    model, rank = shard(net()), dist.get_rank()
+    before, x = state(model), mine(data(), parts, rank)
+    asked = FAULTS[fault](model, x)
+    inputs = () if "batches" in asked else (x,)
+    said = message(lambda: fastinit.lsuv_(model, *inputs, **asked))
+    assert said == (OWN if rank == 1 else f"RanksError: rank 1 failed: {OWN}"), said
+    assert all(map(torch.equal, state(model), before))
+    if hasattr(model, "broken"):
+        model.broken.remove()
+    same(fastinit.lsuv_(model, x), fastinit.lsuv_(net(), data()))
+
+
+UNLIKE: dict[str, tuple[Callable[[int], Arguments], str]] = {
+    "options": (lambda rank: {"center": rank == 2}, r"ranks must call lsuv_ alike.*rank 2 not as"),
+    "targets": (lambda rank: {"target_std": 1.0 + (rank > 1)}, r"but ranks 2, 3 not as the first"),
+    "layers": (lambda rank: {"layers": ["0", "2"][: 1 + rank % 2]}, r"but ranks 1, 3 not as"),
+    "a bad argument": (lambda rank: {"tol": 2.0 if rank else 0.1}, r"tol must be in \(0, 1\)"),
+}
+
+
+@pytest.mark.parametrize("how", UNLIKE)
+@on_ranks(WORLD)
+def test_ranks_that_ask_for_different_things(how: str) -> None:
+    asked, expected = UNLIKE[how]
+    model = fsdp(net(), mesh_of(4))
+    before = state(model)
+    said = message(lambda: fastinit.lsuv_(model, data(), **asked(dist.get_rank())))
+    assert re.search(expected, said), said
+    assert all(map(torch.equal, state(model), before))
+
+
+@on_ranks(WORLD)
+def test_as_many_batches_on_each_rank() -> None:
+    model, rank, x = fsdp(net(), mesh_of(4)), dist.get_rank(), data()
+    said = message(lambda: fastinit.lsuv_(model, batches=[x] * (3 if rank in (1, 2) else 2)))
+    assert said.startswith("ValueError: batches must be as many on each rank, but in pass 1"), said
+    assert "ranks 0, 3 had 2, and others more" in said
+
+
+@on_ranks(WORLD)
+def test_values_that_are_not_finite_on_one_rank() -> None:
+    x, rank = data(), dist.get_rank()
+    for values, where in ((x * math.inf if rank == 2 else x, " on rank 2:"),):
+        said = message(lambda values=values: fastinit.lsuv_(fsdp(net(), mesh_of(4)), values))
+        assert f"the output of 0 has values that are not finite{where}" in said, said
+    batches = [x, x * math.nan if rank == 3 else x]
+    said = message(lambda: fastinit.lsuv_(fsdp(net(), mesh_of(4)), batches=batches))
+    assert "not finite on rank 3" in said, said
+
+
+@on_ranks(WORLD)
+def test_a_rank_without_rows_and_one_whose_layer_is_dead() -> None:
+    """As long as others have some, and theirs are alive."""
+    rank, x = dist.get_rank(), data()
+    parts = [x[:4], x[:0], x[4:5], x[5:]]
+    for shard in (LAYOUTS["FSDP2"][0], LAYOUTS["DDP"][0]):
+        same(fastinit.lsuv_(shard(net()), parts[rank]), fastinit.lsuv_(net(), x))
+    parts[2] = parts[2] * 0 + 1  # one row, whose outputs differ by their columns alone
+    plain, flat = net(), torch.cat(parts)
+    with torch.no_grad():
+        plain[0].weight.copy_(plain[0].weight[:1].expand(20, -1))
+        plain[0].bias.zero_()  # so that all of a row are the same
+    model = fsdp(copy.deepcopy(plain), mesh_of(4))
+    same(fastinit.lsuv_(model, parts[rank]), fastinit.lsuv_(plain, flat))
+
+
+@on_ranks(WORLD)
+def test_dead_on_all() -> None:
+    plain, rank, x = net(), dist.get_rank(), data()
+    plain[4] = nn.Linear(12, 7).double()
+    for parameter in plain[4].parameters():
+        nn.init.zeros_(parameter)
+    model = fsdp(copy.deepcopy(plain), mesh_of(4))
+    said = message(lambda: fastinit.lsuv_(model, mine(x, 4, rank)))
+    assert "LSUVError: the output of 4 is dead" in said, said
+    got = fastinit.lsuv_(model, mine(x, 4, rank), dead="skip")
+    # Of zeros that are everywhere the same nobody can tell whether they are copies.
+    got.layers[2].before = fastinit.moments(plain(x))
+    same(got, fastinit.lsuv_(plain, x, dead="skip"))
+    assert got.layers[2].note == "dead: left as it is"
+
+
+def with_one_that_dies(layout: str) -> str:
+    shard, parts = LAYOUTS[layout]
+    model, rank = shard(net()), dist.get_rank()
+    inner = model.module if hasattr(model, "module") else model
+    kill = inner[2].register_forward_pre_hook
+    if rank == 1:
+        kill(lambda *_: os.kill(os.getpid(), signal.SIGKILL), prepend=True)
+    before = state(model)
+    said = message(lambda: fastinit.lsuv_(model, mine(data(), parts, rank)))
+    assert all(map(torch.equal, state(model), before))
+    return said
+
+
+@pytest.mark.parametrize("layout", ["FSDP2", "DDP"])
+def test_a_rank_that_dies_ends_the_others(layout: str) -> None:
+    with Ranks(WORLD) as four:
+        answers = four.answers(with_one_that_dies, layout, timeout=60)
+    assert answers[1] == (False, "its process ended")
+    for good, said in (answers[rank] for rank in (0, 2, 3)):
+        assert good, said
+        assert said.startswith("RanksLost: in lsuv_"), said
