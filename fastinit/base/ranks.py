@@ -111,22 +111,50 @@ def gathered(
         RanksLost: the collective failed, as where a rank's process has ended.
         ValueError: this rank is not in the group.
     """
-    if callable(numbers):
-        try:
-            numbers = numbers()
-        except Exception as error:
-            _tell(error, group, doing)
-            raise
-    if any(isinstance(number, float) for number in numbers):
-        kind, words = FLOATS, torch.tensor(numbers, dtype=torch.float64).view(torch.int64).tolist()
-    else:
-        kind, words = INTEGERS, [int(number) for number in numbers]
-    return [_numbers(*message) for message in _exchange(group, kind, words, doing)]
+    numbers = _given(group, numbers, doing)
+    with internals.without_modes():
+        if any(isinstance(number, float) for number in numbers):
+            bits = torch.tensor(numbers, dtype=torch.float64).view(torch.int64)
+            table = _exchange(group, FLOATS, bits.tolist(), doing)
+        else:
+            table = _exchange(group, INTEGERS, list(map(int, numbers)), doing)
+        whole: list[list[Any]] = table.tolist()
+        floats: list[list[Any]] = table.view(torch.float64).tolist()
+    return [
+        (real if row[KIND] == FLOATS else row)[HEAD : HEAD + row[LENGTH]]
+        for row, real in zip(whole, floats)
+    ]
 
 
 def gathered_texts(group: Group, text: str, doing: str = "a gather of texts") -> list[str]:
     """:func:`gathered` for a text."""
-    return [_text(words) for _, words in _exchange(group, TEXT, _words(text), doing)]
+    with internals.without_modes():
+        return [_text(row) for row in _exchange(group, TEXT, _words(text), doing)]
+
+
+def same(
+    group: Group, numbers: Numbers | Callable[[], Numbers], doing: str = "a comparison"
+) -> dict[tuple[int, ...], list[int]]:
+    """Which ranks have which integers; a single entry where all have the same. As :func:`gathered`."""
+    mine = list(map(int, _given(group, numbers, doing)))
+    with internals.without_modes():
+        words = _exchange(group, INTEGERS, mine, doing)[:, HEAD : HEAD + len(mine)]
+        if bool((words == torch.tensor(mine)).all()):
+            return {tuple(mine): members(group)}
+        found: dict[tuple[int, ...], list[int]] = {}
+        for rank, others in zip(members(group), words.tolist()):
+            found.setdefault(tuple(others), []).append(rank)
+    return found
+
+
+def _given(group: Group, numbers: Numbers | Callable[[], Numbers], doing: str) -> Numbers:
+    if not callable(numbers):
+        return numbers
+    try:
+        return numbers()
+    except Exception as error:
+        _tell(error, group, doing)
+        raise
 
 
 @contextmanager
@@ -146,7 +174,8 @@ def together(group: Group = None, doing: str = "what all do together") -> Iterat
     end = f"the end of {doing}"
     try:
         yield
-        _exchange(group, INTEGERS, [], end)
+        with internals.without_modes():
+            _exchange(group, INTEGERS, [], end)
     except Exception as error:
         _tell(error, group, end)
         raise
@@ -160,7 +189,8 @@ def _tell(error: Exception, group: Group, doing: str) -> None:
     heard = isinstance(error, RanksError)
     text = str(error) if heard else f"{type(error).__name__}: {error}"
     try:
-        _exchange(group, HEARD if heard else FAILURE, _words(text), doing, hasty=True)
+        with internals.without_modes():
+            _exchange(group, HEARD if heard else FAILURE, _words(text), doing, hasty=True)
         _make_known(error, group)
     except RanksLost as lost:
         if said := _said_before(group):
@@ -181,17 +211,15 @@ def _make_known(error: Exception, group: Group) -> Exception:
 # --- one exchange --------------------------------------------------------------------------------
 
 
-def _exchange(
-    group: Group, kind: int, words: list[int], doing: str, hasty: bool = False
-) -> list[tuple[int, list[int]]]:
-    """The (kind, words) of all ranks.
+def _exchange(group: Group, kind: int, words: list[int], doing: str, hasty: bool = False) -> Tensor:
+    """The messages of all ranks, int64 [ranks, words].
 
     Args:
-        hasty: gives up after PATIENCE, and returns nothing: this rank failed, and has been heard.
+        hasty: gives up after PATIENCE. This rank failed: its own message is not an error to it.
     """
     lines = _lines(group)
     if not lines:
-        return [(kind, words)]
+        return torch.tensor([[kind, 0, 0, len(words), *words]])
     until = time.monotonic() + PATIENCE if hasty else None
     task = int.from_bytes(blake2b(doing.encode(), digest_size=8).digest(), "little", signed=True)
     row = [kind, task, torch.distributed.get_rank(), len(words), *words[: WORDS - HEAD]]
@@ -213,9 +241,9 @@ def _exchange(
         table = table.unique_consecutive(dim=0)
     if (worst := int(table[:, KIND].max())) >= HEARD:
         if hasty:
-            return []
+            return table
         rows = table[table[:, KIND] == worst]
-        texts = [_text(_own_words(row)) for row in rows]
+        texts = [_text(row) for row in rows]
         if worst == FAILURE:
             texts = [_failure(int(rank), text) for rank, text in zip(rows[:, RANK], texts)]
         texts = list(dict.fromkeys(texts))
@@ -228,7 +256,7 @@ def _exchange(
             f"ranks are not at the same place: rank {here} is in {doing}, others ({where}) are not"
         )
         raise _make_known(error, group)
-    return [(int(row[KIND]), _own_words(row)) for row in table]
+    return table
 
 
 def _lines(group: Group) -> list[ProcessGroup]:
@@ -260,7 +288,7 @@ def _all_gather(lines: list[ProcessGroup], row: list[int], until: float | None) 
     """
     dist = torch.distributed
     lost: RuntimeError | None = None
-    with internals.without_modes(), torch.no_grad():
+    with torch.no_grad():
         known = torch.tensor([row], dtype=torch.int64)
         for line in lines:
             size = dist.get_world_size(line)
@@ -298,17 +326,6 @@ def _mesh(group: Group) -> DeviceMesh | None:
 # --- words ---------------------------------------------------------------------------------------
 
 
-def _own_words(row: Tensor) -> list[int]:
-    words: list[int] = row[HEAD : HEAD + int(row[LENGTH])].tolist()
-    return words
-
-
-def _numbers(kind: int, words: list[int]) -> list[Any]:
-    bits = torch.tensor(words, dtype=torch.int64)
-    numbers: list[Any] = (bits.view(torch.float64) if kind == FLOATS else bits).tolist()
-    return numbers
-
-
 def _words(text: str) -> list[int]:
     """The text's bytes, eight in a word; zeros fill the last, as no text ends with one."""
     data = text.rstrip("\0").encode("utf-8", "replace")
@@ -316,12 +333,9 @@ def _words(text: str) -> list[int]:
     return [int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, len(data), 8)]
 
 
-def _text(words: Sequence[int]) -> str:
-    """What :func:`_words` took.
-
-    >>> _text(_words("Kaiming, σ = 1"))
-    'Kaiming, σ = 1'
-    """
+def _text(row: Tensor) -> str:
+    """What :func:`_words` took, of a message."""
+    words = row[HEAD : HEAD + int(row[LENGTH])].tolist()
     data = b"".join(word.to_bytes(8, "little", signed=True) for word in words)
     return data.rstrip(b"\0").decode("utf-8")
 

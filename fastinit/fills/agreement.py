@@ -3,13 +3,16 @@
 Without ``seed=`` a DTensor's seed is drawn on each rank of its mesh, from generators that are in the
 same state if the program treats them alike. Whether they are is asked of all ranks once, by one small
 collective at the first such draw (of a mesh's ranks, with a generator). It does not see generators
-that part later: ``check = "always"`` does.
+that part later: ``check = "always"`` does. A plan is compared, by one number, with that of the others
+who share a parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Literal
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 check: Literal["once", "always", "never"] = "once"
-"""When ranks compare the seeds that they drew: at the first draw, at each, or never.
+"""When ranks compare the seeds that they drew: at the first draw, at each, or never. Plans, with their
+seeds, are compared whenever they are applied to DTensors, unless "never".
 
 To be set alike on all ranks (``fastinit.agreement.check = "never"``), since a collective needs them all.
 """
@@ -42,10 +46,7 @@ def draw_seed(mesh: DeviceMesh, generator: torch.Generator | None = None) -> int
         ValueError: :data:`check` is none of the three.
     """
     seed = keys.draw_seed(generator)
-    if check not in ("once", "always", "never"):
-        raise ValueError(
-            f'fastinit.agreement.check must be "once", "always" or "never", but got {check!r}'
-        )
+    _check_check()
     if check == "never" or mesh.size() == 1 or mesh.get_coordinate() is None:
         return seed
     with without_dispatch():
@@ -67,17 +68,128 @@ def _agreed_here() -> _Agreed:
 
 def _compare(mesh: DeviceMesh, seed: int) -> None:
     """Raises unless all ranks drew the same; a collective."""
-    ranks_of: dict[int, list[int]] = {}
-    rows = group_of.gathered(mesh, [keys.signed(seed)], "comparing the seeds that ranks drew")
-    for rank, (signed,) in zip(group_of.members(mesh), rows):
-        ranks_of.setdefault(signed & (1 << 64) - 1, []).append(rank)
-    if len(ranks_of) > 1:
+    found = group_of.same(mesh, [keys.signed(seed)], "comparing the seeds that ranks drew")
+    if len(found) > 1:
         said = "; ".join(
-            f"rank{'s' if len(ranks) > 1 else ''} {group_of.listing(ranks)} drew {seed}"
-            for seed, ranks in list(ranks_of.items())[:8]
+            f"rank{'s' if len(ranks) > 1 else ''} {group_of.listing(ranks)} drew {n & (1 << 64) - 1}"
+            for (n,), ranks in list(found.items())[:8]
         )
         raise RuntimeError(
             f"ranks differ in the seed that they drew for a DTensor: {said}. Each rank writes its shard "
             f"by itself, so bring their generators into the same state (torch.manual_seed), or give "
             f'seed=. Nothing was written. (fastinit.agreement.check = "never" leaves out this check.)'
+        )
+
+
+@contextmanager
+def agreeing(meshes: Iterable[DeviceMesh], seed: int) -> Iterator[dict[DeviceMesh, str]]:
+    """The ranks of each mesh, all of which enter this, prepare to write the same.
+
+    At the end of the block they compare, by one number for each mesh. An error on one is one on all.
+
+    Args:
+        meshes: each in which the model has a DTensor.
+        seed: of the plan.
+
+    Yields:
+        What is to be filled with texts that say what is written, the same on ranks that agree.
+
+    Raises:
+        RuntimeError: on every rank of a mesh, if they differ, or if one failed.
+    """
+    _check_check()
+    error: Exception | None = None
+    texts: dict[DeviceMesh, str] = {}
+    try:
+        yield texts
+    except Exception as why:
+        error = why
+    # In one order on all ranks, so that none waits for one that waits for it.
+    for mesh in sorted(set(meshes), key=lambda mesh: (group_of.members(mesh), tuple(mesh.shape))):
+        if check != "never" and mesh.size() > 1 and mesh.get_coordinate() is not None:
+            try:
+                _compare_plans(mesh, seed, texts.get(mesh, ""), error)
+            except Exception as why:
+                error = error or why
+    if error is not None:
+        raise error
+
+
+def _compare_plans(mesh: DeviceMesh, seed: int, text: str, error: Exception | None) -> None:
+    def digest() -> list[int]:
+        if error is not None:
+            raise error
+        return [keys.signed(seed), _digest(text)]
+
+    same = group_of.same(mesh, digest, "comparing the plans of ranks")
+    if len(same) > 1:
+        seeds = {signed & (1 << 64) - 1 for signed, _ in same}
+        what = (
+            "the seed of their plans" if len(seeds) > 1 else "what their plans say of a parameter"
+        )
+        raise RuntimeError(
+            f"ranks differ in {what}: {' / '.join(map(group_of.listing, same.values()))}. Each rank "
+            f"writes its shard by itself, so give all the same plan. Nothing was written. "
+            f'(fastinit.agreement.check = "never" leaves out this check.)'
+        )
+
+
+def compare(plan: Mapping[str, object], group: group_of.Group = None) -> None:
+    """Raises unless the ranks' plans agree; a collective, to be called by all of them.
+
+    Plans of DTensors are compared when they are applied. Of plain tensors nobody knows which ranks share
+    them: this is for those.
+
+    Args:
+        plan: a :class:`fastinit.Plan`. Ranks may have plans for other parameters, as of pipeline stages:
+            those of the same parameters have to say the same.
+        group: a process group or device mesh; by default all ranks.
+
+    Raises:
+        RuntimeError: on every rank, if seeds differ, or what plans for the same names say.
+    """
+    seed: int = plan.seed  # type: ignore[attr-defined]
+    names, fills = _digest(" ".join(plan)), _digest(text_of(plan.items()))
+    doing = "comparing plans"
+    rows = group_of.same(group, lambda: [keys.signed(seed), names, fills], doing)
+    by_seed: dict[int, list[int]] = {}
+    by_names: dict[int, dict[int, list[int]]] = {}
+    for (signed, its_names, its_fills), ranks in rows.items():
+        by_seed.setdefault(signed & (1 << 64) - 1, []).extend(ranks)
+        by_names.setdefault(its_names, {}).setdefault(its_fills, []).extend(ranks)
+    if len(by_seed) > 1:
+        said = "; ".join(f"{n} on {group_of.listing(ranks)}" for n, ranks in by_seed.items())
+        raise RuntimeError(f"ranks differ in the seed of their plans: {said}")
+    for said_of in by_names.values():
+        if len(said_of) > 1:
+            which = " / ".join(map(group_of.listing, said_of.values()))
+            raise RuntimeError(
+                f"ranks differ in what their plans say of the same parameters: {which}"
+            )
+
+
+def text_of(fills: Iterable[tuple[str, Any]]) -> str:
+    """What is to be written by name, the same in every process; of what is computed, only its shape.
+
+    >>> text_of([("a", 0.5), ("b", 1.5), ("c", 0.5)])
+    'a 0 b 1 c 0 0.5 1.5'
+    """
+    known: dict[Any, int] = {}
+    words = []
+    for name, fill in fills:
+        said = fill.shape if hasattr(fill, "contents") else fill
+        words.append(f"{name} {known.setdefault(said, len(known))}")
+    # A fill's own words tell only the number of its parts.
+    return " ".join([*words, *(" ".join(map(repr, (f, *getattr(f, "parts", ())))) for f in known)])
+
+
+def _digest(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _check_check() -> None:
+    if check not in ("once", "always", "never"):
+        raise ValueError(
+            f'fastinit.agreement.check must be "once", "always" or "never", but got {check!r}'
         )

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
 
-from fastinit.plan.buffers import Known, Mode, check_buffers
+from fastinit.elements import shards as shard
+from fastinit.fills.agreement import text_of
+from fastinit.plan.buffers import Known, Mode, Restoring, check_buffers
 from fastinit.plan.fill import Fill
 from fastinit.plan.filled import note_filled
 from fastinit.plan.fit import Fitted, Scope
 from fastinit.plan.parameters import adopt_, memory_for
 from fastinit.plan.replay import Computed
 from fastinit.plan.write import Entry, Progress, check_entries, write_entries
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,17 +39,34 @@ class Planned(Protocol):
         """What a parameter shall be."""
 
 
-def write_planned_(
+class Prepared(NamedTuple):
+    """All that is to be written, checked."""
+
+    planned: Sequence[Fitted]
+    entries: list[Entry]
+    memory: dict[int, nn.Parameter]
+    """What is new, by the id of what is on meta."""
+    restoring: Restoring
+
+    def texts(self) -> dict[DeviceMesh, str]:
+        """What is written to DTensors on each mesh, in words that are the same on all of its ranks."""
+        found: dict[DeviceMesh, list[tuple[str, Fill | Computed]]] = {}
+        for entry in self.entries:
+            if shard.is_dtensor(entry.tensor):
+                found.setdefault(entry.tensor.device_mesh, []).append((entry.name, entry.fill))
+        return {mesh: text_of(some) for mesh, some in found.items()}
+
+
+def prepared(
     plan: Planned,
-    model: M,
+    model: nn.Module,
     planned: Sequence[Fitted],
     scope: Scope,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
-    progress: Progress | None,
     buffers: Mode,
-) -> M:
-    """Writes given parameters of a model, or parts of them, and puts back buffers, as ``Plan.apply_``.
+) -> Prepared:
+    """Given parameters of a model, or parts of them, and buffers, as ``Plan.apply_`` checks them.
 
     Args:
         planned: the parameters.
@@ -55,8 +77,13 @@ def write_planned_(
     entries = [Entry(n, real.get(id(p), p), plan[n], part) for n, p, part in planned]
     check_entries(entries)
     restoring = check_buffers(model, plan.buffers, plan.seed, device, buffers, scope)
-    write_entries(entries, plan.seed, progress)
-    adopt_(model, real)
-    restoring.run()
-    note_filled(parameter for _, parameter, _ in planned)
+    return Prepared(planned, entries, real, restoring)
+
+
+def write_prepared_(plan: Planned, model: M, ready: Prepared, progress: Progress | None) -> M:
+    """Writes them, puts back buffers, and returns the model."""
+    write_entries(ready.entries, plan.seed, progress)
+    adopt_(model, ready.memory)
+    ready.restoring.run()
+    note_filled(parameter for _, parameter, _ in ready.planned)
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from fastinit.base.text import listing
 from fastinit.base.torch_internals import end_fsdp2_forward, fsdp2_modules
 from fastinit.elements import shards as shard
 from fastinit.plan import names
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,6 +36,11 @@ def distinct_parameters(
             entry = entries.setdefault(id(parameter), ([], module, parameter))
             entry[0].append(names.joined(prefix, name))
     yield from entries.values()
+
+
+def meshes_of(model: nn.Module) -> set[DeviceMesh]:
+    """The device meshes that its parameters are on."""
+    return {p.device_mesh for p in model.parameters() if shard.is_dtensor(p)}
 
 
 def allocate_(

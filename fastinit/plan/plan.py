@@ -23,14 +23,15 @@ from fastinit.base.files import write_text
 from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
 from fastinit.elements import shards as shard
+from fastinit.fills.agreement import agreeing
 from fastinit.plan import groups
-from fastinit.plan.applied import write_planned_
+from fastinit.plan.applied import prepared, write_prepared_
 from fastinit.plan.buffers import Known, Mode
 from fastinit.plan.difference import Difference
 from fastinit.plan.fill import Fill
 from fastinit.plan.fit import Parts, Scope, fitted
 from fastinit.plan.json_form import plan_from_json, plan_to_json
-from fastinit.plan.parameters import distinct_parameters, reshard_
+from fastinit.plan.parameters import distinct_parameters, meshes_of, reshard_
 from fastinit.plan.replay import Computed
 from fastinit.plan.write import Progress
 from fastinit.stream.keys import STREAM_VERSION, check_seed
@@ -217,7 +218,8 @@ class Plan(Mapping[str, Fill | Computed]):
         model's. Nothing is written unless everything can be.
 
         Of parameters that are DTensors (FSDP2's ``fully_shard``, tensor parallelism) each rank writes
-        its shard, with the values that the whole parameter has there, and nothing is communicated; on
+        its shard, with the values that the whole parameter has there. Two numbers are communicated: all
+        ranks of a device mesh compare seed and plan (:mod:`fastinit.agreement`) before they write. On
         meta they get memory for the shard only. What no element has by itself (distributions of whole
         tensors, values that a constructor computed) takes the memory of one whole parameter at a time.
 
@@ -262,6 +264,7 @@ class Plan(Mapping[str, Fill | Computed]):
                 that matches nothing; a prefix without its dot; a dtype that is not floating-point; a
                 Part of another shape than the tensor's.
             TypeError: a dtype that is none, patterns or a prefix that are no text.
+            RuntimeError: ranks with DTensors on one mesh apply different plans, or one of them failed.
             NotImplementedError, RuntimeError: a parameter that cannot be written
                 (``fastinit.ops.check_writable``), or of which nobody knows the elements: parts of
                 FSDP1, ZeRO-3 and Megatron, Partial DTensors (``fastinit.elements.shards.check_held``).
@@ -273,10 +276,13 @@ class Plan(Mapping[str, Fill | Computed]):
         True
         """
         reshard_(model)
-        scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
-        scope.check(model, (*self._fills, *self._aliases, *self._buffers))
-        planned = fitted(model, self._fills, self._aliases, scope=scope)
-        return write_planned_(self, model, planned, scope, device, dtype, progress, buffers)
+        with agreeing(meshes_of(model), self.seed) as texts:
+            scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
+            scope.check(model, (*self._fills, *self._aliases, *self._buffers))
+            planned = fitted(model, self._fills, self._aliases, scope=scope)
+            ready = prepared(self, model, planned, scope, device, dtype, buffers)
+            texts.update(ready.texts())
+        return write_prepared_(self, model, ready, progress)
 
     def diff(self, other: Plan) -> list[Difference]:
         """The parameters that the other plan would initialise otherwise, or lacks, or has beyond this.

@@ -17,7 +17,7 @@ from fastinit.elements import shards as shard
 from fastinit.elements.part import Run
 from fastinit.elements.strided import Strided
 from fastinit.plan import parameters
-from fastinit.plan.applied import write_planned_
+from fastinit.plan.applied import prepared, write_prepared_
 from fastinit.plan.buffers import check_buffers
 from fastinit.plan.fit import Fitted, Parts, Scope
 from fastinit.plan.plan import Plan
@@ -120,7 +120,8 @@ def fill_missing_(
         elif wanted:
             planned = [each for some in wanted for each in _planned(some, known, scope)]
             scope = scope._replace(only=_names_of_buffers(wanted, scope))
-            write_planned_(known, model, planned, scope, place, dtype, progress, "restore")
+            ready = prepared(known, model, planned, scope, place, dtype, "restore")
+            write_prepared_(known, model, ready, progress)
     return _audit(model, found, ties, known, scope)
 
 

@@ -283,12 +283,12 @@ def torchs_idiom() -> None:
     model.to_empty(device="cpu")
     torch.manual_seed(0)
     asked: list[str] = []
-    gathered = group_of.gathered
-    group_of.gathered = lambda *a: (asked.append(a[2]), gathered(*a))[1]
+    same = group_of.same
+    group_of.same = lambda *a: (asked.append(a[2]), same(*a))[1]
     agreement._agreed.clear()  # as in a new program
     with fastinit.patched():
         reset(model)
-    group_of.gathered = gathered
+    group_of.same = same
     assert len(asked) == 1  # of all parameters
     for (name, got), expected in zip(model.named_parameters(), plain.parameters()):
         assert torch.equal(got.full_tensor(), expected), name
@@ -333,6 +333,73 @@ def when_ranks_are_asked() -> None:
     init.normal_(w)
     agreement.check = "once"
     assert "ranks differ" in raised(lambda: init.normal_(w))
+
+
+ZERO = Fill.constant(0.0)
+
+
+def plans_that_differ() -> None:
+    """An error on each rank of a mesh before anything is written; those outside do not wait."""
+    from torch.distributed.tensor import distribute_tensor
+
+    rank = dist.get_rank()
+    square, pair = init_device_mesh("cpu", (2, 2)), DeviceMesh("cpu", [0, 1])
+
+    def model() -> nn.Module:
+        net = nn.Module()
+        for name, mesh in (("a", square), ("b", square), ("c", pair)):
+            full = distribute_tensor(
+                torch.zeros(4, 3), mesh, [Shard(0)] * mesh.ndim, src_data_rank=None
+            )
+            net.register_parameter(name, nn.Parameter(full))
+        return net
+
+    def plan(std: float = 1.0, seed: int = 0, names: str = "abc") -> Plan:
+        w = torch.empty(4, 3, device="meta")
+        thirds = {str(i): (w[:, i], Fill.normal(std=std if i == 2 else 1.0)) for i in range(3)}
+        return Plan(
+            {name: ZERO if name != "a" else Fill.fused(thirds) for name in names}, seed=seed
+        )
+
+    def said(its: Plan, **options: object) -> str:
+        net = model()
+        try:
+            its.apply_(net, **options)
+        except Exception as error:
+            assert not any(p.to_local().any() for p in net.parameters())
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    odd = rank == 3
+    assert said(plan()) == ""
+    assert "the seed of their plans: 0, 1, 2 / 3." in said(plan(seed=int(odd)))
+    assert "what their plans say of a parameter: 0, 1, 2 / 3." in said(plan(std=1.0 + odd))
+    lacks = said(plan(names="ab" if odd else "abc"))
+    assert lacks.startswith("ValueError: " if odd else "RanksError: rank 3 failed: ValueError: "), (
+        lacks
+    )
+    # Ranks 2 and 3 have no part in c, and what they would write there is nobody's concern.
+    assert said(Plan({"a": ZERO, "b": ZERO, "c": Fill.normal(std=1.0 + (rank > 1))})) == ""
+    whole = nn.Linear(2, 2)  # what one rank builds alone concerns nobody
+    if rank == 0:
+        Plan({"weight": Fill.normal(), "bias": ZERO}, seed=9).apply_(whole)
+    agreement.check = "never"
+    assert said(plan(seed=int(odd))) == ""
+    agreement.check = "once"
+
+
+def plans_of_plain_tensors() -> None:
+    """Compared when that is asked for: other stages have other names."""
+    rank = dist.get_rank()
+    stage = Plan({f"{rank // 2}.w": Fill.normal(), "head": ZERO}, seed=3)
+    agreement.compare(stage)
+    agreement.compare(stage, init_device_mesh("cpu", (2, 2)))
+    other = Plan({f"{rank // 2}.w": Fill.normal(std=2.0 - (rank == 1)), "head": ZERO}, seed=3)
+    message = raised(lambda: agreement.compare(other))
+    assert "what their plans say of the same parameters: 0 / 1" in message
+    seeds = Plan(stage, seed=rank // 3)
+    message = raised(lambda: agreement.compare(seeds))
+    assert "in the seed of their plans: 0 on 0, 1, 2; 1 on 3" in message
 
 
 def meshes_of_some_ranks() -> None:
@@ -416,6 +483,8 @@ WORK = (
     torchs_idiom,
     ranks_that_differ,
     when_ranks_are_asked,
+    plans_that_differ,
+    plans_of_plain_tensors,
     meshes_of_some_ranks,
     fsdp1,
     emptied_buffers,
