@@ -296,7 +296,7 @@ def _planned(each: _Found, plan: Plan, scope: Scope) -> Iterator[Fitted]:
         yield Fitted(name, parameter, part)
         return
     for view, its in held_rows(parameter, each.rows, name, part):
-        yield Fitted(name, view, its)  # type: ignore[arg-type]
+        yield Fitted(name, view, its)
 
 
 def _names_of_buffers(wanted: Sequence[_Found], scope: Scope) -> Choice:
