@@ -35,7 +35,7 @@ _thread: int | None = None
 
 
 @contextmanager
-def deferred(seed: int = 0) -> Iterator[None]:
+def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
     """Within the block modules are built without memory for their parameters, and without writing them.
 
     Constructors run unchanged. Each parameter is put on meta as it is registered, and says the device
@@ -47,6 +47,9 @@ def deferred(seed: int = 0) -> Iterator[None]:
 
     Args:
         seed: in [0, 2^64), of all numbers that are recorded.
+        keep_generators: what is drawn from a generator that the constructor makes (``generator=``), or
+            from torch's after the constructor seeded that, is what torch draws. With False these are
+            numbers of the parameters' names as well.
 
     Raises:
         ValueError: seed out of range; the default device is meta (transformers would not initialise).
@@ -69,7 +72,7 @@ def deferred(seed: int = 0) -> Iterator[None]:
         raise ValueError("the default device must not be meta within deferred(), but it is")
     if _thread is not None:
         raise RuntimeError("deferred() is already in force")
-    recording = Recording(seed)
+    recording = Recording(seed, keep_generators)
     modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def on_registration(module: nn.Module, name: str, param: nn.Parameter) -> None:

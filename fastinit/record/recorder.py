@@ -37,6 +37,8 @@ class Recorder(internals.TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if not self.recording.keeps_generators:
+            args, kwargs = operations.without_generators(args, kwargs)
         if operations.makes_new(func):
             return made_new(self.recording, func, args, kwargs)
         if self.recording.place is not None and kwargs.get("device") == META:

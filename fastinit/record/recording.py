@@ -28,10 +28,12 @@ class Recording:
 
     Args:
         seed: of the numbers of what is recorded, in [0, 2^64).
+        keeps_generators: numbers of a generator that the constructor made, or of torch's after it
+            seeded that, are what they are; otherwise they are those of the streams, as all others.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, keeps_generators: bool = True) -> None:
+        self.seed, self.keeps_generators = seed, keeps_generators
         self.is_autocast = False
         """Whether the running torch function would cast such tensors, if they were there."""
         self.refusals = Refusals()
@@ -42,15 +44,13 @@ class Recording:
         """Where the tensors will be that the running torch function was given, if they are on meta."""
 
     def draws(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether an operation draws numbers that shall be those of the streams.
-
-        Those of a generator that the constructor made, or of torch's after it seeded that, are what
-        they are.
-        """
+        """Whether an operation draws numbers that shall be those of the streams."""
         return operations.is_random(func) and self.generator(args, kwargs) is None
 
     def generator(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Generator | None:
-        """The generator of the constructor's own that a random operation draws from."""
+        """The generator that a random operation draws from, if that is the constructor's and kept."""
+        if not self.keeps_generators:
+            return None
         if (given := operations.generator_of(args, kwargs)) is not None:
             return given
         own = torch.default_generator

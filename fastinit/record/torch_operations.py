@@ -48,6 +48,15 @@ def generator_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Generat
     return None
 
 
+def without_generators(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The arguments of an operation that draws from torch's generator instead of those it was given."""
+
+    def kept(argument: Any) -> Any:
+        return None if isinstance(argument, torch.Generator) else argument
+
+    return tuple(map(kept, args)), {key: kept(argument) for key, argument in kwargs.items()}
+
+
 def shows_values(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether what an operation gives, or its shape, tells Python values of its tensors."""
     kinds = ("Tensor", "List[Tensor", "Optional[Tensor")

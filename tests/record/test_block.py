@@ -116,6 +116,54 @@ def test_siblings_may_be_built_in_any_order() -> None:
     assert torch.equal(ab.b.bias, ba.b.bias)
 
 
+def _from_own(
+    draw: Callable[[Tensor, torch.Generator | None], object],
+) -> Callable[[Tensor], object]:
+    return lambda w: draw(w, torch.Generator().manual_seed(7))
+
+
+def _after_seeding(
+    draw: Callable[[Tensor, torch.Generator | None], object],
+) -> Callable[[Tensor], object]:
+    def write(w: Tensor) -> None:
+        torch.manual_seed(7)
+        draw(w, None)
+
+    return write
+
+
+@pytest.mark.parametrize("own", [_from_own, _after_seeding])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda w, g: nn.init.normal_(w, std=0.1, generator=g),
+        lambda w, g: nn.init.trunc_normal_(w, std=0.1, generator=g),
+        lambda w, g: nn.init.kaiming_uniform_(w, generator=g),
+        lambda w, g: nn.init.orthogonal_(w, generator=g),
+        lambda w, g: w.data.uniform_(-1, 1, generator=g),
+        lambda w, g: w.data.copy_(torch.rand(w.shape, generator=g).mul(2).exp()),
+        lambda w, g: w.data.copy_(torch.randn(w.shape[0], generator=g)[:, None]),
+        lambda w, g: w.data.copy_(torch.randperm(w.numel(), generator=g).view_as(w)),
+        lambda w, g: w.data.bernoulli_(0.3, generator=g),
+    ],
+)
+def test_generators_of_the_constructor_are_kept_or_not(
+    draw: Callable[[Tensor, torch.Generator | None], object],
+    own: Callable[[Callable[..., object]], Callable[[Tensor], object]],
+) -> None:
+    """Kept, they give torch's numbers for any seed; else those that there are without them."""
+    of_torch = Holder(own(draw), 6, 4)
+    for seed in (0, 1):
+        assert torch.equal(
+            materialize_(recorded(lambda: Holder(own(draw), 6, 4), seed)).w, of_torch.w
+        )
+        with deferred(seed, keep_generators=False):
+            ours = Holder(own(draw), 6, 4)
+        without = recorded(lambda: Holder(lambda w: draw(w, None), 6, 4), seed)
+        assert torch.equal(materialize_(ours).w, materialize_(without).w)
+        assert not torch.equal(ours.w, of_torch.w)
+
+
 def test_the_generator_is_where_it_was() -> None:
     before = torch.get_rng_state()
     written(CONSTRUCTORS["GPT-2"])
