@@ -34,6 +34,12 @@ _BUFFERS = 3  # one that is made, one that is written, and one between them
 _BLOCK = 4096  # what a write past the page cache has to be a multiple of
 
 
+def check_system() -> None:
+    """Raises NotImplementedError where files cannot be written so."""
+    if not hasattr(os, "pwrite"):
+        raise NotImplementedError("a checkpoint is written on POSIX systems only")
+
+
 class StreamWriter:
     """Writes files one after the other, in a thread of its own.
 
@@ -41,8 +47,7 @@ class StreamWriter:
     """
 
     def __init__(self) -> None:
-        if not hasattr(os, "pwrite"):
-            raise NotImplementedError("a checkpoint is written on POSIX systems only")
+        check_system()
         self._memory = [mmap.mmap(-1, CHUNK) for _ in range(_BUFFERS)]
         self._tensors = [torch.frombuffer(memory, dtype=torch.uint8) for memory in self._memory]
         for tensor in self._tensors:

@@ -68,11 +68,12 @@ def stored_tensors(model: nn.Module, sources: Mapping[str, Source]) -> list[Stor
     """
     stored = _as_saved(model, sources)
     for tensor in stored:
-        _check_whole(tensor)
+        check_whole(tensor)
     return stored
 
 
-def _check_whole(stored: Stored) -> None:
+def check_whole(stored: Stored) -> None:
+    """Raises ValueError for a tensor that has to be made whole, and is too large for that."""
     source = stored.source
     elements = math.prod(source.shape)
     if stored.needs_whole and elements * max(4, source.dtype.itemsize) > WHOLE:

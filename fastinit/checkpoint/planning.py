@@ -23,6 +23,7 @@ from fastinit.checkpoint.safetensors import IS_SHARD, Shard, index, shards
 from fastinit.checkpoint.shard_bytes import Done, first_wrong
 from fastinit.checkpoint.sources import sources
 from fastinit.plan.fit import Parts
+from fastinit.plan.names import unwrapped
 from fastinit.plan.plan import Plan
 from fastinit.stream.keys import STREAM_VERSION
 
@@ -92,6 +93,7 @@ def planned_by(
     parts: Parts | None,
 ) -> Layout:
     """:func:`layout` of some ranks, which are together."""
+    model = unwrapped(model)
     own, seed = sources(model, plan, dtype, parts)
     all_sources, digests = agreed(own, seed, those)
     held = {source.name for source in all_sources.values()}

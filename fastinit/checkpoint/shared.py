@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from fastinit.base.files import lock, sync_directory
+from fastinit.base.files import lock, partial_path, sync_directory
 from fastinit.checkpoint.disk import CHUNK
 from fastinit.checkpoint.many import Ranks, divided
 from fastinit.checkpoint.ranges import Ranges
@@ -202,3 +203,24 @@ def _offsets(which: Strided) -> Sequence[int]:
         found = found[..., None] + torch.arange(size) * stride
     offsets: list[int] = found.flatten().tolist()
     return offsets
+
+
+@contextmanager
+def mark(folder: Path, those: Ranks) -> Iterator[str]:
+    """The name of a file that other ranks find in the directory, if it is the same one."""
+    if those.size == 1:
+        yield "."
+        return
+    path = partial_path(folder / "ranks")
+    with open(path, "xb") as file:
+        lock(file.fileno())
+        try:
+            yield path.name
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def check_shared(folder: Path, name: str) -> None:
+    """Raises OSError unless a directory has the first rank's :func:`mark` in it."""
+    if not (folder / name).exists():
+        raise OSError(f"{folder} must be on a file system that all ranks share")

@@ -22,7 +22,7 @@ from fastinit.plan.buffers import Known, planned
 from fastinit.plan.fill import Fill
 from fastinit.plan.fit import Parts, Scope, fitted
 from fastinit.plan.names import named_buffers
-from fastinit.plan.parameters import reshard_, wanted_dtype
+from fastinit.plan.parameters import distinct_parameters, reshard_, wanted_dtype
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
 from fastinit.plan.write import Entry, check_entries
@@ -84,7 +84,7 @@ def sources(
     dtype: torch.dtype | None = None,
     parts: Parts | None = None,
 ) -> tuple[dict[str, Source], int]:
-    """(by its name in ``state_dict``, what there is of each tensor; the seed of its numbers).
+    """(by its name in ``state_dict``, without wrappers', what there is of each tensor; the seed).
 
     Args:
         model: as :func:`fastinit.deferred` built it, or with values, which are then stored.
@@ -117,16 +117,12 @@ def sources(
         contents[id(parameter)] = fit.name, content if values is None else values
     check_entries(entries)
     known = _known_buffers(model, plan, scope)
-    called = {id(buffer): name for name, buffer in named_buffers(model)}
     held: dict[str, dict[int, tuple[Tensor, Part | None]]] = {}
-    for own, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{own} is no tensor, so a checkpoint cannot hold it")
+    for own, tensor in _named_state(model):
         names, part = scope.planned([own], tensor)
         held.setdefault(names[0], {})[id(tensor)] = tensor, part
         if id(tensor) not in contents:
-            as_planned = scope.planned([called.get(id(tensor), own)], tensor)[0][0]
-            content_ = planned(own, tensor, part, known.get(as_planned), plan.seed)
+            content_ = planned(own, tensor, part, known.get(names[0]), plan.seed)
             if content_ is not None:
                 contents[id(tensor)] = names[0], content_
             elif tensor.is_meta:
@@ -139,6 +135,22 @@ def sources(
         if (key := tuple(some)) not in made:
             made[key] = _source(name, list(some.values()), dtype, contents.get(key[0]))
     return {name: made[tuple(some)] for name, some in held.items()}, plan.seed
+
+
+def _named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What ``state_dict`` has, under names without what wrappers put into them."""
+    called: dict[int, list[str]] = {}
+    for names, _, parameter in distinct_parameters(model):
+        called[id(parameter)] = names.copy()
+    for name, buffer in named_buffers(model):
+        called.setdefault(id(buffer), []).append(name)
+    for own, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{own} is no tensor, so a checkpoint cannot hold it")
+        its = called.get(id(tensor), [])  # in the same order, if it is there several times
+        name = own if own in its or not its else its[0]
+        yield name, tensor
+        its[:] = [other for other in its if other != name]
 
 
 def _known_buffers(model: nn.Module, plan: Plan, scope: Scope) -> Known:

@@ -13,8 +13,8 @@ import copy
 import tempfile
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from fastinit.base.files import (
     alone_in,
-    lock,
     partial_path,
     remove_left,
     sync_directory,
@@ -34,7 +33,7 @@ from fastinit.base.files import (
 from fastinit.base.memory import free_disk_bytes, nearest_directory
 from fastinit.base.ranks import Group
 from fastinit.base.text import listing
-from fastinit.checkpoint.disk import CHUNK, StreamWriter
+from fastinit.checkpoint.disk import CHUNK, StreamWriter, check_system
 from fastinit.checkpoint.many import Ranks
 from fastinit.checkpoint.planning import (
     SHARD_SIZE,
@@ -48,8 +47,9 @@ from fastinit.checkpoint.planning import (
 from fastinit.checkpoint.ranges import Ranges
 from fastinit.checkpoint.safetensors import INDEX, Shard
 from fastinit.checkpoint.shard_bytes import Done, make
-from fastinit.checkpoint.shared import Division, Shares, write_share
+from fastinit.checkpoint.shared import Division, Shares, check_shared, mark, write_share
 from fastinit.plan.fit import Parts
+from fastinit.plan.names import unwrapped
 from fastinit.plan.plan import Plan
 from fastinit.plan.write import Progress
 
@@ -131,6 +131,7 @@ def write(
         NotImplementedError, RuntimeError: a parameter that cannot be written. Other ranks get
             ``fastinit.base.ranks.RanksError``, which says what failed on which.
     """
+    check_system()
     begun = time.perf_counter()
     those, folder = Ranks.of(group, no_dist), Path(directory)
     with those.together("checkpoint.write"), ExitStack() as stack:
@@ -140,10 +141,9 @@ def write(
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(alone_in(folder))
             _check_names(folder, planned)
-            there = [*existing(folder, planned), stack.enter_context(_mark(folder, those))]
-        kept, others, mark = those.told_by_first(there, "a checkpoint: what is there")
-        if not (folder / mark).exists():
-            raise OSError(f"{folder} must be on a file system that all ranks share")
+            there = [*existing(folder, planned), stack.enter_context(mark(folder, those))]
+        kept, others, name_of_mark = those.told_by_first(there, "a checkpoint: what is there")
+        check_shared(folder, name_of_mark)
         if verify:  # where values are on several ranks, none can tell: these are written again
             kept = [s.file for s in planned.shards if s.file in kept and not s.is_apart]
         checked = Division([s for s in planned.shards if verify and s.file in kept], those)
@@ -162,7 +162,7 @@ def write(
         partials: dict[str, str] = {}
         if those.is_first:
             _make_room(folder, others, todo.size)
-            _save_config(model, folder, dtype)
+            _save_config(unwrapped(model), folder, dtype)
             for shard in todo.shards:
                 if shard.is_apart:
                     partial = partial_path(folder / shard.file)
@@ -181,21 +181,6 @@ def write(
     seconds = time.perf_counter() - begun
     size = sum(s.size for s in planned.shards if s.file in kept) if verify else 0
     return Written(planned, todo.size, seconds, len(kept), size, busy / seconds)
-
-
-@contextmanager
-def _mark(folder: Path, those: Ranks) -> Iterator[str]:
-    """The name of a file that other ranks find in the directory, if it is the same one."""
-    if those.size == 1:
-        yield "."
-        return
-    path = partial_path(folder / "ranks")
-    with open(path, "xb") as file:
-        lock(file.fileno())
-        try:
-            yield path.name
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _make_room(folder: Path, others: Collection[str], needed: int) -> None:

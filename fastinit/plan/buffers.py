@@ -173,7 +173,12 @@ def planned(
         place = _Place(name, {}, "", buffer, part)
         if there is not None and not buffer.is_meta and _holds(place, there, seed):
             return known
-    found = _usable(known) if buffer.is_meta else None
+    return given(known) if buffer.is_meta else None
+
+
+def given(known: Values | Computed | Pending | None) -> Tensor | Computed | None:
+    """What a constructor put in a buffer; None if nobody knows, as it was changed since."""
+    found = _usable(known.computed if isinstance(known, Pending) else known)
     return found.tensor if isinstance(found, Values) else found
 
 

@@ -67,6 +67,13 @@ def wrapped_key(module: nn.Module) -> str | None:
     return None
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module itself, of one that wraps it."""
+    while (key := wrapped_key(model)) is not None:
+        model = getattr(model, key)
+    return model
+
+
 def joined(name: str, key: str) -> str:
     """The name of what a module holds under a key."""
     return f"{name}.{key}" if name else key

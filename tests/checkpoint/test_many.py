@@ -1,5 +1,6 @@
 """Many ranks write one checkpoint: it has the bits that one process gives it, whatever each rank has."""
 
+import copy
 import errno
 import os
 import random
@@ -20,6 +21,7 @@ from fastinit.checkpoint.safetensors import INDEX
 if not dist.is_available():
     pytest.skip("a torch without distributed", allow_module_level=True)
 
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -335,3 +337,23 @@ def test_one_rank_can_write_alone(tmp_path) -> None:
         assert_same_values(tmp_path / "alone", whole(tmp_path / "whole", no_dist=True))
         with pytest.raises(ValueError, match=r"its element \(0, 0, 0\) is on no rank"):
             checkpoint.write(model, tmp_path / "half", no_dist=True)
+
+
+@on_ranks(2)
+def test_wrappers_have_no_part_in_names(tmp_path) -> None:
+    def build() -> Net:
+        return fastinit.materialize_(recorded())
+
+    inner = build()
+    inner.body[0] = checkpoint_wrapper(inner.body[0])
+    inner.head = torch.compile(inner.head)
+    models = {
+        "compiled": torch.compile(build()),
+        "replicated": nn.parallel.DistributedDataParallel(build()),
+        "wrapped within": inner,
+        "sharded within": sharded(copy.deepcopy(inner), "fsdp"),
+    }
+    checkpoint.write(build(), tmp_path / "whole")
+    for name, model in models.items():
+        checkpoint.write(model, tmp_path / name)
+        assert_same_values(tmp_path / name, tmp_path / "whole")

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+import warm
 from ranks import Ranks, pool
 from torch import nn
 
@@ -196,3 +197,21 @@ def test_a_directory_that_is_not_shared_is_named(tmp_path) -> None:
     said = pool(2).run(private_place, folders)
     assert said[1] == f"{folders[1]} must be on a file system that all ranks share"
     assert said[0] == f"rank 1 failed: OSError: {said[1]}"
+
+
+def test_a_system_without_posix_locks_imports_it_and_says_what_it_lacks(tmp_path) -> None:
+    code = """
+        import os, sys
+        from pathlib import Path
+        sys.modules["fcntl"] = None
+        del os.pwrite
+        import torch
+        from fastinit import checkpoint
+        print(checkpoint.layout(torch.nn.Linear(2, 2)).elements)
+        try:
+            checkpoint.write(torch.nn.Linear(2, 2), sys.argv[1])
+        except NotImplementedError as error:
+            print(error, Path(sys.argv[1]).exists())
+    """
+    done = warm.run(code, tmp_path / "a")
+    assert done.stdout == "6\na checkpoint is written on POSIX systems only False\n", done.stderr
