@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from fastinit.base import torch_internals as internals
 from fastinit.base.hooks import Uncopied
+from fastinit.base.text import listing
 from fastinit.plan import parameters
 from fastinit.plan.plan import Plan
 from fastinit.plan.write import Entry, write_entries
@@ -23,9 +25,21 @@ ScaleOf = Callable[[nn.Parameter], float]
 
 
 def weights_of(model: nn.Module) -> InMemory | Recorded:
-    """How a model's weights are run with and changed: as they are, or as ``deferred`` recorded them."""
-    recorded = any(p.is_meta and memory_of(p) is not None for p in model.parameters())
-    return Recorded(model) if recorded else InMemory()
+    """How a model's weights are run with and changed: as they are, or as ``deferred`` recorded them.
+
+    Raises:
+        ValueError: parameters on meta of which nothing is recorded, as where recorded ones were sharded.
+    """
+    found = {name: p for name, p in model.named_parameters() if p.is_meta and not is_lazy(p)}
+    unknown = [name for name, parameter in found.items() if memory_of(parameter) is None]
+    if unknown:
+        raise ValueError(
+            f"not recorded by fastinit.deferred(), and without values: {listing('tensor', unknown)}. "
+            f"Sharding makes other parameters, of which nothing is recorded: run the model before, with "
+            f"group= of the ranks, each of which then makes the weights that it uses; shard it, and say "
+            f"result.plan.apply_(model, device=...)"
+        )
+    return Recorded(model) if found else InMemory()
 
 
 class InMemory:

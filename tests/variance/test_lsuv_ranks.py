@@ -182,3 +182,36 @@ def test_a_head_that_is_not_built(layout: str) -> None:
     if layout == "FSDP2":  # whose forward was cut short
         assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
         torch.testing.assert_close(model(rows), plain(rows))
+
+
+# --- larger than all memory together -------------------------------------------------------------
+
+
+def recorded() -> nn.Module:
+    with fastinit.deferred(seed=5):
+        return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 7))
+
+
+@on_ranks(WORLD)
+def test_a_recorded_model_that_is_to_be_sharded() -> None:
+    """Each rank makes the weights that it uses, and drops them; later it has its shards of the same."""
+    rank, x, world = dist.get_rank(), data().float(), dist.group.WORLD
+    model, plain = recorded(), fastinit.materialize_(recorded())
+    asked: dict[str, Any] = {"center": True, "pre": "orthonormal", "verify": True}
+    torch.manual_seed(rank)
+    got = fastinit.lsuv_(model, mine(x, 4, rank), group=world, **asked)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    torch.manual_seed(0)
+    expected = fastinit.lsuv_(plain, x, **asked)
+    for ours, theirs in zip(got.layers, expected.layers, strict=True):
+        # Of float32 products, whose sums a BLAS rounds by their shapes.
+        assert (ours.scale, ours.shift) == pytest.approx((theirs.scale, theirs.shift), rel=1e-5)
+    assert got.plan is not None
+    fully_shard(model, mesh=mesh_of(4))
+    with pytest.raises(ValueError, match=r"Sharding makes other parameters.*run the model before"):
+        fastinit.lsuv_(model, x)
+    got.plan.apply_(model, device="cpu")
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(whole(ours), theirs.detach(), rtol=1e-5, atol=1e-6)
+    again = fastinit.lsuv_(model, mine(x, 4, rank), center=True)
+    assert list(again.scales.values()) == pytest.approx([1.0, 1.0], rel=1e-5)
