@@ -204,20 +204,23 @@ class Block:
             layer = record.target.layer
             if layer is None or record.unread:
                 continue
-            if found := tensors.unreadable(layer.weight_in):
+            if layer.key in weights:
+                continue
+            now = _present(layer)
+            if found := tensors.unreadable(now):
                 record.unread = f"its weight {found[1]}"
-            elif layer.weight_in.dtype in laws.DTYPES and layer.key not in weights:
-                weights[layer.key] = self._weight(record, layer)
+            elif now.dtype in laws.DTYPES:
+                weights[layer.key] = self._weight(record, layer, now)
         here = [tensors.local(weight) for weight in weights.values()]
         self.weights = dict(zip(weights, moments_many(here)))
 
-    def _weight(self, record: Record, layer: Layer) -> Tensor:
-        weight = layer.weight
-        known: Tensor = layer.weight_in
+    def _weight(self, record: Record, layer: Layer, now: Tensor) -> Tensor:
+        weight = layer.weight if now is layer.weight_in else layer.own(now.detach())
+        known = now
         if shard.is_dtensor(weight):
             # Rows of a parameter may be a view that torch gathered: of a copy is known what it holds.
             known = weight if layer.projection is None else weight.clone()
-            record.partial = record.partial or shard.is_part(layer.weight_in)
+            record.partial = record.partial or shard.is_part(now)
         try:
             self.parts[layer.key] = text_of(shard.part_of(known))
         except NotImplementedError:
@@ -281,6 +284,15 @@ class Block:
                 )
             )
         return rows
+
+
+def _present(layer: Layer) -> Tensor:
+    """A layer's parameter; where FSDP2 had gathered it before the block and freed that, its shard."""
+    if tensors.unreadable(layer.weight_in) and layer.direction is None and layer.projection is None:
+        now = layer.module._parameters.get("weight")
+        if shard.is_dtensor(now):
+            return now
+    return layer.weight_in
 
 
 def _unscaled(raw: Tensor, scaler: Scaler) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,12 @@ if not torch.distributed.is_available():
     pytest.skip("a torch without distributed", allow_module_level=True)
 
 import torch.distributed as dist
-from ranks import pool
+import torch.distributed._functional_collectives as funcol
+from ranks import on_ranks, pool
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -24,6 +26,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 import fastinit
+from fastinit.base import ranks as group_of
+from fastinit.variance.watch_rows import _order
 
 WORLD = 4
 
@@ -108,7 +112,6 @@ def in_parallel(model: nn.Module, mesh: DeviceMesh, rows: Any = None, **options:
 
 
 def fsdp(model: nn.Module) -> tuple[nn.Module, int, int]:
-    """The model, and which of how many batches is this rank's."""
     for layer in (model.up, model.down, model):
         fully_shard(layer, mesh=mesh_of(WORLD))
     return model, dist.get_rank(), WORLD
@@ -138,26 +141,6 @@ def columns_as_dtensors(model: nn.Module) -> tuple[nn.Module, int, int]:
     return model, 0, 1
 
 
-def rows_in_shards(model: nn.Module) -> tuple[nn.Module, int, int]:
-    """Sequence parallel: each rank has some rows of what is computed together, as a plain tensor."""
-    mesh = mesh_of(WORLD)
-    in_parallel(model, mesh, {"output_layouts": Shard(0)})
-
-    def gather(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return (
-            DTensor.from_local(output, mesh, [Shard(0)])
-            .redistribute(mesh, [Replicate()])
-            .to_local()
-        )
-
-    later = model.forward
-    down = model.down.forward
-    assert later
-    assert down
-    model.gathered = gather
-    return model, 0, 1
-
-
 WAYS: dict[str, Callable[[nn.Module], tuple[nn.Module, int, int]]] = {
     way.__name__: way for way in (fsdp, hsdp, ddp, tensor_parallel, both, columns_as_dtensors)
 }
@@ -176,3 +159,221 @@ def test_ranks_see_what_the_whole_model_shows(way: str) -> None:
         expected = expected.replace('"name": "', '"name": "module.')
     assert_alike(first, expected)
     assert all(other == first for other in others)
+
+
+# --- outputs that are shared otherwise -------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """[B, 8] -> [B, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.normal_(generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).relu())
+
+
+def inputs(rows: int = 10) -> Tensor:
+    return torch.randn(rows, 8, generator=torch.Generator().manual_seed(4))
+
+
+def shared_rows(down: RowwiseParallel | None, **options: Any) -> str:
+    model, mesh = Block(), mesh_of(WORLD)
+    columns = ColwiseParallel(**options)
+    parallelize_module(model, mesh, {"up": columns, **({"down": down} if down else {})})
+    return seen(model, inputs(), mesh)
+
+
+OUTPUTS: dict[str, Callable[[], str]] = {
+    # Uneven: 10 rows on 4 ranks. Of what is sharded by rows a rank has a plain tensor.
+    "sequence parallel": lambda: shared_rows(RowwiseParallel(output_layouts=Shard(0))),
+    "rows as DTensors": lambda: shared_rows(
+        RowwiseParallel(output_layouts=Shard(0), use_local_output=False)
+    ),
+    "replicated DTensors": lambda: shared_rows(
+        RowwiseParallel(output_layouts=Replicate(), use_local_output=False)
+    ),
+}
+
+
+def outputs(case: str) -> str:
+    return OUTPUTS[case]()
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_outputs_that_ranks_share_count_once(case: str) -> None:
+    first, *others = pool(WORLD).run(outputs, case)
+    assert_alike(first, seen(Block(), inputs(), None))
+    assert all(other == first for other in others)
+
+
+@on_ranks(WORLD)
+def test_parts_of_a_sum_are_no_output() -> None:
+    model, mesh = Block(), mesh_of(WORLD)
+    rows = RowwiseParallel(output_layouts=Partial(), use_local_output=False)
+    parallelize_module(model, mesh, {"up": ColwiseParallel(), "down": rows})
+    with fastinit.watch(model, group=mesh) as watched:
+        model(inputs())
+    assert [layer.name for layer in watched.layers] == ["up"]
+    assert "placement Partial" in watched.missing["down"]
+
+
+class Summed(nn.Module):
+    """Its output is on its way when the hooks see it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return funcol.all_reduce(x, "sum", dist.group.WORLD)
+
+
+@on_ranks(WORLD)
+def test_outputs_that_are_on_their_way_are_waited_for() -> None:
+    model = nn.Sequential(Summed(), nn.ReLU())
+    x = inputs()
+    with fastinit.watch(model, layers=Summed, group=dist.group.WORLD) as watched:
+        out = model(x)
+    assert watched.layers[0].forward.count == x.numel()  # the same on all: once
+    assert watched.layers[0].forward.max == (WORLD * x).max()
+    assert out.sum() > 0
+
+
+@on_ranks(WORLD)
+def test_one_batch_counts_once_and_batches_add_up() -> None:
+    model, rank = Net(), dist.get_rank()
+    alike, some = tokens()[:2], tokens().chunk(WORLD)[rank]
+    for x, count in ((alike, 4), (some, 4 * len(some) * 2)):
+        with fastinit.watch(model, group=dist.group.WORLD) as watched:
+            model(x)
+        by_name = {layer.name: layer for layer in watched.layers}
+        assert by_name["head"].forward.count == 3 * count
+        assert (
+            by_name["zeros"].forward.zeros == 8 * count
+        )  # that of each rank's batch, alike or not
+        assert by_name["up"].dead == 3
+
+
+# --- pipelines -------------------------------------------------------------------------------------
+
+
+def layers() -> list[nn.Module]:
+    generator = torch.Generator().manual_seed(5)
+    made = [nn.Linear(8, 8) for _ in range(4)]
+    with torch.no_grad():
+        for layer in made:
+            layer.weight.normal_(generator=generator)
+            layer.bias.normal_(generator=generator)
+    return made
+
+
+def staged(named: bool) -> str:
+    """Two stages, each with two ranks, which have a batch of their own in two micro-batches."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stage", "data"))
+    stage, data = mesh.get_local_rank("stage"), mesh.get_local_rank("data")
+    model = nn.Sequential(*layers()[2 * stage : 2 * stage + 2])
+    x, whole_name = inputs(8).chunk(2)[data], lambda name: str(2 * stage + int(name))
+    options = {"full_name": whole_name} if named else {}
+    with torch.no_grad(), fastinit.watch(model, group=dist.group.WORLD, **options) as watched:
+        for micro in x.chunk(2):
+            if stage == 0:
+                dist.send(model(micro), dist.get_rank() + 2)
+            else:
+                received = torch.empty(2, 8)
+                dist.recv(received, dist.get_rank() - 2)
+                model(received)
+    return watched.to_json()
+
+
+def test_pipeline_stages_come_in_one_table() -> None:
+    first, *others = pool(WORLD).run(staged, True)
+    model = nn.Sequential(*layers())
+    with torch.no_grad(), fastinit.watch(model) as watched:
+        for micro in inputs(8).chunk(2):
+            model(micro)
+    assert_alike(first, watched.to_json())
+    assert all(other == first for other in others)
+
+
+def test_two_layers_of_one_name_are_an_error_on_all_ranks() -> None:
+    for good, said in pool(WORLD).answers(staged, False):
+        assert not good
+        assert "ValueError: ranks 0 and 2 have different weights in 0: they should be" in said
+
+
+def test_layers_come_in_the_order_of_each_rank() -> None:
+    assert _order([["a", "b"], ["c", "d"], ["a", "b"]]) == ["a", "b", "c", "d"]
+    assert _order([["b"], ["a", "b", "c"]]) == ["a", "b", "c"]
+    assert _order([["a", "c"], ["a", "b", "c", "d"], []]) == ["a", "b", "c", "d"]
+
+
+# --- errors ----------------------------------------------------------------------------------------
+
+
+@on_ranks(WORLD)
+def test_an_error_in_the_block_is_one_on_all_ranks() -> None:
+    model, rank = Block(), dist.get_rank()
+    watch = fastinit.watch(model, group=dist.group.WORLD)
+    said = ""
+    try:
+        with watch:
+            model(inputs())
+            if rank == 1:
+                raise ZeroDivisionError("in the step")
+    except (ZeroDivisionError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {error}"
+    heard = "ZeroDivisionError: in the step"
+    assert said == (heard if rank == 1 else f"RanksError: rank 1 failed: {heard}")
+    assert not model.up._forward_hooks
+    assert watch.layers[0].forward.count == 120  # what this rank saw until then
+    with watch:
+        model(inputs())
+    assert watch.layers[0].forward.count == 120
+    if rank == 0:  # alone, and nobody waits
+        assert "up" in watch.table()
+        assert pickle.loads(pickle.dumps(watch)).to_json() == watch.to_json()
+
+
+@on_ranks(WORLD)
+def test_a_weight_that_was_gathered_before_the_block_is_found_after_it() -> None:
+    """FSDP2 keeps the weights of its root after a forward pass, until a backward one."""
+    model = Block()
+    fully_shard(model, mesh=mesh_of(WORLD))
+    model(inputs())
+    assert not isinstance(model.up.weight, DTensor)
+    with fastinit.watch(model, group=dist.group.WORLD) as watched:
+        model(inputs()).sum().backward()
+    assert isinstance(model.up.weight, DTensor)
+    expected = Block().up.weight
+    (up, _) = watched.layers
+    assert (up.weight.count, up.weight.max) == (expected.numel(), expected.max())
+
+
+@on_ranks(WORLD)
+def test_without_a_group_nothing_is_communicated() -> None:
+    model, rank = Block(), dist.get_rank()
+    fully_shard(model, mesh=mesh_of(WORLD))
+    weight, x = model.up.weight, inputs(4 + rank)
+    model(x).sum().backward()
+    gathered = []
+    gather = group_of._all_gather
+    group_of._all_gather = lambda *a: (gathered.append(1), gather(*a))[1]
+    with fastinit.watch(model) as watched:
+        model(x)
+    group_of._all_gather = gather
+    assert not gathered
+    up = watched.layers[0]
+    assert up.forward.count == 12 * len(x)
+    assert up.weight.count == weight.to_local().numel()
+    assert up.note == "this rank's part"
+
+
+def test_names_are_given_by_a_function() -> None:
+    with pytest.raises(TypeError, match="full_name must be a function of a name"):
+        fastinit.watch(Block(), full_name="stage.")
+    with fastinit.watch(Block(), full_name="stage.{}".format) as watched:
+        pass
+    assert list(watched.missing) == ["stage.up", "stage.down"]
