@@ -8,7 +8,6 @@ counts writes; and a buffer can be compared with what its constructor gave. The 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,7 +21,7 @@ from fastinit.plan import groups
 from fastinit.plan.buffers import compared
 from fastinit.plan.filled import is_filled, writes
 from fastinit.plan.fit import ALL, Scope
-from fastinit.plan.parameters import distinct_parameters
+from fastinit.plan.names import joined, named_modules
 from fastinit.plan.plan import Plan
 from fastinit.record.built import built, constructor_plan
 from fastinit.record.memories import is_changed, memory_of
@@ -115,42 +114,60 @@ class Audit:
         return "\n".join([table, *lines])
 
 
+class Place(NamedTuple):
+    """Where a model has a tensor."""
+
+    name: str
+    """Without what wrappers put into it."""
+    full_name: str
+    """As ``named_parameters`` has it."""
+    module: nn.Module
+    key: str
+
+
 class Held(NamedTuple):
     """A tensor that a model holds."""
 
-    names: tuple[str, ...]
-    """All of them, in the model."""
+    places: list[Place]
     kind: Kind
     tensor: Tensor
-    module: nn.Module
-    """That has it by the first name."""
 
     @property
-    def key(self) -> str:
-        """Its name in the module."""
-        return self.names[0].rpartition(".")[2]
+    def names(self) -> list[str]:
+        """All of them, in the model."""
+        return [place.name for place in self.places]
 
     def in_plan(self, scope: Scope) -> list[str]:
         """Its names in a plan."""
         return scope.planned(self.names, self.tensor)[0]
 
 
-def held(model: nn.Module) -> Iterator[Held]:
+def held(model: nn.Module) -> list[Held]:
     """The tensors of an :class:`Audit`."""
-    for named, module, parameter in distinct_parameters(model):
-        yield Held(tuple(named), "parameter", parameter, module)
-    found: dict[int, tuple[list[str], list[bool], Tensor, nn.Module]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for owner in (module._buffers, vars(module)):
+    parameters: dict[int, Held] = {}
+    others: dict[int, Held] = {}
+    walks = (
+        named_modules(model, remove_duplicate=False),
+        model.named_modules(remove_duplicate=False),
+    )
+    for (path, module), (full_path, _) in zip(*walks, strict=True):
+        for found, owner in (
+            (parameters, module._parameters),
+            (others, module._buffers),
+            (others, vars(module)),
+        ):
             for key, tensor in owner.items():
-                if isinstance(tensor, Tensor) and (owner is module._buffers or tensor.is_meta):
-                    entry = found.setdefault(id(tensor), ([], [], tensor, module))
-                    entry[0].append(f"{path}.{key}" if path else key)
-                    if owner is module._buffers:
-                        entry[1].append(is_persistent(module, key))
-    for names, persistent, tensor, module in found.values():
-        kind: Kind = "buffer" if any(persistent) else "non-persistent buffer"
-        yield Held(tuple(names), kind if persistent else "attribute", tensor, module)
+                is_plain = owner is vars(module)
+                if not isinstance(tensor, Tensor) or (is_plain and not tensor.is_meta):
+                    continue
+                kind: Kind = "attribute"
+                if not is_plain:
+                    kind = "parameter" if found is parameters else "non-persistent buffer"
+                item = found.setdefault(id(tensor), Held([], kind, tensor))
+                item.places.append(Place(joined(path, key), joined(full_path, key), module, key))
+                if item.kind == "non-persistent buffer" and is_persistent(module, key):
+                    found[id(tensor)] = item._replace(kind="buffer")
+    return [*parameters.values(), *others.values()]
 
 
 def state_of(item: Held, plan: Plan, scope: Scope = ALL) -> tuple[State, str]:
@@ -185,14 +202,16 @@ _OF_BUFFERS: dict[str, State] = {"made": "made", "pending": "recorded", "other":
 
 def is_replaced(item: Held) -> bool:
     """Whether it has memory, where its constructor left a parameter to be written."""
-    left = built(item.module)
-    return not item.tensor.is_meta and left is not None and item.key in left.parameters
+    _, _, module, key = item.places[0]
+    left = built(module)
+    return not item.tensor.is_meta and left is not None and key in left.parameters
 
 
 def is_written(item: Held) -> bool:
     """Whether an operation wrote it since its block ended, or since it took another's place then."""
-    left = built(item.module)
-    before = left.buffers.get(item.key) if left is not None and item.kind != "parameter" else None
+    _, _, module, key = item.places[0]
+    left = built(module)
+    before = left.buffers.get(key) if left is not None and item.kind != "parameter" else None
     if before is not None and storage_id(before.tensor) == storage_id(shard.local(item.tensor)):
         return version_of(before.tensor) != before.version
     return (before is not None or is_replaced(item)) and writes(item.tensor) > 0
@@ -228,4 +247,5 @@ def audit(model: nn.Module, plan: Plan | None = None) -> Audit:
 def audited(item: Held, state: State, note: str = "") -> Audited:
     """What is said of a tensor."""
     elements = 0 if state == "lazy" else item.tensor.numel()
-    return Audited(item.names[0], item.kind, state, elements, item.names[1:], note)
+    name, *tied = item.names
+    return Audited(name, item.kind, state, elements, tuple(tied), note)

@@ -18,6 +18,7 @@ from fastinit.base.text import listing
 from fastinit.base.torch_internals import version_of
 from fastinit.plan.buffers import SMALL, Values
 from fastinit.plan.fit import ALL, Scope
+from fastinit.plan.names import joined, named_modules
 from fastinit.plan.plan import Plan
 from fastinit.record.memories import Memory, is_changed, is_known, memory_of
 from fastinit.record.model_record import ModelRecord
@@ -137,11 +138,11 @@ def check_shared(model: nn.Module, prefix: str = "") -> None:
     """
     replaced: dict[Memory, str] = {}
     recorded: list[tuple[str, Memory]] = []
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         left = _BUILT.get(module)
         for key, found in left.parameters.items() if left is not None else ():
             parameter, memory = module._parameters.get(key), memory_of(found)
-            name = f"{prefix}{path}.{key}" if path else prefix + key
+            name = prefix + joined(path, key)
             if parameter is None or memory is None:
                 continue
             if memory_of(parameter) is memory:

@@ -114,7 +114,7 @@ def fill_missing_(
         raise ValueError("nothing was filled: " + "; ".join(problems))
     wanted = [each for each in found if each.is_wanted and id(each.item.tensor) not in ties]
     place = _place(found) if device is None else device
-    with _tied(model, found, ties):
+    with _tied(found, ties):
         if plan is None and _is_recorded(wanted):
             _fill_recorded(model, wanted, known, scope, place, dtype, progress)
         elif wanted:
@@ -160,7 +160,7 @@ class _Named:
 
     def has(self, item: Held) -> bool:
         """Whether a tensor was not loaded, by any of its names."""
-        return all(name in self.all for name in item.names)
+        return all(p.name in self.all or p.full_name in self.all for p in item.places)
 
     def rows(self, item: Held, scope: Scope) -> list[Run] | None:
         """The rows that were not; None if it is not named with rows."""
@@ -179,7 +179,8 @@ class _Named:
 
     def problems(self, found: Sequence[_Found]) -> list[str]:
         """What it names that the model lacks."""
-        names = [name for each in found for name in each.item.names]
+        places = [place for each in found for place in each.item.places]
+        names = [name for place in places for name in (place.name, place.full_name)]
         idle = self.all.idle(names) + Choice(tuple(self.some)).idle(names)
         idle = [name for name in idle if name.rpartition(".")[2] != _EXTRA_STATE]
         return [f"the model has no {listing('tensor', idle)}"] if idle else []
@@ -267,14 +268,12 @@ def _is_same_memory(one: Tensor, other: Tensor) -> bool:
 
 
 @contextmanager
-def _tied(model: nn.Module, found: Sequence[_Found], ties: Mapping[int, Held]) -> Iterator[None]:
+def _tied(found: Sequence[_Found], ties: Mapping[int, Held]) -> Iterator[None]:
     """Ties parameters, and unties them again if the block fails."""
     done: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
         for item, *_ in found:
-            for name in item.names if id(item.tensor) in ties else ():
-                path, _, key = name.rpartition(".")
-                module = model.get_submodule(path)
+            for _, _, module, key in item.places if id(item.tensor) in ties else ():
                 done.append((module, key, getattr(module, key)))
                 setattr(module, key, ties[id(item.tensor)].tensor)
         yield

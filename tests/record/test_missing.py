@@ -564,6 +564,27 @@ def test_parts_are_filled_as_parts() -> None:
     assert torch.equal(model.bias, torch.stack([kept[0], full.bias[4], kept[2]]))
 
 
+@pytest.mark.parametrize("way", ["in place", "assign"])
+def test_wrapped_models_go_by_names_with_and_without_wrappers(way: str) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    expected, model = whole(), build()
+    for key in ("head", "out", "embed"):
+        setattr(model, key, checkpoint_wrapper(getattr(model, key)))
+    if way == "in place":
+        missing = emptied(model)  # as state_dict has them
+    else:
+        assigned(model)
+        missing = [name for name, p in model.named_parameters(remove_duplicate=False) if p.is_meta]
+        assert any("_checkpoint_wrapped_module" in name for name in missing)
+        missing.append("noise")
+    done = fill_missing_(model, missing)
+    for one, other in zip(model.head.parameters(), expected.head.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert done.tied == {"out.weight": "embed.weight"}
+    assert done.filled[: len(FILLED)] == FILLED
+
+
 def test_public_names() -> None:
     assert fastinit.fill_missing_ is fill_missing_
     assert isinstance(audit(nn.Linear(1, 1)), fastinit.Audit)
