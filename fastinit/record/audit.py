@@ -7,7 +7,9 @@ counts writes; and a buffer can be compared with what its constructor gave. The 
 
 from __future__ import annotations
 
+import json
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fastinit.base import text
+from fastinit.base.ranks import Group, gathered_texts, members
 from fastinit.base.torch_internals import is_persistent, storage_id, version_of
 from fastinit.elements import shards as shard
 from fastinit.plan import groups
@@ -99,6 +102,27 @@ class Audit:
         """Each further name of a tensor, with its first."""
         return {alias: each.name for each in self.tensors for alias in each.tied}
 
+    def all_merge(self, group: Group = None) -> Audit:
+        """What is known on all ranks, the same on each; a collective of one text.
+
+        Where ranks say different things of a tensor, the state is the one that leaves most to do, and
+        the note says which ranks say what: rank 0 may have loaded what others still lack.
+
+        Args:
+            group: a process group or mesh; by default all ranks.
+
+        Raises:
+            RuntimeError: another rank failed (``fastinit.base.ranks``).
+        """
+        mine = json.dumps([list(each) for each in self.tensors])
+        texts = gathered_texts(group, mine, "merging what was audited")
+        said: dict[str, dict[int, Audited]] = {}
+        for rank, told in zip(members(group), texts, strict=True):
+            for name, kind, state, elements, tied, note in json.loads(told):
+                each = Audited(name, kind, state, elements, tuple(tied), note)
+                said.setdefault(name, {})[rank] = each
+        return Audit(tuple(_merged(ranks) for ranks in said.values()))
+
     def __str__(self) -> str:
         states = {each.name: each.state for each in self.tensors}
         sizes = {each.name: each.elements for each in self.tensors}
@@ -112,6 +136,26 @@ class Audit:
         lines = [textwrap.fill(tie, text.WIDTH, subsequent_indent="  ") for tie in ties]
         lines += text.reasons([(each.name, each.note) for each in self.tensors], {})
         return "\n".join([table, *lines])
+
+
+_URGENT: tuple[State, ...] = (
+    *("unwritten", "recorded", "changed", "given", "lazy", "filled", "written", "loaded", "made"),
+)
+"""The states by what they leave to do."""
+
+
+def _merged(of: Mapping[int, Audited]) -> Audited:
+    """What ranks say of one tensor."""
+    by_state: dict[State, list[int]] = {}
+    for rank, each in of.items():
+        by_state.setdefault(each.state, []).append(rank)
+    worst = min(of.values(), key=lambda each: _URGENT.index(each.state))
+    if len(by_state) == 1:
+        return worst
+    said = [
+        f"{state} on {text.listing('rank', list(map(str, r)))}" for state, r in by_state.items()
+    ]
+    return worst._replace(note="; ".join([*said, *([worst.note] if worst.note else [])]))
 
 
 class Place(NamedTuple):

@@ -1,0 +1,105 @@
+"""fill_missing_ on ranks: FSDP2 shards, of which a checkpoint of torch.distributed has a part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from ranks import on_ranks
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from fastinit import audit, deferred, fill_missing_, materialize_
+
+
+class Net(nn.Module):
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.body = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))
+        self.out = nn.Linear(4, 7, bias=False)
+        self.out.weight = self.embed.weight
+        self.register_buffer("table", torch.arange(4.0) / 7, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.body(self.embed(x) * self.table))
+
+
+def sharded() -> Net:
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    with deferred(seed=4):
+        model = Net()
+    fully_shard(model.body, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def check(model: Net, expected: Net, loaded: set[str]) -> None:
+    """What was loaded is 2, all else is the constructor's, and the model runs."""
+    for name, parameter in model.named_parameters():
+        full = parameter.full_tensor()  # type: ignore[attr-defined]
+        wanted = expected.get_parameter(name)
+        assert torch.equal(full, torch.full_like(full, 2.0) if name in loaded else wanted), name
+    assert torch.equal(model.table, expected.table)
+    assert model.out.weight is model.embed.weight
+    assert model(torch.arange(7)).isfinite().all()
+    assert model.out.weight is model.embed.weight
+
+
+@on_ranks(2)
+def test_what_a_distributed_checkpoint_lacks_is_filled(tmp_path: Path) -> None:
+    with deferred(seed=4):
+        expected = materialize_(Net())
+    stored = {"embed.weight": torch.full((7, 4), 2.0), "body.0.weight": torch.full((6, 4), 2.0)}
+    dcp.save(stored, checkpoint_id=tmp_path)
+
+    model = sharded()
+    model.to_empty(device="cpu")
+    model.table.fill_(77)
+    keys = dcp.FileSystemReader(tmp_path).read_metadata().state_dict_metadata
+    state = get_model_state_dict(model)
+    dcp.load({key: state[key] for key in keys}, checkpoint_id=tmp_path)
+    done = fill_missing_(model, [key for key in state if key not in keys])
+    check(model, expected, set(stored))
+    assert done.filled == ["body.0.bias", "body.1.weight", "body.1.bias", "table"]
+    assert done.all_merge() == done
+
+
+@on_ranks(2)
+def test_a_state_dict_that_is_set_in_part_leaves_the_rest_to_fill() -> None:
+    """torch adds the others to the dict, from the model, and says that all keys matched."""
+    with deferred(seed=4):
+        expected = materialize_(Net())
+    whole = {"body.1.weight": torch.full((4, 6), 2.0), "body.1.bias": torch.full((4,), 2.0)}
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    model = sharded()
+    model.to_empty(device="cpu")
+    keys = list(whole)
+    assert not set_model_state_dict(model, whole, options=options).missing_keys
+    done = fill_missing_(model, [name for name in model.state_dict() if name not in keys])
+    check(model, expected, set(keys))
+    assert done.loaded == keys
+
+
+@on_ranks(2)
+def test_ranks_that_know_different_things_say_so() -> None:
+    with deferred(seed=4):
+        model = Net()
+    if torch.distributed.get_rank() == 0:
+        materialize_(model)
+    said = audit(model).all_merge()
+    assert said.names("recorded") == [
+        *("embed.weight", "body.0.weight", "body.0.bias", "body.1.weight", "body.1.bias")
+    ]
+    assert said.tensors[0].note == "filled on rank 0; recorded on rank 1"
+    assert said.names("made") == ["table"]
+    assert all(len(line) <= 80 for line in str(said).splitlines())
