@@ -30,21 +30,31 @@ from fastinit.record.built import built, constructor_plan
 from fastinit.record.memories import is_changed, memory_of
 
 State = Literal[
-    "loaded", "filled", "made", "written", "given", "changed", "recorded", "unwritten", "lazy"
+    "loaded",
+    "filled",
+    "kept",
+    "made",
+    "written",
+    "given",
+    "changed",
+    "recorded",
+    "unwritten",
+    "lazy",
 ]
 
 MEANINGS: dict[State, str] = {
-    "loaded": "not among the missing, which the caller named",
-    "filled": "written by fastinit, and by no operation since",
-    "made": "as its constructor made it, where that is no law",
-    "written": "written by an operation, since fastinit filled it or since its memory was put there",
-    "given": "memory of somebody else, of which nothing tells whether it was written",
-    "changed": "a buffer with other values than its constructor gave",
-    "recorded": "still to be written, and it is known with what",
     "unwritten": "without values, and nobody knows which",
+    "recorded": "still to be written, and it is known with what",
+    "changed": "a buffer with other values than its constructor gave",
+    "given": "memory of somebody else, of which nothing tells whether it was written",
     "lazy": "without a shape until the first forward",
+    "filled": "written by fastinit, and by no operation since",
+    "written": "written by an operation, since fastinit filled it or since its memory was put there",
+    "loaded": "not among the missing, which the caller named",
+    "kept": "filled before, and left by fill_missing_",
+    "made": "as its constructor made it, where that is no law",
 }
-"""What the states of an :class:`Audit` mean."""
+"""What the states of an :class:`Audit` mean, those first that leave most to do."""
 
 Kind = Literal["parameter", "buffer", "non-persistent buffer", "attribute"]
 
@@ -90,7 +100,7 @@ class Audit:
     @property
     def left(self) -> list[str]:
         """What was left as it is, since others made it."""
-        return self.names("made", "given", "changed", "lazy")
+        return self.names("kept", "made", "given", "changed", "lazy")
 
     @property
     def missing(self) -> list[str]:
@@ -138,18 +148,13 @@ class Audit:
         return "\n".join([table, *lines])
 
 
-_URGENT: tuple[State, ...] = (
-    *("unwritten", "recorded", "changed", "given", "lazy", "filled", "written", "loaded", "made"),
-)
-"""The states by what they leave to do."""
-
-
 def _merged(of: Mapping[int, Audited]) -> Audited:
     """What ranks say of one tensor."""
     by_state: dict[State, list[int]] = {}
     for rank, each in of.items():
         by_state.setdefault(each.state, []).append(rank)
-    worst = min(of.values(), key=lambda each: _URGENT.index(each.state))
+    urgent = list(MEANINGS)
+    worst = min(of.values(), key=lambda each: urgent.index(each.state))
     if len(by_state) == 1:
         return worst
     said = [

@@ -357,6 +357,8 @@ def _audit(
             fills = [plan[name] for name in item.in_plan(scope) if name in plan]
             is_given = any(known_values(fill) is not None for fill in fills)
             state = "made" if is_given else "filled"
+        elif state == "filled":
+            state = "kept"
         if rows is not None:
             said = ", ".join(f"{start}:{start + count}" for start, count in rows)
             note = f"rows {said} filled, the others loaded"
