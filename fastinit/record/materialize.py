@@ -103,8 +103,8 @@ def write_recorded_(
     plan = record.plan()
     drawn = [
         own
-        for own in record.cut
-        if own in plan and one_law(plan[own]) is None and plan[own].is_random
+        for own, (_, part) in record.cut.items()
+        if own in plan and one_law(plan[own], part) is None and plan[own].is_random
     ]
     if drawn:
         raise ValueError(
@@ -124,8 +124,8 @@ def write_recorded_(
         if is_given:
             continue
         fill = plan[name]
-        if name in record.cut and (law := one_law(fill)) is not None:
-            full, part = record.cut[name]
+        full, part = record.cut.get(name, (name, None))
+        if part is not None and (law := one_law(fill, part)) is not None:
             entries.append(Entry(full, view_of(made[memory], parameter), law, part))
         elif memory.contents.is_result:
             results.append(memory)

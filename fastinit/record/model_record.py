@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed
 from fastinit.record.memories import Memory, is_changed, is_seen, memory_of
 from fastinit.record.reached import reached
+from fastinit.record.selected import selected_law
 from fastinit.record.streams import name_origins
 
 _SHARDED_LATER = (
@@ -164,7 +166,7 @@ class ModelRecord:
         for own, (name, part) in self.cut.items():
             if own not in plan or not part.numel:
                 continue  # nothing was drawn: other ranks know what it is
-            law = one_law(plan[own])
+            law = one_law(plan[own], part)
             if law is None or fills.setdefault(name, law) != law:
                 unknown.append(own)
         if unknown:
@@ -210,11 +212,15 @@ class ModelRecord:
 MANY = "a part was not filled by one law alone"
 
 
-def one_law(fill: Fill | Computed) -> Fill | None:
-    """The Fill that all of a part was filled by, with numbers of its own; None if it was not."""
-    if isinstance(fill, Fill) and not fill.parts and fill.stream is None:
-        return fill
-    return None
+def one_law(fill: Fill | Computed, part: Part) -> Fill | None:
+    """The Fill that all of a part was filled by, with numbers of its own; None if it was not.
+
+    Or by which the whole was filled, of which the constructor then kept the part.
+    """
+    if isinstance(fill, Computed):
+        is_scaled = fill.scale != 1.0 or not fill.view.is_plain(fill.contents.dtype)
+        return None if is_scaled else selected_law(fill.contents, math.prod(part.shape))
+    return None if fill.parts or fill.stream is not None else fill
 
 
 def _of_parts(parts: tuple[FillPart, ...]) -> Fill:
