@@ -28,6 +28,8 @@ PAGES = {
     "fastinit.recipes": "rules for whole models",
     "fastinit.variance.schedules": "factors of the variance by layer",
     "fastinit.checkpoint": "models straight to disk",
+    "fastinit.checkpoint.dcp": "a plan as a checkpoint of torch.distributed.checkpoint",
+    "fastinit.checkpoint.dcp_writing": "checkpoints of torch.distributed.checkpoint",
     "fastinit.command.models": "models by configuration or name",
     "fastinit.variance.plots": "pictures",
     "fastinit.lightning": "a callback for Lightning",

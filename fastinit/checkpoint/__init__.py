@@ -12,18 +12,16 @@ from fastinit.checkpoint.planning import Layout, layout
 from fastinit.checkpoint.writing import Rates, Written, measure_rates, write
 
 if TYPE_CHECKING:
-    from fastinit.checkpoint.dcp import PlanReader
-    from fastinit.checkpoint.dcp_writing import write_dcp
+    from fastinit.checkpoint.dcp import PlanReader as PlanReader
+    from fastinit.checkpoint.dcp_writing import write_dcp as write_dcp
 
-__all__ = [
+__all__ = [  # and PlanReader and write_dcp, which are imported when they are asked for
     "Layout",
-    "PlanReader",
     "Rates",
     "Written",
     "layout",
     "measure_rates",
     "write",
-    "write_dcp",
 ]
 
 

@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 
 from fastinit.backends import installation
 from fastinit.base import memory, text
-from fastinit.command import devices, faults, models, options, report, timed, trial
+from fastinit.command import devices, faults, job, models, options, report, timed, trial
 from fastinit.plan.parameters import distinct_parameters, held
 from fastinit.plan.plan import Plan
 from fastinit.record.materialize import recorded_plan
@@ -60,6 +60,13 @@ class Dtype(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Format(str, Enum):
+    """Those of a checkpoint."""
+
+    safetensors = "safetensors"
+    dcp = "dcp"
 
 
 Model = Annotated[
@@ -222,50 +229,63 @@ def write_command(
     verify: Annotated[
         bool, typer.Option("--verify", help="Computes every byte of what is there again.")
     ] = False,
+    form: Annotated[
+        Format, typer.Option("--format", help="dcp is torch.distributed.checkpoint's.")
+    ] = Format.safetensors,
 ) -> None:
     """Writes an initialised model to disk as safetensors, for from_pretrained, without holding it.
 
     Run again after it was killed, it keeps the shards that are whole; with --verify, to the last byte.
+    Started by torchrun, its processes share the work; the directory has to be one that all see.
 
     Example: python -m fastinit write llama-2-7b --out llama --dtype bfloat16 --shard-size 5GB
 
     Example: python -m fastinit write llama-3.1-70b --out llama --dtype bfloat16 --dry-run
+
+    Example: torchrun --nproc-per-node 8 -m fastinit write llama-3.1-70b --out llama --dtype bfloat16
     """
+    from fastinit import checkpoint
     from fastinit.checkpoint import safetensors as checkpoint_files
-    from fastinit.checkpoint import writing as checkpoint
 
     options.directory("--out", out)
+    if form is Format.dcp and (verify or dry_run):
+        raise ValueError("--format dcp has neither --verify nor --dry-run")
     limit = checkpoint_files.parse_size(shard_size)
     asked = _Asked(seed, saved, threads)
     started = time.perf_counter()
     model, recipe = asked.planned(model_name, dtype)
     plan = None if saved is None else recipe  # else also what has values already is stored
-    planned = checkpoint.layout(model, plan, shard_size=limit)
-    heading = (
-        f"{type(model).__name__}, {dtype.value}, seed {planned.seed}\n"
-        f"{planned.elements:,} elements, {planned.size / 1e9:.2f} GB\n"
-    )
-    if dry_run:
-        typer.echo(heading)
-        typer.echo(report.shard_table(planned.shards))
-        typer.echo(f"\nplanned in {time.perf_counter() - started:.1f} s; nothing was written")
-        typer.echo(report.rates(checkpoint.measure_rates(planned, out), planned.size))
-        free = memory.free_disk_bytes(out)
-        typer.echo(f"{free / 1e9:.2f} GB are free{', too few' * (free < planned.size)}")
-        return
-    doing = "verifying, writing" if verify else "writing"
-    with timed.shown(doing, planned.size, devices.CPU) as on_progress:
-        written = checkpoint.write(
-            model,
-            out,
-            plan,
-            shard_size=limit,
-            progress=on_progress,
-            overwrite=overwrite,
-            verify=verify,
-        )
-    typer.echo(heading)
-    typer.echo(report.written(written, str(out)))
+    about = f"{type(model).__name__}, {dtype.value}, seed {recipe.seed}"
+    with job.joined() as speaks:
+        if dry_run:
+            if speaks:
+                planned = checkpoint.layout(model, plan, shard_size=limit, no_dist=True)
+                seconds = time.perf_counter() - started
+                rates = checkpoint.measure_rates(planned, out)
+                typer.echo(
+                    report.dry_run(about, planned, seconds, rates, memory.free_disk_bytes(out))
+                )
+            return
+        if form is Format.dcp:
+            started = time.perf_counter()
+            checkpoint.write_dcp(model, out, plan, overwrite=overwrite)
+            if speaks:
+                typer.echo(f"{about}\n\n{report.written_dcp(out, time.perf_counter() - started)}")
+            return
+        doing = "verifying, writing" if verify else "writing"
+        with timed.shown(doing, 1, devices.CPU, speaks) as on_progress:
+            written = checkpoint.write(
+                model,
+                out,
+                plan,
+                shard_size=limit,
+                progress=on_progress,
+                overwrite=overwrite,
+                verify=verify,
+            )
+        if speaks:
+            typer.echo(f"{about}\n{report.size(written.layout)}\n")
+            typer.echo(report.written(written, str(out)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

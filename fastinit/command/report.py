@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
@@ -16,7 +17,8 @@ from fastinit.plan.plan import Plan
 from fastinit.plan.write import Progress
 from fastinit.statistics.tensor import Moments, moments_many
 
-if TYPE_CHECKING:  # it needs a POSIX system
+if TYPE_CHECKING:
+    from fastinit.checkpoint.planning import Layout
     from fastinit.checkpoint.safetensors import Shard
     from fastinit.checkpoint.writing import Rates, Written
 
@@ -101,6 +103,38 @@ def shard_table(shards: Sequence[Shard]) -> str:
     ]
     rows.append(("total", str(totals[0]), text.count(totals[1]), f"{totals[2]:,}"))
     return text.table(rows, "<>>>", total=True)
+
+
+def size(planned: Layout) -> str:
+    """How large a checkpoint is."""
+    return f"{planned.elements:,} elements, {planned.size / 1e9:.2f} GB"
+
+
+def dry_run(about: str, planned: Layout, seconds: float, measured: Rates, free: int) -> str:
+    """What would be written, and for how long.
+
+    Args:
+        about: the model.
+        seconds: that planning took.
+        free: bytes on the disk.
+    """
+    return "\n".join(
+        [
+            f"{about}\n{size(planned)}\n",
+            shard_table(planned.shards),
+            f"\nplanned in {seconds:.1f} s; nothing was written",
+            rates(measured, planned.size),
+            f"{free / 1e9:.2f} GB are free{', too few' * (free < planned.size)}",
+        ]
+    )
+
+
+def written_dcp(directory: Path, seconds: float) -> str:
+    """What is there of a checkpoint of DCP."""
+    sizes = [path.stat().st_size for path in directory.glob("*.distcp")]
+    files, total = text.counted("file", len(sizes)), sum(sizes)
+    took = f"{_duration(seconds)}: {total / seconds / 1e9:.2f} GB/s"
+    return f"{directory}: {files} and .metadata, {total:,} bytes written in {took}"
 
 
 def rates(measured: Rates, size: int) -> str:

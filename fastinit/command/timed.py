@@ -86,15 +86,20 @@ def initialised(
 
 
 @contextmanager
-def shown(name: str, elements: int, device: torch.device) -> Iterator[OnProgress | None]:
+def shown(
+    name: str, elements: int, device: torch.device, speaks: bool = True
+) -> Iterator[OnProgress | None]:
     """A progress bar on stderr; None, so that work goes in one piece, if that is no terminal.
 
     A GPU's work is not cut up for it.
+
+    Args:
+        speaks: whether this process is the one to show it.
     """
     console = Console(stderr=True)
     # rich takes FORCE_COLOR for a terminal, and would leave what moves a cursor in a file.
     is_terminal = sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal
-    if not is_terminal or device.type != "cpu":
+    if not (is_terminal and speaks) or device.type != "cpu":
         yield None
         return
     columns = (TextColumn("{task.description:26}"), BarColumn(), TimeElapsedColumn())
