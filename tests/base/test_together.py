@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import RankFailed, Ranks, on_ranks, pool
+from ranks import TIMEOUT, RankFailed, Ranks, on_ranks, pool
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fastinit.base import ranks as group_of
@@ -125,7 +125,7 @@ def test_an_error_on_one_rank_is_one_on_all(failing: list[int], asking: bool) ->
         own = f"ValueError: no, said {rank}" + "!" * 500
         expected = own if rank in failing else f"RanksError: {heard}" if failing else ""
         assert said[rank] == expected
-    assert time.monotonic() - start < group_of.PATIENCE
+    assert time.monotonic() - start < TIMEOUT / 4
     assert pool(4).run(message, body, [], True) == [""] * 4
 
 
@@ -186,7 +186,7 @@ def test_those_who_wait_elsewhere_hear_it_when_the_process_ends() -> None:
         said = ranks.answers(within_a_collective_of_its_own, 0.3)
     heard = "RanksError: rank 2 failed: ValueError: a bad batch"
     assert said == [(True, heard), (True, heard), (False, "its process ended")]
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < TIMEOUT / 4
 
 
 def one_is_killed(where: str) -> str:
@@ -217,7 +217,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_clear_message(where: str, size:
     doing = "the end of the pass" if where == "the model's own collective" else "layer 2"
     heard = f"RanksLost: in {doing}, ranks lost each other: one of them has ended"
     assert all(good and answer.startswith(heard) for good, answer in said), said
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < TIMEOUT / 4
 
 
 # --- the pool itself -----------------------------------------------------------------------------

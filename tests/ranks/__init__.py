@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import warm
 
-TIMEOUT = 100.0  # seconds for one call: far more than any takes
+TIMEOUT = 300.0  # seconds, of one call and of torch's collectives: far more than any takes
 GRACE = 5.0  # for the other ranks, when one has failed
 
 Function = TypeVar("Function", bound=Callable[..., Any])
