@@ -46,14 +46,15 @@ class Begun:
 def is_changed(layer: Layer, begun: Begun, output: Any, out: Tensor) -> bool:
     """Whether hooks made something else of a layer than its forward is.
 
-    One that gives its output back as it is, or brings a DTensor into another layout, does not.
+    One that gives its output back as it is does not, nor do torch's own, which bring a DTensor into
+    another layout.
     """
     if begun.weight is not None and not tensors.local(layer.scaled).equal(
         tensors.local(begun.weight)
     ):
         return True
     if begun.raw is None:
-        return False
+        return shard.is_dtensor(begun.gave)  # of partial sums, of which nothing can be compared
     if begun.gave is not output or out.is_inference() or version(out) != begun.version:
         return True
     return not moments(out).raw.equal(begun.raw)
@@ -61,9 +62,9 @@ def is_changed(layer: Layer, begun: Begun, output: Any, out: Tensor) -> bool:
 
 def raw_moments(out: Any) -> Tensor | None:
     """float64 [7]; None of what is no plain floating-point tensor."""
-    if not isinstance(out, Tensor) or out.dtype not in laws.DTYPES or shard.is_dtensor(out):
+    if not isinstance(out, Tensor) or out.dtype not in laws.DTYPES or tensors.unreadable(out):
         return None
-    return None if tensors.unreadable(out) else moments(out).raw
+    return moments(tensors.local(out)).raw
 
 
 def buffers_of(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:

@@ -27,7 +27,13 @@ from fastinit.variance.layers import Layer, projections
 from fastinit.variance.lsuv_begun import Begun, buffers_of, is_changed, raw_moments, version
 from fastinit.variance.lsuv_passes import Passes, Scaling
 from fastinit.variance.lsuv_ranks import Seen
-from fastinit.variance.lsuv_shards import Sharded, lays_out, part_of, unbuilt_moments
+from fastinit.variance.lsuv_shards import (
+    Sharded,
+    laid_out_first,
+    lays_out,
+    part_of,
+    unbuilt_moments,
+)
 from fastinit.variance.lsuv_strategies import (
     Activated,
     Affine,
@@ -112,6 +118,7 @@ class Hooks:
                 if others and not internals.global_hooks():
                     note = partial(self._note, layer)
                     yield Uncopied(module.register_forward_hook(note, prepend=True))
+                    laid_out_first(module)
             if layer.name in self.sharded:
                 noted = self.sharded[layer.name].note
                 yield Uncopied(module.register_forward_hook(noted, prepend=True))

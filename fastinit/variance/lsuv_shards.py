@@ -8,6 +8,7 @@ make a local tensor of it: of the whole output or of a part. So both are looked 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -142,3 +143,11 @@ def unbuilt_moments(
 def lays_out(hook: Any) -> bool:
     """Whether a hook is torch's own, to gather parameters, or to bring tensors into another layout."""
     return str(getattr(hook, "__module__", "")).startswith("torch.distributed.")
+
+
+def laid_out_first(module: nn.Module) -> None:
+    """Of a module's forward hooks, torch's own that stand before others' run before ours as well."""
+    others = list(module._forward_hooks.items())[1:]
+    leading = [key for key, _ in takewhile(lambda item: lays_out(item[1]), others)]
+    for key in reversed(leading):
+        module._forward_hooks.move_to_end(key, last=False)  # type: ignore[attr-defined]

@@ -184,6 +184,37 @@ def test_a_head_that_is_not_built(layout: str) -> None:
         torch.testing.assert_close(model(rows), plain(rows))
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("place", ["0", "2"])
+@on_ranks(WORLD)
+def test_hooks_of_layers_whose_output_is_laid_out_anew(place: str, when: str) -> None:
+    """One that changes the output is part of the layer, one that leaves it alone is not."""
+    plain, x = net(), data()
+
+    def split(model: nn.Module) -> nn.Module:
+        return tp(model, mesh_of(4), ColwiseParallel(), RowwiseParallel())
+
+    def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        return out.clamp(max=0.9)
+
+    for seen in (hook, lambda *_: None):
+        ours, theirs = copy.deepcopy(plain), copy.deepcopy(plain)
+        theirs.get_submodule(place).register_forward_hook(seen)
+        if when == "after":
+            ours = split(ours)
+        ours.get_submodule(place).register_forward_hook(seen)
+        if when == "before":
+            if place == "2" and seen is hook:
+                continue  # of partial sums, it would be another function
+            ours = split(ours)
+        got = fastinit.lsuv_(ours, x, tol=1e-3, verify=True)
+        expected = fastinit.lsuv_(theirs, x, tol=1e-3, verify=True)
+        for one, other in zip(got.layers, expected.layers, strict=True):
+            assert one.std == pytest.approx(other.std, rel=1e-3)
+        if when == "after":
+            same(got, expected)
+
+
 # --- larger than all memory together -------------------------------------------------------------
 
 
