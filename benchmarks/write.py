@@ -3,6 +3,8 @@
 The plain write is of as many bytes, which are in memory already: 32 MiB, again and again, past the page
 cache, then fsync. It is what the disk can do. The same through the page cache, which is what most
 programs do, is shown too. Contenders take turns, and each removes its files before the next begins.
+
+With ``--ranks 1 2 4`` the contenders are numbers of processes that write one checkpoint together.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import mmap
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -59,6 +62,72 @@ def write_checkpoint(source: str, dtype: str, folder: Path, shard_size: str) -> 
     shutil.rmtree(folder / "checkpoint")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+_RANK = """
+import json, sys
+import torch
+from fastinit import checkpoint
+from fastinit.command import job, models
+
+source, dtype, directory, shard_size, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+model = models.build(source, getattr(torch, dtype))
+with job.joined() as speaks:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    done = checkpoint.write(model, directory, shard_size=shard_size)
+    if speaks:
+        print(json.dumps({"seconds": done.seconds, "bytes": done.bytes}))
+"""
+
+
+def write_by_ranks(
+    source: str, dtype: str, folder: Path, shard_size: str, ranks: int
+) -> dict[str, Any]:
+    """A checkpoint, by so many processes, which share this machine's threads."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    said = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    arguments = [source, dtype, str(folder / "checkpoint"), shard_size, str(threads)]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _RANK, *arguments],
+            env={**os.environ, **said, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    printed = [child.communicate()[0] for child in children]
+    assert not any(child.returncode for child in children)
+    shutil.rmtree(folder / "checkpoint")
+    found: dict[str, Any] = json.loads(printed[0].splitlines()[-1])
+    return found
+
+
+def measure_ranks(
+    source: str, dtype: str, folder: Path, shard_size: str, rounds: int, counts: list[int]
+) -> list[dict[str, Any]]:
+    """A record for each number of ranks; they take turns."""
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(rounds):
+        for count in counts:
+            done = write_by_ranks(source, dtype, folder, shard_size, count)
+            seconds[count].append(done["seconds"])
+    about = {"model": source, "dtype": dtype, "shard size": shard_size, "bytes": done["bytes"]}
+    return [
+        {
+            **about,
+            "ranks": count,
+            "seconds": statistics.median(some),
+            "fastest": min(some),
+            "slowest": max(some),
+            "load average": os.getloadavg()[0],
+        }
+        for count, some in seconds.items()
+    ]
 
 
 def write_plain(folder: Path, size: int, flags: int) -> float:
@@ -127,10 +196,31 @@ def main() -> None:
         "--dir", type=Path, default=Path("."), help="on the disk to be measured (.)"
     )
     parser.add_argument("--out", type=Path, help="a JSON file for the record; by default none")
+    parser.add_argument("--ranks", type=int, nargs="*", help="processes that write together")
     options = parser.parse_args()
 
     about = machine()
     print(f"{about['cpu']}, {about['cores']} threads, torch {torch.__version__}")
+    if options.ranks:
+        with tempfile.TemporaryDirectory(prefix=".fastinit-", dir=options.dir) as folder:
+            found = measure_ranks(
+                options.model,
+                options.dtype,
+                Path(folder),
+                options.shard_size,
+                options.rounds,
+                options.ranks,
+            )
+        rows = [["ranks", "seconds", "fastest", "slowest", "GB/s"]]
+        for one in found:
+            times = [f"{one[key]:.2f}" for key in ("seconds", "fastest", "slowest")]
+            rows.append([str(one["ranks"]), *times, f"{one['bytes'] / one['seconds'] / 1e9:.2f}"])
+        print(f"{options.model}, {options.dtype}: {found[0]['bytes'] / 1e9:.2f} GB\n")
+        print(table(rows, ">>>>>"))
+        if options.out:
+            document = {"machine": about, "write by ranks": found}
+            options.out.write_text(json.dumps(document, indent=1) + "\n")
+        return
     with tempfile.TemporaryDirectory(prefix=".fastinit-", dir=options.dir) as folder:
         record = measure(
             options.model, options.dtype, Path(folder), options.shard_size, options.rounds
