@@ -7,11 +7,13 @@ pass. Where torch has a public way that does, that is taken.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -47,6 +49,10 @@ without_dispatch: Callable[[], AbstractContextManager[object]] = _disable_curren
 """Within the block no dispatch mode is in force. Without it, what a mode does would be shown to it."""
 
 
+function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+"""How many torch function modes are in force. Without it, the user's would not be shown a call."""
+
+
 def without_modes() -> AbstractContextManager[object]:
     """:data:`without_dispatch` where there is a mode, for what is called often."""
     return without_dispatch() if dispatch_modes() else nullcontext()
@@ -55,6 +61,21 @@ def without_modes() -> AbstractContextManager[object]:
 def paused(mode: TorchDispatchMode) -> AbstractContextManager[object]:
     """Within the block a mode is out of force, if it is the innermost. Without it, all is slower."""
     return _pop_mode_temporarily() if _get_current_dispatch_mode() is mode else nullcontext()
+
+
+def without_python() -> AbstractContextManager[object]:
+    """Within the block nothing of Python is dispatched to, as :data:`without_dispatch`, in a tenth of
+    the time; wrapper subclasses do not work in it. Without it, registering a parameter takes longer."""
+    return torch._C._DisableTorchDispatch()
+
+
+def called_as_it_is(mode: type[TorchDispatchMode]) -> type[TorchDispatchMode]:
+    """A mode whose ``__torch_dispatch__`` is called without what keeps dynamo from compiling it.
+
+    Dynamo compiles nothing while a mode is in force. Without it, all that is recorded takes longer.
+    """
+    mode.__torch_dispatch__ = inspect.unwrap(mode.__torch_dispatch__)  # type: ignore[method-assign]
+    return mode
 
 
 def without_functions() -> AbstractContextManager[object]:
@@ -75,22 +96,24 @@ plain_dispatch = Tensor.__torch_dispatch__
 # --- operators -----------------------------------------------------------------------------------
 
 
+@cache
 def operator_name(func: Any) -> str:
     """As in ``aten::normal_``, without namespace and overload. Without it, a write is not recognised."""
     return str(func.overloadpacket.__name__)
 
 
-def schema_arguments(func: Any) -> Sequence[Any]:
+@cache
+def schema_arguments(func: Any) -> tuple[Any, ...]:
     """What an operator takes, and which of it it writes; nothing of one of higher order, which has no
     schema. Without it, writes go unseen."""
     schema = getattr(func, "_schema", None)
-    return schema.arguments if schema is not None else ()
+    return tuple(schema.arguments) if schema is not None else ()
 
 
-def schema_returns(func: Any) -> Sequence[Any]:
+@cache
+def schema_returns(func: Any) -> tuple[Any, ...]:
     """What an operator gives. Without it, views and numbers read from a parameter go unseen."""
-    returns: Sequence[Any] = func._schema.returns
-    return returns
+    return tuple(func._schema.returns)
 
 
 def is_written(argument: Any) -> bool:

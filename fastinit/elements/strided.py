@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class Strided(NamedTuple):
     @classmethod
     def run(cls, start: int, count: int) -> Strided:
         """Consecutive elements, merged."""
-        return cls(start, (count,), (1,)).merged()
+        return _run(start, count)
 
     @property
     def numel(self) -> int:
@@ -121,7 +122,16 @@ class Strided(NamedTuple):
         >>> Strided(3, (2, 1, 4), (4, 9, 1)).merged()
         Strided(offset=3, sizes=(8,), strides=(1,))
         """
+        if len(self.sizes) == 1 and self.sizes[0] != 1:
+            return self
         return _of_dims(self.offset, _merged(zip(self.sizes, self.strides)))
+
+    @classmethod
+    def merged_of(cls, tensor: Tensor) -> Strided:
+        """:meth:`of`, merged."""
+        if tensor.is_contiguous() and tensor.numel():
+            return cls.run(int(tensor.storage_offset()), tensor.numel())
+        return cls.of(tensor).merged()
 
     def in_memory_order(self) -> Strided:
         """The same elements in the order of their addresses, merged; of one dimension at least.
@@ -292,6 +302,12 @@ class Strided(NamedTuple):
                     return None
                 dim -= 1
         return Strided(self.offset, tuple(sizes), strides)
+
+
+@lru_cache(maxsize=4096)
+def _run(start: int, count: int) -> Strided:
+    # Asked for at each write of a model, whose parameters are of few sizes.
+    return Strided(start, (), ()) if count == 1 else Strided(start, (count,), (1,))
 
 
 class Piece(NamedTuple):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -74,7 +73,7 @@ class View(NamedTuple):
 
     def is_plain(self, dtype: torch.dtype) -> bool:
         """Whether it is a view of elements of this dtype as they are."""
-        return self.dtype == dtype and not self.is_conj and not self.is_neg
+        return self.dtype is dtype and not self.is_conj and not self.is_neg
 
 
 class Own(NamedTuple):
@@ -132,7 +131,7 @@ class Made(NamedTuple):
     """The result's view of that memory. Real kernels may lay out results otherwise."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Contents:
     """What memory of ``numel`` elements of ``dtype`` holds.
 
@@ -145,6 +144,7 @@ class Contents:
     device: torch.device
     base: Tensor | Made | None = None
     writes: tuple[Filled | Call, ...] = ()
+    _sources: frozenset[Source] | None = field(default=None, init=False)
 
     @classmethod
     def of_data(cls, tensor: Tensor) -> Contents:
@@ -166,9 +166,16 @@ class Contents:
         """Whether nothing was written."""
         return self.base is None and not self.writes
 
-    @cached_property
+    @property
     def sources(self) -> frozenset[Source]:
         """The sources of all random numbers in it."""
+        if self._sources is None:
+            object.__setattr__(self, "_sources", self._found_sources())
+        return self._sources or _NONE
+
+    def _found_sources(self) -> frozenset[Source]:
+        if not self.writes and self.base is None:
+            return _NONE
         found: set[Source] = set()
         for write in self.writes:
             if isinstance(write, Call):
@@ -223,8 +230,8 @@ class Contents:
     ) -> Contents:
         """The contents after a Fill over a region: merged, or of the shape of a whole tensor."""
         filled = Filled(region, fill, origin if fill.is_random else None, shape)
-        if region.merged() == self.whole:
-            return replace(self, base=None, writes=(filled,))
+        if region == self.whole or region.merged() == self.whole:
+            return Contents(self.numel, self.dtype, self.device, writes=(filled,))
         writes = self.writes
         if self.fills is not None and shape is None:
             writes = tuple(w for w in writes if w.region != region)  # type: ignore[union-attr]
@@ -294,6 +301,9 @@ class Contents:
                 ]
                 waiting += [(other, False) for other in reversed(read) if id(other) not in found]
         return list(found.values())
+
+
+_NONE: frozenset[Source] = frozenset()
 
 
 def covers(regions: Sequence[Strided], numel: int) -> bool:

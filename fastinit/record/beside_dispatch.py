@@ -7,7 +7,7 @@ would make on meta because a recorded tensor is there is made where that will be
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -41,7 +41,9 @@ class BesideDispatch(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        memory = _memory_among(args) or _memory_among(tuple(kwargs.values()))
+        if func in _ABOUT_SHAPES:
+            return func(*args, **kwargs)
+        memory = _memory_among(args) or (_memory_among(kwargs.values()) if kwargs else None)
         if memory is None:
             return func(*args, **kwargs)
         before = self.recording.place
@@ -61,16 +63,28 @@ class BesideDispatch(TorchFunctionMode):
             self.recording.place, self.recording.is_autocast = before, False
 
 
-def _memory_among(arguments: tuple[Any, ...]) -> Memory | None:
+def _memory_among(arguments: Iterable[Any]) -> Memory | None:
     """The record of the first argument that has one, those that are away before others."""
     first = None
     for argument in arguments:
-        for item in argument if type(argument) in (list, tuple) else (argument,):
+        kind = type(argument)
+        for item in argument if kind is list or kind is tuple else (argument,):
             if isinstance(item, Tensor) and (memory := memory_of(item)) is not None:
                 if memory.is_away:
                     return memory
                 first = first or memory
     return first
+
+
+_ABOUT_SHAPES = frozenset(
+    [
+        *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "ndim", "layout")),
+        *(getattr(Tensor, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")),
+        *(Tensor.dim, Tensor.size, Tensor.stride, Tensor.numel, Tensor.is_contiguous),
+        *(Tensor.is_floating_point, Tensor.is_complex, Tensor.element_size, Tensor.__len__),
+    ]
+)
+"""Functions that tell the same of a tensor on meta, and make none."""
 
 
 _Instead = Callable[[Recording, Any, tuple[Any, ...], dict[str, Any]], Any]

@@ -21,6 +21,7 @@ from fastinit.base.torch_internals import (
     version_of,
     without_dispatch,
     without_functions,
+    without_python,
 )
 from fastinit.record.beside_dispatch import BesideDispatch
 from fastinit.record.built import note_built
@@ -76,9 +77,11 @@ def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
     modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def on_registration(module: nn.Module, name: str, param: nn.Parameter) -> None:
-        if threading.get_ident() == _thread and _is_plain(param):
-            modules.add(module)
-            with without_dispatch(), without_functions():
+        if threading.get_ident() != _thread:
+            return
+        with without_python(), without_functions():
+            if _is_plain(param):
+                modules.add(module)
                 recording.to_meta(param).is_parameter = True
 
     def on_buffer(module: nn.Module, name: str, buffer: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from fastinit.base.torch_internals import is_in_transform, version_of
 from fastinit.elements.strided import Strided
+from fastinit.plan.fill import Fill
 from fastinit.plan.history import Contents, Origin, Source
 
 META = torch.device("meta")
@@ -30,6 +31,11 @@ class Memory:
         kin: the sources of the memories that it was computed from.
     """
 
+    __slots__ = (
+        *("__weakref__", "_drawn", "_read", "_storages", "block", "contents", "is_away"),
+        *("is_parameter", "kin", "seed", "source", "versions"),
+    )
+
     def __init__(
         self,
         contents: Contents,
@@ -40,10 +46,10 @@ class Memory:
     ) -> None:
         self.contents, self.seed, self.is_away = contents, seed, is_away
         self.source = Source()
-        self.kin = kin | {self.source}
+        self.kin = kin | {self.source} if kin else frozenset((self.source,))
         self.versions: dict[int, int] = {}
         """Of tensors that are to be written, by id, as the block left them."""
-        self._storages: list[weakref.ref[torch.UntypedStorage]] = []
+        self._storages: tuple[weakref.ref[torch.UntypedStorage], ...] = ()
         self.block: Collection[Memory] = ()
         """All that were recorded with it."""
         self.is_parameter = False
@@ -74,13 +80,18 @@ class Memory:
             self.source = Source()  # others, that nobody has seen
             self.kin |= {self.source}
             self._drawn, self._read = [], []
-        before = [draw for other, draw in self._read if other.meets(region)]
-        draw = max(before) + 1 if before else 0
+        read = [draw for other, draw in self._read if other.meets(region)]
+        draw = max(read) + 1 if read else 0
         if region == self.contents.whole:
             self._drawn.clear()
         self._drawn.append((region, draw))
         is_own = not by_index and region != self.contents.whole
         return Origin(self.source, f"[{region.text}]" if is_own else "", draw)
+
+    def filled(self, region: Strided, fill: Fill) -> Contents:
+        """The contents after a Fill of values over a region, merged."""
+        origin = self.origin(region, True) if fill.is_random else None
+        return self.contents.filled(region, fill, origin)
 
     @property
     def is_read(self) -> bool:
@@ -115,8 +126,8 @@ def record(tensor: Tensor, memory: Memory) -> None:
     # Values that are known may be this very storage, which must not keep itself alive.
     own = isinstance(known, Tensor) and known.untyped_storage() is storage
     setattr(storage, _RECORD, weakref.ref(memory) if own else memory)
-    if not any(storage is other for other in memory.storages):
-        memory._storages.append(weakref.ref(storage))
+    if all(ref() is not storage for ref in memory._storages):
+        memory._storages = (*memory._storages, weakref.ref(storage))
 
 
 def forget(tensor: Tensor) -> None:
@@ -126,14 +137,21 @@ def forget(tensor: Tensor) -> None:
 
 def has_memory(tensor: Tensor) -> bool:
     """Whether a tensor is a view of a storage, and nothing else."""
-    if type(tensor) is not Tensor:
-        if not isinstance(tensor, (nn.Parameter, nn.Buffer)):
-            return False
-        if is_lazy(tensor):
-            return False
-    if tensor.layout is not torch.strided or tensor.is_quantized:
+    kind = type(tensor)
+    is_simple = kind is Tensor or kind is nn.Parameter
+    if not is_simple and (not isinstance(tensor, (nn.Parameter, nn.Buffer)) or is_lazy(tensor)):
+        return False
+    if tensor.layout is not _STRIDED or tensor.is_quantized:
         return False
     return not is_in_transform(tensor)
+
+
+_STRIDED = torch.strided
+
+
+def is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether its elements are those of its memory, of a dtype, as they are."""
+    return tensor.dtype is dtype and not tensor.is_conj() and not tensor.is_neg()
 
 
 def storage_numel(tensor: Tensor) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastinit.base import torch_internals as internals
@@ -22,6 +21,7 @@ from fastinit.record.results import compute, elsewhere, made_new
 from fastinit.record.writes import write
 
 
+@internals.called_as_it_is
 class Recorder(internals.TorchDispatchMode):
     """The dispatch mode. What it records outlives it, since models are written later."""
 
@@ -39,27 +39,27 @@ class Recorder(internals.TorchDispatchMode):
         kwargs = kwargs or {}
         if not self.recording.keeps_generators:
             args, kwargs = operations.without_generators(args, kwargs)
+        draws = self.recording.draws(func, args, kwargs)
         if operations.makes_new(func):
-            return made_new(self.recording, func, args, kwargs)
+            return made_new(self.recording, func, args, kwargs, draws)
         if self.recording.place is not None and kwargs.get("device") == META:
             kwargs = {
                 **kwargs,
                 "device": self.recording.place,
             }  # of what is on meta only as it is recorded
-        tensors = [t for t in internals.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        found = [memory for t in tensors if (memory := memory_of(t)) is not None]
-        if not found and not self.recording.draws(func, args, kwargs):
+        tensors = operations.tensors_of(args, kwargs)
+        if not draws and all(memory_of(tensor) is None for tensor in tensors):
             return func(*args, **kwargs)
-        if torch.Tag.inplace_view in func.tags:
+        if operations.is_reshaping(func):
             return self._reshaped(func, args, kwargs)
         func = operations.honest(func, args)
         if written := operations.written(func, args, kwargs):
-            return write(self.recording, func, args, kwargs, written, tensors)
+            return write(self.recording, func, args, kwargs, written, tensors, draws)
         if operations.is_view(func):
             return func(*args, **kwargs)
-        if operations.is_conversion(func) and found[0].is_away:
+        if operations.is_conversion(func) and are_away(tensors):
             return elsewhere(self.recording, args[0], kwargs)
-        return compute(self.recording, func, args, kwargs, tensors)
+        return compute(self.recording, func, args, kwargs, tensors, draws)
 
     def _reshaped(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Another shape of the tensor itself: ``t_``, ``squeeze_``, ``resize_``, ``set_``."""

@@ -81,13 +81,21 @@ class Recording:
         memory.promise()
         if tensor.is_meta:
             return memory
-        storage = next((s for s in memory.storages if s.device == META), None)
-        if storage is None:
-            contents = memory.contents
-            whole = torch.empty(contents.numel, dtype=contents.dtype, device=META)
-            self.keep(whole, memory)
-            storage = whole.untyped_storage()
         if tensor.is_leaf and tensor.grad is not None:
             self.to_meta(tensor.grad)
-        exchange(tensor, empty_on(storage, tensor).requires_grad_(tensor.requires_grad))
+        exchange(tensor, self._on_meta(tensor, memory).requires_grad_(tensor.requires_grad))
         return memory
+
+    def _on_meta(self, tensor: Tensor, memory: Memory) -> Tensor:
+        """A tensor like one that is not on meta, of the storage there that takes its storage's place."""
+        numel, dtype = memory.contents.numel, memory.contents.dtype
+        storage = next((s for s in memory.storages if s.device == META), None)
+        if storage is not None:
+            return empty_on(storage, tensor)
+        if tensor.dtype is dtype and tensor.is_contiguous() and tensor.numel() == numel:
+            whole = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=META)
+            record(whole, memory)
+            return whole
+        whole = torch.empty(numel, dtype=dtype, device=META)
+        record(whole, memory)
+        return empty_on(whole.untyped_storage(), tensor)

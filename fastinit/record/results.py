@@ -28,8 +28,14 @@ from fastinit.record.values import look, of_known_values, run_on_meta
 aten = torch.ops.aten
 
 
-def made_new(recording: Recording, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A tensor whose values do not come from others; like one that is away, it is a real one."""
+def made_new(
+    recording: Recording, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], draws: bool
+) -> Any:
+    """A tensor whose values do not come from others; like one that is away, it is a real one.
+
+    Args:
+        draws: whether they are numbers of the streams.
+    """
     like = args[0] if args and isinstance(args[0], Tensor) else None
     memory = memory_of(like) if like is not None else None
     place = recording.place if kwargs.get("device") == META else None
@@ -41,10 +47,10 @@ def made_new(recording: Recording, func: Any, args: tuple[Any, ...], kwargs: dic
     contents = Contents(storage_numel(out), out.dtype, place or out.device)
     if "empty" in internals.operator_name(func):
         recording.keep(out, Memory(contents, recording.seed, is_away=out.is_meta))
-    elif (drawn := recording.draws(func, args, kwargs)) or out.is_meta:
+    elif draws or out.is_meta:
         memory = recording.keep(out, Memory(contents, recording.seed, is_away=out.is_meta))
         fill = operations.fill_of_new(func, args, out)
-        origin = memory.origin(contents.whole, fill is not None) if drawn else None
+        origin = memory.origin(contents.whole, fill is not None) if draws else None
         if fill is not None:
             memory.contents = contents.filled(contents.whole, fill, origin)
         else:
@@ -59,8 +65,14 @@ def compute(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     tensors: list[Tensor],
+    draws: bool,
 ) -> Any:
-    draws = recording.draws(func, args, kwargs)
+    """Runs an operation, and records its results.
+
+    Args:
+        tensors: all that it takes.
+        draws: whether it draws numbers of the streams.
+    """
     is_away = are_away(tensors)
     args = operations.with_indices(func, args, is_known)
     if operations.shows_values(func, args):
@@ -110,7 +122,7 @@ def elsewhere(recording: Recording, source: Tensor, kwargs: dict[str, Any]) -> T
     """A copy of another dtype, or for another device, of what has no values."""
     device = kwargs.get("device")
     out: Tensor = compute(
-        recording, aten._to_copy.default, (source,), {**kwargs, "device": None}, [source]
+        recording, aten._to_copy.default, (source,), {**kwargs, "device": None}, [source], False
     )
     made = memory_of(out)
     if device is not None and made is not None:

@@ -16,15 +16,28 @@ import torch
 from torch import Tensor, nn
 
 from fastinit import init
-from fastinit.base.torch_internals import without_dispatch, without_functions
+from fastinit.base.torch_internals import (
+    dispatch_modes,
+    function_modes,
+    without_dispatch,
+    without_functions,
+)
 from fastinit.elements.strided import Strided
 from fastinit.plan.distributions import PARAMETERS
 from fastinit.plan.fill import Fill
 from fastinit.plan.history import View
 from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.record.calls import call_of
-from fastinit.record.memories import META, Memory, has_memory, known_contents, memory_of
+from fastinit.record.memories import (
+    META,
+    Memory,
+    has_memory,
+    is_plain,
+    known_contents,
+    memory_of,
+)
 from fastinit.record.recording import Recording
+from fastinit.record.torch_operations import law_fill
 
 _FUNCTIONS: dict[Callable[..., Any], str] = {
     getattr(module, f"{name}_"): name
@@ -34,6 +47,15 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
 } | {nn.init.trunc_normal_: "truncated_normal"}
 """What is recorded, and the distribution that it writes."""
 
+_LAWS = tuple(
+    getattr(nn.init, f"{name}_")
+    for name in (
+        *("uniform", "normal", "constant", "ones", "zeros"),
+        *("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"),
+    )
+)
+"""What would be recorded as the operation that it ends in, but is asked for most often."""
+
 
 def _recorded(*args: Any, **kwargs: Any) -> Any:
     # Runs with the globals of the function whose code this replaces.
@@ -41,8 +63,8 @@ def _recorded(*args: Any, **kwargs: Any) -> Any:
 
     from fastinit.record.torch_functions import call_recorded
 
-    frame = sys._getframe()
-    return call_recorded(frame.f_globals["__name__"], frame.f_code.co_name, args, kwargs)
+    # A frame in a variable of its own would keep the arguments alive.
+    return call_recorded(globals()["__name__"], sys._getframe().f_code.co_name, args, kwargs)
 
 
 class _Recordings(threading.local):
@@ -55,7 +77,7 @@ class _Recordings(threading.local):
 _recordings = _Recordings()
 _lock = threading.Lock()
 _in_force = 0
-_originals: dict[tuple[str, str], tuple[Callable[..., Any], str]] = {}
+_originals: dict[tuple[str, str], tuple[Callable[..., Any], str | None]] = {}
 
 
 @contextmanager
@@ -75,7 +97,7 @@ def _count(more: int) -> None:
     global _in_force
     with _lock:
         before, _in_force = _in_force, _in_force + more
-        for function, distribution in _FUNCTIONS.items() if before == 0 else ():
+        for function in (*_FUNCTIONS, *_LAWS) if before == 0 else ():
             untouched = types.FunctionType(
                 function.__code__,
                 function.__globals__,
@@ -83,9 +105,10 @@ def _count(more: int) -> None:
                 function.__defaults__,
             )
             untouched.__kwdefaults__ = function.__kwdefaults__
-            _originals[function.__module__, function.__name__] = untouched, distribution
+            its = untouched, _FUNCTIONS.get(function)
+            _originals[function.__module__, function.__name__] = its
             function.__code__ = _recorded.__code__.replace(co_name=function.__name__)
-        for function in _FUNCTIONS if _in_force == 0 else ():
+        for function in (*_FUNCTIONS, *_LAWS) if _in_force == 0 else ():
             original, _ = _originals[function.__module__, function.__name__]
             function.__code__ = original.__code__
 
@@ -93,6 +116,10 @@ def _count(more: int) -> None:
 def call_recorded(module: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A call of one of the functions above, while they are recorded."""
     original, distribution = _originals[module, name]
+    if distribution is None:
+        tensor = args[0] if args else kwargs.get("tensor")
+        is_written = _recordings.stack and _law_is_recorded(tensor, original, args, kwargs)
+        return tensor if is_written else original(*args, **kwargs)
     code = original.__code__
     given = dict(zip(code.co_varnames[: code.co_argcount], args)) | kwargs
     tensor = given.pop("tensor", None)
@@ -129,3 +156,76 @@ def call_recorded(module: str, name: str, args: tuple[Any, ...], kwargs: dict[st
     if memory.is_away:
         memory.promise()
     return tensor
+
+
+def _law_is_recorded(
+    tensor: Any, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Records what a function writes, if it is a law over all of a parameter without values.
+
+    In a fraction of the time in which the operation that it ends in would be recorded. Whatever is
+    unusual is left to that, and other modes are shown what they would be.
+    """
+    if function_modes() != 1 or dispatch_modes() != 1:
+        return False
+    recording = _recordings.stack[-1]
+    with without_functions():
+        memory = memory_of(tensor) if type(tensor) in (Tensor, nn.Parameter) else None
+        if memory is None or not memory.is_away or not tensor.is_floating_point():
+            return False
+        whole = memory.contents.whole
+        is_whole = is_plain(tensor, memory.contents.dtype) and Strided.merged_of(tensor) == whole
+        if not is_whole or not tensor.numel() or recording.generator(args, kwargs) is not None:
+            return False
+        asked = _Asked(tuple(tensor.shape))
+        try:
+            if args:
+                original(asked, *args[1:], **kwargs)
+            else:
+                original(**{**kwargs, "tensor": asked})
+        except (AttributeError, TypeError):  # it asks for more: the operation tells
+            return False
+    if asked.law is None:
+        return False
+    memory.contents = memory.filled(whole, law_fill(*asked.law))
+    memory.versions.clear()
+    memory.promise()
+    return True
+
+
+class _Asked:
+    """What a function of torch.nn.init asks of its tensor, and the law that it writes.
+
+    Args:
+        shape: of the tensor.
+    """
+
+    __slots__ = ("law", "shape")
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.law: tuple[Any, ...] | None = None
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def size(self, dim: int) -> int:
+        return self.shape[dim]
+
+    def uniform_(self, a: float = 0.0, b: float = 1.0, *, generator: None = None) -> _Asked:
+        return self._written("uniform", a, b)
+
+    def normal_(self, mean: float = 0.0, std: float = 1.0, *, generator: None = None) -> _Asked:
+        return self._written("normal", mean, std)
+
+    def fill_(self, value: float) -> _Asked:
+        return self._written("constant", value)
+
+    def zero_(self) -> _Asked:
+        return self._written("constant", 0.0)
+
+    def _written(self, name: str, *numbers: float) -> _Asked:
+        if any(type(number) not in (int, float) for number in numbers):
+            raise TypeError(f"{name} of {numbers}")
+        self.law = (name, *map(float, numbers))
+        return self

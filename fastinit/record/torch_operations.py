@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastinit.base import torch_internals as internals
 from fastinit.base.number import FLOAT32_MAX, FLOAT32_MIN
@@ -17,6 +17,7 @@ from fastinit.plan.steps import Step, steps_of
 from fastinit.stream import laws
 
 
+@cache
 def makes_new(func: Any) -> bool:
     """Whether an operation makes a tensor of values that it takes from no other."""
     if internals.operator_name(func) not in _NEW:
@@ -27,6 +28,13 @@ def makes_new(func: Any) -> bool:
     )
 
 
+@cache
+def is_reshaping(func: Any) -> bool:
+    """Whether an operation changes of what shape its argument itself is, or of what storage."""
+    return torch.Tag.inplace_view in func.tags
+
+
+@cache
 def is_random(func: Any) -> bool:
     """Whether an operation draws random numbers."""
     return torch.Tag.nondeterministic_seeded in func.tags
@@ -43,7 +51,7 @@ def is_of_any_dtype(func: Any) -> bool:
 def generator_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Generator | None:
     """The generator that an operation was given."""
     for argument in (*args, *kwargs.values()):
-        if isinstance(argument, torch.Generator):
+        if type(argument) is torch.Generator:
             return argument
     return None
 
@@ -94,11 +102,12 @@ def honest(func: Any, args: tuple[Any, ...]) -> Any:
 
     The schema of ``native_batch_norm`` leaves out that it writes the running statistics.
     """
-    if func is torch.ops.aten.native_batch_norm.default and args[3] is not None:
+    if func is _BATCH_NORM and args[3] is not None:
         return internals.honest_batch_norm
     return func
 
 
+@cache
 def overwrites(func: Any) -> bool:
     """Whether what an operation writes has nothing to do with what was there."""
     is_out = any(a.is_out for a in internals.schema_arguments(func))
@@ -137,11 +146,15 @@ def returned(func: Any, written: list[Tensor], results: Sequence[Any] = ()) -> A
     Args:
         results: what it returned when it was run on others.
     """
-    targets = iter(written)
-    out = []
-    for index, given in enumerate(internals.schema_returns(func)):
-        out.append(next(targets) if given.alias_info is not None else results[index])
+    targets, ours = iter(written), _gives_written(func)
+    out = [next(targets) if its else results[index] for index, its in enumerate(ours)]
     return tuple(out) if len(out) > 1 else (out[0] if out else None)
+
+
+@cache
+def _gives_written(func: Any) -> list[bool]:
+    """Of each thing that an operation returns, whether it is what it wrote."""
+    return [given.alias_info is not None for given in internals.schema_returns(func)]
 
 
 _KINDS = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "randperm")
@@ -190,31 +203,41 @@ def fill_of(
         args: the tensor that is written, of any shape and a floating-point dtype, and more.
         is_known: whether a tensor's values are there, and were not drawn.
     """
-    given = arguments(func, args, kwargs)
     name = internals.operator_name(func)
-    if func is torch.ops.fastinit.fill_.default:
+    if name not in _FILLS:
+        return None
+    given = arguments(func, args, kwargs)
+    if func is _OURS:
         if given["seed"] is not None or given["strides"] is not None:
             return None
         law = laws.Law(given["kind"], *given["parameters"])
-        return Fill(law.name, law.arguments)
-    if not (args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
+        return law_fill(law.name, *law.arguments)
+    if not args[0].is_floating_point():
         return None
     if name == "zero_":
-        return Fill.constant(0.0)
+        return law_fill("constant", 0.0)
     if name == "fill_":
         value = given["value"]
         if isinstance(value, Tensor):
             if not is_known(value):
                 return None
             value = value.item()
-        return Fill.constant(float(value))  # torch writes True as 1
-    if generator_of(args, kwargs) is not None:
+        return law_fill("constant", float(value))  # torch writes True as 1
+    if given["generator"] is not None:
         return None
     if name == "normal_":
-        return Fill.normal(given["mean"], given["std"])
-    if name == "uniform_":
-        return Fill.uniform(given["from"], given["to"])
-    return None
+        return law_fill("normal", given["mean"], given["std"])
+    return law_fill("uniform", given["from"], given["to"])
+
+
+@lru_cache(maxsize=4096)
+def law_fill(name: str, *numbers: float) -> Fill:
+    """The Fill of a law. A model is initialised with few of them, each asked for many times."""
+    return Fill(name, numbers)
+
+
+_OURS, _BATCH_NORM = torch.ops.fastinit.fill_.default, torch.ops.aten.native_batch_norm.default
+_FILLS = frozenset(("zero_", "fill_", "normal_", "uniform_"))
 
 
 def affine_of(
@@ -286,22 +309,46 @@ def _then(steps: tuple[Step, ...], fill: Fill) -> Fill | None:
 
 def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """An operation's arguments by the names of its schema, defaults included."""
-    given = {
-        a.name: a.default_value for a in internals.schema_arguments(func) if a.has_default_value()
-    }
-    given.update((a.name, value) for a, value in zip(internals.schema_arguments(func), args))
-    return {**given, **kwargs}
+    names, defaults = _names_and_defaults(func)
+    return {**defaults, **dict(zip(names, args)), **kwargs}
+
+
+@cache
+def _names_and_defaults(func: Any) -> tuple[list[str], dict[str, Any]]:
+    taken = internals.schema_arguments(func)
+    defaults = {a.name: a.default_value for a in taken if a.has_default_value()}
+    return [a.name for a in taken], defaults
 
 
 def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an operation writes, in the order of its schema; those of lists one by one."""
-    given = arguments(func, args, kwargs)
-    found = []
-    for argument in internals.schema_arguments(func):
-        if internals.is_written(argument):
-            value = given.get(argument.name)
-            found += [v for v in (value if isinstance(value, list) else [value]) if v is not None]
+    found: list[Any] = []
+    for place, name in _written(func):
+        value = args[place] if place < len(args) else kwargs.get(name)
+        found += value if isinstance(value, list) else [value]
     return [t for t in found if isinstance(t, Tensor)]
+
+
+@cache
+def _written(func: Any) -> list[tuple[int, str]]:
+    """Place and name of each argument that an operation writes."""
+    taken = enumerate(internals.schema_arguments(func))
+    return [(place, a.name) for place, a in taken if internals.is_written(a)]
+
+
+def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among an operation's arguments, out of lists."""
+    found = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        kind = type(value)
+        if kind is Tensor or kind is nn.Parameter:
+            found.append(value)
+        elif kind not in _NO_TENSORS:
+            found += [leaf for leaf in internals.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return found
+
+
+_NO_TENSORS = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device))
 
 
 def is_conversion(func: Any) -> bool:
@@ -309,6 +356,7 @@ def is_conversion(func: Any) -> bool:
     return internals.operator_name(func) == "_to_copy"
 
 
+@cache
 def is_view(func: Any) -> bool:
     """Whether an operation gives a tensor that shares memory with what it takes, and writes none."""
     returns = internals.schema_returns(func)

@@ -10,8 +10,7 @@ from torch import Tensor
 from fastinit.base import torch_internals as internals
 from fastinit.plan.history import View
 from fastinit.plan.replay import known_values_of
-from fastinit.record import torch_operations as operations
-from fastinit.record.memories import META, forget, is_known, memory_of
+from fastinit.record.memories import META, forget, memory_of
 from fastinit.record.recording import Recording
 from fastinit.record.refused import HINT, line
 
@@ -71,11 +70,8 @@ def run_on_meta(
     func: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    writes: bool = False,
 ) -> Any:
     """Runs an operation without values, for its checks and the shapes of what it gives."""
-    if writes and operations.fill_of(func, args, kwargs, is_known) is not None:
-        return None  # nothing to learn from it
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": META}
     on_meta = internals.tree_map_only(Tensor, _to_meta, (args, kwargs))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastinit.base import torch_internals as internals
 from fastinit.elements.strided import Strided
+from fastinit.plan.fill import Fill
 from fastinit.plan.history import Call, Contents, Made, Origin, Own, Snapshot, Source, View
 from fastinit.record import torch_operations as operations
 from fastinit.record.calls import after_copy, call_of
@@ -37,50 +38,55 @@ def write(
     kwargs: dict[str, Any],
     written: list[Tensor],
     tensors: list[Tensor],
+    draws: bool,
 ) -> Any:
     """Runs an operation that writes, and records what it does to the memories of what it writes.
 
     Args:
         written: what it writes.
         tensors: all its tensors.
+        draws: whether it draws numbers of the streams.
     """
-    draws = recording.draws(func, args, kwargs)
-    known = [memory_of(target) for target in written]
     sources = [t for t in tensors if not any(t is w for w in written) and memory_of(t) is not None]
     is_away = are_away(tensors)
     is_plain = not is_away and not draws and not any(map(is_random, sources))
-    if is_plain and all(memory is None for memory in known):
+    if is_plain and all(memory_of(target) is None for target in written):
         return func(*args, **kwargs)
     if is_away and not draws and operations.is_random(func):
         return _drawn_at_once(recording, func, args, kwargs, written)
-    for target, memory in zip(written, known):
-        if not has_memory(target):
-            raise recording.refusals.refuse(
-                f"{func} at {{line}} writes a tensor of {type(target)}: {HINT}"
-            )
-        if memory is None:
-            recording.keep(target, Memory(known_contents(target), recording.seed))
-    memories = [memory for t in written if (memory := memory_of(t)) is not None]
+    memories = [memory_of(target) or _known(recording, func, target) for target in written]
     if len(written) > 1:
-        return _write_several(recording, func, args, kwargs, written, memories, is_away)
+        return _write_several(recording, func, args, kwargs, written, memories, is_away, draws)
     (target,), (memory,) = written, memories
+    fill = operations.fill_of(func, args, kwargs, is_known)
     if is_away:
-        run_on_meta(recording, func, args, kwargs, writes=True)
-        after = _after(recording, memory, func, args, kwargs, target, is_away)
+        if fill is None:  # otherwise there is nothing to learn from it
+            run_on_meta(recording, func, args, kwargs)
+        after = _after(recording, memory, func, args, kwargs, target, is_away, draws, fill)
         out = operations.returned(func, written)
     else:
         whole = Strided.of(target).merged() == memory.contents.whole
         if is_plain and (memory.contents.is_unwritten or (whole and operations.overwrites(func))):
             forget(target)  # values that no chance had a part in are there to be looked at
             return func(*args, **kwargs)
-        after = _after(recording, memory, func, args, kwargs, target, is_away)
+        after = _after(recording, memory, func, args, kwargs, target, is_away, draws, fill)
         out = func(*args, **kwargs)
     memory.contents = after
-    memory.kin = memory.kin.union(*(m.kin for t in sources if (m := memory_of(t)) is not None))
+    for source in sources:
+        memory.kin |= its.kin if (its := memory_of(source)) is not None else frozenset()
     memory.versions.clear()
     if is_away:
         memory.promise()
     return out
+
+
+def _known(recording: Recording, func: Any, target: Tensor) -> Memory:
+    """The record, from now on, of a tensor of known values that is written."""
+    if not has_memory(target):
+        raise recording.refusals.refuse(
+            f"{func} at {{line}} writes a tensor of {type(target)}: {HINT}"
+        )
+    return recording.keep(target, Memory(known_contents(target), recording.seed))
 
 
 def _after(
@@ -91,15 +97,18 @@ def _after(
     kwargs: dict[str, Any],
     target: Tensor,
     is_away: bool,
+    draws: bool,
+    fill: Fill | None,
 ) -> Contents:
-    """The contents after a write."""
-    contents, view = memory.contents, View.of(target)
-    region = view.where.merged()
-    draws = recording.draws(func, args, kwargs)
+    """The contents after a write.
+
+    Args:
+        fill: that it writes, if it writes one.
+    """
+    contents, view, region = memory.contents, View.of(target), Strided.merged_of(target)
     if view.is_plain(contents.dtype) and args and target is args[0]:
-        if (fill := operations.fill_of(func, args, kwargs, is_known)) is not None:
-            origin = memory.origin(region, True) if fill.is_random else None
-            return contents.filled(region, fill, origin)
+        if fill is not None:
+            return memory.filled(region, fill)
         mirrors = not memory.is_read
         change = operations.change_of(func, args, kwargs, is_known, mirrors)
         moved = contents.mapped(region, change) if change is not None else None
@@ -131,9 +140,9 @@ def _write_several(
     written: list[Tensor],
     memories: list[Memory],
     is_away: bool,
+    draws: bool,
 ) -> Any:
     """A write of several tensors: recorded as what it gives for copies of them."""
-    draws = recording.draws(func, args, kwargs)
     call = call_of(recording, operations.OutOfPlace(func), args, kwargs, None, is_away)
     if draws:
         call = call._replace(origin=Origin(Source()))
@@ -181,4 +190,5 @@ def _drawn_at_once(
     with internals.without_dispatch():
         values = torch.empty(target.shape, dtype=target.dtype, device=place)
         func(values, *args[1:], **kwargs)
-    return write(recording, aten.copy_.default, (target, values), {}, [target], [target, values])
+    both = [target, values]
+    return write(recording, aten.copy_.default, (target, values), {}, [target], both, False)

@@ -1,6 +1,7 @@
 """A test for each of torch's private names, with what it is used for: a torch without it fails here."""
 
 import gc
+import sys
 import weakref
 from hashlib import blake2b
 from typing import Any
@@ -362,3 +363,37 @@ def test_buffers_that_are_not_persistent_are_told_from_others() -> None:
     module.register_buffer("lost", torch.zeros(1), persistent=False)
     assert list(module.state_dict()) == ["kept"]
     assert [internals.is_persistent(module, key) for key in ("kept", "lost")] == [True, False]
+
+
+def test_without_python() -> None:
+    x = torch.zeros(2)
+    with Seen() as mode:
+        with internals.without_python():
+            x.add_(1)
+        assert mode.functions == []
+        x.add_(1)
+    assert mode.functions == [aten.add_.Tensor]
+
+
+def test_a_mode_is_called_as_it_is() -> None:
+    class Told(Seen):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.caller = sys._getframe(1).f_code.co_filename
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    for kind, is_within in ((internals.called_as_it_is(Told), False), (Seen, True)):
+        assert ("__wrapped__" in vars(kind.__torch_dispatch__)) is is_within
+    with Told() as mode:
+        torch.zeros(2).add_(1)
+    assert mode.caller == __file__
+
+
+def test_function_modes_are_counted() -> None:
+    class Asked(TorchFunctionMode):
+        pass
+
+    assert internals.function_modes() == 0
+    with Asked(), Asked():
+        assert internals.function_modes() == 2
