@@ -1,5 +1,5 @@
 // What runs a kernel's threads on the CPU, as fibers or as OS threads. It knows no kernel: one object
-// serves all the programs that tests/backends/test_cuda_text.py builds with the same sanitizer.
+// serves all the programs that tests/backends/test_cuda_text.py builds, whatever their sanitizer.
 #include "cuda_on_cpu.h"
 
 #include <stdio.h>
@@ -131,7 +131,7 @@ void meet(bool warp, uint32_t mask, int line) {
     lock.unlock();
     swapcontext(&lanes[me].fiber, &block->scheduler);
   } else {
-    group.met.notify_all();
+    if (all) group.met.notify_all();
     const auto released = [&] { return lanes[me].line[warp] == 0; };
     if (!group.met.wait_for(lock, std::chrono::minutes(1), released)) diverged(line);
   }

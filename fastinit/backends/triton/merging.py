@@ -101,7 +101,7 @@ def merge_parts(
     none = (result + task) * 0.0
     none = none.to(tl.float64)
     fields = (none, none, none, none + float("inf"), none + float("-inf"), none, none)
-    for i in range(SEQUENCE):
+    for i in range(tl.minimum(chunks, SEQUENCE)):
         chunk = task * SEQUENCE + i
         mask = (result < results) & (chunk < chunks)
         some = load_fields(parts, width, result * apart + chunk * chunk_apart, mask)
