@@ -10,11 +10,11 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.modules.activation
+from torch_init import FUNCTIONS
 
 from fastinit import init, patching
 
 TORCH = dict(vars(torch.nn.init))
-SWAPPED = list(torch.nn.init.__all__)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def transformers(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     return table
 
 
-@pytest.mark.parametrize("name", SWAPPED)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_is_swapped(name: str) -> None:
     with patching.patched():
         assert getattr(torch.nn.init, name) is getattr(init, name)
@@ -115,7 +115,7 @@ def test_transformers_is_not_imported_by_us() -> None:
         assert ("transformers" in sys.modules) == loaded
 
 
-@pytest.mark.parametrize("name", SWAPPED)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_signatures_extend_torchs(name: str) -> None:
     ours = inspect.signature(getattr(init, name)).parameters
     theirs = inspect.signature(getattr(torch.nn.init, name)).parameters

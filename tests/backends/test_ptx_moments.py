@@ -244,7 +244,8 @@ def mistake(
 
 SYNC = "  __syncthreads();\n"
 MISTAKES = {
-    "no mistake": Mistake((), (*values(torch.float32), TASKS, PARTS), ""),
+    "no mistake": Mistake((), ("two chunks", TASKS), ""),
+    "no mistake, in all": Mistake((), (*values(torch.float32), TASKS, PARTS), ""),
     "contraction is allowed": Mistake(
         (), (), r"\.f64 .*unknown instruction", flags=("--fmad=true",)
     ),
