@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import importlib
 import inspect
 import os
 import pickle
@@ -180,6 +181,8 @@ def _grow(address: str, path: list[str]) -> None:
 
     import fastinit  # noqa: F401
 
+    for name in os.environ.get("RANKS_IMPORT", "").split():  # what takes long, once for all ranks
+        importlib.import_module(name)
     order = Client(address)
     while True:
         try:
@@ -223,7 +226,5 @@ def _be(rank: int, size: int, store: str, address: str) -> None:
 
 
 def _found(module: str, name: str) -> Callable[..., Any]:
-    import importlib
-
     found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     return inspect.unwrap(found)

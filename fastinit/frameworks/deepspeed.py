@@ -1,0 +1,64 @@
+"""DeepSpeed's ZeRO stage 3: what its ranks hold of a model's parameters.
+
+Each rank has a flat range of every parameter, ceil(elements / ranks) of them, in a tensor that the
+parameter keeps (``ds_tensor``); the parameter itself is empty meanwhile. Nothing is communicated.
+
+Stages 1 and 2 cut no parameters, but copies that the optimizer makes of them: write the model before
+``deepspeed.initialize``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastinit.elements.part import Part
+from fastinit.plan.fit import Held
+from fastinit.plan.parameters import distinct_parameters
+
+
+def parts(model: nn.Module) -> dict[str, list[Held]]:
+    """What this rank holds of each parameter, for ``parts=`` (:meth:`fastinit.Plan.apply_`).
+
+    Args:
+        model: built within ``deepspeed.zero.Init``, or given to it, and not to ``deepspeed.initialize``
+            yet.
+
+    Returns:
+        By the parameters' names; those that ZeRO does not keep are left out, and so are whole.
+
+    Raises:
+        RuntimeError: the model was given to ``deepspeed.initialize``, whose optimizer has made copies of
+            the parameters; or parameters are gathered.
+        NotImplementedError: parameters in a quantized form, on disk, or cut a second time (ZeRO++).
+    """
+    found = {}
+    for names, module, parameter in distinct_parameters(model):
+        if hasattr(parameter, "ds_id"):
+            found[names[0]] = [_held(names[0], module, parameter)]
+    return found
+
+
+def _held(name: str, module: nn.Module, parameter: nn.Parameter) -> Held:
+    if hasattr(parameter, "_z3_optimizer"):
+        raise RuntimeError(
+            f"{name} has copies in the optimizer, which what is written now would not reach; write the "
+            f"model before deepspeed.initialize"
+        )
+    status = parameter.ds_status.name  # type: ignore[attr-defined]
+    if status != "NOT_AVAILABLE":
+        raise RuntimeError(
+            f"{name} is gathered ({status}); within deepspeed.zero.GatheredParameters(parameters, "
+            f"modifier_rank=0) it is whole and needs no parts"
+        )
+    kept: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+    second = parameter.ds_secondary_tensor  # type: ignore[attr-defined]
+    if second is not None or hasattr(kept, "ds_quant_scale"):
+        raise NotImplementedError(f"{name} is quantized, or is cut a second time (ZeRO++)")
+    if kept.status.name != "AVAILABLE":  # type: ignore[attr-defined]
+        raise NotImplementedError(f"{name} is on disk ({kept.status.name})")  # type: ignore[attr-defined]
+    shape = tuple(parameter.ds_shape)  # type: ignore[attr-defined]
+    size = int(kept.ds_numel)  # type: ignore[attr-defined]
+    numel = int(parameter.ds_numel)  # type: ignore[attr-defined]
+    first = min(size * int(parameter.ds_zero_partition_rank), numel)  # type: ignore[attr-defined]
+    length = min(size, numel - first)  # the last ones are padded
+    return Held(kept[:length], Part(shape, flat=(first, length), name=name), module)
