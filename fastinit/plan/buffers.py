@@ -134,7 +134,7 @@ def check_buffers(
                 lost.append(place.name)
             else:
                 places.append((place, content))
-        elif content is not None and not _holds(place, content, seed):
+        elif content is not None and not _holds(place, content, seed, exactly=mode == "restore"):
             if mode == "restore" and _shape(content) == _full_shape(place):
                 places.append((place, content))
             else:
@@ -196,12 +196,12 @@ def compared(
     place = _Place("", {}, "", buffer, part)
     if isinstance(known, Pending):
         there, known = _usable(known.there), known.computed
-        if there is not None and _holds(place, there, seed):
+        if there is not None and _holds(place, there, seed, exactly=True):
             return "pending"
     content = _usable(known)
     if content is None or buffer.is_meta:
         return None
-    return "made" if _holds(place, content, seed) else "other"
+    return "made" if _holds(place, content, seed, exactly=True) else "other"
 
 
 def _places(model: nn.Module, scope: Scope) -> Iterator[_Place]:
@@ -241,25 +241,25 @@ def _write(buffer: Tensor, known: Values | Computed, seed: int, part: Part | Non
             buffer.copy_(known.tensor)
 
 
-def _holds(place: _Place, known: Values | Computed, seed: int) -> bool:
-    """Whether a buffer has the values that it had, apart from rounding."""
+def _holds(place: _Place, known: Values | Computed, seed: int, *, exactly: bool = False) -> bool:
+    """Whether a buffer has the values that it had, of its dtype; by default apart from rounding."""
     buffer, shape = place.tensor, _full_shape(place)
     if _shape(known) != shape:
         return False
     full = torch.empty(shape, dtype=buffer.dtype, device=shard.local(buffer).device)
     _write(full, known, seed)
     if place.part is None and not shard.is_dtensor(buffer):
-        return _close(buffer.detach(), full)
+        return _close(buffer.detach(), full, exactly)
     pieces = shard.pieces(buffer, place.name, place.part)
-    return all(_close(piece.tensor, piece.which.on(full)) for piece in pieces)
+    return all(_close(piece.tensor, piece.which.on(full), exactly) for piece in pieces)
 
 
-def _close(tensor: Tensor, values: Tensor) -> bool:
+def _close(tensor: Tensor, values: Tensor, exactly: bool) -> bool:
     if not (values.is_floating_point() or values.is_complex()):
         return torch.equal(tensor, values)
     wide = torch.complex128 if values.is_complex() else torch.float64
     tensor, values = tensor.cpu().to(wide), values.cpu().to(wide)
     size = values.abs()
     largest = size[size.isfinite()].amax() if bool(size.isfinite().any()) else 0.0
-    reach = _TOLERANCE * float(largest)
+    reach = 0.0 if exactly else _TOLERANCE * float(largest)
     return torch.allclose(tensor, values, rtol=0.0, atol=reach, equal_nan=True)

@@ -254,7 +254,7 @@ class Plan(Mapping[str, Fill | Computed]):
                 in which the parameters are then written; the values are the same.
             buffers: of those that are not as the constructor made them (to 2^-7 of their largest
                 element, as dtypes and devices may differ): "check" is an error that names them,
-                "restore" writes what it put there, "keep" leaves all buffers alone.
+                "restore" writes exactly what it put there, "keep" leaves all buffers alone.
 
         Raises:
             ValueError: a parameter on meta without a ``device``, or one of another ``dtype`` that has

@@ -74,19 +74,19 @@ def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
     if _thread is not None:
         raise RuntimeError("deferred() is already in force")
     recording = Recording(seed, keep_generators)
-    modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    modules: dict[int, weakref.ref[nn.Module]] = {}
 
     def on_registration(module: nn.Module, name: str, param: nn.Parameter) -> None:
         if threading.get_ident() != _thread:
             return
         with without_python(), without_functions():
             if _is_plain(param):
-                modules.add(module)
+                modules[id(module)] = weakref.ref(module)
                 recording.to_meta(param).is_parameter = True
 
     def on_buffer(module: nn.Module, name: str, buffer: Tensor) -> None:
         if threading.get_ident() == _thread:
-            modules.add(module)
+            modules[id(module)] = weakref.ref(module)
 
     _thread = threading.get_ident()
     with ExitStack() as stack:
@@ -97,7 +97,7 @@ def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
         stack.enter_context(_recorded(recording))
         yield
     with without_dispatch(), without_functions():
-        note_built(modules)
+        note_built(module for ref in modules.values() if (module := ref()) is not None)
     _note_versions(recording)
 
 

@@ -33,7 +33,18 @@ class Built(NamedTuple):
     """Those with values."""
 
 
-_BUILT: weakref.WeakKeyDictionary[nn.Module, Built] = weakref.WeakKeyDictionary()
+_BUILT: dict[int, tuple[weakref.ref[nn.Module], Built]] = {}
+"""By the ``id`` of each module, as modules may be equal to others, or not be hashable."""
+
+
+def _keep(module: nn.Module, built: Built) -> None:
+    key = id(module)
+
+    def gone(ref: weakref.ref[nn.Module]) -> None:
+        if key in _BUILT and _BUILT[key][0] is ref:  # no other module has its place by now
+            del _BUILT[key]
+
+    _BUILT[key] = weakref.ref(module, gone), built
 
 
 def note_built(modules: Iterable[nn.Module]) -> None:
@@ -50,23 +61,25 @@ def note_built(modules: Iterable[nn.Module]) -> None:
             if not buffer.is_inference():
                 buffers[key] = Values(buffer.detach(), version_of(buffer))
         if parameters or buffers:
-            _BUILT[module] = Built(parameters, buffers)
+            _keep(module, Built(parameters, buffers))
 
 
 def built(module: nn.Module) -> Built | None:
     """What is remembered of a module that a block built."""
-    return _BUILT.get(module)
+    found = _BUILT.get(id(module))
+    return found[1] if found is not None and found[0]() is module else None
 
 
 def forget(model: nn.Module) -> None:
     """As a model is written, only small buffers of known values are remembered of it any more."""
     for module in model.modules():
-        if (left := _BUILT.pop(module, None)) is None:
+        if (left := built(module)) is None:
             continue
+        del _BUILT[id(module)]
         kept = {key: its for key, its in left.buffers.items() if is_known(its.tensor)}
         kept = {key: its for key, its in kept.items() if its.tensor.numel() < SMALL}
         if kept:
-            _BUILT[module] = Built({}, kept)
+            _keep(module, Built({}, kept))
 
 
 def constructor_plan(model: nn.Module, scope: Scope = ALL) -> Plan | None:
@@ -79,7 +92,7 @@ def constructor_plan(model: nn.Module, scope: Scope = ALL) -> Plan | None:
         ValueError: as :func:`fastinit.recorded_plan`, for parts recorded with different seeds and what
             is scripted.
     """
-    if not any(module in _BUILT for module in model.modules()):
+    if all(built(module) is None for module in model.modules()):
         return None
     with _as_built(model):
         return ModelRecord(model, scope).whole_plan(model)
@@ -108,7 +121,7 @@ def _as_built(model: nn.Module) -> Iterator[None]:
 
     try:
         for module in model.modules():
-            left = _BUILT.get(module, Built({}, {}))
+            left = built(module) or Built({}, {})
             for key, tensor in list(module._parameters.items()):
                 if tensor is not None and (found := left.parameters.get(key)) is not None:
                     put(module._parameters, key, found if is_usable(found) else None)
@@ -139,7 +152,7 @@ def check_shared(model: nn.Module, prefix: str = "") -> None:
     replaced: dict[Memory, str] = {}
     recorded: list[tuple[str, Memory]] = []
     for path, module in named_modules(model):
-        left = _BUILT.get(module)
+        left = built(module)
         for key, found in left.parameters.items() if left is not None else ():
             parameter, memory = module._parameters.get(key), memory_of(found)
             name = prefix + joined(path, key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -394,6 +396,54 @@ def test_a_copy_has_the_numbers_of_what_was_loaded_elsewhere() -> None:
     fill_missing_(model, assigned(model))
     assert torch.equal(model.copy, whole().embed.weight)
     assert torch.equal(model.copy[1], torch.zeros(3))  # the padding row
+
+
+def test_a_buffer_that_is_nearly_as_it_was_is_put_back() -> None:
+    """Rotary frequencies end in small numbers; an allocator may give the same memory again, in part."""
+    model = build()
+    model.table = model.table.clone()
+    model.table[1] += 1e-6
+    assert audit(model).names("changed") == ["table"]
+    fill_missing_(model, assigned(model))
+    assert torch.equal(model.table, whole().table)
+
+
+def test_modules_that_are_equal_or_have_no_hash_are_told_apart() -> None:
+    @dataclasses.dataclass(unsafe_hash=True)
+    class Same(nn.Module):
+        size: int = dataclasses.field(compare=True)
+
+        def __post_init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(self.size) * next(scales))
+
+    class NoHash(nn.Module):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+    scales = iter((1.0, 10.0))
+    with deferred():
+        one, other = Same(64), Same(64)
+        NoHash()
+    assert one == other
+    for module in (one, other):
+        module.to_empty(device="cpu")
+        fill_missing_(module, ["weight"])
+    assert other.weight.std() > 5 * one.weight.std()
+
+
+def test_what_was_built_is_forgotten_with_its_module() -> None:
+    from fastinit.record import built
+
+    before = len(built._BUILT)
+    model = build()
+    assert len(built._BUILT) > before
+    del model
+    gc.collect()
+    assert len(built._BUILT) == before
 
 
 def test_extra_state_is_of_no_tensor() -> None:
