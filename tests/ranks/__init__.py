@@ -182,7 +182,8 @@ def _grow(address: str, path: list[str]) -> None:
     import fastinit  # noqa: F401
 
     for name in os.environ.get("RANKS_IMPORT", "").split():  # what takes long, once for all ranks
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # which a rank that needs it will tell
+            importlib.import_module(name)
     order = Client(address)
     while True:
         try:
