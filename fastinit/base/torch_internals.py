@@ -372,6 +372,15 @@ def fsdp1_flats(model: torch.nn.Module) -> list[FlatParameter]:
     return found
 
 
+def class_before_fsdp2(module: torch.nn.Module) -> type[torch.nn.Module]:
+    """A module's class, without what ``fully_shard`` and ``replicate`` put before it."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not isinstance(module, fsdp.FSDPModule):
+        return type(module)
+    kinds = (k for k in type(module).__mro__ if not issubclass(k, fsdp.FSDPModule))
+    return next(kind for kind in kinds if issubclass(kind, torch.nn.Module))
+
+
 def shard_placements() -> tuple[type[Shard], type[_StridedShard]]:
     """Those that cut: Shard, and that of FSDP2 over tensor parallelism, refused without it."""
     from torch.distributed.tensor.placement_types import Shard, _StridedShard

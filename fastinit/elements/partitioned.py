@@ -107,6 +107,20 @@ def _megatron(tensor: Tensor) -> Mark | None:
     )
 
 
+def _spmd_types(tensor: Tensor) -> Mark | None:
+    """spmd_types, torchtitan's default backend: a plain tensor that varies (V) over axes of a mesh."""
+    types = getattr(tensor, "_local_type", None)
+    if not isinstance(types, dict) or not any(
+        getattr(t, "name", "") == "V" for t in types.values()
+    ):
+        return None
+    return Mark(
+        f"is one rank's part of a parameter that spmd_types has split (shape {tuple(tensor.shape)})",
+        "write it after fully_shard has made a DTensor of it, or before it is split",
+        True,
+    )
+
+
 def _tensor_parallel_ranks() -> int:
     """The number of ranks over which Megatron splits; all ranks, where it does not say."""
     state = sys.modules.get("megatron.core.parallel_state")
@@ -121,4 +135,9 @@ def _ranks() -> int:
     return dist.get_world_size() if dist is not None and distributed else 1
 
 
-_KEPT_BY: tuple[Callable[[Tensor], Mark | None], ...] = (_fsdp1, _zero3, _megatron)
+_KEPT_BY: tuple[Callable[[Tensor], Mark | None], ...] = (
+    _fsdp1,
+    _zero3,
+    _megatron,
+    _spmd_types,
+)

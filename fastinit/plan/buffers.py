@@ -232,7 +232,9 @@ def _full_shape(place: _Place) -> tuple[int, ...]:
 
 
 def _write(buffer: Tensor, known: Values | Computed, seed: int, part: Part | None = None) -> None:
-    if part is not None or shard.is_dtensor(buffer):
+    if _is_sum(buffer):
+        _write_sum(buffer, known, seed)
+    elif part is not None or shard.is_dtensor(buffer):
         shard.write_whole_(buffer, lambda full: _write(full, known, seed), part)
     elif isinstance(known, Computed):
         known.write_(buffer, seed)
@@ -241,11 +243,28 @@ def _write(buffer: Tensor, known: Values | Computed, seed: int, part: Part | Non
             buffer.copy_(known.tensor)
 
 
+def _is_sum(buffer: Tensor) -> bool:
+    """Whether it is the sum of what several ranks have, as torchtitan's counts of tokens are."""
+    return shard.is_dtensor(buffer) and any(p.is_partial() for p in buffer.placements)
+
+
+def _write_sum(buffer: Tensor, known: Values | Computed, seed: int) -> None:
+    """As torch distributes a tensor: for each sum one rank has the values, the others zeros."""
+    from torch.distributed.tensor import distribute_tensor
+
+    assert shard.is_dtensor(buffer)
+    full = torch.empty(buffer.shape, dtype=buffer.dtype, device=shard.local(buffer).device)
+    _write(full, known, seed)
+    # None: nothing is sent, as every rank has the same.
+    made = distribute_tensor(full, buffer.device_mesh, buffer.placements, src_data_rank=None)
+    shard.local(buffer).copy_(shard.local(made))
+
+
 def _holds(place: _Place, known: Values | Computed, seed: int, *, exactly: bool = False) -> bool:
     """Whether a buffer has the values that it had, of its dtype; by default apart from rounding."""
     buffer, shape = place.tensor, _full_shape(place)
-    if _shape(known) != shape:
-        return False
+    if _shape(known) != shape or _is_sum(buffer):
+        return False  # of a sum no rank knows it alone
     full = torch.empty(shape, dtype=buffer.dtype, device=shard.local(buffer).device)
     _write(full, known, seed)
     if place.part is None and not shard.is_dtensor(buffer):
