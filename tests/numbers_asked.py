@@ -26,6 +26,7 @@ from fastinit import (
     ChannelMoments,
     Fill,
     Moments,
+    Part,
     Plan,
     fill_missing_,
     init,
@@ -40,6 +41,10 @@ from fastinit.checkpoint import writing as checkpoint
 from fastinit.command import models, report
 from fastinit.stream import laws
 from fastinit.variance import schedules
+
+
+def in_range(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda n: low <= n < high
 
 
 def of_init(name: str, argument: str, **others: Any) -> Callable[[Any], Tensor]:
@@ -250,6 +255,43 @@ ARGUMENTS |= {
     ),
     "fastinit.Plan.scaled:factors": Argument(
         lambda v: Plan({"w": Fill.constant(0.0)}).scaled({"w": v}), positive, named="factors['w']"
+    ),
+    # parts of a parameter of 12 x 6
+    "fastinit.Part:shape": Argument(
+        lambda v: Part((v, 6)).shape, at_least(0), whole=True, named="shape[0]"
+    ),
+    **{
+        f"fastinit.Part.{name}:dim": Argument(call, in_range(-2, 2), whole=True, error=IndexError)
+        for name, call in {
+            "cut": lambda v: Part((12, 6)).cut(v, [(0, 1)]),
+            "chunk": lambda v: Part((12, 6)).chunk(v, 2, 0),
+            "split": lambda v: Part((12, 6)).split(v, 2, 0),
+            "select": lambda v: Part((12, 6)).select(v, 0),
+        }.items()
+    },
+    "fastinit.Part.chunk:ranks": Argument(
+        lambda v: Part((12, 6)).chunk(0, v, 0), at_least(1), whole=True
+    ),
+    "fastinit.Part.chunk:rank": Argument(
+        lambda v: Part((12, 6)).chunk(0, 2, v), in_range(0, 2), whole=True
+    ),
+    "fastinit.Part.split:ranks": Argument(
+        lambda v: Part((12, 6)).split(0, v, 0),
+        lambda n: n in (1, 2, 3, 4, 6, 12),
+        whole=True,
+    ),
+    "fastinit.Part.split:rank": Argument(
+        lambda v: Part((12, 6)).split(0, 2, v), in_range(0, 2), whole=True
+    ),
+    "fastinit.Part.split:stride": Argument(
+        lambda v: Part((12, 6)).split(0, 2, 0, v),
+        lambda n: n in (1, 2, 3, 6),
+        whole=True,
+    ),
+    "fastinit.Part.select:index": Argument(
+        lambda v: Part((12, 6)).select(0, v),
+        in_range(0, 12),
+        whole=True,
     ),
     # statistics
     "fastinit.moments:correction": Argument(lambda v: moments(X, v), finite),

@@ -144,17 +144,19 @@ class Part:
         dim, ranks, rank = self._dim(dim), *_rank(ranks, rank)
         stride, size = number.integer("stride", stride, least=1), self.local_shape[dim]
         if size % (ranks * stride):
-            number.out_of_range(
-                f"the size of dimension {dim}",
-                f"divisible by {ranks} ranks x stride {stride}",
-                size,
+            raise number.NumberRangeError(
+                f"ranks x stride must divide the {size} indices of dimension {dim}, "
+                f"but got {ranks} x {stride}"
             )
         each = size // (ranks * stride)
         return self.cut(dim, [((turn * ranks + rank) * each, each) for turn in range(stride)])
 
     def select(self, dim: int, index: int) -> Part:
         """One index of those held along a dimension, such as an expert; the tensor may lack it."""
-        return self.cut(dim, [(number.integer("index", index), 1)])
+        dim, index = self._dim(dim), number.integer("index", index)
+        if not 0 <= index < self.local_shape[dim]:
+            number.out_of_range("index", f"one of {self.local_shape[dim]}", index)
+        return self.cut(dim, [(index, 1)])
 
     def pieces(self, tensor: Tensor, argument: str = "tensor") -> list[Piece]:
         """The tensor as blocks of the full one: each a view of it, and which elements these are.

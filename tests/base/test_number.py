@@ -224,6 +224,9 @@ ELSEWHERE = {
     "fastinit.recipes.mup_learning_rates:base": "shapes",
     "fastinit.stream.laws.make:parameters": "asked by Fill",
     "fastinit.command.report.comparison:ratios": "times that the command line took",
+    "fastinit.command.report.dry_run:seconds": "times that the command line took",
+    "fastinit.command.report.dry_run:free": "what the disk has",
+    "fastinit.command.report.written_dcp:seconds": "times that the command line took",
 }
 """Arguments, and why they are not in the table; the values of laws are numbers already."""
 

@@ -136,9 +136,9 @@ def test_the_name_is_the_parts_unless_given() -> None:
         (lambda: Part((4,)).chunk(1, 2, 0), IndexError, "dim must be one of 1"),
         (lambda: Part((4,)).chunk(0, 2, 2), NumberRangeError, "rank must be one of 2"),
         (lambda: Part((4,)).chunk(0, 0, 0), NumberRangeError, "ranks"),
-        (lambda: Part((6,)).split(0, 4, 0), NumberRangeError, "size of dimension 0"),
+        (lambda: Part((6,)).split(0, 4, 0), NumberRangeError, "ranks x stride must divide"),
         (lambda: Part((6,)).split(0, 3, 0, stride=0), NumberRangeError, "stride"),
-        (lambda: Part((6,)).select(0, 6), NumberRangeError, r"runs\[0\]"),
+        (lambda: Part((6,)).select(0, 6), NumberRangeError, "index must be one of 6"),
         (lambda: Part((6,), flat=(0, 2)).cut(0, [(0, 1)]), ValueError, "no dimensions to cut"),
     ],
 )
