@@ -84,7 +84,7 @@ def measured(
     return raw(moments(x, dim=dim))
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(layouts())
 def test_a_dtensors_moments_are_the_full_tensors(layout) -> None:
     *_, shape, dim = layout
@@ -224,7 +224,7 @@ def merged_parts(shape: tuple[int, ...], some: list[Part]) -> list[torch.Tensor]
     return [raw(one) for one in found]
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(parts())
 def test_elements_that_are_held_by_several_ranks_count_once(case) -> None:
     shape, some = case

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
+from selection import cases
 from sharded_nets import EXACT, LAYOUTS, WORLD, data, fsdp, mesh_of, mine, net, same, tp, whole
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -33,9 +34,21 @@ CASES += [("FSDP2 over columns", option) for option in ("center", "orthonormal")
 CASES += [("parts of a sequence", option) for option in ("center", "activation", "targets")]
 
 
-@pytest.mark.parametrize(("layout", "options"), sorted(set(CASES)))
+ALWAYS = [
+    ("DDP", "plain"),
+    ("FSDP2, gathered", "center"),
+    ("FSDP2 over columns", "orthonormal"),
+    ("a group", "activation"),
+    ("columns, then rows", "plain"),
+    ("parts of a sequence", "targets"),
+]
+"""Each kind of layout and each option once; the others with make slow."""
+
+
+@pytest.mark.parametrize("case", cases(sorted(set(CASES)), ALWAYS), ids=str)
 @on_ranks(WORLD)
-def test_scales_are_those_of_the_whole_model_on_the_whole_batch(layout: str, options: str) -> None:
+def test_scales_are_those_of_the_whole_model_on_the_whole_batch(case: tuple[str, str]) -> None:
+    layout, options = case
     shard, parts = LAYOUTS[layout]
     plain, x, asked = net(), data(), dict(OPTIONS[options])
     model = shard(copy.deepcopy(plain))
@@ -138,17 +151,28 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "units"),
-    [
-        (kind, units)
-        for kind in OTHERS
-        for units in ("layers", "the whole", "copies")
-        if (kind, units) != ("tied", "layers")  # FSDP2 refuses it
-    ],
+    "case",
+    cases(
+        [
+            (kind, units)
+            for kind in OTHERS
+            for units in ("layers", "the whole", "copies")
+            if (kind, units) != ("tied", "layers")  # FSDP2 refuses it
+        ],
+        always=[
+            ("gated", "the whole"),
+            ("attention", "layers"),
+            ("weight_norm", "copies"),
+            ("hooked", "layers"),
+            ("tied", "the whole"),
+        ],
+    ),
+    ids=str,
 )
 @on_ranks(WORLD)
-def test_other_layers(kind: str, units: str) -> None:
+def test_other_layers(case: tuple[str, str]) -> None:
     """Where a layer is no unit of its own, what is gathered is scaled with the shards."""
+    kind, units = case
     torch.manual_seed(3)
     plain, x, rank = OTHERS[kind]().double(), data(), dist.get_rank()
     model: nn.Module = copy.deepcopy(plain)
