@@ -187,7 +187,7 @@ def normal_(
 
     >>> normal_(torch.empty(2), seed=0).equal(normal_(torch.empty(2), seed=0))
     True
-    >>> rows = fastinit.Part((8, 4)).chunk(0, ranks=2, rank=1)
+    >>> rows = Part((8, 4)).chunk(0, ranks=2, rank=1)
     >>> whole = normal_(torch.empty(8, 4), seed=0, name="w")
     >>> normal_(torch.empty(4, 4), seed=0, name="w", part=rows).equal(whole[4:])
     True

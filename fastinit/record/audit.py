@@ -277,10 +277,11 @@ def audit(model: nn.Module, plan: Plan | None = None) -> Audit:
         plan: of what can be written; by default what the constructor of a model that was built within
             :func:`deferred` recorded.
 
+    >>> import torch
     >>> from fastinit import deferred
     >>> with deferred():
     ...     model = nn.Linear(4, 4)
-    >>> model.load_state_dict({"weight": nn.Linear(4, 4).weight}, strict=False, assign=True)
+    >>> model.load_state_dict({"weight": torch.ones(4, 4)}, strict=False, assign=True)
     _IncompatibleKeys(missing_keys=['bias'], unexpected_keys=[])
     >>> print(audit(model))
     tensor    count  elements  state

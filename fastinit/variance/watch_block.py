@@ -124,19 +124,17 @@ class Block:
         """Measures a target's output from now on."""
         layer, module = target.layer, target.module
         if layer is None or not target.inside:
-            hooks = [
-                module.register_forward_hook(
-                    lambda module, args, output: self._measure(target, _tensor_in(output))
-                )
-            ]
+            hook = module.register_forward_hook(
+                lambda module, args, output: self._measure(target, _tensor_in(output))
+            )
+            hooks = [Uncopied(hook)]
             if layer is not None and shard.is_dtensor(layer.weight_in):
                 # Before those of tensor parallelism, which may make a plain tensor of it.
-                hooks.append(
-                    module.register_forward_hook(
-                        lambda module, args, output: self._note(target, output), prepend=True
-                    )
+                hook = module.register_forward_hook(
+                    lambda module, args, output: self._note(target, output), prepend=True
                 )
-            return [Uncopied(hook) for hook in hooks]
+                hooks.append(Uncopied(hook))
+            return hooks
 
         def project(module: nn.Module, args: Any, kwargs: Any) -> None:
             if not _runs_again():
