@@ -30,7 +30,7 @@ class Built(NamedTuple):
     parameters: dict[str, Tensor]
     """Those that are to be written: other tensors of the same elements, as parameters may be swapped."""
     buffers: dict[str, Values]
-    """Those with values."""
+    """Those with values, or of which it is recorded how they are computed."""
 
 
 _BUILT: dict[int, tuple[weakref.ref[nn.Module], Built]] = {}
@@ -56,9 +56,10 @@ def note_built(modules: Iterable[nn.Module]) -> None:
             if parameter is not None and parameter.is_meta and memory_of(parameter) is not None:
                 parameters[key] = same.setdefault(id(parameter), parameter.detach())
         for key, buffer in module._buffers.items():
-            if buffer is None or isinstance(buffer, UninitializedBuffer) or buffer.is_meta:
+            if buffer is None or isinstance(buffer, UninitializedBuffer):
                 continue
-            if not buffer.is_inference():
+            is_there = not buffer.is_meta or memory_of(buffer) is not None
+            if is_there and not buffer.is_inference():
                 buffers[key] = Values(buffer.detach(), version_of(buffer))
         if parameters or buffers:
             _keep(module, Built(parameters, buffers))

@@ -100,7 +100,8 @@ def write_recorded_(
     parameters.check_place(device, dtype)
     record = ModelRecord(model, Scope(prefix, parts=parts))
     record.seed = record.seed if seed is None else seed
-    plan = record.plan()
+    only_others = not record.parameters and bool(record.others)  # as the parameters were loaded
+    plan = Plan({}, seed=record.seed) if only_others else record.plan()
     drawn = [
         own
         for own, (_, part) in record.cut.items()

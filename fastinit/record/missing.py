@@ -314,8 +314,8 @@ def _place(found: Sequence[_Found]) -> torch.device | str | None:
 
 
 def _is_recorded(wanted: Sequence[_Found]) -> bool:
-    """Whether the parameters that are wanted are those that were recorded, in their places."""
-    tensors = [each.item.tensor for each in wanted if each.item.kind == "parameter"]
+    """Whether what is wanted, buffers in memory apart, is what was recorded, in its places."""
+    tensors = [e.item.tensor for e in wanted if e.item.kind == "parameter" or e.item.tensor.is_meta]
     return bool(tensors) and all(t.is_meta and memory_of(t) is not None for t in tensors)
 
 

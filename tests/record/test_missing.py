@@ -446,6 +446,38 @@ def test_what_was_built_is_forgotten_with_its_module() -> None:
     assert len(built._BUILT) == before
 
 
+class Derived(nn.Module):
+    """What is computed from a parameter, wherever a module keeps it."""
+
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4))
+        self.register_buffer("average", self.weight.detach() * 2)
+        self.plain = self.weight.detach() + 1
+        self.kept = [self.weight.detach().clone()]
+
+
+@pytest.mark.parametrize("way", ["assign", "empty"])
+def test_what_was_computed_from_a_loaded_parameter_is_the_constructor_s(way: str) -> None:
+    with deferred():
+        model = Derived()
+    with deferred():
+        expected = materialize_(Derived())
+    if way == "empty":
+        model.to_empty(device="cpu")
+        model.average.fill_(77)
+    file = {"weight": torch.ones(4)}
+    result = model.load_state_dict(file, strict=False, assign=way == "assign")
+    done = fill_missing_(model, result.missing_keys)
+    assert (done.loaded, done.filled) == (["weight"], ["average", "plain"])
+    assert torch.equal(model.average, expected.average)
+    assert torch.equal(model.plain, expected.plain)
+    if way == "assign":  # what the record is written to, it is written to for whoever holds it
+        assert torch.equal(model.kept[0], expected.kept[0])
+
+
 def test_extra_state_is_of_no_tensor() -> None:
     class Extra(nn.Linear):
         def get_extra_state(self) -> Any:
