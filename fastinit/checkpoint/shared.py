@@ -191,18 +191,9 @@ def _put_piece(file: _Open, begin: int, piece: Piece, dtype: torch.dtype, done: 
             dims -= 1
             run *= sizes[dims]
         places = Strided(offset, tuple(sizes[:dims]), tuple(strides[:dims]))
-        for i, place in enumerate(_offsets(places)):
+        for i, place in enumerate(places.numbers().flatten().tolist()):
             file.put(data[i * run * each : (i + 1) * run * each], begin + place * each)
         done.add(len(data))
-
-
-def _offsets(which: Strided) -> Sequence[int]:
-    """The elements' numbers, in order."""
-    found = torch.tensor(which.offset)
-    for size, stride in zip(which.sizes, which.strides):
-        found = found[..., None] + torch.arange(size) * stride
-    offsets: list[int] = found.flatten().tolist()
-    return offsets
 
 
 @contextmanager

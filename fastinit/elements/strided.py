@@ -76,10 +76,18 @@ class Strided(NamedTuple):
             return False
         if dims[0][0] == 0 or self.numel > COUNTED:
             return True
-        places = torch.zeros(1, dtype=torch.int64)
-        for step, size in dims:
-            places = (places + (torch.arange(size) * step)[:, None]).flatten()
-        return bool(places.unique().numel() < self.numel)
+        return bool(self.numbers().unique().numel() < self.numel)
+
+    def numbers(self, device: torch.device | str = "cpu") -> Tensor:
+        """Which element of the full tensor each is, int64 of these sizes.
+
+        >>> Strided(3, (2, 2), (4, 1)).numbers().tolist()
+        [[3, 4], [7, 8]]
+        """
+        found = torch.tensor(self.offset, device=device)
+        for size, stride in zip(self.sizes, self.strides):
+            found = found[..., None] + torch.arange(size, device=device) * stride
+        return found
 
     def check(self, what: str) -> None:
         """Raises ValueError unless these are elements that a tensor can have, each once.

@@ -114,11 +114,8 @@ def _write_by_elements_(values: Values, seed: int) -> None:
 def _ramp(fill: Fill, which: Strided, shape: Sequence[int], device: torch.device) -> Tensor:
     """The values of a ramp before its steps, in float32, of elements of a tensor of a shape."""
     start, step, dim = fill.parameters
-    index = torch.tensor(which.offset, device=device)
-    for size, stride in zip(which.sizes, which.strides):
-        index = index[..., None] + torch.arange(size, device=device) * stride
     full = Strided.contiguous(shape)
-    place = (index // full.strides[int(dim)]) % full.sizes[int(dim)]
+    place = (which.numbers(device) // full.strides[int(dim)]) % full.sizes[int(dim)]
     return (start + step * place.double()).float()
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks, pool
+from test_writing import contents, loaded
 from torch import nn
 
 import fastinit
@@ -50,17 +51,6 @@ def recorded() -> Net:
 
 def planned() -> Plan:
     return recorded_plan(recorded())
-
-
-def loaded(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for path in folder.glob("*.safetensors"):
-        found.update(safetensors.load_file(path))
-    return found
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def assert_same_values(folder: Path, whole: Path) -> None:
