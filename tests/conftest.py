@@ -25,6 +25,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _what_was_before_is_apart() -> None:
+    """So is what the modules before have left: further imports, programs that were decoded."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
     gc.unfreeze()
 
