@@ -203,7 +203,9 @@ def test_results_are_the_saved_ones(name: str) -> None:
 def test_make_targets_exist(page: Path) -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     text = page.read_text()
-    code = re.findall(r"`make [^`]+", BLOCK.sub("", text)) + [block[2] for block in BLOCK.findall(text)]
+    code = re.findall(r"`make [^`]+", BLOCK.sub("", text)) + [
+        block[2] for block in BLOCK.findall(text)
+    ]
     named = re.findall(r"^`?make ([a-z]+)", "\n".join(code), re.MULTILINE)
     assert set(named) <= set(targets)
 

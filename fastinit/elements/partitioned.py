@@ -26,6 +26,8 @@ class Mark(NamedTuple):
     way_out: str
     is_here: bool
     """Whether it is in the tensor's memory; otherwise that is a stand-in, and no write reaches it."""
+    runs: bool = False
+    """Whether its module computes with it as it is, and not with another tensor that is made of it."""
 
 
 def is_marked(tensor: Tensor) -> bool:
@@ -60,6 +62,24 @@ def check_whole(tensor: Tensor, argument: str = "tensor", *, constant: bool = Fa
             f"{argument} {mark.said}, and nothing says which elements of the full parameter it holds; "
             f"{mark.way_out}"
         )
+
+
+def check_runs(tensor: Tensor, argument: str, ranks_said: bool) -> None:
+    """Raises NotImplementedError unless a module that runs computes with a tensor, on known ranks.
+
+    Args:
+        ranks_said: whether somebody says which ranks have the other parts.
+    """
+    mark = mark_of(tensor)
+    if mark is None or (mark.runs and ranks_said):
+        return
+    why = (
+        "and nothing says which ranks have the others: give group="
+        if mark.runs
+        else "but its module runs with another tensor, which is made of it and dropped; run the model "
+        "before it is wrapped, on many ranks with group="
+    )
+    raise NotImplementedError(f"{argument} {mark.said}, {why}")
 
 
 def _fsdp1(tensor: Tensor) -> Mark | None:
@@ -104,6 +124,7 @@ def _megatron(tensor: Tensor) -> Mark | None:
         "say it, as in plan.apply_(model, parts=fastinit.frameworks.megatron.parts(model)), or by part= "
         "(fastinit.Part)",
         True,
+        runs=True,
     )
 
 
@@ -117,6 +138,23 @@ def _spmd_types(tensor: Tensor) -> Mark | None:
     return Mark(
         f"is one rank's part of a parameter that spmd_types has split (shape {tuple(tensor.shape)})",
         "write it after fully_shard has made a DTensor of it, or before it is split",
+        True,
+        runs=True,
+    )
+
+
+def _ddp_of_dtensors(tensor: Tensor) -> Mark | None:
+    """DistributedDataParallel with a device mesh: a local part, of which each forward makes a DTensor."""
+    spec = getattr(tensor, "_st_info", None)
+    if spec is None or all(
+        placement.is_replicate() or spec.mesh.size(dim) == 1
+        for dim, placement in enumerate(spec.placements)
+    ):
+        return None
+    return Mark(
+        f"is one rank's part (placements {spec.placements}) of a DTensor that DistributedDataParallel "
+        f"took apart (shape {tuple(tensor.shape)} of {tuple(spec.shape)})",
+        "write the model before DistributedDataParallel wraps it, or say it by part= (fastinit.Part)",
         True,
     )
 
@@ -140,4 +178,5 @@ _KEPT_BY: tuple[Callable[[Tensor], Mark | None], ...] = (
     _zero3,
     _megatron,
     _spmd_types,
+    _ddp_of_dtensors,
 )

@@ -85,6 +85,22 @@ def check_held(tensor: Tensor, argument: str = "tensor", *, constant: bool = Fal
         )
 
 
+def check_runs(tensor: Tensor, argument: str, ranks_said: bool) -> None:
+    """Raises unless it is known what a module that runs computes with, in place of this parameter.
+
+    Args:
+        ranks_said: whether somebody says which ranks have the other parts of a plain tensor.
+
+    Raises:
+        NotImplementedError: a DTensor, as :func:`check_held`; a plain tensor that is a part of a
+            parameter, of which the module makes another (as FSDP1 does), or of unknown ranks.
+    """
+    if is_dtensor(tensor):
+        check_held(tensor, argument)
+    else:
+        partitioned.check_runs(tensor, argument, ranks_said)
+
+
 def _storage(tensor: DTensor) -> int:
     return internals.storage_id(local(tensor))
 

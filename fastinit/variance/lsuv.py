@@ -115,8 +115,8 @@ def lsuv_(
         TypeError, ValueError: arguments that are no good; also a schedule's factor that is no number, or
             not positive and finite; layers whose weights have a part of their memory in common.
             Ranks whose layers, options or numbers of batches differ.
-        NotImplementedError: a parameter that is not here (``fastinit.elements.shards.check_held``); an
-            output that is a DTensor of partial sums.
+        NotImplementedError: a parameter that is not here, or a part of one, on ranks that nothing names
+            (``fastinit.elements.shards.check_runs``); an output that is a DTensor of partial sums.
         RuntimeError: another rank failed, or has ended.
 
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
@@ -138,10 +138,12 @@ def lsuv_(
             raise ValueError("batches and inputs exclude each other, but both were given")
         if batches is None and get_input is not None:
             raise ValueError("get_input is of batches, but there are none")
+        for name, parameter in model.named_parameters():
+            shard.check_runs(parameter, name, ranks_said=group is not None)
         found, passed = find(model, layers)
         if layers is None:
             passed = other_weights(model, found) | passed
-        _check(model, found, passed, target_std, unbuilt)
+        _check(found, passed, target_std, unbuilt)
         trials = Trials(tol, max_iter, activation)
         options = Options(target_std, center, reuse == "pool", dead == "skip", unbuilt, trials)
         ranks.check_alike(options.said(), pre, verify, batches is None, [_said(x) for x in found])
@@ -263,9 +265,7 @@ def _orthonormal(found: list[Layer], weights: InMemory, ranks: Ranks) -> Iterato
         raise
 
 
-def _check(
-    model: nn.Module, found: list[Layer], passed: Mapping[str, str], target_std: Any, unbuilt: Any
-) -> None:
+def _check(found: list[Layer], passed: Mapping[str, str], target_std: Any, unbuilt: Any) -> None:
     """Raises for layers that cannot be measured, or are none."""
     if not found:
         reasons = "".join(f"; {name} {why}" for name, why in passed.items())
@@ -276,8 +276,6 @@ def _check(
             raise ValueError(f"target_std names layers that are not: {', '.join(sorted(strange))}")
     _check_unbuilt(found, unbuilt)
     _check_apart(found)
-    for name, parameter in model.named_parameters():
-        shard.check_held(parameter, name, constant=True)
 
 
 def _said(layer: Layer) -> tuple[Any, ...]:

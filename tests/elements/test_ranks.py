@@ -7,6 +7,7 @@ import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,12 +160,33 @@ def _megatron(shape: tuple[int, ...]) -> nn.Parameter:
     return parameter
 
 
+def _taken_apart(shape: tuple[int, ...]) -> nn.Parameter:
+    """What DistributedDataParallel(device_mesh=) makes of a DTensor."""
+    tensor = sharded(torch.zeros(4 * shape[0], *shape[1:]), mesh_of((4,)), [Shard(0)])
+    parameter = nn.Parameter(tensor.to_local())
+    parameter._st_info = tensor._spec
+    return parameter
+
+
+def _varying(shape: tuple[int, ...]) -> nn.Parameter:
+    """What spmd_types says of a parameter that differs between ranks."""
+    parameter = nn.Parameter(torch.zeros(shape))
+    parameter._local_type = {"tp": SimpleNamespace(name="V")}
+    return parameter
+
+
 PARTS: dict[str, tuple[Callable[[tuple[int, ...]], nn.Parameter], str]] = {
     "ZeRO-3": (_zero3, "a stand-in of shape .*GatheredParameters"),
     "FSDP1's view": (_flat, r"a flat view of FSDP1's \(shape \(3,\).*parts=fastinit"),
     "FSDP1's flat parameter": (_flat_parameter, "FSDP1's flat parameter, which is several"),
     "Megatron": (_megatron, "one rank's part, along dimension 0"),
+    "DDP's of a DTensor": (_taken_apart, r"one rank's part \(placements .*DistributedDataParallel"),
+    "spmd_types": (_varying, "one rank's part of a parameter that spmd_types has split"),
 }
+RUN = (
+    "Megatron",
+    "spmd_types",
+)  # with which their modules compute, and not with what is made of them
 
 
 @pytest.mark.parametrize("kind", PARTS)
@@ -196,10 +218,11 @@ def test_a_model_with_a_part_is_refused_whole(kind: str, tmp_path: Path) -> None
             Plan.from_model(model, normal)
         with pytest.raises(NotImplementedError, match=f"z is {message}"):
             checkpoint.write(model, tmp_path / "out")
-        if kind == "ZeRO-3":  # the others' parts can be scaled where they are
-            model.layer = nn.Linear(4, 2)
-            with pytest.raises(NotImplementedError, match=f"z is {message}"):
-                fastinit.lsuv_(model, torch.ones(3, 4))
+        model.layer = nn.Linear(4, 2)
+        why = "give group=" if kind in RUN else "its module runs with another tensor"
+        with pytest.raises(NotImplementedError, match=f"z is .*{why}"):
+            fastinit.lsuv_(model, torch.ones(3, 4))
+        del model.layer
         requests = [ops.Request(p, laws.normal(), 3) for p in model.parameters()]
         with pytest.raises(NotImplementedError, match=rf"requests\[1\]\.tensor is {message}"):
             ops.fill_many_(requests)
