@@ -12,6 +12,7 @@ import torch
 from fastinit.checkpoint.entries import Stored
 from fastinit.checkpoint.ranges import Range, Ranges
 from fastinit.checkpoint.sources import Held, Source
+from fastinit.elements.part import Part
 from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
 from fastinit.stream.keys import STREAM_VERSION
@@ -27,7 +28,7 @@ def digest(source: Source, seed: int) -> str:
         return _hash(repr((seed, astuple(content))).encode())
     if content is None:
         return ""
-    parts = content.parts if isinstance(content, Held) else ()
+    parts = content.parts if isinstance(content, Held) else [(Part(source.shape), content)]
     return _hash(repr([part for part, _ in parts]).encode(), *_values(source, seed))
 
 
@@ -35,7 +36,7 @@ def fingerprint(tensors: Sequence[Stored], seed: int, digests: Mapping[Source, s
     """Of all that a checkpoint holds.
 
     Args:
-        digests: of each source; where ranks have different ones, of all.
+        digests: of each source; of one that ranks have in parts, those of all parts.
     """
     what = [
         (name, source.name, source.shape, str(source.dtype), *which, digests[source])

@@ -40,14 +40,14 @@ class Claim(NamedTuple):
     kind: str
     digest: str
     parts: list[Any]
-    """Each as its runs and its flat range."""
+    """Each as its runs, its flat range, and the digest of its values."""
 
-    def held(self) -> list[Part]:
-        """The parts; of values that are whole, all of them."""
+    def held(self) -> list[tuple[Part, str]]:
+        """(a part, the digest of its values) of each; of values that are whole, all of them."""
         shape = tuple(self.shape)
         if self.kind == VALUES:
-            return [Part(shape)]
-        return [Part(shape, runs, flat) for runs, flat in self.parts]
+            return [(Part(shape), self.digest)]
+        return [(Part(shape, runs, flat), its) for runs, flat, its in self.parts]
 
 
 class Ranks(NamedTuple):
@@ -112,8 +112,8 @@ def agreed(
 
     Raises:
         ValueError: on all ranks, which differ in seed, in a plan, or in what a tensor is; have other
-            values of a parameter that each has whole; or have together not every element of one, or
-            some in two different parts.
+            values of a parameter, or a part of one, that several have; or have together not every
+            element of one, or some in two different parts.
     """
     names_of: dict[Source, list[str]] = {}
     for name, source in found.items():
@@ -131,13 +131,9 @@ def agreed(
     sources: dict[str, Source] = {}
     digests: dict[Source, str] = {}
     for key, all_claims in by_key.items():
-        source = _merged(key, all_claims, mine.get(key), those.here, loads)
+        source, hashed = _merged(key, all_claims, mine.get(key), those.here, loads)
         sources.update(dict.fromkeys(all_claims[0][1].names, source))
-        digests[source] = next((claim.digest for _, claim in all_claims if claim.digest), "")
-    apart = [source for source in digests if isinstance(source.content, Held)]
-    theirs = those.told([digest(s, seed) for s in apart], "a checkpoint: hashes of values")
-    for i, source in enumerate(apart):
-        digests[source] = " ".join(its[i] for its in theirs)
+        digests[source] = hashed
     return sources, digests
 
 
@@ -145,7 +141,8 @@ def _claim(source: Source, names: list[str], seed: int) -> Claim:
     content = source.content
     parts, hashed = [], ""
     if isinstance(content, Held):
-        kind, parts = PARTS, [(part.runs, part.flat) for part, _ in content.parts]
+        each = [(held[0], replace(source, content=Held((held,)))) for held in content.parts]
+        kind, parts = PARTS, [(part.runs, part.flat, digest(one, seed)) for part, one in each]
     else:
         kind, hashed = VALUES if isinstance(content, Tensor) else PLAN, digest(source, seed)
     dtype = str(source.dtype).removeprefix("torch.")
@@ -159,8 +156,8 @@ def _merged(
     mine: Source | None,
     here: int,
     loads: list[int],
-) -> Source:
-    """One source of what ranks have; those that shall write it get its bytes added to their load."""
+) -> tuple[Source, str]:
+    """(one source of what ranks have, its digest); its bytes are added to the load of those who write it."""
     ways: list[tuple[str, Callable[[Claim], object]]] = [
         ("names", lambda c: c.names),
         ("the stream", lambda c: c.stream),
@@ -179,33 +176,35 @@ def _merged(
     alike = len({claim.digest for _, claim in claims}) == 1 and first.kind != PARTS
     if alike:
         if len(claims) == len(loads):
-            return mine
+            return mine, first.digest
         writer = min((rank for rank, _ in claims), key=lambda rank: (loads[rank], rank))
         loads[writer] += mine.nbytes
-        return replace(mine, by=writer, content=mine.content if writer == here else None)
-    if all(claim.kind == VALUES for _, claim in claims):
-        if mine.is_parameter:
-            same = [(rank, claim.digest) for rank, claim in claims]
-            _check_same(f"the values of {key}", same, False)
-        claims = claims[:1]  # of buffers, such as running statistics, those of the first
-    holders: dict[Part, list[int]] = {}
+        content = mine.content if writer == here else None
+        return replace(mine, by=writer, content=content), first.digest
+    holders: dict[Part, list[tuple[int, str]]] = {}
     for rank, claim in claims:
-        for part in claim.held():
+        for part, its in claim.held():
             if part.numel:
-                holders.setdefault(part, []).append(rank)
+                holders.setdefault(part, []).append((rank, its))
+    for part, copies in holders.items():
+        if mine.is_parameter:
+            _check_same(f"the values of {key}", copies, False)
+        else:  # of those that differ, such as running statistics, the first rank's
+            holders[part] = copies[:1]
     if (wrong := gap(mine.shape, list(holders))) is not None:
         index, count = wrong
-        which = [rank for part, some in holders.items() if has(part, index) for rank in some]
+        which = [rank for part, some in holders.items() if has(part, index) for rank, _ in some]
         where = f"in {count} different parts, of ranks {ranks.listing(sorted(which))}"
         where = where if count else "on no rank"
         raise ValueError(f"{key} has shape {mine.shape}, but its element {index} is {where}")
     written = set()
     for part, some in holders.items():
-        writer = min(some, key=lambda rank: (loads[rank], rank))
+        writer = min((rank for rank, _ in some), key=lambda rank: (loads[rank], rank))
         loads[writer] += part.numel * mine.dtype.itemsize
         if writer == here:
             written.add(part)
-    return replace(mine, content=Held(_only(mine, written)))
+    hashed = " ".join(copies[0][1] for copies in holders.values())
+    return replace(mine, content=Held(_only(mine, written))), hashed
 
 
 def _only(source: Source, written: set[Part]) -> tuple[tuple[Part, Tensor], ...]:
@@ -214,7 +213,8 @@ def _only(source: Source, written: set[Part]) -> tuple[tuple[Part, Tensor], ...]
     if isinstance(source.content, Tensor):
         own = {Part(source.shape): source.content}
     elif isinstance(source.content, Held):
-        own = {replace(part, name=None): tensor for part, tensor in source.content.parts}
+        for part, tensor in source.content.parts:
+            own.setdefault(part, tensor)
     return tuple((part, own[part]) for part in own if part in written)
 
 
@@ -224,4 +224,5 @@ def _check_same(what: str, said: Sequence[tuple[int, object]], shown: bool = Tru
     for rank, its in others:
         if its != wanted:
             how = f": {wanted} and {its}" if shown else ""
-            raise ValueError(f"ranks {first} and {rank} differ in {what}{how}")
+            who = f"ranks {first} and {rank}" if first != rank else f"copies on rank {rank}"
+            raise ValueError(f"{who} differ in {what}{how}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -178,20 +178,24 @@ def _source(
         dtype: of floating-point parameters; None is the model's.
         content: its stream and what it shall be; None is what it has.
     """
-    tensor, _ = there[0]
-    is_parameter = isinstance(tensor, nn.Parameter)
-    stored_as = wanted_dtype(tensor, dtype if is_parameter else None)
+    is_parameter = isinstance(there[0][0], nn.Parameter)
+    dtypes = {wanted_dtype(tensor, dtype if is_parameter else None) for tensor, _ in there}
+    if len(dtypes) > 1:
+        raise ValueError(f"parts of {name} are of several dtypes: {sorted(map(str, dtypes))}")
     parts = [shard.part_of(tensor, name, given) for tensor, given in there]
     shapes = {tuple(t.shape) if part is None else part.shape for (t, _), part in zip(there, parts)}
     if len(shapes) > 1:
         raise ValueError(f"parts of {name} are of parameters of several shapes: {sorted(shapes)}")
-    shape = shapes.pop()
+    shape, stored_as = shapes.pop(), dtypes.pop()
     if content is not None:
         return Source(content[0], shape, stored_as, content[1], is_parameter)
-    found: list[tuple[Part, Tensor]] = []
+    held: list[tuple[Part, Tensor]] = []
     for (tensor, _), part in zip(there, parts):
         values = tensors.values(tensor, name)
         if part is None or part.is_whole:
-            return Source(name, shape, stored_as, values.view(shape), is_parameter)
-        found.append((part, values))
-    return Source(name, shape, stored_as, Held(tuple(found)), is_parameter)
+            held.append((Part(shape), values.view(shape)))
+        else:
+            held.append((replace(part, name=None), values))
+    if len(held) == 1 and held[0][0].is_whole:
+        return Source(name, shape, stored_as, held[0][1], is_parameter)
+    return Source(name, shape, stored_as, Held(tuple(held)), is_parameter)
