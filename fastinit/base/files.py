@@ -43,20 +43,30 @@ def replacing(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
         return
     partial = partial_path(target)
     try:
-        with open(partial, "xb") as file:
-            lock(file.fileno())
-            if target.exists():
-                os.chmod(partial, target.stat().st_mode)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except BaseException as error:
+        with named(path, partial):
+            with open(partial, "xb") as file:
+                lock(file.fileno())
+                if target.exists():
+                    os.chmod(partial, target.stat().st_mode)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+    except BaseException:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(partial)) and error.errno:
-            raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
         raise
     sync_directory(target.parent)
+
+
+@contextmanager
+def named(path: str | PathLike[str], partial: Path) -> Iterator[None]:
+    """In the block, what the system says of a file that is not whole yet names the one it will be."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename in (None, str(partial)):
+            raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
+        raise
 
 
 def write_text(path: str | PathLike[str], text: str) -> None:

@@ -23,6 +23,7 @@ from fastinit.base.ranks import listing
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
 from fastinit.plan.buffers import given
+from fastinit.plan.fit import check_prefix
 from fastinit.plan.plan import Plan
 from fastinit.plan.write import Entry, check_entries, write_entries
 
@@ -61,15 +62,15 @@ class PlanReader(StorageReader):
             ``{"model": get_model_state_dict(model)}``.
 
     Raises:
-        OSError, ValueError: as :meth:`fastinit.Plan.load`. TypeError: no plan. Where ranks differ, or a
+        OSError, ValueError: as :meth:`fastinit.Plan.load`. ValueError: a prefix without its dot.
+        TypeError: no plan. Where ranks differ, or a
             tensor cannot be written, ``dcp.load`` raises torch's ``CheckpointException`` on all ranks,
             which names the rank.
     """
 
     def __init__(self, plan: Plan | str | PathLike[str], *, prefix: str = "") -> None:
         self.plan = _loaded(plan)
-        if not isinstance(prefix, str):
-            raise TypeError(f"prefix must be a str, but got {prefix!r}")
+        check_prefix(prefix)
         self.prefix = prefix
 
     def reset(self, checkpoint_id: str | PathLike[str] | None = None) -> None:

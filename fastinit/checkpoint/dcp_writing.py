@@ -34,7 +34,7 @@ from fastinit.checkpoint.ranges import Range, Ranges
 from fastinit.checkpoint.shared import check_shared, mark
 from fastinit.checkpoint.sources import Held, Source, sources
 from fastinit.elements.strided import Piece, Strided
-from fastinit.plan.fit import Parts
+from fastinit.plan.fit import Parts, check_prefix
 from fastinit.plan.names import unwrapped
 from fastinit.plan.plan import Plan
 
@@ -117,10 +117,11 @@ def write_dcp(
         ValueError, OSError, NotImplementedError, RuntimeError: as :func:`write`; ValueError: files of
             DCP in the directory; a prefix without its dot.
     """
-    if prefix and not prefix.endswith("."):
-        raise ValueError(f"prefix must end with a dot, as in '{prefix}.', but got {prefix!r}")
-    those, folder = Ranks.of(group, no_dist), Path(directory)
+    those = Ranks.of(group, no_dist)
     with those.together("checkpoint.write_dcp"), ExitStack() as stack:
+        check_prefix(prefix)
+        folder = Path(directory)
+        those.check_alike("checkpoint.write_dcp", prefix=prefix, overwrite=bool(overwrite))
         own, seed = sources(unwrapped(model), plan, dtype, parts)
         found, _ = agreed(own, seed, those)
         chunks = _chunks(found, those)
@@ -131,7 +132,7 @@ def write_dcp(
             _make_way(folder, sum(source.nbytes for source in found.values()), overwrite)
             there = stack.enter_context(mark(folder, those)), secrets.token_hex(4)
         name_of_mark, token = those.told_by_first(there, "a checkpoint: what is there")
-        check_shared(folder, name_of_mark)
+        check_shared(folder, name_of_mark, those)
         path = tuple(prefix.split(".")[:-1])
         writer = _Writer(folder, token)
         chosen = _Planner(

@@ -19,7 +19,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from fastinit.base.files import lock, partial_path, sync_directory
+from fastinit.base.files import lock, named, partial_path, sync_directory
 from fastinit.base.memory import advise_huge_pages
 
 try:
@@ -75,15 +75,17 @@ class StreamWriter:
             check: called before the file is put in its place; what it raises keeps it from that.
         """
         partial = partial_path(path)
-        descriptor = self._begin(partial)
+        with named(path, partial):
+            descriptor = self._begin(partial)
         for start in range(0, size, CHUNK):
             stop = min(start + CHUNK, size)
             which = self._buffer()
             make(start, stop, self._tensors[which][: stop - start])
-            self._pending.append(
-                (which, self._thread.submit(self._put, descriptor, which, start, stop - start))
-            )
-        self._finished.append(self._thread.submit(self._finish, partial, path, size, check))
+            put = named(path, partial)(self._put)
+            put_all = self._thread.submit(put, descriptor, which, start, stop - start)
+            self._pending.append((which, put_all))
+        finish = named(path, partial)(self._finish)
+        self._finished.append(self._thread.submit(finish, partial, path, size, check))
 
     def __enter__(self) -> StreamWriter:
         return self

@@ -85,6 +85,12 @@ class Ranks(NamedTuple):
         """What the first says; a collective."""
         return self.told(something if self.is_first else None, doing)[0]
 
+    def check_alike(self, doing: str, **options: object) -> None:
+        """Raises ValueError on all unless they gave the same for some options; a collective."""
+        said = self.told(options, f"{doing}: its options")
+        for name in options:
+            _check_same(f"{name}=", [(rank, its[name]) for rank, its in enumerate(said)])
+
     def together(self, doing: str) -> AbstractContextManager[None]:
         """An error of the block on one rank is an error on all."""
         return nullcontext() if self.size == 1 else ranks.together(self.group, doing)
@@ -157,7 +163,7 @@ def _merged(
     here: int,
     loads: list[int],
 ) -> tuple[Source, str]:
-    """(one source of what ranks have, its digest); its bytes are added to the load of those who write it."""
+    """(one source of what ranks have, its digest); who writes it gets its bytes added to its load."""
     ways: list[tuple[str, Callable[[Claim], object]]] = [
         ("names", lambda c: c.names),
         ("the stream", lambda c: c.stream),

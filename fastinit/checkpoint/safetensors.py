@@ -22,6 +22,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 IS_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
+_ABOUT = "__metadata__"  # in the header, beside the tensors
+
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -82,11 +84,13 @@ def shards(
 
     Raises:
         NumberTypeError, NumberRangeError: a size that is none, or less than a byte.
-        ValueError: a dtype that the format has no name for.
+        ValueError: a dtype that the format has no name for, or a name that it has for itself.
     """
     strange = [tensor.name for tensor in tensors if tensor.source.dtype not in _DTYPES]
     if strange:
         raise ValueError(f"safetensors has no dtype for {listing('tensor', strange)}")
+    if any(tensor.name == _ABOUT for tensor in tensors):
+        raise ValueError(f"safetensors has no tensors of the name {_ABOUT}")
     limit = parse_size(shard_size)
     files: list[list[Stored]] = [[]]
     held = 0
@@ -120,7 +124,7 @@ def index(files: Sequence[Shard]) -> str:
 def _shard(file: str, tensors: Sequence[Stored], metadata: Mapping[str, str]) -> Shard:
     # Larger elements first, so that all lie at multiples of their size.
     ordered = sorted(tensors, key=lambda tensor: -tensor.source.dtype.itemsize)
-    fields: dict[str, object] = {"__metadata__": dict(metadata)}
+    fields: dict[str, object] = {_ABOUT: dict(metadata)}
     begin = 0
     for tensor in ordered:
         fields[tensor.name] = {

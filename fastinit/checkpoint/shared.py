@@ -15,7 +15,7 @@ from types import TracebackType
 
 import torch
 
-from fastinit.base.files import lock, partial_path, sync_directory
+from fastinit.base.files import lock, named, partial_path, sync_directory
 from fastinit.checkpoint.disk import CHUNK
 from fastinit.checkpoint.many import Ranks, divided
 from fastinit.checkpoint.ranges import Ranges
@@ -61,19 +61,20 @@ class Shares:
     def __init__(self) -> None:
         self._made: dict[Path, int] = {}
 
-    def make(self, partial: Path, size: int) -> None:
-        """Makes a file of a size, with room on the disk, as the one rank that does."""
-        self._made[partial] = descriptor = os.open(
-            partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666
-        )
-        lock(descriptor)
-        os.ftruncate(descriptor, size)
+    def make(self, partial: Path, path: Path, size: int) -> None:
+        """Makes a file of a size, which will be at ``path``, as the one rank that does."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        with named(path, partial):
+            self._made[partial] = descriptor = os.open(partial, flags, 0o666)
+            lock(descriptor)
+            os.ftruncate(descriptor, size)
 
     def publish(self, partial: Path, path: Path) -> None:
         """Puts a file in its place, which all ranks have written."""
         descriptor = self._made[partial]
-        os.fsync(descriptor)
-        os.replace(partial, path)
+        with named(path, partial):
+            os.fsync(descriptor)
+            os.replace(partial, path)
         del self._made[partial]
         os.close(descriptor)
         sync_directory(path.parent)
@@ -93,14 +94,15 @@ class Shares:
 
 
 def write_share(
-    partial: Path, shard: Shard, rank: int, owner: int, ranges: Ranges, done: Done
+    partial: Path, path: Path, shard: Shard, rank: int, owner: int, ranges: Ranges, done: Done
 ) -> float:
     """Writes a rank's bytes of a file, and returns the seconds in which the disk was at work.
 
     Args:
+        path: where it will be.
         owner: the rank that writes the header, and what every rank could.
     """
-    with _Open(partial) as file:
+    with named(path, partial), _Open(partial) as file:
         if rank == owner:
             file.put(shard.header, 0)
             done.add(len(shard.header))
@@ -211,7 +213,8 @@ def mark(folder: Path, those: Ranks) -> Iterator[str]:
             path.unlink(missing_ok=True)
 
 
-def check_shared(folder: Path, name: str) -> None:
-    """Raises OSError unless a directory has the first rank's :func:`mark` in it."""
+def check_shared(folder: Path, name: str, those: Ranks) -> None:
+    """Raises OSError unless a directory has the first rank's :func:`mark` in it, for all of them."""
     if not (folder / name).exists():
         raise OSError(f"{folder} must be on a file system that all ranks share")
+    those.told(None, "a checkpoint: all see its directory")  # until then the mark has to stay

@@ -22,7 +22,7 @@ from fastinit.plan.buffers import Known, planned
 from fastinit.plan.fill import Fill
 from fastinit.plan.fit import Parts, Scope, fitted
 from fastinit.plan.names import named_buffers
-from fastinit.plan.parameters import distinct_parameters, reshard_, wanted_dtype
+from fastinit.plan.parameters import check_place, distinct_parameters, reshard_, wanted_dtype
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
 from fastinit.plan.write import Entry, check_entries
@@ -97,8 +97,9 @@ def sources(
         NotImplementedError, RuntimeError: a parameter that cannot be written, or is a part of one and
             does not say which.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point dtype, but got {dtype}")
+    check_place(None, dtype)
+    if plan is not None and not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a fastinit.Plan, but got {plan!r}")
     reshard_(model)
     scope = Scope(parts=parts)
     scope.check(model, ())

@@ -131,10 +131,11 @@ def write(
         NotImplementedError, RuntimeError: a parameter that cannot be written. Other ranks get
             ``fastinit.base.ranks.RanksError``, which says what failed on which.
     """
-    check_system()
-    begun = time.perf_counter()
-    those, folder = Ranks.of(group, no_dist), Path(directory)
+    begun, those = time.perf_counter(), Ranks.of(group, no_dist)
     with those.together("checkpoint.write"), ExitStack() as stack:
+        check_system()
+        folder = Path(directory)
+        those.check_alike("checkpoint.write", overwrite=bool(overwrite), verify=bool(verify))
         planned = planned_by(those, model, plan, shard_size, dtype, parts)
         there: Any = None
         if those.is_first:
@@ -143,7 +144,7 @@ def write(
             _check_names(folder, planned)
             there = [*existing(folder, planned), stack.enter_context(mark(folder, those))]
         kept, others, name_of_mark = those.told_by_first(there, "a checkpoint: what is there")
-        check_shared(folder, name_of_mark)
+        check_shared(folder, name_of_mark, those)
         if verify:  # where values are on several ranks, none can tell: these are written again
             kept = [s.file for s in planned.shards if s.file in kept and not s.is_apart]
         checked = Division([s for s in planned.shards if verify and s.file in kept], those)
@@ -166,7 +167,7 @@ def write(
             for shard in todo.shards:
                 if shard.is_apart:
                     partial = partial_path(folder / shard.file)
-                    shares.make(partial, shard.size)
+                    shares.make(partial, folder / shard.file, shard.size)
                     partials[shard.file] = partial.name
         partials = those.told_by_first(partials, "a checkpoint: its files are begun")
         busy = _write_mine(folder, planned.seed, todo, partials, done)
@@ -263,11 +264,15 @@ def _write_mine(
         for shard in todo.own:
             path = folder / shard.file
             writer.write(path, shard.size, partial(made, shard), partial(check, shard))
-    shared = [shard for shard in todo.shards if shard.file in partials]
-    return writer.busy + sum(
-        write_share(folder / partials[s.file], s, todo.here, todo.owners[s.file], ranges, done)
-        for s in shared
-    )
+    busy = writer.busy
+    for shard in (shard for shard in todo.shards if shard.file in partials):
+        partial_, path, owner = (
+            folder / partials[shard.file],
+            folder / shard.file,
+            todo.owners[shard.file],
+        )
+        busy += write_share(partial_, path, shard, todo.here, owner, ranges, done)
+    return busy
 
 
 def _save_config(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:

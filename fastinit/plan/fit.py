@@ -149,13 +149,7 @@ class Scope(NamedTuple):
                 f"parts must be a map of names, or a function of name and parameter, "
                 f"but got {self.parts!r}"
             )
-        if not isinstance(self.prefix, str):
-            raise TypeError(f"prefix must be a str, but got {self.prefix!r}")
-        if self.prefix and not self.prefix.endswith("."):
-            raise ValueError(
-                f"prefix must be all that stands before the model's names, as in '{self.prefix}.', "
-                f"but got {self.prefix!r}"
-            )
+        check_prefix(self.prefix)
         if self.only is None:
             return
         names = [name for name in planned if name.startswith(self.prefix)]
@@ -171,6 +165,16 @@ class Scope(NamedTuple):
 
 
 ALL = Scope()
+
+
+def check_prefix(prefix: str) -> None:
+    """Raises TypeError for what is no text, ValueError for one without its dot."""
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a str, but got {prefix!r}")
+    if prefix and not prefix.endswith("."):
+        raise ValueError(
+            f"prefix must be all that stands before the names, as in '{prefix}.', but got {prefix!r}"
+        )
 
 
 class Fitted(NamedTuple):

@@ -1,4 +1,4 @@
-"""Elements that several tensors hold, of one rank or many: copies are the same, or nothing is written."""
+"""Elements that several tensors hold, on one rank or many: copies are the same, or it is an error."""
 
 from pathlib import Path
 

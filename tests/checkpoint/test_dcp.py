@@ -284,8 +284,10 @@ def test_another_checkpoint_is_refused_or_replaced(tmp_path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
     state = materialized()
     dcp.load(state, checkpoint_id=tmp_path)
-    with pytest.raises(ValueError, match="prefix must end with a dot"):
+    with pytest.raises(ValueError, match="prefix must be all that stands"):
         checkpoint.write_dcp(recorded(), tmp_path, prefix="model", overwrite=True)
+    with pytest.raises(ValueError, match="prefix must be all that stands"):
+        checkpoint.PlanReader(planned(), prefix="model")
 
 
 def full_disk(folder: str) -> str:

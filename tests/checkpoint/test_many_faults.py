@@ -1,10 +1,13 @@
 """Faults of ranks that write one checkpoint: one that fails is known to all, and nothing looks whole."""
 
 import errno
+import inspect
 import json
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +21,9 @@ if not dist.is_available():
 
 from test_many import Net, contents, planned, recorded, whole, write_recorded
 
-from fastinit import Fill, Plan, deferred
+from fastinit import Fill, Part, Plan, deferred
 from fastinit.base.ranks import RanksError, RanksLost
+from fastinit.checkpoint import write_dcp
 from fastinit.checkpoint import writing as checkpoint
 from fastinit.checkpoint.safetensors import INDEX
 
@@ -106,6 +110,114 @@ def test_ranks_that_differ_are_told_in_what(tmp_path, what: str, said: str) -> N
     answers = pool(2).run(differing, str(tmp_path), what)
     assert said in answers[0]
     assert not list(tmp_path.iterdir())
+
+
+# --- what is wrong on one rank -------------------------------------------------------------------
+
+ON_ONE = {  # of write and write_dcp alike, unless it is the argument of one
+    "directory": 3,
+    "plan": 3,
+    "parts": "w",
+    "dtype": torch.int32,
+    "dtype, of another kind": "bfloat16",
+    "overwrite": True,
+    "verify": True,
+    "shard_size": "5XB",
+    "prefix": "model",
+    "prefix, of another kind": 3,
+    "prefix, another": "model.",
+}
+
+
+def wrong_on_one(folder: str, form: str, argument: str) -> str:
+    call = checkpoint.write if form == "safetensors" else write_dcp
+    name = argument.partition(",")[0]
+    if name not in inspect.signature(call).parameters:
+        return ""
+    options: dict = {"directory": folder}
+    if dist.get_rank() == 1:
+        options[name] = ON_ONE[argument]
+    try:
+        call(recorded(), **options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("nothing failed")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "dcp"])
+def test_an_argument_that_is_wrong_on_one_rank_is_an_error_on_all(tmp_path, form: str) -> None:
+    begun = time.monotonic()
+    for argument in ON_ONE:
+        first, second = pool(2).run(wrong_on_one, str(tmp_path), form, argument)
+        name = argument.partition(",")[0]
+        assert first in (second, f"RanksError: rank 1 failed: {second}"), argument
+        assert not second or name in second.replace(" ", "_") or name == "directory", second
+        assert not list(tmp_path.iterdir()), argument
+    assert time.monotonic() - begun < 100  # nobody waits for a timeout, each of 100 s
+
+
+def refused_late(folder: str, form: str) -> str:
+    """The first rank refuses what is there while the others have yet to look at the directory."""
+    look = Path.exists
+
+    def late(self: Path) -> bool:
+        time.sleep(0.3 * (dist.get_rank() > 0))
+        return look(self)
+
+    Path.exists = late  # type: ignore[method-assign]
+    try:
+        call = checkpoint.write if form == "safetensors" else write_dcp
+        call(nn.Linear(3, 2), folder)
+    except (ValueError, OSError, RanksError) as error:
+        return f"{error}"
+    finally:
+        Path.exists = look  # type: ignore[method-assign]
+    raise AssertionError("nothing failed")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "dcp"])
+def test_what_is_there_is_refused_with_the_same_words_on_all(tmp_path, form: str) -> None:
+    (checkpoint.write if form == "safetensors" else write_dcp)(nn.Linear(2, 2), tmp_path)
+    before = contents(tmp_path)
+    for said in pool(4).run(refused_late, str(tmp_path), form):
+        assert "overwrite=True" in said
+        assert "file system that all ranks share" not in said
+    assert contents(tmp_path) == before
+
+
+def full(folder: str, call: str, values: str) -> str:
+    """On the second rank the system has no room left for files of the checkpoint."""
+    real = getattr(os, call)
+
+    def fail(descriptor: int, *rest: object) -> object:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".partial"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, *rest)
+
+    model: nn.Module = recorded()
+    parts = None
+    if values == "parts":
+        parts = {"w": Part((8, 4)).chunk(0, 2, dist.get_rank())}
+        model = nn.ParameterDict({"w": torch.ones(4, 4)})
+    if dist.get_rank() == 1:
+        setattr(os, call, fail)
+    try:
+        checkpoint.write(model, folder, shard_size="1KB", parts=parts)
+    except (OSError, RanksError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        setattr(os, call, real)
+    raise AssertionError("nothing failed")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="names of open files")
+@pytest.mark.parametrize("values", ["a plan", "parts"])
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+def test_a_full_disk_names_the_file_that_would_have_been(tmp_path, call: str, values: str) -> None:
+    first, second = pool(2).run(full, str(tmp_path), call, values)
+    assert first == f"RanksError: rank 1 failed: {second}"
+    assert re.fullmatch(rf"OSError: .*: '{tmp_path}/model[-0-9a-z]*\.safetensors'", second)
+    assert not list(tmp_path.glob(".*"))
 
 
 # --- ends ----------------------------------------------------------------------------------------

@@ -420,6 +420,9 @@ def test_tensors_that_cannot_be_stored_are_named(tmp_path) -> None:
     model.register_buffer("wide", torch.zeros(2, dtype=torch.complex128))
     with pytest.raises(ValueError, match="safetensors has no dtype for tensor wide"):
         checkpoint.write(model, tmp_path)
+    named = nn.ParameterDict({"__metadata__": torch.ones(2)})  # what a header has beside tensors
+    with pytest.raises(ValueError, match="safetensors has no tensors of the name __metadata__"):
+        checkpoint.write(named, tmp_path)
     with pytest.raises(ValueError, match="not recorded by fastinit"):
         checkpoint.write(nn.Linear(2, 2, device="meta"), tmp_path)
     with pytest.raises(ValueError, match="floating-point"):
