@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
-from fastinit.elements.part import Part
+from fastinit.elements.part import Part, one_shape
 from fastinit.elements.strided import Piece
 from fastinit.plan.buffers import Known, planned
 from fastinit.plan.fill import Fill
@@ -184,10 +184,10 @@ def _source(
     if len(dtypes) > 1:
         raise ValueError(f"parts of {name} are of several dtypes: {sorted(map(str, dtypes))}")
     parts = [shard.part_of(tensor, name, given) for tensor, given in there]
-    shapes = {tuple(t.shape) if part is None else part.shape for (t, _), part in zip(there, parts)}
-    if len(shapes) > 1:
-        raise ValueError(f"parts of {name} are of parameters of several shapes: {sorted(shapes)}")
-    shape, stored_as = shapes.pop(), dtypes.pop()
+    shapes = [
+        tensor.shape if part is None else part.shape for (tensor, _), part in zip(there, parts)
+    ]
+    shape, stored_as = one_shape(name, shapes), dtypes.pop()
     if content is not None:
         return Source(content[0], shape, stored_as, content[1], is_parameter)
     held: list[tuple[Part, Tensor]] = []

@@ -223,6 +223,14 @@ def check_part(part: Part, argument: str = "part") -> Part:
     return part
 
 
+def one_shape(name: str, shapes: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """The shape of a parameter, of what its parts say. Raises ValueError for several."""
+    shape, *others = sorted(set(map(tuple, shapes)))
+    if others:
+        raise ValueError(f"parts of {name} are of several shapes: {[shape, *others]}")
+    return shape
+
+
 def nothing(shape: Sequence[int]) -> Part:
     """No element of a parameter of a shape: what a rank has that takes no part in it."""
     return Part(tuple(shape), flat=(0, 0))

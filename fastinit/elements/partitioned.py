@@ -144,7 +144,7 @@ def _spmd_types(tensor: Tensor) -> Mark | None:
 
 
 def _ddp_of_dtensors(tensor: Tensor) -> Mark | None:
-    """DistributedDataParallel with a device mesh: a local part, of which each forward makes a DTensor."""
+    """DistributedDataParallel with a device mesh: a local part; each forward makes a DTensor of it."""
     spec = getattr(tensor, "_st_info", None)
     if spec is None or all(
         placement.is_replicate() or spec.mesh.size(dim) == 1

@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
-from fastinit.elements.part import Part, check_part
+from fastinit.elements.part import Part, check_part, one_shape
 from fastinit.elements.shards import is_dtensor
 from fastinit.plan.names import named_buffers
 from fastinit.plan.parameters import distinct_parameters
@@ -97,8 +98,16 @@ class Scope(NamedTuple):
         """A model's parameters, tied ones once, and for those that hold others these, in their order.
 
         Raises:
-            as :meth:`planned`; TypeError: what is held is no Held, or has no name.
+            as :meth:`planned`; TypeError: what is held is no Held, or has no name. ValueError: parts
+            of parameters of several shapes that have one name.
         """
+        shapes: dict[str, Sequence[int]] = {}
+        for place in self._places(model):
+            if self.parts is not None:
+                note_shape(shapes, place.names, place.tensor, place.part)
+            yield place
+
+    def _places(self, model: nn.Module) -> Iterator[Place]:
         for names, module, parameter in distinct_parameters(model):
             said = self._said(names[0], parameter)
             if not isinstance(said, (list, tuple)):
@@ -165,6 +174,16 @@ class Scope(NamedTuple):
 
 
 ALL = Scope()
+
+
+def note_shape(
+    known: dict[str, Sequence[int]], names: Sequence[str], tensor: Tensor, part: Part | None
+) -> None:
+    """Keeps a tensor's full shape. Raises ValueError if another is known of one of its names."""
+    if not is_lazy(tensor):
+        shape = tensor.shape if part is None else part.shape
+        for name in names:
+            one_shape(name, (known.setdefault(name, shape), shape))
 
 
 def check_prefix(prefix: str) -> None:

@@ -262,7 +262,7 @@ class Plan(Mapping[str, Fill | Computed]):
                 that are not as they were made; parameters that the plan lacks or the model lacks;
                 parameters that the plan ties and the model does not, or the other way round; a pattern
                 that matches nothing; a prefix without its dot; a dtype that is not floating-point; a
-                Part of another shape than the tensor's.
+                    Part of another shape than the tensor's, or two of one name that say two full shapes.
             TypeError: a dtype that is none, patterns or a prefix that are no text.
             RuntimeError: ranks with DTensors on one mesh apply different plans, or one of them failed.
             NotImplementedError, RuntimeError: a parameter that cannot be written

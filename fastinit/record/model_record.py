@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from fastinit.elements.shards import is_dtensor
 from fastinit.elements.strided import Strided
 from fastinit.plan.buffers import Known, Pending, Values
 from fastinit.plan.fill import Fill, FillPart
-from fastinit.plan.fit import ALL, Scope
+from fastinit.plan.fit import ALL, Scope, note_shape
 from fastinit.plan.history import Contents, View
 from fastinit.plan.names import joined, named_buffers, named_modules
 from fastinit.plan.parameters import distinct_parameters
@@ -58,10 +58,13 @@ class ModelRecord:
         self.aliases: dict[str, str] = {}
         self.others: list[tuple[str, Tensor, Memory]] = []
         """Other tensors that the model holds anywhere, and that have no values yet, or random ones."""
+        shapes: dict[str, Sequence[int]] = {}
         strange = []
         self.has_parameters = not all(map(is_lazy, model.parameters()))
         for own_names, _, parameter in distinct_parameters(model):
             names, part = scope.planned(own_names, parameter)
+            if scope.parts is not None:
+                note_shape(shapes, names, parameter, part)
             if part is not None and not part.is_whole:
                 full, names = names[0], [f"{names[0]} ({own_names[0]})"]
                 self.cut[names[0]] = (full, part)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastinit.base import ranks
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
-from fastinit.elements.part import Part
+from fastinit.elements.part import Part, one_shape
 from fastinit.stream.reference_moments import FIELDS, MAX, MIN, merged
 
 if TYPE_CHECKING:
@@ -226,13 +226,15 @@ def _heard(said: list[object]) -> Part:
 
 
 def _check_disjoint(held: Sequence[tuple[int, Sequence[Part]]]) -> None:
-    """Raises ValueError where two ranks' parts of one parameter overlap."""
+    """Raises ValueError where two ranks' parts of one parameter overlap, or say two shapes of it."""
     owners: dict[tuple[str | None, tuple[int, ...]], dict[Part, int]] = {}
     for rank, parts in held:
         for part in set(parts):
             known = owners.setdefault((part.name, part.shape), {})
             if known.setdefault(part, rank) != rank:
                 raise ValueError(_overlap(part, part, known[part], rank))
+    for name in {name for name, _ in owners if name is not None}:
+        one_shape(name, [shape for its, shape in owners if its == name])
     for known in owners.values():
         if _is_grid(known):
             continue

@@ -342,6 +342,53 @@ def test_parts_that_do_not_fit(parts: object, error: type[Exception], said: str)
     assert all(map(torch.equal, before, stage.parameters()))
 
 
+ROWS = Part((8, 4), name="w").chunk(0, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("other", "shape"),
+    [
+        (Part((16, 4), name="w").chunk(0, 4, 0), (4, 4)),
+        (Part((4, 8), name="w").chunk(1, 2, 0), (4, 4)),
+        (Part((4, 4), name="w"), (4, 4)),  # whole
+        (None, (4, 4)),  # whole, of its own name
+        (Part((32,), name="w", flat=(0, 16)), (16,)),
+        (Part((8, 4, 1), name="w").cut(0, []), (0, 4)),  # nothing of it
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_parameter_has_one_shape(first: bool, other: Part | None, shape: tuple[int, ...]) -> None:
+    """Whoever is told parts of a parameter by one name, and of two shapes, writes nothing."""
+
+    def build(where: str = "cpu") -> nn.Module:
+        model = nn.Module()
+        names = (("a", (4, 4)), ("w", shape))
+        for name, size in names if first else reversed(names):
+            model.register_parameter(name, nn.Parameter(torch.full(size, 7.0, device=where)))
+        return model
+
+    def rule(*_: object) -> Fill:
+        return Fill.normal()
+
+    parts = {"a": ROWS} | ({} if other is None else {"w": other})
+    plan, model = Plan({"w": Fill.normal()}), build()
+    with fastinit.deferred(seed=0):
+        recorded = build()
+    for call in (
+        lambda: plan.apply_(model, parts=parts),
+        lambda: plan.apply_(model, parts=lambda name, _: parts.get(name)),
+        lambda: Plan.from_model(model, rule, parts=parts),
+        lambda: recorded_plan(recorded, parts=parts),
+        lambda: materialize_(recorded, parts=parts),
+        lambda: fastinit.checkpoint.layout(model, parts=parts),
+        lambda: fastinit.checkpoint.layout(model, plan, parts=parts),
+    ):
+        with pytest.raises(ValueError, match="parts of w are of several shapes"):
+            call()
+    assert all((p == 7).all() for p in model.parameters())
+    assert all(p.is_meta for p in recorded.parameters())
+
+
 def test_a_part_drawn_by_two_laws_is_refused() -> None:
     with fastinit.deferred(seed=0):
         embed = nn.Embedding(6, 4, padding_idx=0)

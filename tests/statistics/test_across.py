@@ -288,6 +288,12 @@ def test_parts_without_common_elements_are_none(case: str) -> None:
     assert pool(3).run(merge_said, DISJOINT[case]) == [str(count)] * 3
 
 
+def test_parts_of_one_name_are_of_one_shape() -> None:
+    rows, others = (Part(shape, name="w") for shape in [(8, 2), (8, 3)])
+    for said in pool(3).run(merge_said, [rows.chunk(0, 2, 0), others.chunk(0, 2, 1)]):
+        assert said == "ValueError: parts of w are of several shapes: [(8, 2), (8, 3)]"
+
+
 def test_parts_on_some_ranks_only_are_an_error_on_all() -> None:
     for said in pool(3).run(merge_said, [Part((8, 2)), None]):
         assert said.startswith("ValueError: moments of parts do not merge with moments of which no")
