@@ -83,14 +83,17 @@ class Native(Backend):
     def fill_many(self, writes: Sequence[Write]) -> None:
         assert self.module is not None
         requests = []
-        for tensor, law, seed, stream, strides, offset in (
-            part for write in writes for part in _few_dims(write, self.module.MAX_DIMS)
-        ):
-            prepared = self.prepared(law, tensor.dtype)
-            shape, local = tuple(tensor.shape), tensor.stride()
-            requests.append(
-                (prepared, tensor.data_ptr(), seed, stream, offset, shape, local, strides)
-            )
+        most = self.module.MAX_DIMS
+        for write in writes:
+            shape = write.tensor.shape
+            few = [write] if len(shape) <= most and 1 not in shape else _few_dims(write, most)
+            for tensor, law, seed, stream, strides, offset in few:
+                prepared = self.prepared(law, tensor.dtype)
+                local = tensor.stride()
+                address = tensor.data_ptr()
+                requests.append(
+                    (prepared, address, seed, stream, offset, tensor.shape, local, strides)
+                )
         device = writes[0].tensor.device
         if device.type == "cpu":
             self.module.fill_many(requests, torch.get_num_threads())

@@ -6,12 +6,14 @@ What is for Linux alone does nothing elsewhere.
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import mmap
 import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -52,6 +54,23 @@ def drop_pages(tensor: Tensor) -> bool:
         Whether that could be done: False elsewhere than on Linux and for other devices.
     """
     return _advise(tensor, "MADV_DONTNEED")
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Within the block Python looks for no cycles among its objects; what is not used is freed the same.
+
+    For work that makes some objects for each of many parameters, all of them in use: they would have
+    the collector walk through the whole model again and again.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def available_bytes() -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Classes whose tensors have no operators of their own."""
+
+
 def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
     """Whether it is a DTensor."""
+    if type(tensor) in PLAIN:  # most are, and this is asked often
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -118,6 +125,8 @@ def part_of(tensor: Tensor, argument: str = "tensor", given: Part | None = None)
     """
     if given is not None:
         check_part(given)
+    elif type(tensor) in PLAIN and not partitioned.is_marked(tensor):
+        return None  # so are most
     if not is_dtensor(tensor):
         if given is None:
             check_held(tensor, argument)
@@ -144,19 +153,28 @@ def _of_dtensor(tensor: DTensor, argument: str) -> Part:
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return nothing(tensor.shape)
-    part = Part(tuple(tensor.shape))
+    cuts = []
     for mesh_dim in _order(tensor):
         placement = tensor.placements[mesh_dim]
         if isinstance(placement, internals.shard_placements()):
             # Of an ordinary shard there is one turn: all indices are chunked at once.
             turns = int(getattr(placement, "split_factor", 1))
-            dim, ranks, rank = placement.dim, mesh.size(mesh_dim), coordinate[mesh_dim]
-            part = part.cut(dim, _in_turns(part.local_shape[dim], turns, ranks, rank))
-    if part.local_shape != tuple(local(tensor).shape):
+            cuts.append((placement.dim, turns, mesh.size(mesh_dim), coordinate[mesh_dim]))
+    part = _cut(tuple(tensor.shape), tuple(cuts))
+    if part.local_shape != (here := tuple(local(tensor).shape)):
         raise NotImplementedError(
-            f"{argument} is a DTensor whose local tensor has shape {tuple(local(tensor).shape)}, but "
-            f"its placements {tensor.placements} give {part.local_shape} on this rank"
+            f"{argument} is a DTensor whose local tensor has shape {here}, but its placements "
+            f"{tensor.placements} give {part.local_shape} on this rank"
         )
+    return part
+
+
+@lru_cache(maxsize=64)
+def _cut(shape: tuple[int, ...], cuts: tuple[tuple[int, int, int, int], ...]) -> Part:
+    """What is left of a tensor after each (dimension, turns, ranks, rank), for many of few shapes."""
+    part = Part(shape)
+    for dim, turns, ranks, rank in cuts:
+        part = part.cut(dim, _in_turns(part.local_shape[dim], turns, ranks, rank))
     return part
 
 

@@ -312,6 +312,10 @@ class Strided(NamedTuple):
         return Strided(self.offset, tuple(sizes), strides)
 
 
+whole = lru_cache(maxsize=4096)(Strided.contiguous)
+"""The same, of tensors with memory, as they are asked for at each write of a model."""
+
+
 @lru_cache(maxsize=4096)
 def _run(start: int, count: int) -> Strided:
     # Asked for at each write of a model, whose parameters are of few sizes.

@@ -13,8 +13,6 @@ from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements.strided import Strided
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
 Obstacle = tuple[type[Exception], str]
 """What stands between a tensor and its elements: the exception it is, and the rest of "tensor ..."."""
 
@@ -26,7 +24,7 @@ def plain_cpu_address(tensor: Tensor) -> int:
     """
     try:
         if (
-            type(tensor) in _PLAIN
+            type(tensor) in shard.PLAIN
             and tensor.is_cpu
             and tensor.layout is torch.strided
             and tensor.is_contiguous()

@@ -19,7 +19,7 @@ from fastinit.base import torch_internals as internals
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
-from fastinit.elements.strided import Piece, Strided
+from fastinit.elements.strided import Piece, Strided, whole
 from fastinit.fills import agreement
 from fastinit.stream import keys, laws
 from fastinit.stream.laws import Law
@@ -168,10 +168,18 @@ def fill_many_(requests: Sequence[Request]) -> None:
     writes: dict[torch.device, list[Write]] = {}
     sharded: list[Tensor] = []
     copied: list[tuple[Tensor, Tensor]] = []
-    for i, request in enumerate(requests):
-        tensor, law, seed, stream, window = request
-        argument = f"requests[{i}].tensor"
+    at_once = not _is_compiling()
+    for i, (tensor, law, seed, stream, window) in enumerate(requests):
         seed = keys.check_seed(seed)
+        if at_once and _is_short_way(tensor):  # most are: nothing but what each needs
+            which = whole(tensor.shape)
+            if window == which or (window is None and not _is_marked(tensor)):
+                if tensor.numel():
+                    writes.setdefault(tensor.device, []).append(
+                        Write(tensor.detach(), law, seed, stream, which.strides, 0)
+                    )
+                continue
+        argument = f"requests[{i}].tensor"
         here: Sequence[tuple[Tensor, Window | Strided | None]]
         if shard.is_dtensor(tensor) or isinstance(window, Part):
             here = _of_this_rank(tensor, window, argument)
@@ -183,7 +191,7 @@ def fill_many_(requests: Sequence[Request]) -> None:
             if its_window is None:
                 shard.check_held(part, argument, constant=law.kind == _CONSTANT)
             which = _elements(part, its_window)
-            if part.device.type == "meta" or not part.numel() or tensors.is_fake(part):
+            if part.is_meta or not part.numel() or tensors.is_fake(part):
                 continue
             if not _is_itself(part):
                 view = tensors.local(part)
@@ -197,12 +205,10 @@ def fill_many_(requests: Sequence[Request]) -> None:
     with torch.no_grad():
         for device, some in writes.items():
             chosen[device].fill_many(some)
-            for write in some:
-                _increment_version(write.tensor)
+            _increment_version([write.tensor for write in some])
         for view, plain in copied:
             view.copy_(plain)
-    for tensor in sharded:  # the local tensors have counters of their own
-        _increment_version(tensor)
+    _increment_version(sharded)  # the local tensors have counters of their own
 
 
 def draw_seed(tensor: Tensor, seed: int | None, generator: torch.Generator | None) -> int:
@@ -250,12 +256,16 @@ def check_target(tensor: Tensor, argument: str = "tensor", part: Part | None = N
     if _is_compiling():
         check_writable(tensor, argument)
         return
+    if part is None and _is_short_way(tensor) and not _is_marked(tensor):
+        return
     check_writable(shard.local(tensor), argument)
     shard.part_of(tensor, argument, part)
 
 
 def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
     """Raises unless :func:`fill_` can write ``tensor``; see there for the exceptions."""
+    if not _is_compiling() and _is_short_way(tensor):
+        return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{argument} must be a torch.Tensor, but got {type(tensor).__name__}")
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
@@ -284,6 +294,11 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
             f"{argument} has elements that share memory (shape {tuple(tensor.shape)}, strides "
             f"{tensor.stride()}), so they cannot all be written; clone() it first"
         )
+
+
+def _is_short_way(tensor: Tensor) -> bool:
+    """Whether it is certainly memory that can be written as it lies, and all that there is to ask."""
+    return bool(_plain_cpu_address(tensor)) and tensor.dtype in _SHORT_WAY
 
 
 def _is_itself(tensor: Tensor) -> bool:

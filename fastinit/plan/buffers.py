@@ -30,6 +30,9 @@ MODES = ("check", "restore", "keep")
 SMALL = 1 << 20
 """Elements: of smaller buffers a copy is kept; larger ones must stay as they are to be known."""
 
+_OF_ALL = frozenset(vars(nn.Module()))
+"""Attributes that a module of any kind has: none of them is a tensor."""
+
 # Rounding to bfloat16, the coarsest that models are cast to; other devices' arithmetic is far closer.
 _TOLERANCE = 2.0**-7
 
@@ -207,11 +210,14 @@ def compared(
 def _places(model: nn.Module, scope: Scope) -> Iterator[_Place]:
     """The buffers, and those plain attributes that are on meta."""
     for prefix, module in named_modules(model):
-        for owner in (module._buffers, vars(module)):
-            for key, tensor in owner.items():
+        own = vars(module)
+        others = [key for key in own if key not in _OF_ALL and isinstance(own[key], Tensor)]
+        for owner, keys in ((module._buffers, list(module._buffers)), (own, others)):
+            for key in keys:
+                tensor = owner[key]
                 if not isinstance(tensor, Tensor) or isinstance(tensor, UninitializedBuffer):
                     continue
-                if owner is module._buffers or tensor.is_meta:
+                if owner is not own or tensor.is_meta:
                     names, part = scope.planned([joined(prefix, key)], tensor)
                     yield _Place(names[0], owner, key, tensor, part)
 

@@ -330,7 +330,7 @@ class Fill:
         """
         if not self.has_law:
             raise TypeError(f"{self} is not a law of single values")
-        return laws.make(self.distribution, *(self.scale * p for p in self.parameters))
+        return _law(self.distribution, self.parameters, self.scale)
 
     @property
     def drawn(self) -> Law:
@@ -390,3 +390,9 @@ class Fill:
 
 
 _tile = lru_cache(maxsize=1024)(tile)
+
+
+@lru_cache(maxsize=4096)
+def _law(distribution: str, parameters: tuple[float, ...], scale: float) -> Law:
+    # Asked for at each write of a model, whose parameters are of few laws.
+    return laws.make(distribution, *(scale * p for p in parameters))

@@ -17,8 +17,12 @@ _FILLED = "_fastinit_filled"
 
 def writes(tensor: Tensor) -> int:
     """How often operations wrote a tensor, or this rank's part, since it was made."""
-    parts = {id(each): each for each in (tensor, shard.local(tensor))}.values()
-    return sum(version_of(part) for part in parts if not part.is_inference())
+    return _writes(tensor, shard.local(tensor))
+
+
+def _writes(tensor: Tensor, here: Tensor) -> int:
+    both = (tensor,) if here is tensor else (tensor, here)
+    return sum([version_of(each) for each in both if not each.is_inference()])
 
 
 def note_filled(tensors: Iterable[Tensor]) -> None:
@@ -26,9 +30,10 @@ def note_filled(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         if (here := _in_memory(tensor)) is not None:
             storage = here.untyped_storage()
-            marks = getattr(storage, _FILLED, None) or {}
-            marks[Strided.of(here)] = writes(tensor)
-            setattr(storage, _FILLED, marks)
+            if (marks := getattr(storage, _FILLED, None)) is None:
+                marks = {}
+                setattr(storage, _FILLED, marks)
+            marks[Strided.of(here)] = _writes(tensor, here)
 
 
 def is_filled(tensor: Tensor) -> bool | None:
@@ -45,6 +50,7 @@ def is_filled(tensor: Tensor) -> bool | None:
 def _in_memory(tensor: Tensor) -> Tensor | None:
     """What this rank has, if that is a view of a storage with values."""
     here = shard.local(tensor)
-    if here.is_meta or here.layout is not torch.strided or is_traceable_wrapper_subclass(here):
+    if here.is_meta or here.layout is not torch.strided:
         return None
-    return here
+    wraps = type(here) not in shard.PLAIN and is_traceable_wrapper_subclass(here)
+    return None if wraps else here

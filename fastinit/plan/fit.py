@@ -109,6 +109,10 @@ class Scope(NamedTuple):
 
     def _places(self, model: nn.Module) -> Iterator[Place]:
         for names, module, parameter in distinct_parameters(model):
+            if self.parts is None:
+                full = [self.prefix + name for name in names] if self.prefix else names
+                yield Place(full, module, parameter, None)
+                continue
             said = self._said(names[0], parameter)
             if not isinstance(said, (list, tuple)):
                 full, part = self.planned(names, parameter)
@@ -229,16 +233,20 @@ def fitted(
         ValueError: parameters that the plan lacks, or the model; parameters that the plan ties and the
             model does not, or the other way round (all are listed).
     """
-    names_of: dict[str, list[str]] = {name: [name] for name in planned}
+    others: dict[str, list[str]] = {}  # of tied ones the further names
     for alias, name in aliases.items():
-        names_of[name].append(alias)
-    planned_as = {name: own for own, names in names_of.items() for name in names}
+        others.setdefault(name, []).append(alias)
+    planned_as = {**dict(zip(planned, planned)), **aliases}
     fits: list[Fitted] = []
     found: dict[str, str] = {}  # name in the plan to that in the model
     missing, problems = [], []
     for names, _, parameter, part in scope.places(model):
-        here = list(dict.fromkeys(planned_as[name] for name in names if name in planned_as))
-        if not scope.has(*names, *(other for name in here for other in names_of[name])):
+        here = [planned_as[name] for name in names if name in planned_as]
+        if len(here) > 1:
+            here = list(dict.fromkeys(here))
+        if scope.only is not None and not scope.has(
+            *names, *here, *(other for name in here for other in others.get(name, ()))
+        ):
             continue
         if not here:
             if not given or parameter.is_meta:
@@ -249,17 +257,17 @@ def fitted(
         else:
             if len(here) > 1:
                 problems.append(f"tied in the model but not in the plan: {', '.join(here)}")
-            found.update(dict.fromkeys(here, names[0]))
+            for name in here:
+                found[name] = names[0]
             fits.append(Fitted(here[0], parameter, part))
     if missing:
         problems.insert(0, f"the plan has no {listing('parameter', missing)}")
     extra = [
         own
-        for own, names in names_of.items()
+        for own in (planned if scope.parts is None else ())
         if own not in found
-        and scope.parts is None
-        and scope.has(*names)
-        and any(name.startswith(scope.prefix) for name in names)
+        and scope.has(own, *others.get(own, ()))
+        and any(name.startswith(scope.prefix) for name in (own, *others.get(own, ())))
     ]
     if extra:
         problems.append(f"the model has no {listing('parameter', extra)}")

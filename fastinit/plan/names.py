@@ -34,26 +34,37 @@ def named_modules(
     numbers. Those are the names of torch.distributed.checkpoint, too (``get_model_state_dict``).
     """
     seen: set[int] = set()
-
-    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    wraps: dict[type, str | None] = {}
+    deepest = sys.getrecursionlimit()
+    ahead = [("", model, 0)]  # a generator in each would pass each name through all above it
+    while ahead:
+        name, module, depth = ahead.pop()
         if remove_duplicate:
             if id(module) in seen:
-                return
+                continue
             seen.add(id(module))
         yield name, module
-        wrapped = wrapped_key(module)
-        for key, child in module._modules.items():
-            if child is not None:
-                yield from walk(child, name if key == wrapped else joined(name, key))
-
-    return walk(model, "")
+        if depth > deepest:
+            raise RecursionError(f"{name[:80]}... leads back to a module that it is in")
+        children = module._modules
+        if not children:
+            continue
+        if (kind := module.__class__) not in wraps:
+            wraps[kind] = wrapped_key(module)
+        wrapped = wraps[kind]
+        ahead += [
+            (name if key == wrapped else joined(name, key), child, depth + 1)
+            for key, child in reversed(children.items())
+            if child is not None
+        ]
 
 
 def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All buffers, by each of their names, as :func:`named_modules` has them."""
     for name, module in named_modules(model, remove_duplicate=False):
-        for key, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-            yield joined(name, key), buffer
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                yield joined(name, key), buffer
 
 
 def wrapped_key(module: nn.Module) -> str | None:
@@ -61,10 +72,13 @@ def wrapped_key(module: nn.Module) -> str | None:
 
     None for all others. torch.distributed.checkpoint.state_dict (``_get_fqns``) leaves out the same.
     """
-    for where, kind, key in _WRAPPERS:
-        if isinstance(module, getattr(sys.modules.get(where), kind, ())):
-            return key
-    return None
+    return next((key for kind, key in _wrappers().items() if isinstance(module, kind)), None)
+
+
+def _wrappers() -> dict[type, str]:
+    """Those that somebody imported; no module is of the others."""
+    there = [(getattr(sys.modules.get(where), kind, None), key) for where, kind, key in _WRAPPERS]
+    return {kind: key for kind, key in there if kind is not None}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from fastinit.base import memory
 from fastinit.base.holders import exchange
@@ -32,15 +32,30 @@ def distinct_parameters(
     """
     entries: dict[int, tuple[list[str], nn.Module, nn.Parameter]] = {}
     for prefix, module in names.named_modules(model, remove_duplicate=False):
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            entry = entries.setdefault(id(parameter), ([], module, parameter))
-            entry[0].append(names.joined(prefix, name))
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name = names.joined(prefix, key)
+            if (entry := entries.get(id(parameter))) is not None:
+                entry[0].append(name)
+            else:
+                entries[id(parameter)] = ([name], module, parameter)
     yield from entries.values()
 
 
 def meshes_of(model: nn.Module) -> set[DeviceMesh]:
     """The device meshes that its parameters are on."""
-    return {p.device_mesh for p in model.parameters() if shard.is_dtensor(p)}
+    found: set[DeviceMesh] = set()
+    seen, ahead = set(), [model]
+    while ahead:
+        if (module := ahead.pop()) in seen:
+            continue
+        seen.add(module)
+        ahead += [child for child in module._modules.values() if child is not None]
+        for parameter in module._parameters.values():
+            if type(parameter) not in shard.PLAIN and shard.is_dtensor(parameter):
+                found.add(parameter.device_mesh)
+    return found
 
 
 def allocate_(
@@ -100,11 +115,11 @@ def memory_for(
     check_place(device, dtype)
     meta, others = [], []
     for name, parameter in named:
-        if isinstance(parameter, UninitializedParameter):
+        if is_lazy(parameter):
             continue
         if parameter.is_meta:
             meta.append((name, parameter))
-        elif parameter.dtype != wanted_dtype(parameter, dtype):
+        elif dtype is not None and parameter.dtype != wanted_dtype(parameter, dtype):
             others.append(f"{name} ({parameter.dtype})")
     if others:
         raise ValueError(
@@ -178,7 +193,7 @@ def adopt_(model: nn.Module, real: dict[int, nn.Parameter]) -> None:
 
     Whoever holds a parameter, such as an optimizer or a module that is tied, holds the new one.
     """
-    for _, _, parameter in distinct_parameters(model):
+    for _, _, parameter in distinct_parameters(model) if real else ():
         if id(parameter) in real:
             exchange(parameter, real[id(parameter)])
 
@@ -192,8 +207,10 @@ def reshard_(model: nn.Module, *, cut_short: bool = False) -> None:
     Args:
         cut_short: a forward did not end, so that FSDP2 takes it for one that still runs.
     """
+    if not (sharded := fsdp2_modules()):
+        return
     own = set(model.modules())
-    for module in fsdp2_modules():
+    for module in sharded:
         if not own.isdisjoint(module.modules()):
             if cut_short:
                 end_fsdp2_forward(module)

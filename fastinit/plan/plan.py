@@ -20,6 +20,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from fastinit.base import number, text
 from fastinit.base.files import write_text
+from fastinit.base.memory import no_collection
 from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
 from fastinit.elements import shards as shard
@@ -276,13 +277,14 @@ class Plan(Mapping[str, Fill | Computed]):
         True
         """
         reshard_(model)
-        with agreeing(meshes_of(model), self.seed) as texts:
-            scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
-            scope.check(model, (*self._fills, *self._aliases, *self._buffers))
-            planned = fitted(model, self._fills, self._aliases, scope=scope)
-            ready = prepared(self, model, planned, scope, device, dtype, buffers)
-            texts.update(ready.texts())
-        return write_prepared_(self, model, ready, progress)
+        with no_collection():
+            with agreeing(meshes_of(model), self.seed) as texts:
+                scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
+                scope.check(model, (*self._fills, *self._aliases, *self._buffers))
+                planned = fitted(model, self._fills, self._aliases, scope=scope)
+                ready = prepared(self, model, planned, scope, device, dtype, buffers)
+                texts.update(ready.texts())
+            return write_prepared_(self, model, ready, progress)
 
     def diff(self, other: Plan) -> list[Difference]:
         """The parameters that the other plan would initialise otherwise, or lacks, or has beyond this.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
-from fastinit.elements.strided import Piece, Strided, row_major
+from fastinit.elements.strided import Piece, Strided, row_major, whole
 from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
@@ -39,11 +39,6 @@ class Entry(NamedTuple):
     part: Part | None = None
     """Of the parameter, where the tensor is one and does not say so itself."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The parameter's."""
-        return tuple(self.tensor.shape) if self.part is None else self.part.shape
-
 
 def check_entries(entries: Sequence[Entry]) -> None:
     """Raises, naming the parameter, unless all can be written.
@@ -53,19 +48,19 @@ def check_entries(entries: Sequence[Entry]) -> None:
             function of a distribution of whole tensors; a part outside its parameter; a tensor of
             which nobody knows the elements (``fastinit.elements.shards.check_held``).
     """
-    for entry in entries:
-        name, tensor, fill, part = entry
+    for name, tensor, fill, part in entries:
         ops.check_target(tensor, name, part)
         if part is not None:
             part.pieces(shard.local(tensor), name)
+        if isinstance(fill, Fill) and fill.has_law and not fill.parts:
+            continue  # of any shape and dtype
+        shape = tuple(tensor.shape) if part is None else part.shape
         if isinstance(fill, Computed):
-            if fill.shape != entry.shape:
-                raise ValueError(
-                    f"{name} has shape {entry.shape}, but was recorded as {fill.shape}"
-                )
+            if fill.shape != shape:
+                raise ValueError(f"{name} has shape {shape}, but was recorded as {fill.shape}")
             continue
         try:
-            check_shape(fill, entry.shape)
+            check_shape(fill, shape)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             raise type(error)(f"{name}: {error}") from None
         if tensor.is_complex() and not all(f.has_law for f in _fills(fill) if f.is_elementwise):
@@ -81,13 +76,15 @@ def write_entries(entries: Sequence[Entry], seed: int, progress: Progress | None
         progress: called after each of several batches, in which they are then written. Of DTensors it
             is told of the elements of this rank.
     """
+    if progress is None:
+        _write(entries, seed)
+        return
     total = sum(shard.local(entry.tensor).numel() for entry in entries)
     written = 0
-    for batch in [list(entries)] if progress is None else _batches(entries):
+    for batch in _batches(entries):
         _write(batch, seed)
         written += sum(shard.local(entry.tensor).numel() for entry in batch)
-        if progress is not None:
-            progress(written, total)
+        progress(written, total)
 
 
 def _write(entries: Sequence[Entry], seed: int) -> None:
@@ -113,7 +110,7 @@ def _write(entries: Sequence[Entry], seed: int) -> None:
                 plain = torch.empty_like(tensor, memory_format=torch.contiguous_format)
                 copies.append((tensor, plain))
                 tensor = plain
-            pieces = [Piece(tensor, Strided.contiguous(tensor.shape))]
+            pieces = [Piece(tensor, whole(shape))]
         if (base := fill.base) is not None:
             for view, which in pieces:
                 stages[0].append(Values(view, base, fill.stream or name, which, shape))

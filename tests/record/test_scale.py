@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastinit
-from fastinit import deferred, materialize_, recorded_plan
+from fastinit import Part, deferred, materialize_, recipes, recorded_plan
 
 
 def calls(run: Callable[[], object]) -> int:
@@ -59,6 +59,45 @@ def test_calls_are_as_many_for_each_parameter_of_many() -> None:
             f"{step}: {few[step]} calls for 100 layers, {count} for 400"
         )
     assert many["deferred"] / 800 < 250
+    assert many["apply_"] / 800 < 130
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="a torch without distributed")
+def test_calls_on_a_rank_are_as_many_in_any_world() -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    plan = fastinit.Plan.from_model(layers(20), recipes.torch_default)
+
+    def on_one_of(ranks: int) -> int:
+        torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+        try:
+            model = nn.Sequential(*layers(20))
+            fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (ranks,)))
+            plan.apply_(model)  # what is looked up once
+            return calls(lambda: plan.apply_(model))
+        finally:
+            torch.distributed.destroy_process_group()
+
+    few, many = on_one_of(4), on_one_of(4096)
+    assert many <= 1.05 * few, f"{few} calls on one of 4 ranks, {many} on one of 4,096"
+
+
+def test_blocks_of_a_shard_in_many_turns_are_found_in_linear_time() -> None:
+    """FSDP2 over tensor parallelism cuts in as many turns as there are ranks."""
+
+    def cost(turns: int) -> int:
+        part = Part((2 * turns, 8)).split(0, ranks=2, rank=1, stride=turns)
+        held = torch.empty(part.local_shape)
+
+        def find() -> None:
+            found = Part(part.shape, part.runs).pieces(held)
+            assert len(found) == turns
+
+        return calls(find)
+
+    few, many = cost(64), cost(1024)
+    assert many <= 1.05 * 16 * few, f"{few} calls for 64 turns, {many} for 1,024"
 
 
 class Unchanged(TorchFunctionMode):
