@@ -60,6 +60,9 @@ WORDS = 64
 """A message is its kind, what is being done (a hash), the rank and the length; then words, as far as
 they fit in so many."""
 
+_KEY = "fastinit/failed/{}"  # of the store, and a rank
+_OUTSIDE = "this rank is not in the group"
+
 PATIENCE = 5.0
 """Seconds in which a rank that failed waits for the others to hear it. Who comes later, waiting for it
 in a collective of the model's own, hears it from the store, when this rank's process has ended."""
@@ -80,7 +83,7 @@ def is_up() -> bool:
 
 
 def members(group: Group = None) -> list[int]:
-    """The global ranks of a group, in its own order; of a mesh, in row-major order."""
+    """The global ranks of a group, in its own order; of a mesh, row-major. TypeError: it is no group."""
     if group is None and not is_up():
         return [0]
     if isinstance(group, Grid):
@@ -89,7 +92,15 @@ def members(group: Group = None) -> list[int]:
         with internals.without_modes():
             ranks: list[int] = mesh.mesh.flatten().tolist()
         return ranks
-    return list(torch.distributed.get_process_group_ranks(cast("ProcessGroup | None", group)))
+    return list(torch.distributed.get_process_group_ranks(_process_group(group)))
+
+
+def place(group: Group = None) -> int:
+    """Which of the :func:`members` this rank is. Raises ValueError unless it is one."""
+    here, those = torch.distributed.get_rank() if is_up() else 0, members(group)
+    if here not in those:
+        raise ValueError(_OUTSIDE)
+    return those.index(here)
 
 
 Numbers: TypeAlias = "Sequence[int | float]"
@@ -274,9 +285,9 @@ def _lines(group: Group) -> list[ProcessGroup]:
         dims = (dim for dim in reversed(range(mesh.ndim)) if mesh.size(dim) > 1)
         return [mesh.get_group(dim) for dim in dims]
     dist = torch.distributed
-    line = cast("ProcessGroup", dist.group.WORLD if group is None else group)
+    line = _process_group(group)
     if dist.get_rank(line) < 0:
-        raise ValueError("this rank is not in the group")
+        raise ValueError(_OUTSIDE)
     return [line] if dist.get_world_size(line) > 1 else []
 
 
@@ -308,6 +319,16 @@ def _all_gather(lines: list[ProcessGroup], row: list[int], until: float | None) 
     if bool((known == LOST).all(1).any()):
         raise lost or ConnectionError("another rank lost one")
     return known
+
+
+def _process_group(group: Group) -> ProcessGroup:
+    """Of what is no mesh."""
+    dist = torch.distributed
+    if group is not None and not isinstance(group, getattr(dist, "ProcessGroup", ())):
+        if is_up() and group == dist.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError(_OUTSIDE)
+        raise TypeError(f"group must be a process group, a device mesh or None, but got {group!r}")
+    return cast("ProcessGroup", dist.group.WORLD if group is None else group)
 
 
 def _device(line: ProcessGroup) -> torch.device:
@@ -362,21 +383,17 @@ def _failure(rank: int, text: str) -> str:
 # --- the last word of a rank that nobody listened to ---------------------------------------------
 
 
-def _key(rank: int) -> str:
-    return f"fastinit/failed/{rank}"
-
-
 def _leave_word(text: str) -> None:
     """For those who find this rank's process ended."""
     with suppress(RuntimeError, ValueError):  # no store any more: they hear that a rank has ended
-        internals.default_store().set(_key(torch.distributed.get_rank()), text)
+        internals.default_store().set(_KEY.format(torch.distributed.get_rank()), text)
 
 
 def _said_before(group: Group) -> str:
     """The words that other ranks left."""
     try:
         store, here = internals.default_store(), torch.distributed.get_rank()
-        left = [r for r in members(group) if r != here and store.check([_key(r)])]
-        return "; ".join(_failure(rank, store.get(_key(rank)).decode()) for rank in left[:8])
+        left = [r for r in members(group) if r != here and store.check([_KEY.format(r)])]
+        return "; ".join(_failure(rank, store.get(_KEY.format(rank)).decode()) for rank in left[:8])
     except (RuntimeError, ValueError):
         return ""

@@ -64,10 +64,10 @@ class Ranks(NamedTuple):
     @classmethod
     def of(cls, group: Group, no_dist: bool) -> Ranks:
         """Those of a group; by default all, or with ``no_dist`` this one alone."""
-        members = [] if no_dist else ranks.members(group)
-        if len(members) < 2:
+        if no_dist:
             return cls(None)
-        return cls(group, members.index(torch.distributed.get_rank()), len(members))
+        here, size = ranks.place(group), len(ranks.members(group))
+        return cls(group, here, size) if size > 1 else cls(None)
 
     @property
     def is_first(self) -> bool:

@@ -9,8 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import TIMEOUT, RankFailed, Ranks, on_ranks, pool
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+import fastinit
+from fastinit import checkpoint
 from fastinit.base import ranks as group_of
 
 RANK = "rank {} failed: ValueError: no, said {}"
@@ -36,6 +39,38 @@ def test_a_process_alone_is_a_group_of_one() -> None:
         raise KeyError
     with group_of.together():
         pass
+
+
+@on_ranks(4)
+def test_groups_that_a_rank_is_not_in_and_what_is_none() -> None:
+    """Whoever takes a group says the same of it; a group of one other rank is not this process alone."""
+    rank = dist.get_rank()
+    groups = [dist.new_group([0, 2]), dist.new_group([1]), DeviceMesh("cpu", [0, 3])]
+    groups.append(DeviceMesh("cpu", [2]))
+    plan = fastinit.Plan({})
+    for group, those in zip(groups, [(0, 2), (1,), (0, 3), (2,)]):
+        if rank in those:
+            assert group_of.place(group) == those.index(rank)
+            continue
+        for said in (
+            message(group_of.place, group),
+            message(lambda group: checkpoint.layout(nn.Linear(2, 2), group=group), group),
+        ):
+            assert said == "ValueError: this rank is not in the group"
+        for said in (
+            message(lambda group: fastinit.moments(torch.ones(3)).all_merge(group), group),
+            message(lambda group: fastinit.agreement.compare(plan, group), group),
+        ):
+            assert said.startswith("ValueError: this rank is not in the")
+    for wrong in (3, "world", [0, 1], object()):
+        for call in (
+            group_of.members,
+            lambda group: checkpoint.layout(nn.Linear(2, 2), group=group),
+            lambda group: checkpoint.write_dcp(nn.Linear(2, 2), "nowhere", group=group),
+            lambda group: fastinit.moments(torch.ones(3)).all_merge(group),
+            lambda group: fastinit.agreement.compare(plan, group),
+        ):
+            assert message(call, wrong).startswith("TypeError: group must be a process group")
 
 
 NUMBERS = [
