@@ -144,6 +144,8 @@ class Contents:
     device: torch.device
     base: Tensor | Made | None = None
     writes: tuple[Filled | Call, ...] = ()
+    is_loaded: bool = False
+    """Whether its values took a parameter's place in the block, as a load puts them there."""
     _sources: frozenset[Source] | None = field(default=None, init=False)
 
     @classmethod
@@ -213,6 +215,11 @@ class Contents:
     def is_known(self) -> bool:
         """Whether it follows from values that are there, without chance."""
         return not self.is_random and self.is_written
+
+    @property
+    def follows_a_load(self) -> bool:
+        """Whether it is what was loaded in the block, or follows from that alone, without chance."""
+        return self.is_known and any(each.is_loaded for each in self.history())
 
     @property
     def fills(self) -> tuple[Filled, ...] | None:

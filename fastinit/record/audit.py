@@ -11,7 +11,7 @@ import json
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -21,11 +21,12 @@ from fastinit.base.ranks import Group, gathered_texts, members
 from fastinit.base.torch_internals import is_persistent, storage_id, version_of
 from fastinit.elements import shards as shard
 from fastinit.plan import groups
-from fastinit.plan.buffers import compared
+from fastinit.plan.buffers import Pending, compared
 from fastinit.plan.filled import is_filled, writes
 from fastinit.plan.fit import ALL, Scope
 from fastinit.plan.names import joined, named_modules
 from fastinit.plan.plan import Plan
+from fastinit.plan.replay import Computed
 from fastinit.record.built import built, constructor_plan
 from fastinit.record.memories import is_changed, memory_of
 
@@ -50,7 +51,7 @@ MEANINGS: dict[State, str] = {
     "lazy": "without a shape until the first forward",
     "filled": "written by fastinit, and by no operation since",
     "written": "written by an operation, since fastinit filled it or since its memory was put there",
-    "loaded": "not among the missing, which the caller named",
+    "loaded": "not among the missing, which the caller named, or loaded within the block",
     "kept": "filled before, and left by fill_missing_",
     "made": "as its constructor made it, where that is no law",
 }
@@ -230,13 +231,16 @@ def state_of(item: Held, plan: Plan, scope: Scope = ALL) -> tuple[State, str]:
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         return "lazy", ""
     names, part = scope.planned(item.names, tensor)
-    names = [name for name in names if name in (plan if is_parameter else plan.buffers)]
+    entries = plan if is_parameter else plan.buffers
+    names = [name for name in names if name in entries]
     if tensor.is_meta:
         if is_changed(tensor) or (shard.is_dtensor(tensor) and writes(tensor)):
             return "unwritten", "written on meta, where nothing is kept"
-        if (memory := memory_of(tensor)) is not None and not memory.contents.is_written:
-            return "unwritten", "left unwritten by its constructor"
-        return ("recorded" if names else "unwritten"), ""
+        if any(_has_values(entries[name]) for name in names):
+            return "recorded", ""
+        memory = memory_of(tensor)
+        is_left = memory is not None and not memory.contents.is_written
+        return "unwritten", "left unwritten by its constructor" if is_left else ""
     if (filled := is_filled(tensor)) is not None:
         return ("filled" if filled else "written"), ""
     if names and not is_parameter:
@@ -246,7 +250,19 @@ def state_of(item: Held, plan: Plan, scope: Scope = ALL) -> tuple[State, str]:
     return ("written" if is_written(item) else "given"), ""
 
 
+def _has_values(planned: Any) -> bool:
+    """Whether what is computed follows from values, and not from what nobody wrote."""
+    planned = planned.computed if isinstance(planned, Pending) else planned
+    return not isinstance(planned, Computed) or planned.contents.is_written
+
+
 _OF_BUFFERS: dict[str, State] = {"made": "made", "pending": "recorded", "other": "changed"}
+
+
+def is_loaded(item: Held) -> bool:
+    """Whether it is on meta, but the values are known that a load put there within the block."""
+    memory = memory_of(item.tensor) if item.kind == "parameter" and item.tensor.is_meta else None
+    return memory is not None and memory.contents.follows_a_load and not is_changed(item.tensor)
 
 
 def is_replaced(item: Held) -> bool:

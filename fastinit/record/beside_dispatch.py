@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastinit.base.frames import is_ours
 from fastinit.base.torch_internals import set_data, without_dispatch
-from fastinit.record.memories import Memory, memory_of
+from fastinit.record.memories import META, Memory, memory_of
 from fastinit.record.recording import Recording
 from fastinit.record.refused import HINT
 from fastinit.record.values import look, values
@@ -45,6 +46,8 @@ class BesideDispatch(TorchFunctionMode):
             return func(*args, **kwargs)
         memory = _memory_among(args) or (_memory_among(kwargs.values()) if kwargs else None)
         if memory is None:
+            if kwargs and func in _OF_VALUES and _is_meta(kwargs.get("device")):
+                return _known_on_meta(self.recording, func, args, kwargs)
             return func(*args, **kwargs)
         before = self.recording.place
         if memory.is_away:
@@ -207,7 +210,10 @@ def _new_tensor(
     place = _place(args[0])
     if place is None:
         return NotImplemented
-    return torch.tensor(*args[1:], **{"dtype": args[0].dtype, "device": place, **kwargs})
+    kwargs = {"dtype": args[0].dtype, "device": place, **kwargs}
+    if _is_meta(kwargs["device"]):
+        return _known_on_meta(recording, torch.tensor, args[1:], kwargs)
+    return torch.tensor(*args[1:], **kwargs)
 
 
 def _indexed(recording: Recording, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -257,6 +263,26 @@ def _set_data(
     with without_dispatch():
         recording.to_meta(value if tensor.is_meta else tensor)
     return NotImplemented
+
+
+_OF_VALUES = frozenset((torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor))
+"""Functions that make tensors of numbers that Python has."""
+
+
+def _is_meta(device: Any) -> bool:
+    return isinstance(device, (str, torch.device)) and torch.device(device).type == "meta"
+
+
+def _known_on_meta(
+    recording: Recording, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """What one of them makes on meta: the dispatcher is not told the numbers."""
+    with without_dispatch():
+        there = func(*args, **{**kwargs, "device": "cpu"})
+        made: Tensor = there.detach().clone().requires_grad_(there.requires_grad)
+        memory = recording.to_meta(made)
+    memory.contents = replace(memory.contents, device=META)
+    return made
 
 
 _INSTEAD: dict[Any, _Instead] = {

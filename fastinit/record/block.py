@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,17 +78,28 @@ def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
     recording = Recording(seed, keep_generators)
     modules: dict[int, weakref.ref[nn.Module]] = {}
 
+    def on_module(module: nn.Module) -> None:
+        modules[id(module)] = weakref.ref(module)
+
     def on_registration(module: nn.Module, name: str, param: nn.Parameter) -> None:
         if threading.get_ident() != _thread:
             return
         with without_python(), without_functions():
             if _is_plain(param):
-                modules[id(module)] = weakref.ref(module)
-                recording.to_meta(param).is_parameter = True
+                on_module(module)
+                is_new = memory_of(param) is None and not param.is_meta
+                memory = recording.to_meta(param)
+                memory.is_parameter = True
+                if is_new and module._parameters.get(name) is not None:
+                    memory.contents = replace(memory.contents, is_loaded=True)
 
     def on_buffer(module: nn.Module, name: str, buffer: Tensor) -> None:
         if threading.get_ident() == _thread:
-            modules[id(module)] = weakref.ref(module)
+            on_module(module)
+
+    def on_copy(module: nn.Module) -> None:
+        if threading.get_ident() == _thread:
+            on_module(module)
 
     _thread = threading.get_ident()
     with ExitStack() as stack:
@@ -94,6 +107,7 @@ def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
         recording.generator_seed = stack.enter_context(_seeded(seed))
         stack.callback(register_module_parameter_registration_hook(on_registration).remove)
         stack.callback(register_module_buffer_registration_hook(on_buffer).remove)
+        stack.enter_context(_copies(on_copy))
         stack.enter_context(_recorded(recording))
         yield
     with without_dispatch(), without_functions():
@@ -111,6 +125,22 @@ def writes_recorded(seed: int) -> Iterator[None]:
     """Within the block writes to recorded parameters are recorded, as within :func:`deferred`."""
     with nullcontext() if _thread == threading.get_ident() else _recorded(Recording(seed)):
         yield
+
+
+@contextmanager
+def _copies(on_copy: Callable[[nn.Module], None]) -> Iterator[None]:
+    """Within the block modules that ``copy`` and ``pickle`` make are told; they register nothing."""
+    original = nn.Module.__setstate__
+
+    def set_state(self: nn.Module, state: Any) -> None:
+        original(self, state)  # type: ignore[no-untyped-call]
+        on_copy(self)
+
+    nn.Module.__setstate__ = set_state  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__setstate__ = original  # type: ignore[method-assign]
 
 
 @contextmanager

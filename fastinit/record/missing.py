@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastinit.base.patterns import Choice, matches
+from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
 from fastinit.base.torch_internals import storage_id
 from fastinit.elements import shards as shard
@@ -22,17 +22,23 @@ from fastinit.plan.buffers import check_buffers
 from fastinit.plan.fit import Fitted, Parts, Scope
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import known_values
-from fastinit.plan.rows import Rows, held_rows, runs_of
+from fastinit.plan.rows import held_rows
 from fastinit.plan.write import Progress
-from fastinit.record.audit import Audit, Audited, Held, State, audited, held, is_replaced, state_of
+from fastinit.record.audit import (
+    Audit,
+    Audited,
+    Held,
+    State,
+    audited,
+    held,
+    is_loaded,
+    is_replaced,
+    state_of,
+)
 from fastinit.record.built import check_shared, constructor_plan, pin_names
-from fastinit.record.materialize import write_recorded_
+from fastinit.record.materialize import place_of, write_recorded_
 from fastinit.record.memories import memory_of
-
-Missing = str | Iterable[str] | Mapping[str, Rows | None]
-
-_EXTRA_STATE = "_extra_state"
-"""The last part of names in a state dict that are of no tensor."""
+from fastinit.record.named import Missing, Named
 
 
 def fill_missing_(
@@ -80,7 +86,8 @@ def fill_missing_(
         ValueError: tensors without values of which the plan knows nothing, or that were written on meta,
             where nothing is kept (a load without ``assign=True``); tensors on meta that are not among
             the missing; names that the model lacks; without ``missing``, parameters of which nothing
-            tells whether they were loaded, where others were written since ``to_empty``; and as
+            tells whether they were loaded, where others were written since ``to_empty``, or with a
+            plan that has other values than were loaded within the block of ``deferred``; and as
             :meth:`Plan.apply_`. All are listed, and the model is as it was.
         NotImplementedError, RuntimeError, TypeError: as :meth:`Plan.apply_`.
 
@@ -105,10 +112,15 @@ def fill_missing_(
     known = Plan({}) if known is None else known
     if seed is not None:
         known = Plan(known, seed=seed, aliases=known.aliases, buffers=known.buffers)
-    named = None if missing is None else _Named(missing)
+    named = None if missing is None else Named(missing)
     found = [_decided(item, known, scope, named) for item in held(model)]
-    problems = [] if named is None else named.problems(found)
-    ties, apart = _ties(found, known, scope)
+    problems = [] if named is None else named.problems([each.item for each in found])
+    if plan is not None:
+        known, other = _with_loaded(known, found, model, scope)
+        if other and named is None:
+            why = "loaded within their block, but the plan has other values, so say missing="
+            problems.append(f"{why}: {listing('tensor', other)}")
+    ties, notes, apart = _ties(found, known, scope)
     problems += _problems(found, ties, known, scope, named is not None) + apart
     if problems:
         raise ValueError("nothing was filled: " + "; ".join(problems))
@@ -122,7 +134,8 @@ def fill_missing_(
             scope = scope._replace(only=_names_of_buffers(wanted, scope))
             ready = prepared(known, model, planned, scope, place, dtype, "restore")
             write_prepared_(known, model, ready, progress)
-    return _audit(model, found, ties, known, scope)
+    noted = [each._replace(note=notes.get(id(each.item.tensor), each.note)) for each in found]
+    return _audit(model, noted, ties, known, scope)
 
 
 class _Found(NamedTuple):
@@ -137,66 +150,38 @@ class _Found(NamedTuple):
     """Of a parameter, those that are; by default all."""
 
 
-class _Named:
-    """What the caller says was not loaded."""
-
-    def __init__(self, missing: Missing) -> None:
-        rows: dict[str, Any] = {}
-        if isinstance(missing, Mapping):
-            rows = dict(missing)
-        elif isinstance(missing, str):
-            rows = {missing: None}
-        elif isinstance(missing, Iterable):
-            for name in missing:
-                if not isinstance(name, str):
-                    raise TypeError(f"missing must be names of tensors, but got {name!r}")
-                rows[name] = None
-        else:
-            raise TypeError(f"missing must be names of tensors, but got {missing!r}")
-        if wrong := [name for name in rows if not isinstance(name, str)]:
-            raise TypeError(f"missing must be names of tensors, but got {wrong[0]!r}")
-        self.all = Choice(tuple(name for name, its in rows.items() if its is None))
-        self.some = {name: its for name, its in rows.items() if its is not None}
-
-    def has(self, item: Held) -> bool:
-        """Whether a tensor was not loaded, by any of its names."""
-        return all(p.name in self.all or p.full_name in self.all for p in item.places)
-
-    def rows(self, item: Held, scope: Scope) -> list[Run] | None:
-        """The rows that were not; None if it is not named with rows."""
-        patterns = [
-            pattern for pattern in self.some if any(matches(n, pattern) for n in item.names)
-        ]
-        if not patterns:
-            return None
-        part = scope.planned(item.names, item.tensor)[1]
-        shape = tuple(item.tensor.shape) if part is None else part.shape
-        if item.kind != "parameter" or not shape:
-            raise ValueError(f"missing: {item.names[0]} has no rows")
-        runs = [runs_of(self.some[p], shape[0], f"missing[{p!r}]") for p in patterns]
-        every = [row for some in runs for start, n in some for row in range(start, start + n)]
-        return runs_of(every, shape[0], "missing")
-
-    def problems(self, found: Sequence[_Found]) -> list[str]:
-        """What it names that the model lacks."""
-        places = [place for each in found for place in each.item.places]
-        names = [name for place in places for name in (place.name, place.full_name)]
-        idle = self.all.idle(names) + Choice(tuple(self.some)).idle(names)
-        idle = [name for name in idle if name.rpartition(".")[2] != _EXTRA_STATE]
-        return [f"the model has no {listing('tensor', idle)}"] if idle else []
-
-
-def _decided(item: Held, plan: Plan, scope: Scope, named: _Named | None) -> _Found:
+def _decided(item: Held, plan: Plan, scope: Scope, named: Named | None) -> _Found:
     state, note = state_of(item, plan, scope)
     is_stored = item.kind in ("parameter", "buffer")
     if named is not None and state != "lazy" and (rows := named.rows(item, scope)) is not None:
         return _Found(item, state, note, True, rows)
+    if is_loaded(item) and (named is None or not named.has(item)):
+        return _Found(item, "loaded", "", True)
     if named is None or not (is_stored or named.has(item)):
         to_restore = state == "changed" and not is_stored
         return _Found(item, state, note, state == "recorded" or to_restore)
     if named.has(item):
         return _Found(item, state, note, state not in ("lazy", "made", "unwritten"))
     return _Found(item, state if item.tensor.is_meta else "loaded", note, False)
+
+
+def _with_loaded(
+    plan: Plan, found: Sequence[_Found], model: nn.Module, scope: Scope
+) -> tuple[Plan, list[str]]:
+    """A plan with what was loaded within the model's block, and of what it had something else."""
+    items = [each.item for each in found if each.state == "loaded" and each.is_wanted]
+    own = constructor_plan(model, scope) if items else None
+    if own is None:
+        return plan, []
+    fills, other = dict(plan), []
+    for item in items:
+        names = item.in_plan(scope)
+        name = next((plan.aliases.get(n, n) for n in names if n in plan), names[0])
+        loaded = next(own[n] for n in names if n in own)
+        if fills.setdefault(name, loaded) != loaded:
+            other.append(item.names[0])
+        fills[name] = loaded
+    return Plan(fills, seed=plan.seed, aliases=plan.aliases, buffers=plan.buffers), other
 
 
 def _problems(
@@ -231,8 +216,10 @@ def _problems(
     return [f"{reason}: {listing('tensor', names)}" for reason, names in why.items()]
 
 
-def _ties(found: Sequence[_Found], plan: Plan, scope: Scope) -> tuple[dict[int, Held], list[str]]:
-    """What becomes the same parameter as another again, by its ``id``, and why some cannot.
+def _ties(
+    found: Sequence[_Found], plan: Plan, scope: Scope
+) -> tuple[dict[int, Held], dict[int, str], list[str]]:
+    """What becomes the same parameter as another again, by its ``id``; what does not; why it cannot.
 
     The constructor made one of them; a load or ``to_empty`` made them two.
     """
@@ -244,27 +231,36 @@ def _ties(found: Sequence[_Found], plan: Plan, scope: Scope) -> tuple[dict[int, 
         if each.item.kind == "parameter" and each.state != "lazy" and names and is_whole:
             groups.setdefault(plan.aliases.get(names[0], names[0]), []).append(each)
     ties: dict[int, Held] = {}
+    notes: dict[int, str] = {}
     problems = []
     for group in groups.values():
-        there = [each.item for each in group if not each.is_wanted or each.rows is not None]
+        there = [
+            each.item
+            for each in group
+            if not each.is_wanted or each.rows is not None or each.state == "loaded"
+        ]
         source, *others = [*there, *(e.item for e in group if e.item not in there)]
         for item in others:
-            if item in there and not _is_same_memory(item.tensor, source.tensor):
-                continue  # each has values of its own
+            if item in there and not _is_same(item.tensor, source.tensor):
+                notes[id(item.tensor)] = f"not tied to {source.names[0]} again, as both were loaded"
+                continue
             if item.tensor.shape != source.tensor.shape:
                 problems.append(
                     f"tied by the constructor, but of other shapes here: {source.names[0]}, "
                     f"{item.names[0]}"
                 )
             ties[id(item.tensor)] = source
-    return ties, problems
+    return ties, notes, problems
 
 
-def _is_same_memory(one: Tensor, other: Tensor) -> bool:
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two are the same memory, or were loaded with the same values."""
     if shard.is_dtensor(one) or shard.is_dtensor(other) or one.is_meta or other.is_meta:
         return False
-    same = storage_id(one) == storage_id(other)
-    return same and one.dtype == other.dtype and Strided.of(one) == Strided.of(other)
+    if (one.dtype, one.shape, one.device) != (other.dtype, other.shape, other.device):
+        return False
+    is_one = storage_id(one) == storage_id(other) and Strided.of(one) == Strided.of(other)
+    return is_one or torch.equal(one, other)
 
 
 @contextmanager
@@ -310,6 +306,10 @@ def _place(found: Sequence[_Found]) -> torch.device | str | None:
     if len(devices) == 1:
         return devices.pop()
     meshes = {t.device_mesh.device_type for t in tensors if t.is_meta and shard.is_dtensor(t)}
+    if not devices and not meshes:  # where the constructor would have put them
+        memories = [memory_of(tensor) for tensor in tensors]
+        devices = {place_of(memory) for memory in memories if memory is not None}
+        return devices.pop() if len(devices) == 1 and None not in memories else None
     return meshes.pop() if len(meshes) == 1 and not devices else None
 
 
@@ -356,7 +356,8 @@ def _audit(
         if is_wanted:
             fills = [plan[name] for name in item.in_plan(scope) if name in plan]
             is_given = any(known_values(fill) is not None for fill in fills)
-            state = "made" if is_given else "filled"
+            if state != "loaded":
+                state = "made" if is_given else "filled"
         elif state == "filled":
             state = "kept"
         if rows is not None:

@@ -164,7 +164,7 @@ def _folded(
         return None  # gradients lead from the result to what it was made of
     if source is None or args[0].shape != out.shape or args[0].stride() != out.stride():
         return None
-    into = Contents(storage_numel(out), out.dtype, place)
+    into = Contents(storage_numel(out), out.dtype, place, is_loaded=source.contents.is_loaded)
     copied = after_copy(into, into.whole, args[0])
     # Of these, padding is a copy where it adds nothing.
     if copied is None or func in (
