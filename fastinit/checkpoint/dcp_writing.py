@@ -120,6 +120,8 @@ def write_dcp(
     those = Ranks.of(group, no_dist)
     with those.together("checkpoint.write_dcp"), ExitStack() as stack:
         check_prefix(prefix)
+        if isinstance(group, DeviceMesh) and group.ndim > 1:  # torch's writer takes one group
+            raise ValueError(f"group must be a mesh of one dimension, but got {group}")
         folder = Path(directory)
         those.check_alike("checkpoint.write_dcp", prefix=prefix, overwrite=bool(overwrite))
         own, seed = sources(unwrapped(model), plan, dtype, parts)

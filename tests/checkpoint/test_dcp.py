@@ -290,6 +290,12 @@ def test_another_checkpoint_is_refused_or_replaced(tmp_path) -> None:
         checkpoint.PlanReader(planned(), prefix="model")
 
 
+@on_ranks(4)
+def test_a_mesh_of_several_dimensions_is_refused() -> None:
+    with pytest.raises(ValueError, match="group must be a mesh of one dimension"):
+        checkpoint.write_dcp(recorded(), "nowhere", group=mesh_of(2, 2))
+
+
 def full_disk(folder: str) -> str:
     write = os.fsync
 
