@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from fastinit.base import torch_internals as internals
+from fastinit.base.text import from_words, words_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -52,8 +53,9 @@ class Grid:
             raise ValueError("groups must cross, each rank of one with each of the others")
 
 
-INTEGERS, FLOATS, TEXT, HEARD, FAILURE = range(5)
-"""Kinds of messages; HEARD is of an error that a smaller group told this rank of."""
+INTEGERS, FLOATS, TEXT, SOME, HEARD, FAILURE = range(6)
+"""Kinds of messages; SOME is of what only so many ranks have to be at, HEARD of an error that a smaller
+group told this rank of."""
 KIND, TASK, RANK, LENGTH, HEAD = range(5)
 LOST = -(2**63) + 1  # in each word of a row: whoever sends it lost a rank
 WORDS = 64
@@ -103,6 +105,7 @@ def place(group: Group = None) -> int:
     return those.index(here)
 
 
+Error = TypeVar("Error", bound=BaseException)
 Numbers: TypeAlias = "Sequence[int | float]"
 
 
@@ -140,7 +143,7 @@ def gathered(
 def gathered_texts(group: Group, text: str, doing: str = "a gather of texts") -> list[str]:
     """:func:`gathered` for a text."""
     with internals.without_modes():
-        return [_text(row) for row in _exchange(group, TEXT, _words(text), doing)]
+        return [_text(row) for row in _exchange(group, TEXT, words_of(text), doing)]
 
 
 def same(
@@ -158,12 +161,23 @@ def same(
     return found
 
 
+def before(group: Group, some: Group, doing: str) -> None:
+    """Waits until those ranks of the group that are also in ``some`` are all about to do this.
+
+    A collective of the group, in which others may be about to do something else, before one of ``some``:
+    so nobody waits there for a rank that failed. Raises as :func:`gathered`.
+    """
+    both = sorted({*members(group)} & {*members(some)})
+    with internals.without_modes():
+        _exchange(group, SOME, [len(both)], doing, among=both)
+
+
 def _given(group: Group, numbers: Numbers | Callable[[], Numbers], doing: str) -> Numbers:
     if not callable(numbers):
         return numbers
     try:
         return numbers()
-    except Exception as error:
+    except BaseException as error:  # KeyboardInterrupt too: the others wait all the same
         _tell(error, group, doing)
         raise
 
@@ -187,12 +201,12 @@ def together(group: Group = None, doing: str = "what all do together") -> Iterat
         yield
         with internals.without_modes():
             _exchange(group, INTEGERS, [], end)
-    except Exception as error:
+    except BaseException as error:  # KeyboardInterrupt too: the others wait all the same
         _tell(error, group, end)
         raise
 
 
-def _tell(error: Exception, group: Group, doing: str) -> None:
+def _tell(error: BaseException, group: Group, doing: str) -> None:
     """Tells the others of this rank's error, unless they know. Raises what they had said before."""
     known = frozenset(members(group)) <= getattr(error, "_fastinit_known", frozenset())
     if known or not _lines(group):
@@ -201,7 +215,7 @@ def _tell(error: Exception, group: Group, doing: str) -> None:
     text = str(error) if heard else f"{type(error).__name__}: {error}"
     try:
         with internals.without_modes():
-            _exchange(group, HEARD if heard else FAILURE, _words(text), doing, hasty=True)
+            _exchange(group, HEARD if heard else FAILURE, words_of(text), doing, hasty=True)
         _make_known(error, group)
     except RanksLost as lost:
         if said := _said_before(group):
@@ -212,7 +226,7 @@ def _tell(error: Exception, group: Group, doing: str) -> None:
             raise
 
 
-def _make_known(error: Exception, group: Group) -> Exception:
+def _make_known(error: Error, group: Group) -> Error:
     """Notes that every rank of the group knows of an error, or has one of its own."""
     known: frozenset[int] = getattr(error, "_fastinit_known", frozenset())
     error._fastinit_known = known.union(members(group))  # type: ignore[attr-defined]
@@ -222,52 +236,79 @@ def _make_known(error: Exception, group: Group) -> Exception:
 # --- one exchange --------------------------------------------------------------------------------
 
 
-def _exchange(group: Group, kind: int, words: list[int], doing: str, hasty: bool = False) -> Tensor:
+def _exchange(
+    group: Group,
+    kind: int,
+    words: list[int],
+    doing: str,
+    hasty: bool = False,
+    among: Sequence[int] = (),
+) -> Tensor:
     """The messages of all ranks, int64 [ranks, words].
 
     Args:
         hasty: gives up after PATIENCE. This rank failed: its own message is not an error to it.
+        among: of SOME, the ranks that have to be here.
     """
     lines = _lines(group)
     if not lines:
         return torch.tensor([[kind, 0, 0, len(words), *words]])
     until = time.monotonic() + PATIENCE if hasty else None
-    task = int.from_bytes(blake2b(doing.encode(), digest_size=8).digest(), "little", signed=True)
-    row = [kind, task, torch.distributed.get_rank(), len(words), *words[: WORDS - HEAD]]
-    try:
-        table = _all_gather(lines, row + [0] * (WORDS - len(row)), until)
-        longest = int(table[:, LENGTH].max())
-        if longest > WORDS - HEAD:
-            rest = words[WORDS - HEAD :]
-            rest += [0] * (longest - (WORDS - HEAD) - len(rest))
-            table = torch.cat((table, _all_gather(lines, rest, until)), dim=1)
-    except (RuntimeError, OSError) as why:
-        said = _said_before(group) or "one of them has ended, or cannot be reached any more"
-        lost = RanksLost(f"in {doing}, ranks lost each other: {said} ({_line(why)})")
-        raise _make_known(lost, group) from why
-    # A group's own order, and a mesh's, need not be that of its lines.
-    place = {rank: i for i, rank in enumerate(members(group))}
-    table = table[torch.tensor([place[rank] for rank in table[:, RANK].tolist()]).argsort()]
-    if isinstance(group, Grid):  # of groups that have several ranks in common rows are there twice
-        table = table.unique_consecutive(dim=0)
-    if (worst := int(table[:, KIND].max())) >= HEARD:
-        if hasty:
-            return table
-        rows = table[table[:, KIND] == worst]
-        texts = [_text(row) for row in rows]
-        if worst == FAILURE:
-            texts = [_failure(int(rank), text) for rank, text in zip(rows[:, RANK], texts)]
-        texts = list(dict.fromkeys(texts))
-        more = [f"and {len(texts) - 8} more"] if len(texts) > 8 else []
-        raise _make_known(RanksError("; ".join(texts[:8] + more)), group)
-    if bool((others := table[:, TASK] != task).any()):
-        where = listing(table[others, RANK].tolist())
-        here = torch.distributed.get_rank()
-        error = RanksError(
-            f"ranks are not at the same place: rank {here} is in {doing}, others ({where}) are not"
-        )
-        raise _make_known(error, group)
-    return table
+    what = f"{doing} {among}".encode() if among else doing.encode()
+    task = int.from_bytes(blake2b(what, digest_size=8).digest(), "little", signed=True)
+    while True:
+        row = [kind, task, torch.distributed.get_rank(), len(words), *words[: WORDS - HEAD]]
+        try:
+            table = _all_gather(lines, row + [0] * (WORDS - len(row)), until)
+            longest = int(table[:, LENGTH].max())
+            if longest > WORDS - HEAD:
+                rest = words[WORDS - HEAD :]
+                rest += [0] * (longest - (WORDS - HEAD) - len(rest))
+                table = torch.cat((table, _all_gather(lines, rest, until)), dim=1)
+        except (RuntimeError, OSError) as why:
+            said = _said_before(group) or "one of them has ended, or cannot be reached any more"
+            lost = RanksLost(f"in {doing}, ranks lost each other: {said} ({_line(why)})")
+            raise _make_known(lost, group) from why
+        # A group's own order, and a mesh's, need not be that of its lines.
+        place = {rank: i for i, rank in enumerate(members(group))}
+        table = table[torch.tensor([place[rank] for rank in table[:, RANK].tolist()]).argsort()]
+        if isinstance(group, Grid):  # of groups that share several ranks rows are there twice
+            table = table.unique_consecutive(dim=0)
+        if failures := _failures(table):
+            if hasty:
+                return table
+            raise _make_known(RanksError(failures), group)
+        if bool((others := table[:, TASK] != task).any()):
+            if task in (ready := _ready(table)):
+                return table
+            if ready:  # go on, with what this rank has no part in
+                continue
+            where = listing(table[others, RANK].tolist())
+            here = torch.distributed.get_rank()
+            error = RanksError(
+                f"ranks are not at the same place: rank {here} is in {doing}, others ({where}) are not"
+            )
+            raise _make_known(error, group)
+        return table
+
+
+def _failures(table: Tensor) -> str:
+    """What failed on which ranks; what these heard of others only if none says it itself."""
+    if (worst := int(table[:, KIND].max())) < HEARD:
+        return ""
+    rows = table[table[:, KIND] == worst]
+    texts = [_text(row) for row in rows]
+    if worst == FAILURE:
+        texts = [_failure(int(rank), text) for rank, text in zip(rows[:, RANK], texts)]
+    texts = list(dict.fromkeys(texts))
+    more = [f"and {len(texts) - 8} more"] if len(texts) > 8 else []
+    return "; ".join(texts[:8] + more)
+
+
+def _ready(table: Tensor) -> set[int]:
+    """What some ranks do, all who have to."""
+    some = table[table[:, KIND] == SOME][:, [TASK, HEAD]].tolist()
+    return {task for task, needed in some if some.count([task, needed]) == needed}
 
 
 def _lines(group: Group) -> list[ProcessGroup]:
@@ -344,21 +385,11 @@ def _mesh(group: Group) -> DeviceMesh | None:
     return cast("DeviceMesh", group) if is_one else None
 
 
-# --- words ---------------------------------------------------------------------------------------
-
-
-def _words(text: str) -> list[int]:
-    """The text's bytes, eight in a word; zeros fill the last, as no text ends with one."""
-    data = text.rstrip("\0").encode("utf-8", "replace")
-    data += b"\0" * (-len(data) % 8)
-    return [int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, len(data), 8)]
+# --- texts ---------------------------------------------------------------------------------------
 
 
 def _text(row: Tensor) -> str:
-    """What :func:`_words` took, of a message."""
-    words = row[HEAD : HEAD + int(row[LENGTH])].tolist()
-    data = b"".join(word.to_bytes(8, "little", signed=True) for word in words)
-    return data.rstrip(b"\0").decode("utf-8")
+    return from_words(row[HEAD : HEAD + int(row[LENGTH])].tolist())
 
 
 def listing(ranks: Sequence[int]) -> str:

@@ -152,3 +152,17 @@ def reasons(noted: Sequence[tuple[str, str]], missing: Mapping[str, str]) -> lis
         said = f"{why}: {f'all {len(who)} layers' if every else ', '.join(who)}"
         lines.append(textwrap.fill(said, WIDTH, subsequent_indent="  "))
     return lines
+
+
+def words_of(text: str) -> list[int]:
+    """The text's bytes in UTF-8, eight in an integer of 64 bits; zeros fill the last, as no text ends
+    with one."""
+    data = text.rstrip("\0").encode("utf-8", "replace")
+    data += b"\0" * (-len(data) % 8)
+    return [int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, len(data), 8)]
+
+
+def from_words(words: Sequence[int]) -> str:
+    """What :func:`words_of` took."""
+    data = b"".join(word.to_bytes(8, "little", signed=True) for word in words)
+    return data.rstrip(b"\0").decode("utf-8")

@@ -11,7 +11,7 @@ import inspect
 import itertools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -286,13 +286,22 @@ def end_fsdp2_forward(module: torch.nn.Module) -> None:
     state._state_ctx.iter_forward_root = None
 
 
-def is_collective(func: Any) -> bool:
-    """Whether an operator is called by all ranks of a group together: not to send from one to one.
+def group_of_collective(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The process group whose ranks all call an operator together, which is so called; None of others.
 
-    Without it, ranks would wait in it for one that failed.
+    To send from one to one is no collective.
     """
-    named = any(a.name in ("process_group", "group_name") for a in schema_arguments(func))
-    return named and operator_name(func).strip("_") not in ("send", "recv", "recv_any_source")
+    if operator_name(func).strip("_") in ("send", "recv", "recv_any_source"):
+        return None
+    for place, argument in enumerate(schema_arguments(func)):
+        if argument.name in ("process_group", "group_name"):
+            group = args[place] if place < len(args) else kwargs[argument.name]
+            if isinstance(group, str):
+                c10d: Any = torch.distributed.distributed_c10d
+                return c10d._resolve_process_group(group)
+            kind: Any = torch.distributed.ProcessGroup
+            return group if isinstance(group, kind) else kind.unbox(group)
+    return None
 
 
 class FlatRange(NamedTuple):

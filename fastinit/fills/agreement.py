@@ -98,24 +98,24 @@ def agreeing(meshes: Iterable[DeviceMesh], seed: int) -> Iterator[dict[DeviceMes
         RuntimeError: on every rank of a mesh, if they differ, or if one failed.
     """
     _check_check()
-    error: Exception | None = None
+    error: BaseException | None = None
     texts: dict[DeviceMesh, str] = {}
     try:
         yield texts
-    except Exception as why:
+    except BaseException as why:  # the others wait for it, whatever it is
         error = why
     # In one order on all ranks, so that none waits for one that waits for it.
     for mesh in sorted(set(meshes), key=lambda mesh: (group_of.members(mesh), tuple(mesh.shape))):
         if check != "never" and mesh.size() > 1 and mesh.get_coordinate() is not None:
             try:
                 _compare_plans(mesh, seed, texts.get(mesh, ""), error)
-            except Exception as why:
+            except BaseException as why:
                 error = error or why
     if error is not None:
         raise error
 
 
-def _compare_plans(mesh: DeviceMesh, seed: int, text: str, error: Exception | None) -> None:
+def _compare_plans(mesh: DeviceMesh, seed: int, text: str, error: BaseException | None) -> None:
     def digest() -> list[int]:
         if error is not None:
             raise error
@@ -146,12 +146,16 @@ def compare(plan: Mapping[str, object], group: group_of.Group = None) -> None:
         group: a process group or device mesh; by default all ranks.
 
     Raises:
-        RuntimeError: on every rank, if seeds differ, or what plans for the same names say.
+        RuntimeError: on every rank, if seeds or what plans for the same names say differ, or one failed.
+        TypeError: it is no Plan.
     """
-    seed: int = plan.seed  # type: ignore[attr-defined]
-    names, fills = _digest(" ".join(plan)), _digest(text_of(plan.items()))
-    doing = "comparing plans"
-    rows = group_of.same(group, lambda: [keys.signed(seed), names, fills], doing)
+
+    def digests() -> list[int]:
+        if not isinstance(seed := getattr(plan, "seed", None), int):
+            raise TypeError(f"plan must be a fastinit.Plan, but got {type(plan).__name__}")
+        return [keys.signed(seed), _digest(" ".join(plan)), _digest(text_of(plan.items()))]
+
+    rows = group_of.same(group, digests, "comparing plans")
     by_seed: dict[int, list[int]] = {}
     by_names: dict[int, dict[int, list[int]]] = {}
     for (signed, its_names, its_fills), ranks in rows.items():

@@ -121,13 +121,13 @@ def over(
     Raises:
         RanksError: an error on another rank.
     """
-    error: Exception | None = None
+    error: BaseException | None = None
     shares: dict[int, Share] = {}
     try:
         raws = measure()
         for i in set(itertools.chain(*(line.tensors for line in asked))):
             shares[i] = _share(xs[i], dim, raws[i])
-    except Exception as why:
+    except BaseException as why:  # the others wait for it, whatever it is
         error = why
 
     def said(line: Line) -> list[float]:
@@ -139,7 +139,7 @@ def over(
         doing = f"the moments of {len(line.tensors)} DTensors"
         try:
             got = [iter(row) for row in ranks.gathered(line.group, lambda: said(line), doing)]  # noqa: B023
-        except Exception as why:
+        except BaseException as why:
             error = error or why  # and those along the next line hear it too
             continue
         for i in line.tensors:

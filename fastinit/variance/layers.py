@@ -153,15 +153,19 @@ class Layer:
         self,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        in_use: tuple[Tensor, Tensor | None] | None = None,
+        in_use: tuple[Tensor, Tensor | None],
     ) -> Tensor | None:
-        """What MultiheadAttention computes inside, from its arguments; None if there is no argument."""
+        """What MultiheadAttention computes inside, from its arguments; None if there is no argument.
+
+        Args:
+            in_use: the weight and the bias as the module is about to use them.
+        """
         assert self.projection is not None
         name = ("query", "key", "value")[self.projection]
         x = args[self.projection] if self.projection < len(args) else kwargs.get(name)
         if not isinstance(x, Tensor):
             return None
-        return nn.functional.linear(x, *(self.in_use() if in_use is None else in_use))
+        return nn.functional.linear(x, *in_use)
 
     def channel_dim(self, output: Tensor) -> int:
         """The dimension of the output along which the bias lies."""

@@ -92,14 +92,15 @@ class Ranks:
             )
 
     @property
-    def before_collective(self) -> Callable[[Any], None] | None:
-        """What is called with each operation of a model that runs, before it: all wait for all there, if
-        the operation is a collective."""
+    def before_collective(self) -> Callable[[Any, Any, Any], None] | None:
+        """What is called with each operation of a model that runs, before it: of a collective, those who
+        call it wait for each other. Others may have none: of another tensor-parallel group, say."""
         return None if self.alone else self._before_collective
 
-    def _before_collective(self, func: Any) -> None:
-        if internals.is_collective(func):
-            self.gathered([], f"the model's own {internals.operator_name(func)}")
+    def _before_collective(self, func: Any, args: Any, kwargs: Any) -> None:
+        if (group := internals.group_of_collective(func, args, kwargs)) is not None:
+            doing = f"{_DOING}: the model's own {internals.operator_name(func)}"
+            base.before(self.group, group, doing)
 
 
 class Seen:

@@ -43,7 +43,7 @@ class Sharded:
     def present(self, parameter: nn.Parameter) -> Tensor:
         """What is in a parameter's place at the moment, without a gradient."""
         module, name = self._owners[id(parameter)]
-        now = module._parameters[name]
+        now: Tensor | None = getattr(module, name)  # FSDP1 has it beside the parameters
         return (parameter if now is None else now).detach()
 
     def in_use(self) -> tuple[Tensor, Tensor | None]:

@@ -49,7 +49,9 @@ class ModelState:
         hooks: those by which the tensors of lazy modules are taken up when they are made.
     """
 
-    def __init__(self, model: nn.Module, before: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, before: Callable[[Any, Any, Any], None] | None = None
+    ) -> None:
         self.undo = Undo(before)
         self.model = model
         self.modules: list[_Module] = []
@@ -143,7 +145,7 @@ class ModelState:
 
 @contextmanager
 def unchanged(
-    model: nn.Module, before: Callable[[Any], None] | None = None
+    model: nn.Module, before: Callable[[Any, Any, Any], None] | None = None
 ) -> Iterator[ModelState]:
     """Within the block the model may run, without gradients; after it everything is as before.
 
@@ -151,7 +153,7 @@ def unchanged(
     random generators that modules have; others are for :func:`same_random_numbers`.
 
     Args:
-        before: what is called with each operation of the model, before it.
+        before: what is called with each operation of the model and its arguments, before it.
 
     Raises:
         LSUVError: a large buffer was written where torch cannot see it, and is not as before.

@@ -35,10 +35,10 @@ class Undo(internals.TorchDispatchMode):
         """What is compiled runs as it does without this mode; flex_attention runs in no other way."""
         return True
 
-    def __init__(self, before: Callable[[Any], None] | None = None) -> None:
+    def __init__(self, before: Callable[[Any, Any, Any], None] | None = None) -> None:
         """
         Args:
-            before: what is called with each operation, before it.
+            before: what is called with each operation and its arguments, before it.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._before = before
@@ -105,7 +105,7 @@ class Undo(internals.TorchDispatchMode):
         if any(kind.__torch_dispatch__ is not internals.plain_dispatch for kind in types):
             return NotImplemented  # the subclass does it by operations on plain tensors
         if self._before is not None:
-            self._before(func)
+            self._before(func, args, kwargs)
         if func is _RENORM:
             self._copy_rows(*args[:2])
             self._note_written(args[0])

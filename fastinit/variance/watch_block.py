@@ -24,6 +24,7 @@ from fastinit.statistics.tensor import Moments, moments, moments_many
 from fastinit.stream import laws
 from fastinit.stream.reference_moments import M2, MAX, MEAN, MIN, merged
 from fastinit.variance.layers import Layer
+from fastinit.variance.lsuv_shards import Sharded
 from fastinit.variance.watch_cuts import Cut, Whole, cut_of, text_of, whole_of
 from fastinit.variance.watch_rows import Row, Seen
 from fastinit.variance.watch_targets import Target
@@ -99,7 +100,7 @@ class Record:
                 raw = _unscaled(raw, scaler)
             cut = cut_of(x, here, self.whole, dim)
         except Exception as error:
-            return f"could not be measured: {type(error).__name__}: {error}".split("\n")[0]
+            return _why_not(error)
         with self.lock:
             signal.add(raw)
             signal.cut = cut
@@ -136,10 +137,18 @@ class Block:
                 hooks.append(Uncopied(hook))
             return hooks
 
+        inside = Sharded(layer)
+
         def project(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not _runs_again():
-                with torch.no_grad():
-                    self._measure(target, layer.projected(args, kwargs))
+            if _runs_again():
+                return
+            with torch.no_grad():
+                try:
+                    out = layer.projected(args, kwargs, inside.in_use())
+                except Exception as error:  # of which the model that runs knows nothing
+                    self.unseen.setdefault(target.name, _why_not(error))
+                else:
+                    self._measure(target, out)
 
         return [Uncopied(module.register_forward_pre_hook(project, with_kwargs=True))]
 
@@ -291,6 +300,10 @@ def _present(layer: Layer) -> Tensor:
         if shard.is_dtensor(now):
             return now
     return layer.weight_in
+
+
+def _why_not(error: Exception) -> str:
+    return f"could not be measured: {type(error).__name__}: {error}".split("\n")[0]
 
 
 def _unscaled(raw: Tensor, scaler: Scaler) -> Tensor:

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -139,7 +140,75 @@ def test_ranks_at_different_places_are_told_so() -> None:
     assert group_of.gathered(None, [rank]) == [[0], [1], [2], [3]]  # and can go on
 
 
+Turns = list[tuple[str, tuple[int, ...]]]
+# What each rank is about to do with which ranks, and then all; and whether all get there.
+APART: dict[str, tuple[Callable[[int], Turns], bool]] = {
+    "all alike": (lambda rank: [("sum", (0, 1, 2, 3))] * 2, True),
+    "some not at all": (lambda rank: [("sum", (2, 3))] * (rank > 1), True),
+    "two groups at once": (lambda rank: [("sum", (0, 2) if rank in (0, 2) else (1, 3))], True),
+    "more of them on some": (
+        lambda rank: [("sum", (0, 1) if rank < 2 else (2, 3))] * (1 + rank // 2),
+        True,
+    ),
+    "one after another": (
+        lambda rank: [[("a", (0, 1))], [("a", (0, 1)), ("b", (1, 2, 3))]][rank > 0][(rank > 1) :],
+        True,
+    ),
+    "one lacks": (lambda rank: [("sum", (1, 2, 3))] * (rank in (1, 2)), False),
+    "another one of the same": (lambda rank: [(f"do {rank == 3}", (2, 3))] * (rank > 1), False),
+    "in a ring": (
+        lambda rank: [(str(i), (i, (i + 1) % 4)) for i in (rank, (rank - 1) % 4)],
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", APART)
+@on_ranks(4)
+def test_ranks_wait_for_those_alone_that_take_part(case: str) -> None:
+    turns, well = APART[case]
+    groups = {
+        ranks: DeviceMesh("cpu", list(ranks))
+        for ranks in sorted({ranks for rank in range(4) for _, ranks in turns(rank)})
+    }
+    before = []
+
+    def go() -> None:
+        for doing, ranks in turns(dist.get_rank()):
+            group_of.before(None, groups[ranks], doing)
+            before.append(doing)
+        group_of.gathered(None, [1], "the layer after it")
+
+    said = message(go)
+    assert (said == "") == well, said
+    assert well or said.startswith("RanksError: ranks are not at the same place"), said
+    assert not well or before == [doing for doing, _ in turns(dist.get_rank())]
+    assert len(group_of.gathered(None, [])) == 4
+
+
 # --- an error on one is an error on all ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, StopIteration, AssertionError])
+@pytest.mark.parametrize("where", ["body", "numbers"])
+@on_ranks(3)
+def test_whatever_ends_one_is_heard_by_all(where: str, kind: type[BaseException]) -> None:
+    def fail() -> list[int]:
+        if dist.get_rank() == 1:
+            raise kind("so")
+        return [1]
+
+    started = time.monotonic()
+    try:
+        with group_of.together(None, "the test"):
+            if where == "numbers":
+                group_of.gathered(None, fail)
+            fail()
+    except BaseException as error:
+        said = f"{type(error).__name__}: {error}"
+    own = f"{kind.__name__}: so"
+    assert said == (own if dist.get_rank() == 1 else f"RanksError: rank 1 failed: {own}")
+    assert time.monotonic() - started < TIMEOUT / 4
 
 
 def body(failing: list[int], asking: bool) -> None:

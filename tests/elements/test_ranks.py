@@ -423,6 +423,10 @@ def plans_of_plain_tensors() -> None:
     seeds = Plan(stage, seed=rank // 3)
     message = raised(lambda: agreement.compare(seeds))
     assert "in the seed of their plans: 0 on 0, 1, 2; 1 on 3" in message
+    for bad in (None, {}, 3):  # on one rank: the others do not wait for it
+        said = f"plan must be a fastinit.Plan, but got {type(bad).__name__}$"
+        with pytest.raises(TypeError if rank == 1 else RuntimeError, match=said):
+            agreement.compare(bad if rank == 1 else stage)
 
 
 def meshes_of_some_ranks() -> None:

@@ -275,3 +275,39 @@ def test_a_recorded_model_that_is_to_be_sharded() -> None:
         torch.testing.assert_close(whole(ours), theirs.detach(), rtol=1e-5, atol=1e-6)
     again = fastinit.lsuv_(model, mine(x, 4, rank), center=True)
     assert list(again.scales.values()) == pytest.approx([1.0, 1.0], rel=1e-5)
+
+
+class Asking(nn.Module):
+    """Asks some ranks something between layers, as a tensor-parallel group does that has rows."""
+
+    def __init__(self, group: dist.ProcessGroup, times: int, fails: bool) -> None:
+        super().__init__()
+        self.group, self.times, self.fails = group, times, fails
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            dist.all_reduce(torch.ones(2), group=self.group)
+        if self.fails:
+            raise ArithmeticError("so")
+        return x
+
+
+@pytest.mark.parametrize("failing", [None, 0, 3])
+@on_ranks(WORLD)
+def test_some_ranks_may_have_collectives_of_their_own(failing: int | None) -> None:
+    rank, plain, x = dist.get_rank(), net(), data()
+    pairs = mesh_of(2, 2)["inner"].get_group()
+    model = fsdp(copy.deepcopy(plain), mesh_of(WORLD))
+    model.insert(2, Asking(pairs, 2 * (rank // 2), rank == failing))
+    model.insert(4, Asking(pairs, 1 - rank // 2, False))
+    before = [p.to_local().clone() for p in model.parameters()]
+    if failing is None:
+        got = fastinit.lsuv_(model, mine(x, 4, rank))
+        expected = fastinit.lsuv_(plain, x)
+        for one, other in zip(got.layers, expected.layers):
+            assert abs(one.scale / other.scale - 1) < EXACT
+        return
+    own = "so" if rank == failing else f"rank {failing} failed: ArithmeticError: so"
+    with pytest.raises(ArithmeticError if rank == failing else RuntimeError, match=f"^{own}$"):
+        fastinit.lsuv_(model, mine(x, 4, rank))
+    assert all(torch.equal(p.to_local(), old) for p, old in zip(model.parameters(), before))
