@@ -93,7 +93,8 @@ def constructor_plan(model: nn.Module, scope: Scope = ALL) -> Plan | None:
         ValueError: as :func:`fastinit.recorded_plan`, for parts recorded with different seeds and what
             is scripted.
     """
-    if all(built(module) is None for module in model.modules()):
+    is_known = any(map(is_usable, model.parameters()))
+    if not is_known and all(built(module) is None for module in model.modules()):
         return None
     with _as_built(model):
         return ModelRecord(model, scope).whole_plan(model)
@@ -126,7 +127,7 @@ def _as_built(model: nn.Module) -> Iterator[None]:
             for key, tensor in list(module._parameters.items()):
                 if tensor is not None and (found := left.parameters.get(key)) is not None:
                     put(module._parameters, key, found if is_usable(found) else None)
-                elif tensor is not None and tensor.is_meta:
+                elif tensor is not None and tensor.is_meta and not is_usable(tensor):
                     put(module._parameters, key, None)
             for key, buffer in list(module._buffers.items()):
                 known = left.buffers.get(key)

@@ -234,3 +234,29 @@ def test_tied_parameters_of_a_file_with_both_names_are_tied_again(way: str) -> N
         assert bool(done.tied) == is_tied
         assert ("out.weight" in done.loaded) != is_tied
         assert ("not tied to embed.weight" in str(done)) != is_tied
+
+
+def _new_data(layer: nn.Linear) -> None:
+    layer.weight.data = layer.weight.data - nn.Linear(4, 4).weight.data
+
+
+def _its_dict(layer: nn.Linear) -> None:
+    layer._parameters["weight"] = nn.Linear(4, 4).weight
+
+
+@pytest.mark.parametrize("change", [_new_data, _its_dict])
+def test_what_a_block_left_in_modules_of_before_is_known(change: Callable[[Any], None]) -> None:
+    """PiSSA computes weights of the base from those of adapters; no module registers them."""
+
+    def made() -> nn.Module:
+        layer = nn.Linear(4, 4)
+        with torch.no_grad():
+            layer.weight.fill_(2.0)
+        with deferred(seed=1):
+            change(layer)
+        return layer
+
+    model, expected = made(), materialize_(made())
+    assert model.weight.is_meta
+    assert fill_missing_(model).filled == ["weight"]
+    assert torch.equal(model.weight, expected.weight)
