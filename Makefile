@@ -8,7 +8,7 @@
 #   make sass    instructions of the CUDA kernel for each value, without a GPU
 #   make lsuv    LSUV beside the published procedure    make digits  does it train? (minutes each)
 #   make sweep   a thousand real constructors, recorded and eager; SWEEP="peft timm/vit*" for some
-#   make frameworks  shards of Megatron-Core, DeepSpeed, ..., with the real packages
+#   make frameworks  shards of Megatron-Core, DeepSpeed, Lightning, ..., with the real packages
 #   make docs    the API reference, in site/
 #
 # PYTHON=python3.12  the interpreter that the environment is made from
@@ -91,7 +91,8 @@ sweep: $(STAMP) $(SWEEP_STAMP)
 	PYTHONPATH=.:tests $(SWEEP_VENV)/bin/python -m sweep --further lsuv $(SWEEP)
 
 frameworks: $(STAMP) $(FRAMEWORKS_STAMP)
-	RANKS_IMPORT="megatron.core.models.gpt.gpt_layer_specs deepspeed" DS_ACCELERATOR=cpu PYTHONPATH=.:tests \
+	RANKS_IMPORT="megatron.core.models.gpt.gpt_layer_specs deepspeed lightning.pytorch transformers peft" \
+	  DS_ACCELERATOR=cpu PYTHONPATH=.:tests \
 	  $(FRAMEWORKS_VENV)/bin/python -m pytest -m frameworks --durations 10 tests/frameworks
 
 docs: $(STAMP)

@@ -59,12 +59,15 @@ def blocks(page: Path) -> list[Block]:
 
 @pytest.fixture
 def restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What a page may change: backends, the generator, the directory, modules that it brings."""
+    """What a page may change: backends, the generator, the directory, modules that it brings, ..."""
     monkeypatch.setattr(backends, "BACKENDS", list(backends.BACKENDS))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     state, modules, threads = torch.get_rng_state(), set(sys.modules), torch.get_num_threads()
+    environment = dict(os.environ)  # to which some packages add, as they are imported
     yield
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_rng_state(state)
     torch.set_num_threads(threads)
     for name in set(sys.modules) - modules:

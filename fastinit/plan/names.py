@@ -20,6 +20,8 @@ _WRAPPERS = (
         "FullyShardedDataParallel",
         "_fsdp_wrapped_module",
     ),
+    ("lightning.fabric.wrappers", "_FabricModule", "_forward_module"),
+    ("lightning_fabric.wrappers", "_FabricModule", "_forward_module"),
 )
 """Where each is defined, and under which key it has what it wraps."""
 
@@ -30,20 +32,28 @@ def named_modules(
     """As ``model.named_modules``; but a module that wraps another has no part in that one's name.
 
     So a weight is called the same in a model as it was built, checkpointed (``checkpoint_wrapper``),
-    compiled (``torch.compile``) or replicated (``DistributedDataParallel``), and has the same
-    numbers. Those are the names of torch.distributed.checkpoint, too (``get_model_state_dict``).
+    compiled (``torch.compile``), replicated (``DistributedDataParallel``) or set up by Lightning's
+    Fabric, and has the same numbers. Those are the names of torch.distributed.checkpoint, too
+    (``get_model_state_dict``).
     """
+    return ((name, module) for name, _, module in walked(model, remove_duplicate))
+
+
+def walked(
+    model: nn.Module, remove_duplicate: bool = False
+) -> Iterator[tuple[str, str, nn.Module]]:
+    """(name as of :func:`named_modules`, name as of ``model.named_modules``, module)."""
     seen: set[int] = set()
     wraps: dict[type, str | None] = {}
     deepest = sys.getrecursionlimit()
-    ahead = [("", model, 0)]  # a generator in each would pass each name through all above it
+    ahead = [("", "", model, 0)]  # a generator in each would pass each name through all above it
     while ahead:
-        name, module, depth = ahead.pop()
+        name, full, module, depth = ahead.pop()
         if remove_duplicate:
             if id(module) in seen:
                 continue
             seen.add(id(module))
-        yield name, module
+        yield name, full, module
         if depth > deepest:
             raise RecursionError(f"{name[:80]}... leads back to a module that it is in")
         children = module._modules
@@ -51,11 +61,18 @@ def named_modules(
             continue
         if (kind := module.__class__) not in wraps:
             wraps[kind] = wrapped_key(module)
-        wrapped = wraps[kind]
+        if (wrapped := wraps[kind]) is None:
+            ahead += [
+                (joined(name, key), joined(full, key), child, depth + 1)
+                for key, child in reversed(children.items())
+                if child is not None
+            ]
+            continue
+        inside = unwrapped(module)  # Fabric's wrapper has it twice
         ahead += [
-            (name if key == wrapped else joined(name, key), child, depth + 1)
+            (name if key == wrapped else joined(name, key), joined(full, key), child, depth + 1)
             for key, child in reversed(children.items())
-            if child is not None
+            if child is not None and (key == wrapped or child is not inside)
         ]
 
 

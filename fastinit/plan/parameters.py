@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -196,6 +197,33 @@ def adopt_(model: nn.Module, real: dict[int, nn.Parameter]) -> None:
     for _, _, parameter in distinct_parameters(model) if real else ():
         if id(parameter) in real:
             exchange(parameter, real[id(parameter)])
+
+
+def offloaded(model: nn.Module) -> set[int]:
+    """The ``id`` of each tensor on meta whose values are elsewhere, and put in place for each forward.
+
+    So accelerate's hooks do (``dispatch_model``, ``cpu_offload``, and transformers' ``device_map``) with
+    what is in their ``weights_map``.
+    """
+    found: set[int] = set()
+    for module in model.modules() if "accelerate" in sys.modules else ():
+        hook = getattr(module, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            if getattr(each, "offload", False):
+                deep = bool(getattr(each, "place_submodules", False))
+                own = (*module.parameters(recurse=deep), *module.buffers(recurse=deep))
+                found |= {id(tensor) for tensor in own if tensor.is_meta}
+    return found
+
+
+def check_here(model: nn.Module, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises NotImplementedError for tensors that are offloaded: what is written would be dropped."""
+    away = offloaded(model)
+    if gone := [name for name, tensor in named if id(tensor) in away]:
+        raise NotImplementedError(
+            f"accelerate has offloaded these, and would drop what is written; write them before the "
+            f"model is dispatched: {listing('parameter', gone)}"
+        )
 
 
 def reshard_(model: nn.Module, *, cut_short: bool = False) -> None:

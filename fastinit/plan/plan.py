@@ -32,7 +32,7 @@ from fastinit.plan.difference import Difference
 from fastinit.plan.fill import Fill
 from fastinit.plan.fit import Parts, Scope, fitted
 from fastinit.plan.json_form import plan_from_json, plan_to_json
-from fastinit.plan.parameters import distinct_parameters, meshes_of, reshard_
+from fastinit.plan.parameters import check_here, distinct_parameters, meshes_of, reshard_
 from fastinit.plan.replay import Computed
 from fastinit.plan.write import Progress
 from fastinit.stream.keys import STREAM_VERSION, check_seed
@@ -282,6 +282,7 @@ class Plan(Mapping[str, Fill | Computed]):
                 scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
                 scope.check(model, (*self._fills, *self._aliases, *self._buffers))
                 planned = fitted(model, self._fills, self._aliases, scope=scope)
+                check_here(model, ((name, parameter) for name, parameter, _ in planned))
                 ready = prepared(self, model, planned, scope, device, dtype, buffers)
                 texts.update(ready.texts())
             return write_prepared_(self, model, ready, progress)

@@ -24,7 +24,8 @@ from fastinit.plan import groups
 from fastinit.plan.buffers import Pending, compared
 from fastinit.plan.filled import is_filled, writes
 from fastinit.plan.fit import ALL, Scope
-from fastinit.plan.names import joined, named_modules
+from fastinit.plan.names import joined, walked
+from fastinit.plan.parameters import offloaded
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed
 from fastinit.record.built import built, constructor_plan
@@ -41,6 +42,7 @@ State = Literal[
     "recorded",
     "unwritten",
     "lazy",
+    "offloaded",
 ]
 
 MEANINGS: dict[State, str] = {
@@ -49,6 +51,7 @@ MEANINGS: dict[State, str] = {
     "changed": "a buffer with other values than its constructor gave",
     "given": "memory of somebody else, of which nothing tells whether it was written",
     "lazy": "without a shape until the first forward",
+    "offloaded": "kept elsewhere, and put there for each forward by accelerate's hooks",
     "filled": "written by fastinit, and by no operation since",
     "written": "written by an operation, since fastinit filled it or since its memory was put there",
     "loaded": "not among the missing, which the caller named, or loaded within the block",
@@ -101,7 +104,7 @@ class Audit:
     @property
     def left(self) -> list[str]:
         """What was left as it is, since others made it."""
-        return self.names("kept", "made", "given", "changed", "lazy")
+        return self.names("kept", "made", "given", "changed", "lazy", "offloaded")
 
     @property
     def missing(self) -> list[str]:
@@ -181,6 +184,7 @@ class Held(NamedTuple):
     places: list[Place]
     kind: Kind
     tensor: Tensor
+    is_offloaded: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -196,11 +200,8 @@ def held(model: nn.Module) -> list[Held]:
     """The tensors of an :class:`Audit`."""
     parameters: dict[int, Held] = {}
     others: dict[int, Held] = {}
-    walks = (
-        named_modules(model, remove_duplicate=False),
-        model.named_modules(remove_duplicate=False),
-    )
-    for (path, module), (full_path, _) in zip(*walks, strict=True):
+    away = offloaded(model)
+    for path, full_path, module in walked(model):
         for found, owner in (
             (parameters, module._parameters),
             (others, module._buffers),
@@ -213,7 +214,7 @@ def held(model: nn.Module) -> list[Held]:
                 kind: Kind = "attribute"
                 if not is_plain:
                     kind = "parameter" if found is parameters else "non-persistent buffer"
-                item = found.setdefault(id(tensor), Held([], kind, tensor))
+                item = found.setdefault(id(tensor), Held([], kind, tensor, id(tensor) in away))
                 item.places.append(Place(joined(path, key), joined(full_path, key), module, key))
                 if item.kind == "non-persistent buffer" and is_persistent(module, key):
                     found[id(tensor)] = item._replace(kind="buffer")
@@ -230,6 +231,8 @@ def state_of(item: Held, plan: Plan, scope: Scope = ALL) -> tuple[State, str]:
     tensor, is_parameter = item.tensor, item.kind == "parameter"
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         return "lazy", ""
+    if item.is_offloaded:
+        return "offloaded", ""
     names, part = scope.planned(item.names, tensor)
     entries = plan if is_parameter else plan.buffers
     names = [name for name in names if name in entries]

@@ -111,6 +111,7 @@ def write_recorded_(
         raise ValueError(
             f"nothing tells the numbers of the whole where {MANY}: {listing('parameter', drawn)}"
         )
+    parameters.check_here(model, ((name, parameter) for name, parameter, _ in record.parameters))
     made: dict[Memory, Tensor] = {}
     entries, results = [], []
     for name, parameter, memory in record.parameters:

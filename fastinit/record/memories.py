@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastinit.base.torch_internals import is_in_transform, version_of
+from fastinit.elements.shards import is_dtensor
 from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
 from fastinit.plan.history import Contents, Origin, Source
@@ -142,6 +143,8 @@ def has_memory(tensor: Tensor) -> bool:
     if not is_simple and (not isinstance(tensor, (nn.Parameter, nn.Buffer)) or is_lazy(tensor)):
         return False
     if tensor.layout is not _STRIDED or tensor.is_quantized:
+        return False
+    if not is_simple and is_dtensor(tensor):
         return False
     return not is_in_transform(tensor)
 

@@ -162,7 +162,8 @@ def _decided(item: Held, plan: Plan, scope: Scope, named: Named | None) -> _Foun
         return _Found(item, state, note, state == "recorded" or to_restore)
     if named.has(item):
         return _Found(item, state, note, state not in ("lazy", "made", "unwritten"))
-    return _Found(item, state if item.tensor.is_meta else "loaded", note, False)
+    is_there = item.is_offloaded or not item.tensor.is_meta
+    return _Found(item, "loaded" if is_there else state, note, False)
 
 
 def _with_loaded(
@@ -199,6 +200,8 @@ def _problems(
         known = plan if item.kind == "parameter" else plan.buffers
         if state == "unwritten":
             note(f"nobody wrote these, and {said or 'the plan does not have them'}", item)
+        elif is_wanted and item.is_offloaded:
+            note("offloaded by accelerate, so fill these before the model is dispatched", item)
         elif is_wanted and not any(name in known for name in item.in_plan(scope)):
             note("nobody wrote these, and the plan does not have them", item)
         elif rows is not None and item.tensor.is_meta:
@@ -228,7 +231,8 @@ def _ties(
         names, part = scope.planned(each.item.names, each.item.tensor)
         names = [name for name in names if name in plan]
         is_whole = part is None or part.is_whole
-        if each.item.kind == "parameter" and each.state != "lazy" and names and is_whole:
+        is_here = each.state != "lazy" and not each.item.is_offloaded
+        if each.item.kind == "parameter" and is_here and names and is_whole:
             groups.setdefault(plan.aliases.get(names[0], names[0]), []).append(each)
     ties: dict[int, Held] = {}
     notes: dict[int, str] = {}

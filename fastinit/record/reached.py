@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def _has_inside(module: nn.Module, model: nn.Module) -> bool:
 
 
 def _inside(path: str, item: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(item, Mapping):
+    if isinstance(item, (dict, types.MappingProxyType)):  # other mappings may load what they give
         yield from ((f"{path}[{key!r}]", value) for key, value in list(item.items()))
         yield from ((f"{path}[{n}]", key) for n, key in enumerate(list(item)))
     elif isinstance(item, (list, tuple, Set)):

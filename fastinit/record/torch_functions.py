@@ -19,6 +19,7 @@ from fastinit import init
 from fastinit.base.torch_internals import (
     dispatch_modes,
     function_modes,
+    version_of,
     without_dispatch,
     without_functions,
 )
@@ -118,8 +119,19 @@ def call_recorded(module: str, name: str, args: tuple[Any, ...], kwargs: dict[st
     original, distribution = _originals[module, name]
     if distribution is None:
         tensor = args[0] if args else kwargs.get("tensor")
-        is_written = _recordings.stack and _law_is_recorded(tensor, original, args, kwargs)
-        return tensor if is_written else original(*args, **kwargs)
+        if not _recordings.stack:
+            return original(*args, **kwargs)
+        if _law_is_recorded(tensor, original, args, kwargs):
+            return tensor
+        before = _seen(tensor)
+        returned = original(*args, **kwargs)
+        if before is not None and _is_same(before, _seen(tensor)):
+            raise _recordings.stack[-1].refusals.refuse(
+                f"torch.nn.init.{name} at {{line}} wrote nothing, as something keeps it from that. If "
+                f"that is init_module(empty_init=True) of Lightning: leave it out, deferred() takes no "
+                f"memory"
+            )
+        return returned
     code = original.__code__
     given = dict(zip(code.co_varnames[: code.co_argcount], args)) | kwargs
     tensor = given.pop("tensor", None)
@@ -156,6 +168,21 @@ def call_recorded(module: str, name: str, args: tuple[Any, ...], kwargs: dict[st
     if memory.is_away:
         memory.promise()
     return tensor
+
+
+def _seen(tensor: Any) -> tuple[Any, ...] | None:
+    """What a write changes: its record, what that says, the count of writes. None without elements."""
+    with without_functions():
+        if not isinstance(tensor, Tensor) or tensor.is_inference() or not tensor.numel():
+            return None
+        memory = memory_of(tensor)
+        return memory, None if memory is None else memory.contents, version_of(tensor)
+
+
+def _is_same(one: tuple[Any, ...], other: tuple[Any, ...] | None) -> bool:
+    return other is not None and all(
+        a is b or (isinstance(a, int) and a == b) for a, b in zip(one, other)
+    )
 
 
 def _law_is_recorded(

@@ -15,6 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn.init import dirac_, eye_, orthogonal_, sparse_, trunc_normal_
 from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.constructors import constructors
 from fastinit import DeferredError, Fill, Plan, deferred, init, materialize_, recorded_plan
@@ -625,3 +626,27 @@ def test_from_pretrained_keeps_what_was_loaded(tmp_path) -> None:
         torch.empty_like(weight), std=0.02, seed=2, name="transformer.h.1.mlp.c_fc.weight"
     )
     assert torch.equal(weight, drawn)
+
+
+class _Dropped(TorchFunctionMode):
+    """As Lightning's ``init_module(empty_init=True)``: functions of torch.nn.init do nothing."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["uniform_", "normal_", "kaiming_uniform_", "constant_"])
+@pytest.mark.parametrize("outer", ["theirs", "ours"])
+def test_an_initialisation_that_something_drops_is_an_error(name: str, outer: str) -> None:
+    """Not what was there before, which would be taken for what the constructor gives."""
+
+    def build(blocks: list[Callable]) -> None:
+        with blocks[0](), blocks[1]():
+            weight = nn.Parameter(torch.zeros(4, 4))
+            getattr(nn.init, name)(weight, 1.0)
+
+    blocks = [_Dropped, deferred] if outer == "theirs" else [deferred, _Dropped]
+    with pytest.raises(DeferredError, match=rf"{name} at .*test_block.* wrote nothing"):
+        build(blocks)

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 import fastinit
-from fastinit import Plan, audit, deferred, fill_missing_, materialize_, recipes, recorded_plan
+from fastinit import (
+    DeferredError,
+    Plan,
+    audit,
+    deferred,
+    fill_missing_,
+    materialize_,
+    recipes,
+    recorded_plan,
+)
 
 FILE = {"embed.weight": torch.full((5, 3), 2.0), "norm.weight": torch.full((3,), 3.0)}
 """What is loaded: of the tied parameter one name, as safetensors has it."""
@@ -529,6 +538,17 @@ def test_sharded_by_fsdp2(mesh: Any, way: str) -> None:
     assert ("embed.weight" in done.filled) == (way == "nothing")
     assert torch.equal(model.table, expected.table)
     assert torch.equal(model.noise, expected.noise)
+
+
+def test_numbers_drawn_for_shards_within_a_block_are_refused(mesh: Any) -> None:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    def build() -> None:
+        with deferred():
+            nn.init.normal_(nn.Parameter(distribute_tensor(torch.zeros(6, 4), mesh, [Shard(0)])))
+
+    with pytest.raises(DeferredError, match=r"normal_.* writes a tensor of .*DTensor"):
+        build()
 
 
 def test_a_load_into_shards_on_meta_is_seen(mesh: Any) -> None:
