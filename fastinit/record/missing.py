@@ -212,10 +212,15 @@ def _problems(
         replaced = [
             each for each in found if each.item.kind == "parameter" and is_replaced(each.item)
         ]
-        if any(each.state == "written" for each in replaced):
+        # What a load replaced leaves the rest on meta; where none is left, to_empty may have done it.
+        left = any(each.item.kind == "parameter" and each.item.tensor.is_meta for each in found)
+        if not left or any(each.state == "written" for each in replaced):
             for each in replaced:
                 if each.state == "given":
-                    note("nothing tells whether these were loaded, so say missing=", each.item)
+                    reason = (
+                        "nothing tells whether these were loaded, so say missing= ([]: all were)"
+                    )
+                    note(reason, each.item)
     return [f"{reason}: {listing('tensor', names)}" for reason, names in why.items()]
 
 

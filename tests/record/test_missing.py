@@ -245,9 +245,23 @@ def changed_buffer() -> tuple[nn.Module, Any]:
     return model, missing
 
 
+def only_emptied() -> tuple[nn.Module, Any]:
+    return build().to_empty(device="cpu"), None
+
+
+def replaced_by_hand() -> tuple[nn.Module, Any]:
+    model = build()
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.empty_like(p, device="cpu")))
+    return model, None
+
+
 REFUSED: dict[Callable[[], tuple[nn.Module, Any]], str] = {
     loaded_on_meta: "written on meta, where nothing is kept: tensors embed.weight, norm.weight",
     told_that_all_is_loaded: r"on meta, though not among the missing .*: tensors copy, embed.weight",
+    only_emptied: r"nothing tells whether these were loaded, .* \(\[\]: all were\): tensors",
+    replaced_by_hand: "nothing tells whether these were loaded",
     untold: "nothing tells whether these were loaded, .*: tensors copy, out.weight, norm.bias",
     no_plan: "the plan does not have them: tensor head.weight",
     no_record: "the plan does not have them: tensors weight, bias",
