@@ -8,66 +8,33 @@ torch.distributed is only looked at if someone has imported it.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastinit.base import torch_internals as internals
+from fastinit.base.process_groups import PATIENCE, all_gather, lines
+from fastinit.base.process_groups import Grid as Grid
+from fastinit.base.process_groups import Group as Group
+from fastinit.base.process_groups import is_up as is_up
+from fastinit.base.process_groups import members as members
+from fastinit.base.process_groups import place as place
 from fastinit.base.text import from_words, words_of
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
-
-    Group: TypeAlias = "ProcessGroup | DeviceMesh | Grid | None"
-else:
-    Group = object  # of a torch without distributed
-"""Some ranks. None: all (torch's default group), or this process alone where there is no group."""
-
-
-class Grid:
-    """The ranks of groups that cross, each rank of one with each of the others; made by all of them.
-
-    So they are where a model is sharded over one mesh and replicated over another group.
-
-    Attributes:
-        ranks: all, in ascending order.
-
-    Raises:
-        ValueError: on every rank, if the ranks that are reached are not the same from each.
-    """
-
-    def __init__(self, groups: Sequence[Group]) -> None:
-        self.lines = [line for group in groups for line in _lines(group)]
-        self.ranks = [torch.distributed.get_rank()]
-        reached = _all_gather(self.lines, self.ranks, None).flatten().tolist()
-        self.ranks = sorted(set(reached))
-        all_say = set(map(tuple, _all_gather(self.lines, reached, None).sort(1).values.tolist()))
-        if len(all_say) > 1:
-            raise ValueError("groups must cross, each rank of one with each of the others")
-
 
 INTEGERS, FLOATS, TEXT, SOME, HEARD, FAILURE = range(6)
 """Kinds of messages; SOME is of what only so many ranks have to be at, HEARD of an error that a smaller
 group told this rank of."""
 KIND, TASK, RANK, LENGTH, HEAD = range(5)
-LOST = -(2**63) + 1  # in each word of a row: whoever sends it lost a rank
 WORDS = 64
 """A message is its kind, what is being done (a hash), the rank and the length; then words, as far as
 they fit in so many."""
 
 _KEY = "fastinit/failed/{}"  # of the store, and a rank
-_OUTSIDE = "this rank is not in the group"
-
-PATIENCE = 5.0
-"""Seconds in which a rank that failed waits for the others to hear it. Who comes later, waiting for it
-in a collective of the model's own, hears it from the store, when this rank's process has ended."""
 
 
 class RanksError(RuntimeError):
@@ -76,33 +43,6 @@ class RanksError(RuntimeError):
 
 class RanksLost(RuntimeError):
     """A collective failed: a rank's process has ended, or cannot be reached."""
-
-
-def is_up() -> bool:
-    """Whether there is a process group, so that None is more than this process."""
-    dist = sys.modules.get("torch.distributed")
-    return dist is not None and bool(dist.is_available() and dist.is_initialized())
-
-
-def members(group: Group = None) -> list[int]:
-    """The global ranks of a group, in its own order; of a mesh, row-major. TypeError: it is no group."""
-    if group is None and not is_up():
-        return [0]
-    if isinstance(group, Grid):
-        return group.ranks
-    if mesh := _mesh(group):
-        with internals.without_modes():
-            ranks: list[int] = mesh.mesh.flatten().tolist()
-        return ranks
-    return list(torch.distributed.get_process_group_ranks(_process_group(group)))
-
-
-def place(group: Group = None) -> int:
-    """Which of the :func:`members` this rank is. Raises ValueError unless it is one."""
-    here, those = torch.distributed.get_rank() if is_up() else 0, members(group)
-    if here not in those:
-        raise ValueError(_OUTSIDE)
-    return those.index(here)
 
 
 Error = TypeVar("Error", bound=BaseException)
@@ -195,7 +135,7 @@ def together(group: Group = None, doing: str = "what all do together") -> Iterat
         RanksLost: a rank's process has ended.
         ValueError: this rank is not in the group.
     """
-    _lines(group)
+    lines(group)
     end = f"the end of {doing}"
     try:
         yield
@@ -209,7 +149,7 @@ def together(group: Group = None, doing: str = "what all do together") -> Iterat
 def _tell(error: BaseException, group: Group, doing: str) -> None:
     """Tells the others of this rank's error, unless they know. Raises what they had said before."""
     known = frozenset(members(group)) <= getattr(error, "_fastinit_known", frozenset())
-    if known or not _lines(group):
+    if known or not lines(group):
         return
     heard = isinstance(error, RanksError)
     text = str(error) if heard else f"{type(error).__name__}: {error}"
@@ -250,8 +190,8 @@ def _exchange(
         hasty: gives up after PATIENCE. This rank failed: its own message is not an error to it.
         among: of SOME, the ranks that have to be here.
     """
-    lines = _lines(group)
-    if not lines:
+    over = lines(group)
+    if not over:
         return torch.tensor([[kind, 0, 0, len(words), *words]])
     until = time.monotonic() + PATIENCE if hasty else None
     what = f"{doing} {among}".encode() if among else doing.encode()
@@ -259,12 +199,12 @@ def _exchange(
     while True:
         row = [kind, task, torch.distributed.get_rank(), len(words), *words[: WORDS - HEAD]]
         try:
-            table = _all_gather(lines, row + [0] * (WORDS - len(row)), until)
+            table = all_gather(over, row + [0] * (WORDS - len(row)), until)
             longest = int(table[:, LENGTH].max())
             if longest > WORDS - HEAD:
                 rest = words[WORDS - HEAD :]
                 rest += [0] * (longest - (WORDS - HEAD) - len(rest))
-                table = torch.cat((table, _all_gather(lines, rest, until)), dim=1)
+                table = torch.cat((table, all_gather(over, rest, until)), dim=1)
         except (RuntimeError, OSError) as why:
             said = _said_before(group) or "one of them has ended, or cannot be reached any more"
             lost = RanksLost(f"in {doing}, ranks lost each other: {said} ({_line(why)})")
@@ -309,80 +249,6 @@ def _ready(table: Tensor) -> set[int]:
     """What some ranks do, all who have to."""
     some = table[table[:, KIND] == SOME][:, [TASK, HEAD]].tolist()
     return {task for task, needed in some if some.count([task, needed]) == needed}
-
-
-def _lines(group: Group) -> list[ProcessGroup]:
-    """The process groups that a gather goes over, one after another; none where this rank is alone.
-
-    Of a mesh, the last dimension's is the first.
-    """
-    if group is None and not is_up():
-        return []
-    if isinstance(group, Grid):
-        return group.lines
-    if mesh := _mesh(group):
-        if mesh.get_coordinate() is None:
-            raise ValueError(f"this rank is not in the mesh {mesh}")
-        dims = (dim for dim in reversed(range(mesh.ndim)) if mesh.size(dim) > 1)
-        return [mesh.get_group(dim) for dim in dims]
-    dist = torch.distributed
-    line = _process_group(group)
-    if dist.get_rank(line) < 0:
-        raise ValueError(_OUTSIDE)
-    return [line] if dist.get_world_size(line) > 1 else []
-
-
-def _all_gather(lines: list[ProcessGroup], row: list[int], until: float | None) -> Tensor:
-    """int64 [ranks, words], on the CPU: a row of each rank. Raises TimeoutError after ``until``.
-
-    Each rank sends to each: in a ring, those who have no dead neighbour would wait for one that has,
-    and gave up. Who lost a rank in one line tells the next.
-    """
-    dist = torch.distributed
-    lost: RuntimeError | None = None
-    with torch.no_grad():
-        known = torch.tensor([row], dtype=torch.int64)
-        for line in lines:
-            size = dist.get_world_size(line)
-            mine = known.to(_device(line)).repeat(size, 1)
-            # Not empty: a group that only plays one (torch's "fake") leaves it as it is.
-            known = mine.clone()
-            try:
-                work = dist.all_to_all_single(known, mine, group=line, async_op=True)
-                while until is not None and not work.is_completed():
-                    if time.monotonic() > until:
-                        raise TimeoutError(f"no answer within {PATIENCE:g} s")
-                    time.sleep(0.002)
-                work.wait()
-            except RuntimeError as error:
-                lost, known = error, torch.full_like(known, LOST)
-        known = known.cpu()
-    if bool((known == LOST).all(1).any()):
-        raise lost or ConnectionError("another rank lost one")
-    return known
-
-
-def _process_group(group: Group) -> ProcessGroup:
-    """Of what is no mesh."""
-    dist = torch.distributed
-    if group is not None and not isinstance(group, getattr(dist, "ProcessGroup", ())):
-        if is_up() and group == dist.GroupMember.NON_GROUP_MEMBER:
-            raise ValueError(_OUTSIDE)
-        raise TypeError(f"group must be a process group, a device mesh or None, but got {group!r}")
-    return cast("ProcessGroup", dist.group.WORLD if group is None else group)
-
-
-def _device(line: ProcessGroup) -> torch.device:
-    """Where a group's small tensors have to be: the CPU, if it has a backend for that."""
-    config = torch.distributed.get_backend_config(line)
-    kinds = [entry.partition(":")[0] for entry in config.split(",")]
-    return torch.device("cpu" if "cpu" in kinds else kinds[0])
-
-
-def _mesh(group: Group) -> DeviceMesh | None:
-    module = sys.modules.get("torch.distributed.device_mesh")
-    is_one = module is not None and isinstance(group, module.DeviceMesh)
-    return cast("DeviceMesh", group) if is_one else None
 
 
 # --- texts ---------------------------------------------------------------------------------------

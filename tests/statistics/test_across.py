@@ -108,13 +108,13 @@ def test_many_tensors_need_one_collective_for_each_dimension_that_cuts() -> None
     xs = [distribute_tensor(x, *where, src_data_rank=None) for x, where in zip(full, cut)]
     plain = torch.full((3,), float(dist.get_rank()))
     asked = []
-    gather = group_of._all_gather
-    group_of._all_gather = lambda *a: (asked.append(len(a[0])), gather(*a))[1]
+    gather = group_of.all_gather
+    group_of.all_gather = lambda *a: (asked.append(len(a[0])), gather(*a))[1]
     try:
         *found, own = moments_many([*xs, plain])
         by_channel = moments_many(xs, dim=1)
     finally:
-        group_of._all_gather = gather
+        group_of.all_gather = gather
     # Two dimensions of a mesh and one of another, twice; what does not fit in 64 words comes after.
     assert len(asked) in range(6, 13)
     for i, whole in enumerate(full):
