@@ -150,9 +150,8 @@ def storage_uses(storage: torch.UntypedStorage) -> int:
     return int(torch._C._storage_Use_Count(storage._cdata)) - 1
 
 
-def is_in_transform(tensor: Tensor) -> bool:
-    """Whether it is a value inside torch.func. Without it, an address would be read that it has not."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+is_in_transform: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+"""Whether it is a value inside torch.func. Without it, an address would be read that it has not."""
 
 
 def is_zero_tensor(tensor: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -18,8 +18,10 @@ from torch.nn.modules.module import (
 from torch.nn.parameter import UninitializedParameter
 
 from fastinit.base.holders import living
+from fastinit.base.memory import no_collection
 from fastinit.base.torch_internals import (
     plain_dispatch,
+    storage_uses,
     version_of,
     without_dispatch,
     without_functions,
@@ -27,7 +29,7 @@ from fastinit.base.torch_internals import (
 )
 from fastinit.record.beside_dispatch import BesideDispatch
 from fastinit.record.built import note_built
-from fastinit.record.memories import META, has_memory, memory_of
+from fastinit.record.memories import META, Memory, has_memory, memory_of
 from fastinit.record.recorder import Recorder
 from fastinit.record.recording import Recording
 from fastinit.record.torch_functions import functions_recorded
@@ -110,9 +112,9 @@ def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
         stack.enter_context(_copies(on_copy))
         stack.enter_context(_recorded(recording))
         yield
-    with without_dispatch(), without_functions():
-        note_built(module for ref in modules.values() if (module := ref()) is not None)
-    _note_versions(recording)
+    with without_dispatch(), without_functions(), no_collection():
+        built = note_built(module for ref in modules.values() if (module := ref()) is not None)
+        _note_versions(recording, built)
 
 
 def _leave() -> None:
@@ -168,16 +170,31 @@ def _is_plain(param: nn.Parameter) -> bool:
     return type(param).__torch_dispatch__ is plain_dispatch and has_memory(param)
 
 
-def _note_versions(recording: Recording) -> None:
-    """Remembers how tensors that are to be written were left, so that later writes are seen."""
+def _note_versions(recording: Recording, known: Iterable[Tensor]) -> None:
+    """Remembers how tensors that are to be written were left, so that later writes are seen.
+
+    Args:
+        known: some of them. All that live in Python are looked through only if more share their memory.
+    """
+    left = {id(m): sum(map(storage_uses, m.storages)) for m in recording.memories if _is_pending(m)}
 
     def is_to_be_written(tensor: Tensor) -> bool:
         memory = memory_of(tensor)
-        if memory is None or memory not in recording.memories or tensor.is_inference():
-            return False
-        return memory.is_away or memory.contents.is_random
+        return memory is not None and id(memory) in left and not tensor.is_inference()
 
-    for tensor in living(Tensor, is_to_be_written):
+    def note(tensor: Tensor) -> None:
         memory = memory_of(tensor)
         assert memory is not None
         memory.versions[id(tensor)] = version_of(tensor)
+        left[id(memory)] -= 1
+
+    for tensor in filter(is_to_be_written, known):
+        note(tensor)
+    left = {key: uses for key, uses in left.items() if uses}
+    for tensor in living(Tensor, is_to_be_written) if left else ():
+        note(tensor)
+
+
+def _is_pending(memory: Memory) -> bool:
+    """Whether somebody will write it."""
+    return memory.is_away or memory.contents.is_random

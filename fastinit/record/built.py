@@ -47,14 +47,22 @@ def _keep(module: nn.Module, built: Built) -> None:
     _BUILT[key] = weakref.ref(module, gone), built
 
 
-def note_built(modules: Iterable[nn.Module]) -> None:
-    """Remembers what is in some modules now, at the end of their block."""
+def note_built(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Remembers what is in some modules now, at the end of their block.
+
+    Returns:
+        What is there, and what is remembered of it: tensors of the same memory.
+    """
     same: dict[int, Tensor] = {}  # of what is tied, once
+    there: list[Tensor] = []
     for module in modules:
         parameters, buffers = {}, {}
         for key, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta and memory_of(parameter) is not None:
-                parameters[key] = same.setdefault(id(parameter), parameter.detach())
+                if id(parameter) not in same:
+                    same[id(parameter)] = parameter.detach()
+                    there += (parameter, same[id(parameter)])
+                parameters[key] = same[id(parameter)]
         for key, buffer in module._buffers.items():
             if buffer is None or isinstance(buffer, UninitializedBuffer):
                 continue
@@ -63,6 +71,7 @@ def note_built(modules: Iterable[nn.Module]) -> None:
                 buffers[key] = Values(buffer.detach(), version_of(buffer))
         if parameters or buffers:
             _keep(module, Built(parameters, buffers))
+    return there
 
 
 def built(module: nn.Module) -> Built | None:

@@ -117,7 +117,7 @@ def memory_of(tensor: Tensor) -> Memory | None:
     if not has_memory(tensor):
         return None
     record = getattr(tensor.untyped_storage(), _RECORD, None)
-    return record() if isinstance(record, weakref.ref) else record
+    return record if type(record) is Memory or record is None else record()
 
 
 def record(tensor: Tensor, memory: Memory) -> None:

@@ -110,3 +110,11 @@ def test_ties_are_found_through_wrappers() -> None:
     model["b"] = checkpoint_wrapper(model["b"])
     plan = Plan.from_model(model, lambda *_: Fill.normal())
     assert plan.aliases == {"b.weight": "a.weight"}
+
+
+def test_a_module_within_itself_is_an_error() -> None:
+    model = net()
+    model[0].add_module("whole", model)
+    assert len(list(named_modules(model))) == len(list(net().named_modules()))
+    with pytest.raises(RecursionError, match="leads back"):
+        Plan.from_model(model, lambda *_: Fill.normal())
