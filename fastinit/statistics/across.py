@@ -1,7 +1,7 @@
 """Moments across ranks: each measures what it holds, some numbers travel, and all know the same.
 
 Raw moments are merged in the order of ranks, so that every rank gets the same bits. Ranks that hold the
-same elements count once.
+same elements count once, and must hold the same values: those have the same moments, to the bit.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,11 @@ from fastinit.base import ranks
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part, one_shape
-from fastinit.stream.reference_moments import FIELDS, MAX, MIN, merged
+from fastinit.stream.reference_moments import COUNT, FIELDS, MAX, MIN, NONFINITE, merged
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass
@@ -45,6 +46,11 @@ class Share:
         """Of channels that are (start, length) of all; [7] is those of one."""
         which = [i for start, length in runs for i in range(start, start + length)]
         return cls(channels, torch.tensor(which, dtype=torch.int64), raw.cpu().view(-1, FIELDS))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether they are of no values."""
+        return not self.raw[:, [COUNT, NONFINITE]].any()
 
     def merge(self, others: Iterable[Share]) -> Share:
         """All together, in their order."""
@@ -73,30 +79,31 @@ def nothing(channels: int) -> Tensor:
 
 
 class Line(NamedTuple):
-    """Ranks along one dimension of a mesh, and which tensors are cut along it."""
+    """Ranks along one dimension of a mesh, and its tensors: by number, whether they are cut along it."""
 
     group: ProcessGroup
-    tensors: list[int]
+    tensors: dict[int, bool]
 
 
 def lines(xs: Sequence[object]) -> list[Line]:
-    """Those along which DTensors are cut, in the order in which they are to be asked.
+    """Those along which DTensors are cut or replicated, in the order in which they are to be asked.
 
     Along each mesh its last dimension is the first. A rank outside of a mesh has none of it.
     """
     found: list[Line] = []
-    cut: dict[tuple[object, int], list[int]] = {}
-    meshes = dict.fromkeys(x.device_mesh for x in xs if shard.is_dtensor(x))
+    of_mesh: dict[DeviceMesh, list[int]] = {}
     for i, x in enumerate(xs):
         if shard.is_dtensor(x) and x.device_mesh.get_coordinate() is not None:
-            for dim, placement in enumerate(x.placements):
-                if isinstance(placement, internals.shard_placements()):
-                    cut.setdefault((x.device_mesh, dim), []).append(i)
-    for mesh in meshes:
+            of_mesh.setdefault(x.device_mesh, []).append(i)
+    for mesh, tensors in of_mesh.items():
         for dim in reversed(range(mesh.ndim)):
-            if (mesh, dim) in cut and mesh.size(dim) > 1:
-                found.append(Line(mesh.get_group(dim), cut[mesh, dim]))
+            if mesh.size(dim) > 1:
+                found.append(Line(mesh.get_group(dim), {i: _is_cut(xs[i], dim) for i in tensors}))
     return found
+
+
+def _is_cut(x: Any, mesh_dim: int) -> bool:
+    return isinstance(x.placements[mesh_dim], internals.shard_placements())
 
 
 def is_outside(x: Tensor) -> bool:
@@ -120,6 +127,7 @@ def over(
 
     Raises:
         RanksError: an error on another rank.
+        ValueError: replicas of which the values differ.
     """
     error: BaseException | None = None
     shares: dict[int, Share] = {}
@@ -139,12 +147,14 @@ def over(
         doing = f"the moments of {len(line.tensors)} DTensors"
         try:
             got = [iter(row) for row in ranks.gathered(line.group, lambda: said(line), doing)]  # noqa: B023
+            for i, is_cut in line.tensors.items():
+                first, *others = [_share_in(row, shares[i].channels) for row in got]
+                if not is_cut:
+                    held = dict(zip(ranks.members(line.group), (first, *others)))
+                    _check_copies(held, f"DTensor number {i}, with placements {xs[i].placements}")  # type: ignore[attr-defined]
+                shares[i] = first.merge(others if is_cut else [])
         except BaseException as why:
             error = error or why  # and those along the next line hear it too
-            continue
-        for i in line.tensors:
-            first, *others = [_share_in(row, shares[i].channels) for row in got]
-            shares[i] = first.merge(others)
     if error is not None:
         raise error
     for i, share in shares.items():
@@ -188,8 +198,9 @@ def all_merged(share: Share, parts: Parts, group: ranks.Group) -> tuple[Share, P
     values of their own, and all count.
 
     Raises:
-        ValueError: on all ranks: parts that overlap without being the same; parts on some ranks alone;
-            another number of channels.
+        ValueError: on all ranks: parts that overlap without being the same; parts that are the same, of
+            other values; unnamed ones of other parameters; parts on some ranks alone; another number of
+            channels.
         and as :func:`fastinit.base.ranks.gathered`.
     """
     said = json.dumps([share.channels, _numbers(share), [_said(part) for part in parts]])
@@ -208,8 +219,15 @@ def all_merged(share: Share, parts: Parts, group: ranks.Group) -> tuple[Share, P
         raise ValueError(f"ranks have moments of different numbers of channels: {counts}")
     if not held[0]:
         return shares[0].merge(shares[1:]), (None,)
-    firsts = {key: i for i, key in reversed(list(enumerate(keys)))}
-    counting = sorted(firsts.values())
+    copies: dict[str, list[int]] = {}
+    # Of a DTensor on a smaller mesh, ranks outside of it have the parts, but no values.
+    for i in sorted(range(len(keys)), key=lambda i: shares[i].is_empty):
+        copies.setdefault(keys[i], []).append(i)
+    for some in copies.values():
+        full = [i for i in some if not shares[i].is_empty]
+        _check_copies({here[i]: shares[i] for i in full}, ", ".join(map(str, held[some[0]])))
+    counting = sorted(some[0] for some in copies.values())
+    _check_unnamed([(here[i], held[i]) for i in counting])
     _check_disjoint([(here[i], held[i]) for i in counting])
     first, *others = [shares[i] for i in counting]
     wholes = (Part(part.shape, name=part.name) for some in held for part in some)
@@ -223,6 +241,33 @@ def _said(part: Part | None) -> list[object] | None:
 def _heard(said: list[object]) -> Part:
     shape, runs, flat, name = said
     return Part(shape, None if flat else runs, flat, name)  # type: ignore[arg-type]
+
+
+def _check_copies(of_rank: Mapping[int, Share], part: str) -> None:
+    """Raises ValueError where ranks that hold one part have moments of it that differ in a bit."""
+    differ: dict[tuple[str, ...], list[int]] = {}
+    for rank, share in of_rank.items():
+        differ.setdefault(tuple(map(float.hex, _numbers(share))), []).append(rank)
+    if len(differ) > 1:
+        which = " / ".join(map(ranks.listing, differ.values()))
+        raise ValueError(
+            f"ranks that hold the same part must hold the same values, but ranks {which} differ in "
+            f"the moments of {part}"
+        )
+
+
+def _check_unnamed(held: Sequence[tuple[int, Sequence[Part]]]) -> None:
+    """Raises ValueError where parts without a name cannot be of the same parameters on all ranks."""
+    shapes = {rank: {part.shape for part in some if part.name is None} for rank, some in held}
+    first, *others = shapes
+    for rank in others:
+        if shapes[rank] != shapes[first]:
+            said = (", ".join(map(str, sorted(shapes[r]))) or "none" for r in (first, rank))
+            a, b = said
+            raise ValueError(
+                f"parts without a name must be of the same parameters on all ranks, but their full "
+                f"shapes are {a} on rank {first} and {b} on rank {rank}: name them (Part(name=))"
+            )
 
 
 def _check_disjoint(held: Sequence[tuple[int, Sequence[Part]]]) -> None:

@@ -126,14 +126,17 @@ class Fields(ABC, Generic[Value]):
         """The moments of all ranks' values together, the same bits on every rank; a small collective.
 
         Each rank's values add up, as those of its batch. Moments that were taken with ``part=``, or of a
-        DTensor, know which elements they are of: those that several ranks hold count once.
+        DTensor, know which elements they are of: those that several ranks hold count once, and must be
+        the same values, which have the same moments to the bit. Parts without a name are of the same
+        parameters on all ranks.
 
         Args:
             group: a process group or device mesh that this rank is in; by default all ranks. Without
                 torch.distributed, this process alone.
 
         Raises:
-            ValueError: on every rank: parts that overlap and are not the same; parts on some ranks only;
+            ValueError: on every rank: parts that overlap and are not the same; ranks with other values
+                of the same part; parts without a name of other full shapes; parts on some ranks only;
                 another number of channels.
             RuntimeError: a rank has failed, or has ended (:mod:`fastinit.base.ranks`).
 

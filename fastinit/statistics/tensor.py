@@ -53,8 +53,9 @@ def moments(
     normal number. A constant has variance exactly 0, and nothing else has.
 
     Of a DTensor it is the full tensor's moments, on every rank the same bits: its ranks measure their
-    parts and merge them, by one small collective for each dimension of the mesh that cuts it, for which
-    this waits. An error on one is an error on all. A rank outside of the mesh has moments of nothing.
+    parts and merge them, or compare those of replicas, by one small collective for each dimension of the
+    mesh, for which this waits. An error on one is an error on all. A rank outside of the mesh has
+    moments of nothing.
     ``moments(x.to_local())`` measures this rank's part, without communication.
 
     Args:
@@ -69,7 +70,7 @@ def moments(
         TypeError: x is not a tensor of these dtypes; dim or correction is no (whole) number; part is no
             Part.
         ValueError: x is on meta or fake: it has no values; a correction that is not finite; a part of
-            another shape, or with ``dim`` a flat range.
+            another shape, or with ``dim`` a flat range; replicas of a DTensor whose values differ.
         NotImplementedError: x is of a kind without plain memory (``fastinit.elements.tensors.memory``),
             such as a DTensor with a Partial placement; a part that is given of a DTensor.
         RuntimeError: the memory of x was freed; of a DTensor, another rank failed.

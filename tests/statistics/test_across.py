@@ -138,6 +138,35 @@ def test_a_rank_outside_of_the_mesh_has_nothing_and_waits_for_nobody() -> None:
         assert_alike(raw(by_channel), raw(moments(full, dim=0)))
 
 
+@pytest.mark.parametrize(
+    "placements", [[Replicate()] * 2, [Replicate(), Shard(0)], [Shard(0), Replicate()]], ids=str
+)
+@pytest.mark.parametrize("dim", [None, 0, 1])
+@on_ranks(WORLD)
+def test_replicas_that_differ_are_an_error_on_all_ranks(placements, dim: int | None) -> None:
+    mesh, rank = mesh_of("cpu", (2, 2)), dist.get_rank()
+    local = torch.ones(2, 3)
+    if rank == 3:
+        local.view(-1)[4] += 1e-7  # one bit
+    others = DTensor.from_local(torch.ones(2, 3), mesh, placements, run_check=False)
+    differ = DTensor.from_local(local, mesh, placements, run_check=False)
+    said = raised(lambda: moments_many([others, differ], dim=dim))
+    assert re.search(
+        r"ValueError: ranks that hold the same part must hold the same values, but ranks [0-2] / [1-3] "
+        r"differ in the moments of DTensor number 1, with placements \(",
+        said,
+    )
+    assert moments(others, dim=dim).parts == (Part(tuple(others.shape)),)
+
+
+@on_ranks(WORLD)
+def test_what_a_smaller_mesh_has_counts_where_it_is() -> None:
+    full = values((7, 2))
+    x = distribute_tensor(full, DeviceMesh("cpu", [2, 3]), [Shard(0)], src_data_rank=None)
+    for dim in (None, 0):
+        assert_alike(raw(moments(x, dim=dim).all_merge()), raw(moments(full, dim=dim)))
+
+
 @on_ranks(WORLD)
 def test_what_cannot_be_measured_is_an_error_on_all_ranks_and_leaves_nobody_waiting() -> None:
     mesh, rank = mesh_of("cpu", (2, 2)), dist.get_rank()
@@ -260,14 +289,16 @@ DISJOINT = {
         Part((8, 2)).cut(0, [(2, 3)]).cut(1, [(1, 1)]),
     ],
     "of two parameters": [Part((8, 2), name="a"), Part((8, 2), name="b")],
+    "of two shapes": [Part((8, 2), name="a"), Part((8, 3), name="b")],
     "of none": [Part((8, 2)).cut(0, []), Part((8, 2))],
 }
 
 
-def merge_said(some: list[Part | None]) -> str:
+def merge_said(some: list[Part | None], other: int = -1, dim: int | None = None) -> str:
     part = some[min(dist.get_rank(), 1)]
     x = torch.ones(part.local_shape) if part else torch.ones(3)
-    found = moments(x, part=part)
+    x.view(-1)[:1] += 1e-7 * (dist.get_rank() == other)  # a bit
+    found = moments(x, dim=dim, part=part)
     message = raised(found.all_merge)
     return message or str(found.all_merge().count)
 
@@ -286,6 +317,36 @@ def test_parts_that_overlap_are_an_error_on_all_ranks(case: str) -> None:
 def test_parts_without_common_elements_are_none(case: str) -> None:
     count = float(sum(part.numel for part in DISJOINT[case]))
     assert pool(3).run(merge_said, DISJOINT[case]) == [str(count)] * 3
+
+
+COPIES = {
+    "all of it": Part((8, 2)),
+    "of a name": Part((8, 2), name="w"),
+    "rows": Part((8, 2)).cut(0, [(1, 3)]),
+    "interleaved columns": Part((2, 8)).cut(1, [(0, 2), (4, 2)]),
+    "a flat range": Part((8, 2), flat=(3, 6)),
+}
+
+
+@pytest.mark.parametrize("case", COPIES)
+def test_copies_of_a_part_that_differ_are_an_error_on_all_ranks(case: str) -> None:
+    part = COPIES[case]
+    for dim in (None, 0, 1)[: 1 if part.flat else 3]:
+        for said in pool(4).run(merge_said, [part, part], other=2, dim=dim):
+            assert said.startswith(
+                "ValueError: ranks that hold the same part must hold the same values, but ranks "
+                f"0, 1, 3 / 2 differ in the moments of {part}"
+            )
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (2, 8), (16,)])
+def test_parts_without_a_name_are_of_the_same_parameters(shape: tuple[int, ...]) -> None:
+    """As of pipeline stages, of which nobody says that they are two."""
+    for said in pool(3).run(merge_said, [Part((8, 2)), Part(shape)]):
+        assert said.startswith("ValueError: parts without a name must be of the same parameters")
+        assert f"are (8, 2) on rank 0 and {shape} on rank 1: name them" in said
+    for said in pool(3).run(merge_said, [Part((8, 2)), Part(shape, name="w")]):
+        assert "are (8, 2) on rank 0 and none on rank 1" in said
 
 
 def test_parts_of_one_name_are_of_one_shape() -> None:
