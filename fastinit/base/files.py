@@ -92,6 +92,20 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+def is_written(descriptor: int) -> bool:
+    """Whether somebody else writes a file; if not it is known as being written, as long as it is open.
+
+    Where there are no locks nobody knows, and it is not.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (AttributeError, OSError):
+        pass
+    return False
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """While in force, no other run of this machine writes to the directory.

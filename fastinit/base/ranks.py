@@ -49,6 +49,11 @@ Error = TypeVar("Error", bound=BaseException)
 Numbers: TypeAlias = "Sequence[int | float]"
 
 
+def is_first(group: Group = None) -> bool:
+    """Whether this rank is the group's first, which speaks for all; alone it is."""
+    return not is_up() or members(group)[0] == torch.distributed.get_rank()
+
+
 def gathered(
     group: Group, numbers: Numbers | Callable[[], Numbers], doing: str = "a gather"
 ) -> list[list[Any]]:

@@ -7,8 +7,9 @@ the whole net if the product over all layers is 1.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,13 @@ from torch import nn
 
 from fastinit.base import ranks
 from fastinit.statistics.tensor import Moments
-from fastinit.variance import watched
 from fastinit.variance.layers import Which
 from fastinit.variance.watch_block import Block, Scaler
-from fastinit.variance.watch_rows import Rows, all_merged
-from fastinit.variance.watch_rows import watched as watched_rows
+from fastinit.variance.watch_rows import Rows, all_merged, watched
+from fastinit.variance.watch_sinks import To
+from fastinit.variance.watch_steps import Steps
 from fastinit.variance.watch_targets import targets
-from fastinit.variance.watched import Watched
+from fastinit.variance.watched import Measured, Watched
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,6 +45,7 @@ class Watch:
         scaler: Scaler | None = None,
         group: ranks.Group = None,
         full_name: Callable[[str], str] | None = None,
+        steps: Steps | None = None,
     ) -> None:
         if full_name is not None and not callable(full_name):
             raise TypeError(f"full_name must be a function of a name, but got {full_name!r}")
@@ -55,22 +57,26 @@ class Watch:
         self.full_name = full_name or str
         self._targets, self._passed = targets(model, layers)
         self._name = type(model).__name__
+        self._steps = steps
         self._stack: ExitStack | None = None
+        self._hooks: ExitStack | None = None  # of the block that is open
         self._block: Block | None = None
-        self._seen: tuple[list[Watched], dict[str, str]] | None = None
+        self._ended: tuple[int, Block] | None = None  # a step and its block, not yet read
+        self._seen: Measured | None = None
 
     def __enter__(self) -> Watch:
         """Raises RuntimeError if it is entered already."""
         if self._stack is not None:
             raise RuntimeError("this watch is entered already: make a second one for the model")
-        self._block, self._seen = Block(self.gradients, self.scaler), None
+        self._ended = self._seen = None
         with ExitStack() as stack:
             if self.group is not None:
                 stack.enter_context(ranks.together(self.group, "a watch"))
+            if self._steps is not None:
+                stack.callback(self._steps.end)
             stack.push(self._end)
-            for target in self._targets:
-                for hook in self._block.hook(target):
-                    stack.callback(hook.remove)
+            if self._steps is None or self._steps.begin(self._tells):
+                self._open()
             self._stack = stack.pop_all()
         return self
 
@@ -84,53 +90,118 @@ class Watch:
         stack, self._stack = self._stack, None
         stack.__exit__(kind, error, trace)
 
+    def step(self) -> None:
+        """The end of a training step, of a watch with ``every``: after the optimizer's.
+
+        Hands on what an earlier step had measured, which has come from the device by now.
+
+        Raises:
+            RuntimeError: the watch has no ``every``, or is not entered.
+            and what a function raises that is told, as ``to``.
+        """
+        if self._steps is None or self._stack is None:
+            why = "is not entered" if self._steps is not None else "measures its whole block"
+            raise RuntimeError(f"step() is for watches with every=, in their block; this one {why}")
+        self._hand_on(self.group)
+        number = self._steps.number
+        if (block := self._close()) is not None:
+            self._ended = number, block
+        if self._steps.next():
+            self._open()
+
+    def _open(self) -> None:
+        """Hooks that measure."""
+        block = Block(self.gradients, self.scaler)
+        with ExitStack() as hooks:
+            for target in self._targets:
+                for hook in block.hook(target):
+                    hooks.callback(hook.remove)
+            self._hooks, self._block = hooks.pop_all(), block
+
+    def _close(self) -> Block | None:
+        """Takes the hooks away, measures the weights and sends all; None if there were no hooks."""
+        if self._hooks is None or self._block is None:
+            return None
+        hooks, block = self._hooks, self._block
+        self._hooks = self._block = None
+        hooks.close()
+        block.close()
+        return block
+
     def _end(self, kind: type[BaseException] | None, *_: object) -> None:
-        """After the hooks are gone: measures the weights, and hears what other ranks saw."""
-        assert self._block is not None
-        self._block.close()
-        if self.group is not None and kind is None:
-            rows, missing = all_merged(*self._rows(), self.group)
-            self._seen, self._block = (watched_rows(rows), missing), None
+        """The end of the block: hears what other ranks saw."""
+        if self._steps is None:
+            if (block := self._close()) is not None:
+                self._ended = 0, block
+                if self.group is not None and kind is None:
+                    self._hand_on(self.group)
+            return
+        try:
+            if self.group is None or kind is None:
+                self._hand_on(self.group)
+        finally:
+            if self._hooks is not None and self._block is not None:  # of a step that has no end
+                self._hooks.close()
+                self._block.open = False
+                self._hooks = self._block = None
+
+    def _hand_on(self, group: ranks.Group) -> None:
+        """Reads what was measured last, merges it with the group's and tells who is to know."""
+        if self._ended is None:
+            return
+        number, block = self._ended
+        rows, missing = self._rows(block)
+        if group is not None:
+            rows, missing = all_merged(rows, missing, group)
+        self._seen, self._ended = Measured(number, watched(rows), missing), None
+        if self._steps is not None and self._tells:
+            self._steps.tell(self._seen)
 
     def __getstate__(self) -> dict[str, Any]:
-        seen = self._read() if self._block is not None and self._stack is None else self._seen
-        return {**vars(self), "_stack": None, "_block": None, "_seen": seen, "group": None}
+        seen = None if self._stack is not None else self._read() if self._ended else self._seen
+        state = {"_stack": None, "_hooks": None, "_block": None, "_ended": None, "_steps": None}
+        return {**vars(self), **state, "_seen": seen, "group": None}
 
     @property
     def layers(self) -> list[Watched]:
-        """The layers that ran, in the order in which their outputs first came."""
-        return self._read()[0]
+        """The layers that ran, in the order in which their outputs first came; with ``every``, in the
+        last step that was handed on."""
+        return self._read().layers
 
     @property
     def missing(self) -> dict[str, str]:
         """By name, the layers that are not in ``layers``, and why."""
-        return self._read()[1]
+        return self._read().missing
 
     @property
     def product(self) -> float:
         """The product of all factors n Var[W] / 2; 1 is Kaiming's condition."""
-        return watched.product(self.layers)
+        return self._read().product
 
-    def _read(self) -> tuple[list[Watched], dict[str, str]]:
+    def _read(self) -> Measured:
         """What was seen; read from the device once."""
-        if self._stack is not None or (self._block is None and self._seen is None):
-            raise RuntimeError("nothing to read yet: a watch has its numbers after the with block")
+        if self._steps is None and self._stack is None and self._ended is not None:
+            self._hand_on(None)  # alone: if there is a group, it has failed
         if self._seen is None:
-            rows, missing = self._rows()
-            self._seen, self._block = (watched_rows(rows), missing), None
+            when = "after the with block" if self._steps is None else "a step after it measured"
+            raise RuntimeError(f"nothing to read yet: a watch has its numbers {when}")
         return self._seen
 
-    def _rows(self) -> Rows:
+    @property
+    def _tells(self) -> bool:
+        """Whether this rank tells what was measured: of a group the first does, else each its own."""
+        return self.group is None or ranks.is_first(self.group)
+
+    def _rows(self, block: Block) -> Rows:
         """What this rank saw."""
-        assert self._block is not None
-        missing = self._passed | self._block.missing([target.name for target in self._targets])
+        missing = self._passed | block.missing([target.name for target in self._targets])
         named = {self.full_name(name): why for name, why in missing.items()}
-        return self._block.read(self.full_name), named
+        return block.read(self.full_name), named
 
     def table(self) -> str:
         """One line for each layer, in 80 columns: standard deviations of output and gradient, fan-in,
         Var[W], n Var[W] / 2 and its product so far, dead units and values that are not finite."""
-        return watched.table(*self._read(), self.gradients)
+        return self._read().table(self.gradients)
 
     def plot(self, path: Any = None, ax: Axes | None = None, label: str = "") -> Axes:
         """:func:`fastinit.variance.plots.variance_through_depth`: a picture of the variance by layer."""
@@ -150,7 +221,7 @@ class Watch:
 
     def to_json(self) -> str:
         """Everything as strict JSON: NaN (what is not there) as null, infinities as strings."""
-        return watched.to_json(*self._read())
+        return json.dumps(self._read().plain(), allow_nan=False, indent=2)
 
     def __repr__(self) -> str:
         return f"Watch({len(self._targets)} layers, gradients={self.gradients})"
@@ -168,6 +239,9 @@ def watch(
     gradients: bool = False,
     scaler: Scaler | None = None,
     step: Callable[[], object] | None = None,
+    every: int | None = None,
+    to: To | Sequence[To] = (),
+    start: int = 0,
     group: ranks.Group = None,
     full_name: Callable[[str], str] | None = None,
 ) -> Watch:
@@ -194,6 +268,15 @@ def watch(
             (:class:`torch.amp.GradScaler`): its scale is divided out of the gradients. Those that do not
             fit their dtype when scaled stay infinite.
         step: runs the model; then there is no need for a block, and the watch has seen it.
+        every: the block is a training, of which each ``every``-th step is measured, the first one too;
+            :meth:`Watch.step` ends a step. In the others there are no hooks. What was measured is read
+            when the next step has ended, so that no step waits for the device; ``layers`` and ``table``
+            are those of the last one that was read. Memory for one step's numbers is all it takes.
+        to: who is told of each step that is measured, on the group's first rank: a path, to whose file a
+            line of JSON is added (:class:`fastinit.variance.watch_sinks.JsonLines`); what has
+            ``add_scalar``, as TensorBoard's SummaryWriter; a function of what was
+            :class:`fastinit.variance.watched.Measured`; or several of these.
+        start: the number of the first step, of a training that goes on.
         group: the ranks (a process group or device mesh, such as ``torch.distributed.group.WORLD``) that
             watch together, all of them: at the end of the block they tell each other what they saw, and
             from then on each has the same table, of all. By default each rank has what it saw itself.
@@ -205,7 +288,10 @@ def watch(
             stage, say); by default the same.
 
     Raises:
-        TypeError: the model is no module, the scaler none.
+        TypeError: the model is no module, the scaler none; ``to`` or ``start`` without ``every``, or
+            ``step`` with it.
+        NumberTypeError, NumberRangeError: ``every`` is no whole number from 1 on, or start from 0 on.
+        OSError: a file of ``to`` cannot be written to.
         ValueError: there is nothing to watch, or ``layers`` names what is not there; at the end of the
             block on all ranks, if they have different weights under one name.
         RuntimeError: another rank failed (:func:`fastinit.base.ranks.together`).
@@ -217,7 +303,14 @@ def watch(
     >>> [(layer.name, layer.fan_in, layer.forward.count) for layer in w.layers]
     [('0', 64, 512.0), ('2', 64, 512.0)]
     """
-    seen = Watch(model, layers, gradients, scaler, group, full_name)
+    steps = None
+    if every is not None:
+        if step is not None:
+            raise TypeError("every counts the steps of a block, but step is all that is measured")
+        steps = Steps(every, to, start)
+    elif to or start:
+        raise TypeError(f"{'to' if to else 'start'} is of a watch with every=, which is not given")
+    seen = Watch(model, layers, gradients, scaler, group, full_name, steps)
     if step is not None:
         with seen:
             step()

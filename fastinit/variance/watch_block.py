@@ -22,12 +22,13 @@ from fastinit.elements import tensors
 from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
 from fastinit.statistics.tensor import Moments, moments, moments_many
 from fastinit.stream import laws
-from fastinit.stream.reference_moments import M2, MAX, MEAN, MIN, merged
+from fastinit.stream.reference_moments import M2, MAX, MEAN, MIN
 from fastinit.variance.layers import Layer
 from fastinit.variance.lsuv_shards import Sharded
 from fastinit.variance.watch_cuts import Cut, Whole, cut_of, text_of, whole_of
 from fastinit.variance.watch_rows import Row, Seen
 from fastinit.variance.watch_targets import Target
+from fastinit.variance.watch_transfer import Transfer, together
 from fastinit.variance.watch_units import Units
 
 FOLD = 64  # moments of so many calls are merged, so that a long watch needs no more memory
@@ -52,7 +53,7 @@ class Signal:
     def add(self, raw: Tensor) -> None:
         """Takes up the raw moments of one call."""
         if len(self.raws) >= FOLD:
-            self.raws[:] = [_together(self.raws)]
+            self.raws[:] = [together(self.raws)]
         self.raws.append(raw)
         self.calls += 1
 
@@ -202,7 +203,7 @@ class Block:
             self.leaves.append(handle)
 
     def close(self) -> None:
-        """The end of the block: measures the weights."""
+        """The end of the block: measures the weights, and sends what is known."""
         self.open = False
         for handle in self.leaves:
             handle.remove()
@@ -220,6 +221,7 @@ class Block:
                 weights[layer.key] = self._weight(record, layer, now)
         here = [tensors.local(weight) for weight in weights.values()]
         self.weights = dict(zip(weights, moments_many(here)))
+        self.send()
 
     def _weight(self, record: Record, layer: Layer, now: Tensor) -> Tensor:
         weight = layer.weight if now is layer.weight_in else layer.own(now.detach())
@@ -239,15 +241,21 @@ class Block:
         why = "did not run as a module, or was only traced"
         return {name: self.unseen.get(name, why) for name in names if name not in self.records}
 
-    def read(self, full_name: Callable[[str], str]) -> list[Row]:
-        """All numbers, in one transfer from each device."""
+    def send(self) -> None:
+        """All numbers, in one transfer from each device, which is not waited for."""
         records = list(self.records.values())
         signals = [r.forward for r in records] + [r.backward for r in records if r.backward.calls]
         stills = [signal.units.still() for signal in signals]
-        sent = [_together(signal.raws) for signal in signals]
-        sent += [m.raw for m in self.weights.values()]
-        sent += [still for still in stills if still is not None]
-        got = iter(_on_cpu(sent))
+        numbers = [together(signal.raws) for signal in signals]
+        numbers += [m.raw for m in self.weights.values()]
+        numbers += [still for still in stills if still is not None]
+        self.sent = signals, stills, Transfer(numbers)
+
+    def read(self, full_name: Callable[[str], str]) -> list[Row]:
+        """What was sent."""
+        records = list(self.records.values())
+        signals, stills, transfer = self.sent
+        got = iter(transfer.arrived())
         raws = [next(got) for _ in signals]
         weights = {key: next(got).tolist() for key in self.weights}
         seen = iter(
@@ -340,28 +348,3 @@ def _immeasurable(x: Tensor | None) -> str | None:
         return f"gives {x.dtype}"
     found = tensors.unreadable(x)
     return f"its output {found[1]}" if found else None
-
-
-def _together(raws: list[Tensor]) -> Tensor:
-    """Raw moments, [7], of at least one set, all together, merged pairwise."""
-    stacked = (
-        torch.stack([raw.to(raws[0].device) for raw in raws]) if len(raws) > 1 else raws[0][None]
-    )
-    while len(stacked) > 1:
-        half = len(stacked) // 2
-        pairs = merged(stacked[:half], stacked[half : 2 * half])
-        stacked = torch.cat((pairs, stacked[2 * half :]))
-    return stacked[0]
-
-
-def _on_cpu(tensors: list[Tensor]) -> list[Tensor]:
-    """Copies of float64 tensors, from each device in one transfer."""
-    found: list[Tensor] = list(tensors)
-    places: dict[torch.device, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        places.setdefault(tensor.device, []).append(i)
-    for some in places.values():
-        flat = torch.cat([tensors[i].reshape(-1) for i in some]).cpu()
-        for i, part in zip(some, flat.split([tensors[i].numel() for i in some])):
-            found[i] = part.view(tensors[i].shape)
-    return found

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastinit.stream.reference_moments import ZEROS
 
+PLACES = (1.0, 0.5, 0.3, 0.7)  # of a unit's values, that are looked at first: mostly one is enough
 SAMPLE = 16  # values of a unit that are looked at before all of them are
 
 
@@ -49,7 +50,8 @@ class Units:
             return
         on_cpu = x.device.type == "cpu"
         if on_cpu:
-            self.alive = raw[ZEROS].item() < values if self.of_gradients else _ends_differ(x, dim)
+            none_is_still = self.of_gradients and raw[ZEROS].item() < values
+            self.alive = none_is_still or _differs_on_the_way(x, dim, self.of_gradients)
             if self.alive:
                 return
         high, low = _extremes(_sample(x, dim) if on_cpu else x, dim)
@@ -87,12 +89,21 @@ def _sample(x: Tensor, dim: int) -> Tensor:
     return x[tuple(index)]
 
 
-def _ends_differ(x: Tensor, dim: int) -> bool:
-    """Whether each unit's first and last value differ."""
-    first: list[Any] = [0] * x.dim()
-    last: list[Any] = [-1] * x.dim()
-    first[dim] = last[dim] = slice(None)
-    return not bool((x[tuple(first)] == x[tuple(last)]).any())
+def _differs_on_the_way(x: Tensor, dim: int, from_zero: bool) -> bool:
+    """Whether each unit has another value than 0, or than its first, at some of a few places."""
+    index: list[Any] = [0] * x.dim()
+    index[dim] = slice(None)
+    first = 0 if from_zero else x[tuple(index)]
+    differs: Tensor | None = None
+    for share in PLACES:
+        for d in range(x.dim()):
+            if d != dim % x.dim():
+                index[d] = int(share * (x.shape[d] - 1))
+        here = x[tuple(index)] != first
+        differs = here if differs is None else differs.logical_or_(here)
+        if differs.all():
+            return True
+    return False
 
 
 def _extremes(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,56 +43,90 @@ class Watched:
     dead: int
     note: str
 
+    def signals(self) -> dict[str, Moments]:
+        """What was measured, by its name."""
+        found = {"forward": self.forward, "gradient": self.backward, "weight": self.weight}
+        return {name: moments for name, moments in found.items() if moments is not None}
+
     @property
     def nonfinite(self) -> int:
         """Infinities and NaN in the output and the gradient."""
         return int(sum(m.nonfinite for m in (self.forward, self.backward) if m is not None))
 
 
-def table(layers: Sequence[Watched], missing: Mapping[str, str], gradients: bool) -> str:
-    """One line for each layer, in 80 columns, and what is to be said below.
+@dataclass
+class Measured:
+    """What a watch saw in a block, or in one step.
 
-    Args:
-        missing: by name, the layers that were not measured, and why.
-        gradients: whether they were watched; else there is no column for them.
+    Attributes:
+        step: which, counted from 0; of a block 0.
+        layers: those that ran, in the order in which their outputs first came.
+        missing: by name, the layers that are not in ``layers``, and why.
     """
-    rows = [["layer", "std", "grad std", "fan in", "Var[W]", "nVar[W]/2", "product", "dead"]]
-    for layer in layers:
-        dead = str(layer.dead) if layer.units else ""
-        var = math.nan if layer.weight is None else layer.weight.var
-        values = [var, layer.factor, layer.product]
-        fan = "" if math.isnan(layer.fan_in) else text.count(round(layer.fan_in))
-        stds = [layer.forward.std, math.nan if layer.backward is None else layer.backward.std]
-        rows.append(
-            [layer.name or "the model", *map(_digits, stds), fan, *map(_digits, values), dead]
+
+    step: int
+    layers: list[Watched]
+    missing: dict[str, str]
+
+    @property
+    def product(self) -> float:
+        """The product of all factors n Var[W] / 2; 1 is Kaiming's condition."""
+        return self.layers[-1].product if self.layers else 1.0
+
+    def scalars(self) -> dict[str, float]:
+        """What a curve is drawn of, for loggers: ``forward_std/NAME`` and so on for each layer.
+
+        What there is none of is left out. Of values that are not all finite the std is infinite.
+        """
+        found = {}
+        for layer in self.layers:
+            for signal, moments in layer.signals().items():
+                if moments.nonfinite:
+                    found[f"{signal}_std/{layer.name}"] = math.inf
+                elif not math.isnan(moments.std):
+                    found[f"{signal}_std/{layer.name}"] = moments.std
+            if layer.units:
+                found[f"dead/{layer.name}"] = float(layer.dead)
+        return found
+
+    def table(self, gradients: bool) -> str:
+        """One line for each layer, in 80 columns, and what is to be said below.
+
+        Args:
+            gradients: whether they were watched; else there is no column for them.
+        """
+        rows = [["layer", "std", "grad std", "fan in", "Var[W]", "nVar[W]/2", "product", "dead"]]
+        for layer in self.layers:
+            dead = str(layer.dead) if layer.units else ""
+            var = math.nan if layer.weight is None else layer.weight.var
+            values = [var, layer.factor, layer.product]
+            fan = "" if math.isnan(layer.fan_in) else text.count(round(layer.fan_in))
+            stds = [layer.forward.std, math.nan if layer.backward is None else layer.backward.std]
+            rows.append(
+                [layer.name or "the model", *map(_digits, stds), fan, *map(_digits, values), dead]
+            )
+        if any(layer.nonfinite for layer in self.layers):
+            counts = [text.count(layer.nonfinite) for layer in self.layers]
+            rows = [[*row, bad] for row, bad in zip(rows, ["inf/nan", *counts])]
+        if not gradients:
+            rows = [[*row[:2], *row[3:]] for row in rows]
+        columns = len(rows[0])
+        others = sum(max(len(row[i]) for row in rows) for i in range(1, columns))
+        room = text.WIDTH - others - 2 * (columns - 1)
+        for row in rows:
+            row[0] = abbreviated(row[0], room)
+        lines = [text.table(rows, "<" + ">" * (columns - 1))]
+        return "\n".join(
+            lines + text.reasons([(layer.name, layer.note) for layer in self.layers], self.missing)
         )
-    if any(layer.nonfinite for layer in layers):
-        counts = [text.count(layer.nonfinite) for layer in layers]
-        rows = [[*row, bad] for row, bad in zip(rows, ["inf/nan", *counts])]
-    if not gradients:
-        rows = [[*row[:2], *row[3:]] for row in rows]
-    columns = len(rows[0])
-    others = sum(max(len(row[i]) for row in rows) for i in range(1, columns))
-    room = text.WIDTH - others - 2 * (columns - 1)
-    for row in rows:
-        row[0] = abbreviated(row[0], room)
-    lines = [text.table(rows, "<" + ">" * (columns - 1))]
-    return "\n".join(lines + text.reasons([(layer.name, layer.note) for layer in layers], missing))
 
-
-def to_json(layers: Sequence[Watched], missing: Mapping[str, str]) -> str:
-    """Everything as strict JSON: NaN (what is not there) as null, infinities as strings."""
-    rows = []
-    for layer in layers:
-        plain = {k: _plain(v) for k, v in vars(layer).items()}
-        rows.append({**plain, "nonfinite": layer.nonfinite})
-    whole = {"product": _plain(product(layers)), "layers": rows, "missing": missing}
-    return json.dumps(whole, allow_nan=False, indent=2)
-
-
-def product(layers: Sequence[Watched]) -> float:
-    """The product of all factors n Var[W] / 2; 1 is Kaiming's condition."""
-    return layers[-1].product if layers else 1.0
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON has it: NaN (what is not there) as None, infinities as strings."""
+        rows = []
+        for layer in self.layers:
+            plain = {k: _plain(v) for k, v in vars(layer).items()}
+            rows.append({**plain, "nonfinite": layer.nonfinite})
+        return {"product": _plain(self.product), "layers": rows, "missing": self.missing}
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,65 @@
+"""Which steps of a training a watch measures, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastinit.base import number
+from fastinit.variance.watch_sinks import JsonLines, To, sinks
+from fastinit.variance.watched import Measured
+
+
+class Steps:
+    """Counts the steps of a training, of which each ``every``-th is measured.
+
+    Args:
+        every: at least 1.
+        to: who is told of what was measured.
+        start: the number of the first step, which counts from 0.
+    """
+
+    def __init__(self, every: int, to: To | Sequence[To] = (), start: int = 0) -> None:
+        self.every = number.integer("every", every, least=1)
+        self.start = number.integer("start", start, least=0)
+        self._sinks = sinks(to)
+        self.number = self.start
+
+    def begin(self, tells: bool) -> bool:
+        """Begins anew. Whether the first step is measured.
+
+        Args:
+            tells: whether this rank tells anybody.
+
+        Raises:
+            OSError: a file cannot be written to.
+        """
+        self.number = self.start
+        for sink in self._sinks if tells else ():
+            if isinstance(sink, JsonLines):
+                sink.open()
+        return self._is_due()
+
+    def end(self) -> None:
+        """Gives files back."""
+        for sink in self._sinks:
+            if isinstance(sink, JsonLines):
+                sink.close()
+
+    def next(self) -> bool:
+        """Goes on to the next step. Whether it is measured."""
+        self.number += 1
+        return self._is_due()
+
+    def _is_due(self) -> bool:
+        return self.number % self.every == 0
+
+    def tell(self, measured: Measured) -> None:
+        """Tells everybody, and then raises what the first of them raised who could not listen."""
+        errors = []
+        for sink in self._sinks:
+            try:
+                sink(measured)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]

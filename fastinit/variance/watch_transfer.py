@@ -1,0 +1,70 @@
+"""Raw moments on their way from the device: merged there, sent without waiting, read later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastinit.stream.reference_moments import merged
+
+
+def together(raws: Sequence[Tensor]) -> Tensor:
+    """Raw moments, [7], of at least one set, all together, merged pairwise."""
+    stacked = (
+        torch.stack([raw.to(raws[0].device) for raw in raws]) if len(raws) > 1 else raws[0][None]
+    )
+    while len(stacked) > 1:
+        half = len(stacked) // 2
+        pairs = merged(stacked[:half], stacked[half : 2 * half])
+        stacked = torch.cat((pairs, stacked[2 * half :]))
+    return stacked[0]
+
+
+class _Sent(NamedTuple):
+    """Some tensors of one device, one after another."""
+
+    which: list[int]
+    flat: Tensor
+    arrived: torch.Event | None
+    """When it is on the CPU; None: it is."""
+
+
+class Transfer:
+    """Float64 tensors on their way to the CPU, from each device in one piece.
+
+    From a CUDA device it goes to pinned memory, behind what was queued before; nothing waits for it.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._shapes = [tensor.shape for tensor in tensors]
+        places: dict[torch.device, list[int]] = {}
+        for i, tensor in enumerate(tensors):
+            places.setdefault(tensor.device, []).append(i)
+        self._sent = [
+            _send(which, torch.cat([tensors[i].reshape(-1) for i in which]))
+            for which in places.values()
+        ]
+
+    def arrived(self) -> list[Tensor]:
+        """Copies on the CPU; waits for them."""
+        found = [torch.empty(0)] * len(self._shapes)
+        for sent in self._sent:
+            if sent.arrived is not None:
+                sent.arrived.synchronize()
+            sizes = [self._shapes[i].numel() for i in sent.which]
+            for i, part in zip(sent.which, sent.flat.split(sizes)):
+                found[i] = part.view(self._shapes[i])
+        return found
+
+
+def _send(which: list[int], flat: Tensor) -> _Sent:
+    if flat.device.type != "cuda":
+        return _Sent(which, flat.cpu(), None)
+    there = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+    there.copy_(flat, non_blocking=True)
+    arrived = torch.Event(flat.device)
+    arrived.record(torch.cuda.current_stream(flat.device))
+    return _Sent(which, there, arrived)

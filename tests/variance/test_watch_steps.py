@@ -1,0 +1,182 @@
+"""A watch that stays on: which steps it measures, when it tells, and what its files survive."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from watching import hooks, mlp
+
+from fastinit.base.number import NumberRangeError
+from fastinit.variance.watch import watch
+from fastinit.variance.watched import Measured
+
+
+def train(
+    w: Any, model: nn.Module, steps: int, each: Callable[[int], object] = lambda n: None
+) -> None:
+    for number in range(steps):
+        model(torch.randn(8, 32)).square().mean().backward()
+        each(number)
+        w.step()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_nth_step_is_measured_and_no_other_has_hooks(tmp_path: Path) -> None:
+    model, told = mlp(), list[Measured]()
+    plain, seen = hooks(model), list[bool]()
+    path = tmp_path / "stats.jsonl"
+    with watch(model, gradients=True, every=3, to=[path, told.append]) as w:
+        train(w, model, 8, lambda number: seen.append(hooks(model) != plain))
+        assert [measured.step for measured in told] == [0, 3, 6]
+    assert seen == [True, False, False] * 2 + [True, False]
+    assert hooks(model) == plain
+    assert [line["step"] for line in lines(path)] == [0, 3, 6]
+    assert [line["layers"][0]["calls"] for line in lines(path)] == [1, 1, 1]
+    assert w.layers == told[-1].layers
+
+
+def test_a_step_is_what_a_block_of_its_own_sees() -> None:
+    model, told = mlp(), list[Measured]()
+    torch.manual_seed(1)
+    with watch(model, gradients=True, every=2, to=told.append) as w:
+        train(w, model, 3)
+    torch.manual_seed(1)
+    blocks = []
+    for _ in range(3):
+        with watch(model, gradients=True) as block:
+            model(torch.randn(8, 32)).square().mean().backward()
+        blocks.append(json.loads(block.to_json()))
+    assert [measured.plain() for measured in told] == blocks[::2]
+
+
+def test_what_was_measured_is_told_when_the_next_step_has_ended() -> None:
+    model, told = mlp(), list[Measured]()
+    with watch(model, every=1, to=told.append) as w:
+        with pytest.raises(RuntimeError, match="nothing to read yet"):
+            _ = w.layers
+        train(w, model, 1)
+        assert told == []
+        train(w, model, 1)
+        assert [measured.step for measured in told] == [0]
+        assert w.layers == told[0].layers
+    assert [measured.step for measured in told] == [0, 1]
+
+
+def test_a_step_without_an_end_is_not_told() -> None:
+    model, told = mlp(), list[Measured]()
+    plain = hooks(model)
+    w = watch(model, every=2, to=told.append)
+    with pytest.raises(ZeroDivisionError), w:
+        train(w, model, 4, lambda number: number == 2 and 1 // 0)
+    assert [measured.step for measured in told] == [0]
+    assert hooks(model) == plain
+    with watch(model, every=2, to=told.append, start=7) as w:  # it goes on
+        train(w, model, 2)
+    assert [measured.step for measured in told] == [0, 8]
+
+
+def test_curves_are_drawn_by_a_summary_writer() -> None:
+    class Writer:
+        def __init__(self) -> None:
+            self.points: dict[str, list[tuple[int, float]]] = {}
+
+        def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+            self.points.setdefault(tag, []).append((global_step, scalar_value))
+
+    model, writer, told = mlp(), Writer(), list[Measured]()
+    with watch(model, gradients=True, every=1, to=(writer, told.append)) as w:
+        train(w, model, 2)
+    stds = [(measured.step, measured.layers[1].forward.std) for measured in told]
+    assert writer.points["forward_std/2"] == stds
+    names = {tag.split("/")[0] for tag in writer.points}
+    assert names == {"forward_std", "gradient_std", "weight_std", "dead"}
+
+
+def test_a_line_that_a_crash_cut_is_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    model = mlp()
+    for cut in (b'{"step": 1, "la', b"x" * 200_000, b""):
+        with watch(model, every=1, to=path) as w:
+            train(w, model, 1)
+        with open(path, "ab") as file:
+            file.write(cut)
+    with watch(model, every=1, to=path) as w:
+        train(w, model, 1)
+    assert [line["step"] for line in lines(path)] == [0] * 4
+
+
+def test_what_was_told_survives_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    program = f"""
+import os, torch, fastinit
+model = torch.nn.Linear(4, 4)
+with fastinit.watch(model, every=1, to={str(path)!r}) as w:
+    for step in range(5):
+        model(torch.randn(2, 4))
+        w.step()
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    assert [line["step"] for line in lines(path)] == [0, 1, 2, 3]  # all but the one on its way
+
+
+def test_a_file_has_one_writer(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    model = mlp()
+    second = watch(model, every=1, to=path)
+    with watch(model, every=1, to=path), pytest.raises(OSError, match="another watch writes it"):
+        second.__enter__()
+    with watch(model, every=1, to=path):
+        pass
+
+
+def test_everybody_is_told_though_one_fails(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    model = mlp()
+
+    def fail(measured: Measured) -> None:
+        raise ConnectionError("the logger is away")
+
+    with pytest.raises(ConnectionError), watch(model, every=1, to=[fail, path]) as w:
+        train(w, model, 2)
+    assert [line["step"] for line in lines(path)][:1] == [0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        ({"every": 0}, NumberRangeError, "every"),
+        ({"every": 1, "start": -1}, NumberRangeError, "start"),
+        ({"every": 1, "to": 3}, TypeError, "to must be a path, a writer"),
+        ({"every": 1, "step": print}, TypeError, "every counts the steps"),
+        ({"to": "stats.jsonl"}, TypeError, "to is of a watch with every="),
+        ({"start": 3}, TypeError, "start is of a watch with every="),
+    ],
+)
+def test_bad_arguments_are_named(wrong: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        watch(mlp(), **wrong)
+
+
+def test_step_is_for_watches_that_count_steps(tmp_path: Path) -> None:
+    with watch(mlp()) as w, pytest.raises(RuntimeError, match="measures its whole block"):
+        w.step()
+    with pytest.raises(RuntimeError, match="is not entered"):
+        watch(mlp(), every=1).step()
+    gone = tmp_path / "not there" / "stats.jsonl"
+    model = mlp()
+    plain = hooks(model)
+    with pytest.raises(FileNotFoundError), watch(model, every=1, to=gone):
+        pass
+    assert hooks(model) == plain
