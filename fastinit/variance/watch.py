@@ -18,7 +18,8 @@ from torch import nn
 from fastinit.base import ranks
 from fastinit.statistics.tensor import Moments
 from fastinit.variance.layers import Which
-from fastinit.variance.watch_block import Block, Scaler
+from fastinit.variance.watch_block import Asked, Block
+from fastinit.variance.watch_record import Scaler
 from fastinit.variance.watch_rows import Rows, all_merged, watched
 from fastinit.variance.watch_sinks import To
 from fastinit.variance.watch_steps import Steps
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from matplotlib.axes import Axes
+    from torch.optim import Optimizer
 
 
 class Watch:
@@ -41,19 +43,18 @@ class Watch:
         self,
         model: nn.Module,
         layers: Which = None,
-        gradients: bool = False,
-        scaler: Scaler | None = None,
+        asked: Asked = Asked(),  # noqa: B008  # frozen
         group: ranks.Group = None,
         full_name: Callable[[str], str] | None = None,
         steps: Steps | None = None,
     ) -> None:
         if full_name is not None and not callable(full_name):
             raise TypeError(f"full_name must be a function of a name, but got {full_name!r}")
-        if scaler is not None and not callable(getattr(scaler, "scale", None)):
+        if asked.scaler is not None and not callable(getattr(asked.scaler, "scale", None)):
             raise TypeError(
-                f"scaler must have a method scale, as torch.amp.GradScaler, but got {scaler!r}"
+                f"scaler must have a method scale, as torch.amp.GradScaler, but got {asked.scaler!r}"
             )
-        self.gradients, self.scaler, self.group = gradients, scaler, group
+        self.asked, self.group = asked, group
         self.full_name = full_name or str
         self._targets, self._passed = targets(model, layers)
         self._name = type(model).__name__
@@ -75,6 +76,10 @@ class Watch:
             if self._steps is not None:
                 stack.callback(self._steps.end)
             stack.push(self._end)
+            if self._steps is not None and self._steps.optimizer is not None:
+                before, after = self._before_optimizer, self._after_optimizer
+                stack.callback(self._steps.optimizer.register_step_pre_hook(before).remove)
+                stack.callback(self._steps.optimizer.register_step_post_hook(after).remove)
             if self._steps is None or self._steps.begin(self._tells):
                 self._open()
             self._stack = stack.pop_all()
@@ -96,12 +101,27 @@ class Watch:
         Hands on what an earlier step had measured, which has come from the device by now.
 
         Raises:
-            RuntimeError: the watch has no ``every``, or is not entered.
+            RuntimeError: the watch has no ``every``, or an optimizer; or it is not entered.
             and what a function raises that is told, as ``to``.
         """
         if self._steps is None or self._stack is None:
             why = "is not entered" if self._steps is not None else "measures its whole block"
             raise RuntimeError(f"step() is for watches with every=, in their block; this one {why}")
+        if self._steps.optimizer is not None:
+            raise RuntimeError(
+                "step() is not to be called: the optimizer that is given ends the steps"
+            )
+        self._next()
+
+    def _before_optimizer(self, *_: object) -> None:
+        if self._block is not None:
+            self._block.measure_weight_gradients()
+
+    def _after_optimizer(self, *_: object) -> None:
+        self._next()
+
+    def _next(self) -> None:
+        assert self._steps is not None
         self._hand_on(self.group)
         number = self._steps.number
         if (block := self._close()) is not None:
@@ -111,7 +131,7 @@ class Watch:
 
     def _open(self) -> None:
         """Hooks that measure."""
-        block = Block(self.gradients, self.scaler)
+        block = Block(self.asked)
         with ExitStack() as hooks:
             for target in self._targets:
                 for hook in block.hook(target):
@@ -201,7 +221,7 @@ class Watch:
     def table(self) -> str:
         """One line for each layer, in 80 columns: standard deviations of output and gradient, fan-in,
         Var[W], n Var[W] / 2 and its product so far, dead units and values that are not finite."""
-        return self._read().table(self.gradients)
+        return self._read().table(self.asked.gradients)
 
     def plot(self, path: Any = None, ax: Axes | None = None, label: str = "") -> Axes:
         """:func:`fastinit.variance.plots.variance_through_depth`: a picture of the variance by layer."""
@@ -224,7 +244,7 @@ class Watch:
         return json.dumps(self._read().plain(), allow_nan=False, indent=2)
 
     def __repr__(self) -> str:
-        return f"Watch({len(self._targets)} layers, gradients={self.gradients})"
+        return f"Watch({len(self._targets)} layers, gradients={self.asked.gradients})"
 
 
 def _variance(moments: Moments) -> float:
@@ -237,11 +257,14 @@ def watch(
     *,
     layers: Which = None,
     gradients: bool = False,
+    inputs: bool = False,
+    weight_gradients: bool = False,
     scaler: Scaler | None = None,
     step: Callable[[], object] | None = None,
     every: int | None = None,
     to: To | Sequence[To] = (),
     start: int = 0,
+    optimizer: Optimizer | None = None,
     group: ranks.Group = None,
     full_name: Callable[[str], str] | None = None,
 ) -> Watch:
@@ -264,6 +287,10 @@ def watch(
             the block; not of input projections, which only MultiheadAttention has. Passes with
             ``create_graph=True`` don't count: their gradients are what a loss is made of (forces,
             penalties).
+        inputs: also measures what comes into each layer: of its arguments the first floating-point
+            tensor, as it is when the module's own pre-hooks have run. Not of input projections.
+        weight_gradients: also measures the ``grad`` of each weight as it stands at the end of the block
+            (before it is set to zero), or with ``optimizer`` before its step.
         scaler: what scaled the loss of every backward pass in the block
             (:class:`torch.amp.GradScaler`): its scale is divided out of the gradients. Those that do not
             fit their dtype when scaled stay infinite.
@@ -277,6 +304,8 @@ def watch(
             ``add_scalar``, as TensorBoard's SummaryWriter; a function of what was
             :class:`fastinit.variance.watched.Measured`; or several of these.
         start: the number of the first step, of a training that goes on.
+        optimizer: what ends the steps: each step of it is one, whatever number of passes it takes, and
+            :meth:`Watch.step` is not called. Steps that a scaler skips go with the next.
         group: the ranks (a process group or device mesh, such as ``torch.distributed.group.WORLD``) that
             watch together, all of them: at the end of the block they tell each other what they saw, and
             from then on each has the same table, of all. By default each rank has what it saw itself.
@@ -288,8 +317,8 @@ def watch(
             stage, say); by default the same.
 
     Raises:
-        TypeError: the model is no module, the scaler none; ``to`` or ``start`` without ``every``, or
-            ``step`` with it.
+        TypeError: the model is no module, the scaler or optimizer none; ``to``, ``start`` or
+            ``optimizer`` without ``every``, or ``step`` with it.
         NumberTypeError, NumberRangeError: ``every`` is no whole number from 1 on, or start from 0 on.
         OSError: a file of ``to`` cannot be written to.
         ValueError: there is nothing to watch, or ``layers`` names what is not there; at the end of the
@@ -307,10 +336,13 @@ def watch(
     if every is not None:
         if step is not None:
             raise TypeError("every counts the steps of a block, but step is all that is measured")
-        steps = Steps(every, to, start)
-    elif to or start:
-        raise TypeError(f"{'to' if to else 'start'} is of a watch with every=, which is not given")
-    seen = Watch(model, layers, gradients, scaler, group, full_name, steps)
+        steps = Steps(every, to, start, optimizer)
+    else:
+        for name, given in {"to": to, "start": start, "optimizer": optimizer}.items():
+            if given:
+                raise TypeError(f"{name} is of a watch with every=, which is not given")
+    asked = Asked(gradients, inputs, weight_gradients, scaler)
+    seen = Watch(model, layers, asked, group, full_name, steps)
     if step is not None:
         with seen:
             step()

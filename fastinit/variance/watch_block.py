@@ -6,10 +6,9 @@ Nothing waits for the device, and no output is kept or copied, until :meth:`Bloc
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,100 +19,36 @@ from fastinit.base.hooks import Uncopied
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
-from fastinit.statistics.tensor import Moments, moments, moments_many
+from fastinit.statistics.tensor import Moments, moments_many
 from fastinit.stream import laws
-from fastinit.stream.reference_moments import M2, MAX, MEAN, MIN
 from fastinit.variance.layers import Layer
 from fastinit.variance.lsuv_shards import Sharded
-from fastinit.variance.watch_cuts import Cut, Whole, cut_of, text_of, whole_of
+from fastinit.variance.watch_cuts import Cut, text_of, whole_of
+from fastinit.variance.watch_record import Record, Scaler, why_not
 from fastinit.variance.watch_rows import Row, Seen
 from fastinit.variance.watch_targets import Target
 from fastinit.variance.watch_transfer import Transfer, together
-from fastinit.variance.watch_units import Units
-
-FOLD = 64  # moments of so many calls are merged, so that a long watch needs no more memory
 
 
-class Scaler(Protocol):
-    """What keeps gradients of 16 bits from vanishing, as torch.amp.GradScaler does."""
+@dataclass(frozen=True)
+class Asked:
+    """What is measured beside outputs and weights.
 
-    def scale(self, outputs: Tensor, /) -> Tensor:
-        """A loss, multiplied with the scale."""
+    Attributes:
+        scaler: what multiplied the loss of which gradients are.
+    """
 
-
-@dataclass
-class Signal:
-    """A layer's outputs, or their gradients, over all calls. Nothing in here has been waited for."""
-
-    units: Units
-    calls: int = 0
-    raws: list[Tensor] = field(default_factory=list)  # raw moments, float64 [7] each
-    cut: Cut = field(default_factory=Cut)
-
-    def add(self, raw: Tensor) -> None:
-        """Takes up the raw moments of one call."""
-        if len(self.raws) >= FOLD:
-            self.raws[:] = [together(self.raws)]
-        self.raws.append(raw)
-        self.calls += 1
-
-    def seen(self, raw: Tensor, still: Tensor | None) -> Seen:
-        """With what was read from the device."""
-        units = {} if still is None else dict(enumerate(still.tolist()))
-        known = {u: value for u, value in units.items() if not math.isnan(value)}
-        return Seen(self.calls, raw.tolist(), self.units.values, known, self.cut)
-
-
-@dataclass
-class Record:
-    """What is known of one layer while it is watched."""
-
-    target: Target
-    forward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=False)))
-    backward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=True)))
-    units: int = 0
-    partial: bool = False  # whether other ranks have other parts of what was measured
-    whole: Whole | None = None  # the output of this call, before it became plain
-    unread: str = ""  # why nothing is known of the weight
-    why: str = "not reached by a backward pass"
-    lock: threading.Lock = field(default_factory=threading.Lock)  # replicas run in threads
-
-    def measure(self, x: Tensor, signal: Signal, scaler: Scaler | None = None) -> str | None:
-        """Takes up an output or a gradient. Why it could not, if so: the user's own step goes on.
-
-        Args:
-            scaler: what multiplied the loss of which this is a gradient.
-        """
-        try:
-            here = tensors.values(x)
-            if signal is self.backward and 0 in here.stride():
-                here = here.contiguous()  # expanded, as by sum(); element by element is slow
-            raw = moments(here).raw  # of what this rank has
-            layer, dim = self.target.layer, None
-            if layer is not None and signal is self.forward and layer.runs_with_another():
-                self.unread = "its weight is not the one it ran with"
-            if layer is not None and layer.affine and here.dim():
-                dim = layer.channel_dim(here)
-                self.units = here.shape[dim]
-                with self.lock:
-                    signal.units.add(here, dim, raw)
-            if scaler is not None:
-                raw = _unscaled(raw, scaler)
-            cut = cut_of(x, here, self.whole, dim)
-        except Exception as error:
-            return _why_not(error)
-        with self.lock:
-            signal.add(raw)
-            signal.cut = cut
-        self.partial = self.partial or bool(cut.values)
-        return None
+    gradients: bool = False
+    inputs: bool = False
+    weight_gradients: bool = False
+    scaler: Scaler | None = None
 
 
 class Block:
     """What the hooks of one block saw, and the weights at its end."""
 
-    def __init__(self, gradients: bool, scaler: Scaler | None) -> None:
-        self.gradients, self.scaler = gradients, scaler
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
         self.open = True
         self.begun: dict[str, Record] = {}
         self.records: dict[str, Record] = {}  # of those that could be measured
@@ -121,6 +56,8 @@ class Block:
         self.leaves: list[RemovableHandle] = []
         self.weights: dict[Any, Moments] = {}  # by the layer's key, of what this rank holds
         self.parts: dict[Any, str | None] = {}
+        self.weight_gradients: dict[Any, Moments] | None = None
+        self.gradient_parts: dict[Any, str] = {}
 
     def hook(self, target: Target) -> list[Uncopied]:
         """Measures a target's output from now on."""
@@ -136,6 +73,12 @@ class Block:
                     lambda module, args, output: self._note(target, output), prepend=True
                 )
                 hooks.append(Uncopied(hook))
+            if self.asked.inputs:
+                hook = module.register_forward_pre_hook(
+                    lambda module, args, kwargs: self._measure_input(target, args, kwargs),
+                    with_kwargs=True,
+                )
+                hooks.append(Uncopied(hook))
             return hooks
 
         inside = Sharded(layer)
@@ -147,7 +90,7 @@ class Block:
                 try:
                     out = layer.projected(args, kwargs, inside.in_use())
                 except Exception as error:  # of which the model that runs knows nothing
-                    self.unseen.setdefault(target.name, _why_not(error))
+                    self.unseen.setdefault(target.name, why_not(error))
                 else:
                     self._measure(target, out)
 
@@ -157,6 +100,14 @@ class Block:
         if self.open and not torch.compiler.is_compiling():
             record = self.begun.setdefault(target.name, Record(target))
             record.whole = whole_of(_tensor_in(output))
+
+    def _measure_input(self, target: Target, args: Any, kwargs: Any) -> None:
+        x = _tensor_in((args, kwargs))
+        if not self.open or torch.compiler.is_compiling() or _runs_again() or x is None:
+            return  # without a note: an embedding has none to measure
+        record = self.begun.setdefault(target.name, Record(target))
+        if why := _immeasurable(x, "its input") or record.measure(x, record.input):
+            record.notes.append(f"an input is not counted: {why}")
 
     def _measure(self, target: Target, x: Tensor | None) -> None:
         if not self.open:
@@ -176,7 +127,7 @@ class Block:
                 self.unseen[target.name] = why
                 return
             self.records[target.name] = record
-        if not self.gradients:
+        if not self.asked.gradients:
             return
         if x.requires_grad:
             self._await_gradient(x, record)
@@ -194,7 +145,7 @@ class Block:
                     record.why = "passes with create_graph=True do not count"
                 elif found := tensors.unreadable(grad):
                     record.why = f"it {found[1]}"
-                elif why := record.measure(grad, record.backward, self.scaler):
+                elif why := record.measure(grad, record.backward, self.asked.scaler):
                     record.why = f"it {why}"
 
         # The hook goes with the graph, but for a leaf, such as a parameter that a module returns.
@@ -221,7 +172,38 @@ class Block:
                 weights[layer.key] = self._weight(record, layer, now)
         here = [tensors.local(weight) for weight in weights.values()]
         self.weights = dict(zip(weights, moments_many(here)))
+        self.measure_weight_gradients()
         self.send()
+
+    def measure_weight_gradients(self) -> None:
+        """Those that the weights have now, if that is asked and was not done before."""
+        if not self.asked.weight_gradients or self.weight_gradients is not None:
+            return
+        found: dict[Any, Tensor] = {}
+        for record in self.records.values():
+            layer = record.target.layer
+            if layer is None or layer.key in found:
+                continue
+            if why := self._weight_gradient(layer, found):
+                record.notes.append(f"no weight gradient: {why}")
+        self.weight_gradients = dict(zip(found, moments_many(list(found.values()))))
+
+    def _weight_gradient(self, layer: Layer, found: dict[Any, Tensor]) -> str | None:
+        """Adds what this rank has of a layer's to what was found. Why it could not, if so."""
+        if layer.direction is not None:
+            return "weight_norm's two parts have one each"
+        grad = _present(layer).grad
+        if grad is None:
+            return "it has none"
+        if why := _immeasurable(grad, "it"):
+            return why
+        own = layer.own(grad)
+        try:
+            self.gradient_parts[layer.key] = text_of(shard.part_of(own))
+        except NotImplementedError as error:
+            return str(error)
+        found[layer.key] = tensors.local(own)
+        return None
 
     def _weight(self, record: Record, layer: Layer, now: Tensor) -> Tensor:
         weight = layer.weight if now is layer.weight_in else layer.own(now.detach())
@@ -243,11 +225,12 @@ class Block:
 
     def send(self) -> None:
         """All numbers, in one transfer from each device, which is not waited for."""
-        records = list(self.records.values())
-        signals = [r.forward for r in records] + [r.backward for r in records if r.backward.calls]
+        records = self.records.values()
+        signals = [s for r in records for s in (r.forward, r.backward, r.input) if s.calls]
         stills = [signal.units.still() for signal in signals]
         numbers = [together(signal.raws) for signal in signals]
         numbers += [m.raw for m in self.weights.values()]
+        numbers += [m.raw for m in (self.weight_gradients or {}).values()]
         numbers += [still for still in stills if still is not None]
         self.sent = signals, stills, Transfer(numbers)
 
@@ -258,15 +241,17 @@ class Block:
         got = iter(transfer.arrived())
         raws = [next(got) for _ in signals]
         weights = {key: next(got).tolist() for key in self.weights}
-        seen = iter(
-            signal.seen(raw, None if still is None else next(got))
+        gradients = {
+            key: Seen(1, next(got).tolist(), cut=Cut(self.gradient_parts[key]))
+            for key in self.weight_gradients or {}
+        }
+        seen = {
+            id(signal): signal.seen(raw, None if still is None else next(got))
             for signal, raw, still in zip(signals, raws, stills)
-        )
-        forward = [next(seen) for _ in records]
-        backward = [next(seen) if r.backward.calls else None for r in records]
+        }
         first = dict[Any, str]()
         rows = []
-        for i, record in enumerate(records):
+        for record in records:
             target, layer = record.target, record.target.layer
             weight = None if layer is None or record.unread else weights.get(layer.key)
             fan_in, fan_out = math.nan, math.nan
@@ -277,8 +262,9 @@ class Block:
                 notes.append("without nVar[W]/2: not known to be affine in its weight")
             if why := self.unseen.get(target.name):
                 notes.append(f"a call is not counted: {why}")
-            if self.gradients and not record.backward.calls:
+            if self.asked.gradients and not record.backward.calls:
                 notes.append(f"no gradient, {record.why}")
+            notes += dict.fromkeys(record.notes)
             key = None if weight is None or layer is None else layer.key
             name = full_name(target.name)
             tied = "" if key is None else first.setdefault(key, name)
@@ -286,9 +272,11 @@ class Block:
                 Row(
                     name,
                     type(target.module).__name__,
-                    forward[i],
-                    backward[i],
+                    seen[id(record.forward)],
+                    seen.get(id(record.backward)),
+                    seen.get(id(record.input)),
                     weight,
+                    None if layer is None else gradients.get(layer.key),
                     self.parts.get(key, ""),
                     record.partial,
                     fan_in,
@@ -310,19 +298,6 @@ def _present(layer: Layer) -> Tensor:
     return layer.weight_in
 
 
-def _why_not(error: Exception) -> str:
-    return f"could not be measured: {type(error).__name__}: {error}".split("\n")[0]
-
-
-def _unscaled(raw: Tensor, scaler: Scaler) -> Tensor:
-    """Raw moments, [7], of values that are divided by the scaler's scale, which is not waited for."""
-    scale = scaler.scale(torch.ones((), device=raw.device)).to(torch.float64)
-    unscaled = raw.clone()
-    for which, power in ((MEAN, 1), (M2, 2), (MIN, 1), (MAX, 1)):
-        unscaled[which] /= scale**power
-    return unscaled
-
-
 def _runs_again() -> bool:
     """Whether a backward pass runs: a layer that runs in it is one that checkpointing runs again."""
     return internals.backward_pass() != -1
@@ -340,11 +315,11 @@ def _tensor_in(output: Any) -> Tensor | None:
     return next((x for x in map(_tensor_in, parts) if x is not None), None)
 
 
-def _immeasurable(x: Tensor | None) -> str | None:
+def _immeasurable(x: Tensor | None, what: str = "its output") -> str | None:
     """Why a tensor has no moments, or None."""
     if x is None:
         return "gives no floating-point tensor"
     if x.dtype not in laws.DTYPES:
-        return f"gives {x.dtype}"
+        return f"gives {x.dtype}" if what == "its output" else f"{what} is {x.dtype}"
     found = tensors.unreadable(x)
-    return f"its output {found[1]}" if found else None
+    return f"{what} {found[1]}" if found else None

@@ -52,7 +52,9 @@ class Row:
     """What one rank knows of a layer.
 
     Attributes:
+        input: as ``forward``, of what came in.
         weight: raw moments, of what this rank holds.
+        weight_gradient: those of its gradient, and as cut the text of that part.
         part: which elements of the weight these are: the same text for the same elements; None if
             nobody says.
         partial: whether other ranks have other parts of the output or the weight.
@@ -64,7 +66,9 @@ class Row:
     kind: str
     forward: Seen
     backward: Seen | None
+    input: Seen | None
     weight: list[float] | None
+    weight_gradient: Seen | None
     part: str | None
     partial: bool
     fan_in: float
@@ -99,15 +103,16 @@ def watched(rows: Iterable[Row]) -> list[Watched]:
                 product *= factor
             else:
                 notes.append(f"weight tied to {tied}, counted there")
-        forward, backward = row.forward, row.backward
         layers.append(
             Watched(
                 row.name,
                 row.kind,
-                forward.calls,
-                Moments(_raw(forward.raw)),
-                None if backward is None else Moments(_raw(backward.raw)),
+                row.forward.calls,
+                Moments(_raw(row.forward.raw)),
+                _moments(row.backward),
+                _moments(row.input),
                 weight,
+                _moments(row.weight_gradient),
                 row.fan_in,
                 row.fan_out,
                 factor,
@@ -118,6 +123,10 @@ def watched(rows: Iterable[Row]) -> list[Watched]:
             )
         )
     return layers
+
+
+def _moments(seen: Seen | None) -> Moments | None:
+    return None if seen is None else Moments(_raw(seen.raw))
 
 
 # --- several ranks -------------------------------------------------------------------------------
@@ -200,8 +209,9 @@ def _merged_row(of_rank: Mapping[int, Row], batches: Mapping[int, int]) -> Row:
             row.notes.append("without Var[W]: it is not known which part of the weight this is")
     forwards = _counting({rank: row.forward for rank, row in of_rank.items()}, batches)
     backwards = _counting({rank: row.backward for rank, row in of_rank.items()}, batches)
-    forward = _merged_seen(forwards)
-    backward = _merged_seen(backwards) if backwards else None
+    inputs = _counting({rank: row.input for rank, row in of_rank.items()}, batches)
+    gradients = _unlike(row.weight_gradient for row in of_rank.values())
+    forward, backward = _merged_seen(forwards), _merged_if_any(backwards)
     units: dict[str, int] = {}
     for row in of_rank.values():
         units[row.forward.cut.units] = max(units.get(row.forward.cut.units, 0), row.units)
@@ -216,7 +226,9 @@ def _merged_row(of_rank: Mapping[int, Row], batches: Mapping[int, int]) -> Row:
         first.kind,
         forward,
         backward,
+        _merged_if_any(inputs),
         _merged_weight(of_rank),
+        _merged_if_any(gradients),
         "",
         False,
         first.fan_in,
@@ -234,6 +246,16 @@ def _counting(of_rank: Mapping[int, Seen | None], batches: Mapping[int, int]) ->
         if seen is not None:
             found.setdefault((batches[rank], seen.cut.values), seen)
     return list(found.values())
+
+
+def _unlike(some: Iterable[Seen | None]) -> list[Seen]:
+    """Each part once, and again where its numbers are others: nobody has averaged these gradients."""
+    found = {(seen.cut.values, *seen.raw): seen for seen in some if seen is not None}
+    return list(found.values())
+
+
+def _merged_if_any(some: Sequence[Seen]) -> Seen | None:
+    return _merged_seen(some) if some else None
 
 
 def _merged_seen(some: Sequence[Seen]) -> Seen:
@@ -301,7 +323,7 @@ def _raw(numbers: Sequence[float]) -> Tensor:
 
 
 def _row(said: dict[str, Any]) -> Row:
-    for signal in ("forward", "backward"):
+    for signal in ("forward", "backward", "input", "weight_gradient"):
         if (one := said[signal]) is not None:
             still = {int(unit): value for unit, value in one["still"].items()}
             said[signal] = Seen(**{**one, "still": still, "cut": Cut(*one["cut"])})

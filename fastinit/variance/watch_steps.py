@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch.optim import Optimizer
+
 from fastinit.base import number
 from fastinit.variance.watch_sinks import JsonLines, To, sinks
 from fastinit.variance.watched import Measured
@@ -16,11 +19,21 @@ class Steps:
         every: at least 1.
         to: who is told of what was measured.
         start: the number of the first step, which counts from 0.
+        optimizer: each of whose steps ends one.
     """
 
-    def __init__(self, every: int, to: To | Sequence[To] = (), start: int = 0) -> None:
+    def __init__(
+        self,
+        every: int,
+        to: To | Sequence[To] = (),
+        start: int = 0,
+        optimizer: Optimizer | None = None,
+    ) -> None:
         self.every = number.integer("every", every, least=1)
         self.start = number.integer("start", start, least=0)
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, but got {optimizer!r:.60}")
+        self.optimizer = optimizer
         self._sinks = sinks(to)
         self.number = self.start
 

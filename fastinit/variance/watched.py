@@ -20,7 +20,10 @@ class Watched:
         calls: how often it ran.
         forward: the moments of its output.
         backward: those of the loss's gradient with respect to that output; None if there was none.
+        input: those of what came in, as it was then; None if that was not asked for.
         weight: those of its weight, at the end of the block; None if it has none.
+        weight_gradient: those of the weight's ``grad``, before the optimizer's step or at the end of the
+            block; None if it has none, or that was not asked for.
         fan_in, fan_out: how many inputs feed one output and the reverse; NaN for tables and vectors.
         factor: fan_in Var[W] / 2; NaN if there is no fan.
         product: of the factors up to and with this layer, each weight counted once.
@@ -34,7 +37,9 @@ class Watched:
     calls: int
     forward: Moments
     backward: Moments | None
+    input: Moments | None
     weight: Moments | None
+    weight_gradient: Moments | None
     fan_in: float
     fan_out: float
     factor: float
@@ -45,7 +50,13 @@ class Watched:
 
     def signals(self) -> dict[str, Moments]:
         """What was measured, by its name."""
-        found = {"forward": self.forward, "gradient": self.backward, "weight": self.weight}
+        found = {
+            "forward": self.forward,
+            "gradient": self.backward,
+            "input": self.input,
+            "weight": self.weight,
+            "weight_gradient": self.weight_gradient,
+        }
         return {name: moments for name, moments in found.items() if moments is not None}
 
     @property

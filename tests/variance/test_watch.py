@@ -15,7 +15,7 @@ from watching import assert_moments, hooks, mlp
 
 from fastinit.variance import schedules
 from fastinit.variance.watch import Watch, watch
-from fastinit.variance.watch_block import FOLD
+from fastinit.variance.watch_record import FOLD
 
 
 def test_all_numbers_are_those_of_plain_torch() -> None:

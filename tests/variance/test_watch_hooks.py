@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from watching import hooks, mlp
 
 from fastinit.variance.watch import Watch, watch
-from fastinit.variance.watch_block import FOLD
+from fastinit.variance.watch_record import FOLD
 
 
 def test_a_model_that_runs_in_several_threads() -> None:

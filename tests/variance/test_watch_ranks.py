@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,7 +63,8 @@ def tokens() -> Tensor:
 
 def seen(model: nn.Module, x: Tensor, group: Any, **options: Any) -> str:
     """The table, and all numbers."""
-    with fastinit.watch(model, gradients=True, group=group, **options) as watched:
+    every = {"gradients": True, "inputs": True, "weight_gradients": True}
+    with fastinit.watch(model, group=group, **every, **options) as watched:
         out = model(x)
         out = out.full_tensor() if isinstance(out, DTensor) else out
         out.square().sum().backward()
@@ -74,8 +76,12 @@ def whole() -> str:
     return seen(Net(), tokens(), None)
 
 
-def assert_alike(got: str, expected: str, but: tuple[str, ...] = ()) -> None:
-    """Numbers of float32 that matrix products of other shapes gave: to 1e-5; counts are the same."""
+def assert_alike(got: str, expected: str, but: tuple[str, ...] = (), mean_of: int = 1) -> None:
+    """Numbers of float32 that matrix products of other shapes gave: to 1e-5; counts are the same.
+
+    Args:
+        mean_of: how many batches a weight's gradient is the mean of, whose sum is expected.
+    """
     one, other = json.loads(got), json.loads(expected)
     assert [layer["name"] for layer in one["layers"]] == [
         layer["name"] for layer in other["layers"]
@@ -83,7 +89,7 @@ def assert_alike(got: str, expected: str, but: tuple[str, ...] = ()) -> None:
     for a, b in zip(one["layers"], other["layers"]):
         for key in ("units", "dead", "calls", "fan_in", "fan_out", "note"):
             assert a[key] == b[key], (a["name"], key)
-        for moments in ("forward", "backward", "weight"):
+        for moments in ("forward", "backward", "input", "weight", "weight_gradient"):
             m, n = a[moments], b[moments]
             assert (m is None) == (n is None)
             if m is None or (moments, a["name"]) in but:
@@ -94,7 +100,8 @@ def assert_alike(got: str, expected: str, but: tuple[str, ...] = ()) -> None:
             )
             scale = max(abs(n["min"]), abs(n["max"]))
             for field in ("mean", "std", "min", "max"):
-                near = math.isclose(m[field], n[field], rel_tol=1e-5, abs_tol=1e-5 * scale)
+                value = m[field] * (mean_of if moments == "weight_gradient" else 1)
+                near = math.isclose(value, n[field], rel_tol=1e-5, abs_tol=1e-5 * scale)
                 assert near, (a["name"], moments, field, m[field], n[field])
 
 
@@ -157,8 +164,35 @@ def test_ranks_see_what_the_whole_model_shows(way: str) -> None:
     expected = whole()
     if way == "ddp":
         expected = expected.replace('"name": "', '"name": "module.')
-    assert_alike(first, expected)
+    mean_of = {"fsdp": 4, "hsdp": 4, "ddp": 4, "both": 2}.get(way, 1)
+    assert_alike(first, expected, mean_of=mean_of)
     assert all(other == first for other in others)
+
+
+def told_by(directory: str) -> list[int]:
+    model, batch, batches = fsdp(Net())
+    steps: list[int] = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with fastinit.watch(
+        model,
+        group=dist.group.WORLD,
+        every=2,
+        to=[f"{directory}/stats.jsonl", lambda measured: steps.append(measured.step)],
+        optimizer=optimizer,
+    ) as watched:
+        for _ in range(4):
+            model(tokens().chunk(batches)[batch]).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert watched.layers[0].forward.count == 8 * tokens().numel()
+    return steps
+
+
+def test_of_whole_trainings_the_first_rank_tells(tmp_path: Path) -> None:
+    told = pool(WORLD).run(told_by, str(tmp_path))
+    assert told == [[0, 2], [], [], []]
+    lines = (tmp_path / "stats.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 2]
 
 
 # --- outputs that are shared otherwise -------------------------------------------------------------

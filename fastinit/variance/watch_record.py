@@ -1,0 +1,115 @@
+"""What is measured of one layer while it is watched, over all calls. Nothing in here is waited for."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastinit.elements import tensors
+from fastinit.statistics.tensor import moments
+from fastinit.stream.reference_moments import M2, MAX, MEAN, MIN
+from fastinit.variance.watch_cuts import Cut, Whole, cut_of
+from fastinit.variance.watch_rows import Seen
+from fastinit.variance.watch_targets import Target
+from fastinit.variance.watch_transfer import together
+from fastinit.variance.watch_units import Units
+
+FOLD = 64  # moments of so many calls are merged, so that a long watch needs no more memory
+
+
+class Scaler(Protocol):
+    """What keeps gradients of 16 bits from vanishing, as torch.amp.GradScaler does."""
+
+    def scale(self, outputs: Tensor, /) -> Tensor:
+        """A loss, multiplied with the scale."""
+
+
+@dataclass
+class Signal:
+    """A layer's outputs, or their gradients, over all calls. Nothing in here has been waited for."""
+
+    units: Units
+    calls: int = 0
+    raws: list[Tensor] = field(default_factory=list)  # raw moments, float64 [7] each
+    cut: Cut = field(default_factory=Cut)
+
+    def add(self, raw: Tensor) -> None:
+        """Takes up the raw moments of one call."""
+        if len(self.raws) >= FOLD:
+            self.raws[:] = [together(self.raws)]
+        self.raws.append(raw)
+        self.calls += 1
+
+    def seen(self, raw: Tensor, still: Tensor | None) -> Seen:
+        """With what was read from the device."""
+        units = {} if still is None else dict(enumerate(still.tolist()))
+        known = {u: value for u, value in units.items() if not math.isnan(value)}
+        return Seen(self.calls, raw.tolist(), self.units.values, known, self.cut)
+
+
+@dataclass
+class Record:
+    """What is known of one layer while it is watched."""
+
+    target: Target
+    forward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=False)))
+    backward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=True)))
+    input: Signal = field(default_factory=lambda: Signal(Units(of_gradients=False)))
+    units: int = 0
+    partial: bool = False  # whether other ranks have other parts of what was measured
+    whole: Whole | None = None  # the output of this call, before it became plain
+    unread: str = ""  # why nothing is known of the weight
+    why: str = "not reached by a backward pass"
+    notes: list[str] = field(default_factory=list)  # of what else is missing
+    lock: threading.Lock = field(default_factory=threading.Lock)  # replicas run in threads
+
+    def measure(self, x: Tensor, signal: Signal, scaler: Scaler | None = None) -> str | None:
+        """Takes up an output, an input or a gradient.
+
+        Why it could not, if so: the user's own step goes on.
+
+        Args:
+            scaler: what multiplied the loss of which this is a gradient.
+        """
+        try:
+            here = tensors.values(x)
+            if signal is self.backward and 0 in here.stride():
+                here = here.contiguous()  # expanded, as by sum(); element by element is slow
+            raw = moments(here).raw  # of what this rank has
+            layer, dim = self.target.layer, None
+            if layer is not None and signal is self.forward and layer.runs_with_another():
+                self.unread = "its weight is not the one it ran with"
+            if layer is not None and layer.affine and here.dim() and signal is not self.input:
+                dim = layer.channel_dim(here)
+                self.units = here.shape[dim]
+                with self.lock:
+                    signal.units.add(here, dim, raw)
+            if scaler is not None:
+                raw = _unscaled(raw, scaler)
+            cut = cut_of(x, here, None if signal is self.input else self.whole, dim)
+        except Exception as error:
+            return why_not(error)
+        with self.lock:
+            signal.add(raw)
+            signal.cut = cut
+        self.partial = self.partial or bool(cut.values)
+        return None
+
+
+def why_not(error: Exception) -> str:
+    """What is said of what could not be measured."""
+    return f"could not be measured: {type(error).__name__}: {error}".split("\n")[0]
+
+
+def _unscaled(raw: Tensor, scaler: Scaler) -> Tensor:
+    """Raw moments, [7], of values that are divided by the scaler's scale, which is not waited for."""
+    scale = scaler.scale(torch.ones((), device=raw.device)).to(torch.float64)
+    unscaled = raw.clone()
+    for which, power in ((MEAN, 1), (M2, 2), (MIN, 1), (MAX, 1)):
+        unscaled[which] /= scale**power
+    return unscaled

@@ -1,0 +1,162 @@
+"""What a watch measures beside outputs: inputs and the gradients of weights, at the right moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from watching import assert_moments, hooks, mlp
+
+from fastinit.variance.watch import watch
+from fastinit.variance.watched import Measured
+
+
+def test_inputs_are_those_that_came() -> None:
+    model, x = mlp(), torch.randn(16, 32)
+    before = hooks(model)
+    with watch(model, inputs=True) as w:
+        model(x)
+    assert hooks(model) == before
+    h = x
+    came = []
+    for module in model:
+        came.append(h)
+        h = module(h)
+    for layer, value in zip(w.layers, came[::2]):
+        assert layer.input is not None
+        assert_moments(layer.input, value)
+        assert (layer.weight_gradient, layer.note) == (None, "")
+
+
+class Named(nn.Module):
+    """Its input has a name, and is what a pre-hook of its own makes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.table = nn.Embedding(5, 4)
+        self.inner.register_forward_pre_hook(lambda module, args: (args[0] * 3,))
+
+    def forward(self, *, ids: Tensor) -> Tensor:
+        h = self.table(ids)
+        for _ in range(2):
+            h = self.inner(h)
+        return h
+
+
+def test_inputs_by_name_of_all_calls_and_none_of_an_embedding() -> None:
+    model, ids = Named(), torch.arange(5)
+    with watch(model, layers=(nn.Linear, nn.Embedding), inputs=True) as w:
+        out = model(ids=ids)
+    assert out.shape == (5, 4)
+    by_name = {layer.name: layer for layer in w.layers}
+    h = model.table(ids)
+    middle = nn.functional.linear(h * 3, model.inner.weight, model.inner.bias)
+    inner = by_name["inner"].input
+    assert inner is not None
+    assert_moments(inner, torch.cat([h * 3, middle * 3]))
+    assert by_name["table"].input is None
+
+
+def test_inputs_of_checkpointed_layers_count_once() -> None:
+    model, x = nn.Linear(6, 6), torch.randn(3, 6, requires_grad=True)
+    with watch(model, inputs=True, gradients=True) as w:
+        torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False).sum().backward()
+    (layer,) = w.layers
+    assert layer.input is not None
+    assert (layer.input.count, layer.forward.count) == (18, 18)
+    assert layer.backward is not None
+
+
+def test_weight_gradients_are_those_at_the_end_of_the_block() -> None:
+    model = mlp()
+    model[2].weight.requires_grad_(False)
+    with watch(model, weight_gradients=True) as w:
+        for _ in range(2):
+            model(torch.randn(16, 32)).square().mean().backward()
+    for layer, module in zip(w.layers, model[::2]):
+        if module is model[2]:
+            assert layer.weight_gradient is None
+            assert layer.note == "no weight gradient: it has none"
+        else:
+            assert layer.weight_gradient is not None
+            assert_moments(layer.weight_gradient, module.weight.grad)
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "two parts have one each"),
+        (
+            lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+            "its weight is computed",
+        ),
+        (lambda: nn.Embedding(9, 4, sparse=True), "sparse"),
+    ],
+    ids=["weight_norm", "spectral_norm", "sparse"],
+)
+def test_weight_gradients_that_nobody_can_measure_are_named(
+    layer: Callable[[], nn.Module], why: str
+) -> None:
+    model = nn.Sequential(layer())
+    x = torch.arange(9) if isinstance(model[0], nn.Embedding) else torch.randn(8, 4)
+    with watch(model, weight_gradients=True) as w:
+        model(x).square().sum().backward()
+    said = [layer.note for layer in w.layers] + list(w.missing.values())
+    assert w.layers == [] or w.layers[0].weight_gradient is None
+    assert why in "".join(said)
+
+
+def test_projections_have_the_gradients_of_their_own_rows() -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(2, 3, 8)
+    with watch(attention, weight_gradients=True, inputs=True) as w:
+        attention(x, x, x)[0].square().sum().backward()
+    by_name = {layer.name: layer for layer in w.layers}
+    rows = attention.in_proj_weight.grad.chunk(3)
+    for name, own in zip(("q_proj", "k_proj", "v_proj"), rows):
+        gradient = by_name[name].weight_gradient
+        assert gradient is not None
+        assert_moments(gradient, own)
+
+
+def test_an_optimizer_ends_the_steps_and_its_gradients_are_those_of_its_step() -> None:
+    model, told = mlp(), list[Measured]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradients = []
+    hooked = len(optimizer._optimizer_step_post_hooks)
+    with watch(
+        model, weight_gradients=True, every=2, to=told.append, optimizer=optimizer, gradients=True
+    ) as w:
+        with pytest.raises(RuntimeError, match="the optimizer that is given ends the steps"):
+            w.step()
+        for _ in range(3):
+            for _ in range(2):  # of which the gradients add up
+                model(torch.randn(4, 32)).square().mean().backward()
+            gradients.append(model[0].weight.grad.clone())
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(optimizer._optimizer_step_post_hooks) == hooked
+    assert [measured.step for measured in told] == [0, 2]
+    for measured, gradient in zip(told, gradients[::2]):
+        layer = measured.layers[0]
+        assert (layer.calls, layer.note) == (2, "")
+        assert layer.weight_gradient is not None
+        assert_moments(layer.weight_gradient, gradient)
+        assert {name.split("/")[0] for name in measured.scalars()} == {
+            "forward_std",
+            "gradient_std",
+            "weight_std",
+            "weight_gradient_std",
+            "dead",
+        }
+
+
+def test_an_optimizer_is_one_of_torch() -> None:
+    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer"):
+        watch(mlp(), every=1, optimizer=3)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(mlp().parameters())
+    with pytest.raises(TypeError, match="optimizer is of a watch with every="):
+        watch(mlp(), optimizer=optimizer)
