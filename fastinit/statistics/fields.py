@@ -26,8 +26,25 @@ from fastinit.stream.reference_moments import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+FIELD_ORDER = (COUNT, MEAN, M2, MIN, MAX, ZEROS, NONFINITE)
+
 Value = TypeVar("Value", float, Tensor)
 """What a field is: a number, or a float64 CPU tensor of shape [channels]."""
+
+
+DERIVED = ("count", "mean", "var", "std", "min", "max", "absmax", "zeros", "nonfinite")
+"""The fields that users see, as :func:`derived` orders them."""
+
+
+def derived(raw: Tensor, correction: float) -> Tensor:
+    """All fields, float64 [..., fields] on the CPU, of raw moments, [..., 7]."""
+    count, mean, m2, low, high, zeros, nonfinite = (raw.cpu().select(-1, i) for i in FIELD_ORDER)
+    left, differ = count - correction, (low < high).to(torch.float64)
+    least = differ * torch.finfo(torch.float64).smallest_normal
+    var = torch.where(left > 0, torch.maximum(m2 / left, least), math.nan)
+    mean = torch.where(count > 0, mean, math.nan)
+    absmax = torch.maximum(high, -low)
+    return torch.stack((count, mean, var, var.sqrt(), low, high, absmax, zeros, nonfinite), -1)
 
 
 class Fields(ABC, Generic[Value]):
@@ -44,27 +61,27 @@ class Fields(ABC, Generic[Value]):
             )
         self.raw, self.correction = raw, number.finite("correction", correction)
         self.parts = parts
-        self._read: Tensor | None = None
+        self._known: Tensor | None = None
 
-    @staticmethod
     @abstractmethod
-    def _plain(field: Tensor) -> Value:
-        """What users see of a column of ``raw``."""
+    def _get(self, field: str) -> Value:
+        """What users see of a field, one of ``DERIVED``."""
 
-    def _field(self, column: int) -> Tensor:
-        if self._read is None:
-            self._read = self.raw.cpu()
-        return self._read[..., column]
+    def _derived(self) -> Tensor:
+        """All fields, [..., fields]; waits for the device once."""
+        if self._known is None:
+            self._known = derived(self.raw, self.correction)
+        return self._known
 
     @property
     def count(self) -> Value:
         """How many values are finite."""
-        return self._plain(self._field(COUNT))
+        return self._get("count")
 
     @property
     def mean(self) -> Value:
         """NaN where no value is finite."""
-        return self._plain(torch.where(self._field(COUNT) > 0, self._field(MEAN), math.nan))
+        return self._get("mean")
 
     @property
     def var(self) -> Value:
@@ -73,37 +90,37 @@ class Fields(ABC, Generic[Value]):
         0 exactly where all values are the same: what is smaller than float64's least normal number
         (2.2e-308) is given as that, and what is larger than its largest as infinity.
         """
-        return self._plain(self._variance())
+        return self._get("var")
 
     @property
     def std(self) -> Value:
         """The square root of ``var``."""
-        return self._plain(self._variance().sqrt())
+        return self._get("std")
 
     @property
     def min(self) -> Value:
         """Infinity where no value is finite."""
-        return self._plain(self._field(MIN))
+        return self._get("min")
 
     @property
     def max(self) -> Value:
         """Minus infinity where no value is finite."""
-        return self._plain(self._field(MAX))
+        return self._get("max")
 
     @property
     def absmax(self) -> Value:
         """The largest absolute value; minus infinity where no value is finite."""
-        return self._plain(torch.maximum(self._field(MAX), -self._field(MIN)))
+        return self._get("absmax")
 
     @property
     def zeros(self) -> Value:
         """How many values are 0 (or -0)."""
-        return self._plain(self._field(ZEROS))
+        return self._get("zeros")
 
     @property
     def nonfinite(self) -> Value:
         """How many values are infinite or NaN."""
-        return self._plain(self._field(NONFINITE))
+        return self._get("nonfinite")
 
     def merge(self, *others: Self) -> Self:
         """The moments of these values and the others' together, as of micro-batches.
@@ -154,11 +171,6 @@ class Fields(ABC, Generic[Value]):
     def _like(self, raw: Tensor, parts: across.Parts) -> Self:
         """Other moments, [channels, 7], as these."""
 
-    def _variance(self) -> Tensor:
-        left, differ = self._field(COUNT) - self.correction, self._field(MIN) < self._field(MAX)
-        least = differ.to(torch.float64) * torch.finfo(torch.float64).smallest_normal
-        return torch.where(left > 0, torch.maximum(self._field(M2) / left, least), math.nan)
-
 
 class Moments(Fields[float]):
     """The moments of a set of values.
@@ -179,10 +191,24 @@ class Moments(Fields[float]):
     """
 
     _DIMS = 1
+    _numbers: list[float] | None = None
 
-    @staticmethod
-    def _plain(field: Tensor) -> float:
-        return field.item()
+    @classmethod
+    def of_rows(cls, raws: Tensor) -> list[Moments]:
+        """One for each row of raw moments, [n, 7]; cheaper than one by one."""
+        found = [cls(raw) for raw in raws]
+        for one, numbers in zip(found, derived(raws, 1).tolist()):
+            one._numbers = numbers
+        return found
+
+    def _get(self, field: str) -> float:
+        if self._numbers is None:
+            self._numbers = self._derived().tolist()
+        return self._numbers[DERIVED.index(field)]
+
+    def plain(self) -> dict[str, float]:
+        """All fields by their names."""
+        return {field: self._get(field) for field in DERIVED}
 
     def _share(self) -> across.Share:
         return across.Share.of(self.raw, 1, [(0, 1)])
@@ -214,9 +240,8 @@ class ChannelMoments(Fields[Tensor]):
         super().__init__(raw, correction, parts)
         self.dim = number.integer("dim", dim)
 
-    @staticmethod
-    def _plain(field: Tensor) -> Tensor:
-        return field
+    def _get(self, field: str) -> Tensor:
+        return self._derived()[..., DERIVED.index(field)]
 
     def _share(self) -> across.Share:
         channels = len(self.raw)

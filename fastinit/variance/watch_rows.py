@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastinit.base import ranks
 from fastinit.statistics.tensor import Moments
-from fastinit.stream.reference_moments import COUNT, NONFINITE, merged
+from fastinit.stream.reference_moments import COUNT, FIELDS, NONFINITE, merged
 from fastinit.variance.watch_cuts import Cut
 from fastinit.variance.watched import Watched
 
@@ -87,12 +87,27 @@ Rows = tuple[list[Row], dict[str, str]]
 """The layers that ran, and by name why others did not."""
 
 
-def watched(rows: Iterable[Row]) -> list[Watched]:
+def watched(rows: Sequence[Row]) -> list[Watched]:
     """The rows of a table."""
+    raws = [
+        raw
+        for row in rows
+        for raw in (
+            row.forward.raw,
+            *(seen.raw for seen in (row.backward, row.input, row.weight_gradient) if seen),
+            *([] if row.weight is None else [row.weight]),
+        )
+    ]
+    moments = iter(Moments.of_rows(torch.tensor(raws, dtype=torch.float64).view(-1, FIELDS)))
     layers: list[Watched] = []
     product, first = 1.0, dict[str, str]()
     for row in rows:
-        weight = None if row.weight is None else Moments(_raw(row.weight))
+        forward = next(moments)
+        backward, came, gradient = (
+            None if seen is None else next(moments)
+            for seen in (row.backward, row.input, row.weight_gradient)
+        )
+        weight = None if row.weight is None else next(moments)
         factor = math.nan if weight is None else row.fan_in * weight.var / 2
         notes = list(row.notes)
         if row.partial:
@@ -108,11 +123,11 @@ def watched(rows: Iterable[Row]) -> list[Watched]:
                 row.name,
                 row.kind,
                 row.forward.calls,
-                Moments(_raw(row.forward.raw)),
-                _moments(row.backward),
-                _moments(row.input),
+                forward,
+                backward,
+                came,
                 weight,
-                _moments(row.weight_gradient),
+                gradient,
                 row.fan_in,
                 row.fan_out,
                 factor,
@@ -123,10 +138,6 @@ def watched(rows: Iterable[Row]) -> list[Watched]:
             )
         )
     return layers
-
-
-def _moments(seen: Seen | None) -> Moments | None:
-    return None if seen is None else Moments(_raw(seen.raw))
 
 
 # --- several ranks -------------------------------------------------------------------------------

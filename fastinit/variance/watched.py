@@ -144,10 +144,8 @@ def _plain(value: Any) -> Any:
     """What JSON has for a value."""
     if isinstance(value, Moments):
         counts = ("count", "zeros", "nonfinite")
-        fields = (*counts, "mean", "var", "std", "min", "max")
-        return {
-            f: int(getattr(value, f)) if f in counts else _plain(getattr(value, f)) for f in fields
-        }
+        fields = value.plain()
+        return {f: int(v) if f in counts else _plain(v) for f, v in fields.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     return value
