@@ -1,0 +1,146 @@
+"""What a watch that stays on costs a training: ``python -m benchmarks.watch``.
+
+Steps (forward, backward and the optimizer's) of small models, watched with gradients and told to a file
+of JSON lines, take turns with the same steps unwatched. ``every=1`` is timed. The cost of ``every=100``
+is a hundredth of it and that of calling step() where nothing is measured, which is timed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastinit
+from benchmarks.timing import machine, save
+from fastinit.base.text import table
+
+Loss = Callable[[], Tensor]
+
+
+def resnet() -> tuple[nn.Module, Loss]:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    sizes = {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}
+    model = ResNetForImageClassification(ResNetConfig(**sizes, layer_type="basic", num_labels=1000))
+    images = torch.randn(16, 3, 224, 224)
+    labels = torch.randint(1000, (16,))
+    return model, lambda: model(images, labels=labels).loss
+
+
+def gpt2() -> tuple[nn.Module, Loss]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=6, n_embd=512, n_head=8, vocab_size=8192, n_positions=256)
+    model = GPT2LMHeadModel(config)
+    return model, _next_word(model, 8192)
+
+
+def llama() -> tuple[nn.Module, Loss]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        vocab_size=8192,
+    )
+    model = LlamaForCausalLM(config)
+    return model, _next_word(model, 8192)
+
+
+def _next_word(model: nn.Module, words: int) -> Loss:
+    tokens = torch.randint(words, (4, 256))
+    return lambda: model(tokens, labels=tokens).loss
+
+
+MODELS = {"ResNet-18": resnet, "GPT-2, 6 layers of 512": gpt2, "Llama, 6 layers of 512": llama}
+
+
+def measure(rounds: int) -> Iterator[dict[str, Any]]:
+    """One record for each model: seconds of a step, unwatched and watched."""
+    for name, build in MODELS.items():
+        model, loss = build()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            loss().backward()  # noqa: B023  # it runs here
+            optimizer.step()  # noqa: B023
+
+        step()
+        with TemporaryDirectory() as folder:
+            on = fastinit.watch(model, gradients=True, every=1, to=f"{folder}/stats.jsonl")
+            seconds: dict[str, list[float]] = {"plain": [], "watched": []}
+            for _ in range(rounds):
+                seconds["plain"].append(_seconds(step))
+                with on:  # the second of three steps: it also reads and tells the one before
+                    for number in range(3):
+                        taken = _seconds(lambda: (step(), on.step()))  # noqa: B023
+                        if number == 1:
+                            seconds["watched"].append(taken)
+            layers = len(on.layers)
+        off = fastinit.watch(model, gradients=True, every=10**9, start=1)
+        with off:
+            start = time.perf_counter()
+            for _ in range(1000):
+                off.step()
+            idle = (time.perf_counter() - start) / 1000
+        ratios = [w / p - 1 for p, w in zip(seconds["plain"], seconds["watched"])]
+        plain, cost = statistics.median(seconds["plain"]), statistics.median(ratios)
+        yield {
+            "model": name,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "layers": layers,
+            "seconds a step": plain,
+            "cost of every=1": cost,
+            "lower quartile": statistics.quantiles(ratios, n=4)[0],
+            "upper quartile": statistics.quantiles(ratios, n=4)[2],
+            "cost of every=100": cost / 100 + idle / plain,
+        }
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.watch", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="of which the median counts (9)")
+    parser.add_argument("--out", type=Path, help="folder for the JSON file; by default none")
+    options = parser.parse_args()
+    about = machine()
+    print(f"{about['cpu']}, {about['cores']} threads, torch {torch.__version__}")
+    print(f"median of {options.rounds} rounds [quartiles]\n")
+    results: dict[str, Any] = {"machine": about, "rounds": options.rounds, "models": []}
+    rows = [["model", "layers", "s a step", "every=1 adds", "every=100 adds"]]
+    for record in measure(options.rounds):
+        results["models"].append(record)
+        span = f"[{record['lower quartile']:.1%}, {record['upper quartile']:.1%}]"
+        rows.append(
+            [
+                record["model"],
+                str(record["layers"]),
+                f"{record['seconds a step']:.3f}",
+                f"{record['cost of every=1']:.1%} {span}",
+                f"{record['cost of every=100']:.3%}",
+            ]
+        )
+    print(table(rows, "<>>>>"))
+    if options.out:
+        print(f"\nsaved as {save(results, options.out, 'watch', about['cpu'])}")
+
+
+if __name__ == "__main__":
+    main()
