@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -67,46 +68,44 @@ MODELS = {"ResNet-18": resnet, "GPT-2, 6 layers of 512": gpt2, "Llama, 6 layers 
 
 
 def measure(rounds: int) -> Iterator[dict[str, Any]]:
-    """One record for each model: seconds of a step, unwatched and watched."""
+    """One record for each model: seconds of a step, and what watching adds to it."""
     for name, build in MODELS.items():
         model, loss = build()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        yield {"model": name, **_of_model(model, partial(_step, loss, optimizer), rounds)}
 
-        def step() -> None:
-            optimizer.zero_grad()
-            loss().backward()  # noqa: B023  # it runs here
-            optimizer.step()  # noqa: B023
 
-        step()
-        with TemporaryDirectory() as folder:
-            on = fastinit.watch(model, gradients=True, every=1, to=f"{folder}/stats.jsonl")
-            seconds: dict[str, list[float]] = {"plain": [], "watched": []}
-            for _ in range(rounds):
-                seconds["plain"].append(_seconds(step))
-                with on:  # the second of three steps: it also reads and tells the one before
-                    for number in range(3):
-                        taken = _seconds(lambda: (step(), on.step()))  # noqa: B023
-                        if number == 1:
-                            seconds["watched"].append(taken)
-            layers = len(on.layers)
-        off = fastinit.watch(model, gradients=True, every=10**9, start=1)
-        with off:
-            start = time.perf_counter()
-            for _ in range(1000):
-                off.step()
-            idle = (time.perf_counter() - start) / 1000
-        ratios = [w / p - 1 for p, w in zip(seconds["plain"], seconds["watched"])]
-        plain, cost = statistics.median(seconds["plain"]), statistics.median(ratios)
-        yield {
-            "model": name,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "layers": layers,
-            "seconds a step": plain,
-            "cost of every=1": cost,
-            "lower quartile": statistics.quantiles(ratios, n=4)[0],
-            "upper quartile": statistics.quantiles(ratios, n=4)[2],
-            "cost of every=100": cost / 100 + idle / plain,
-        }
+def _step(loss: Loss, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    loss().backward()
+    optimizer.step()
+
+
+def _of_model(model: nn.Module, step: Callable[[], None], rounds: int) -> dict[str, Any]:
+    step()
+    plain, watched = [], []
+    with TemporaryDirectory() as folder:
+        on = fastinit.watch(model, gradients=True, every=1, to=f"{folder}/stats.jsonl")
+        for _ in range(rounds):
+            plain.append(_seconds(step))
+            with on:
+                taken = [_seconds(lambda: (step(), on.step())) for _ in range(2)]
+            watched.append(taken[1])  # which also tells of the one before
+    off = fastinit.watch(model, gradients=True, every=10**9, start=1)
+    with off:
+        idle = _seconds(lambda: [off.step() for _ in range(1000)]) / 1000
+    ratios = [w / p - 1 for p, w in zip(plain, watched)]
+    seconds, cost = statistics.median(plain), statistics.median(ratios)
+    quartiles = statistics.quantiles(ratios, n=4)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": len(on.layers),
+        "seconds a step": seconds,
+        "cost of every=1": cost,
+        "lower quartile": quartiles[0],
+        "upper quartile": quartiles[2],
+        "cost of every=100": cost / 100 + idle / seconds,
+    }
 
 
 def _seconds(run: Callable[[], object]) -> float:

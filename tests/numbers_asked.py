@@ -126,6 +126,21 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
 
 
+def told_steps(every: Any, start: Any = 0) -> list[int]:
+    """The steps of which a watch tells."""
+    model, told = nn.Linear(2, 2), list[int]()
+    if every is None:
+        fastinit.watch(model, every=None)
+        return told
+    with fastinit.watch(
+        model, every=every, start=start, to=lambda measured: told.append(measured.step)
+    ) as watched:
+        for _ in range(3):
+            model(torch.ones(1, 2))
+            watched.step()
+    return told
+
+
 def lsuv(**given: Any) -> dict[str, float]:
     """The scales; a refusal leaves the model as it was."""
     model = net()
@@ -318,6 +333,13 @@ ARGUMENTS |= {
         lambda v: ChannelMoments(moments(X, dim=1).raw, dim=v).raw, lambda n: True, whole=True
     ),
     "fastinit.linear_moments:correction": Argument(lambda v: linear_moments(X, W, None, v), finite),
+    # watch
+    "fastinit.watch:every": Argument(
+        lambda v: told_steps(every=v), at_least(1), whole=True, optional=True
+    ),
+    "fastinit.watch:start": Argument(
+        lambda v: told_steps(every=1, start=v), at_least(0), whole=True
+    ),
     # LSUV
     "fastinit.lsuv_:target_std": Argument(
         lambda v: lsuv(target_std=v), positive, also=({"a": 0.5}, object)

@@ -33,18 +33,18 @@ Value = TypeVar("Value", float, Tensor)
 
 
 DERIVED = ("count", "mean", "var", "std", "min", "max", "absmax", "zeros", "nonfinite")
-"""The fields that users see, as :func:`derived` orders them."""
+"""The fields that users see."""
 
 
-def derived(raw: Tensor, correction: float) -> Tensor:
-    """All fields, float64 [..., fields] on the CPU, of raw moments, [..., 7]."""
+def _fields_of(raw: Tensor, correction: float) -> Tensor:
+    """``DERIVED``, float64 [fields, ...] on the CPU, of raw moments, [..., 7]."""
     count, mean, m2, low, high, zeros, nonfinite = (raw.cpu().select(-1, i) for i in FIELD_ORDER)
     left, differ = count - correction, (low < high).to(torch.float64)
     least = differ * torch.finfo(torch.float64).smallest_normal
     var = torch.where(left > 0, torch.maximum(m2 / left, least), math.nan)
     mean = torch.where(count > 0, mean, math.nan)
     absmax = torch.maximum(high, -low)
-    return torch.stack((count, mean, var, var.sqrt(), low, high, absmax, zeros, nonfinite), -1)
+    return torch.stack((count, mean, var, var.sqrt(), low, high, absmax, zeros, nonfinite))
 
 
 class Fields(ABC, Generic[Value]):
@@ -68,9 +68,9 @@ class Fields(ABC, Generic[Value]):
         """What users see of a field, one of ``DERIVED``."""
 
     def _derived(self) -> Tensor:
-        """All fields, [..., fields]; waits for the device once."""
+        """All fields, [fields, ...]; waits for the device once."""
         if self._known is None:
-            self._known = derived(self.raw, self.correction)
+            self._known = _fields_of(self.raw, self.correction)
         return self._known
 
     @property
@@ -197,7 +197,7 @@ class Moments(Fields[float]):
     def of_rows(cls, raws: Tensor) -> list[Moments]:
         """One for each row of raw moments, [n, 7]; cheaper than one by one."""
         found = [cls(raw) for raw in raws]
-        for one, numbers in zip(found, derived(raws, 1).tolist()):
+        for one, numbers in zip(found, _fields_of(raws, 1).t().tolist()):
             one._numbers = numbers
         return found
 
@@ -241,7 +241,7 @@ class ChannelMoments(Fields[Tensor]):
         self.dim = number.integer("dim", dim)
 
     def _get(self, field: str) -> Tensor:
-        return self._derived()[..., DERIVED.index(field)]
+        return self._derived()[DERIVED.index(field)]
 
     def _share(self) -> across.Share:
         channels = len(self.raw)

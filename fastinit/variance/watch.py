@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fastinit.base import ranks
+from fastinit.base.hooks import Uncopied
 from fastinit.statistics.tensor import Moments
 from fastinit.variance.layers import Which
 from fastinit.variance.watch_block import Asked, Block
@@ -78,8 +79,9 @@ class Watch:
             stack.push(self._end)
             if self._steps is not None and self._steps.optimizer is not None:
                 before, after = self._before_optimizer, self._after_optimizer
-                stack.callback(self._steps.optimizer.register_step_pre_hook(before).remove)
-                stack.callback(self._steps.optimizer.register_step_post_hook(after).remove)
+                optimizer = self._steps.optimizer
+                stack.callback(Uncopied(optimizer.register_step_pre_hook(before)).remove)
+                stack.callback(Uncopied(optimizer.register_step_post_hook(after)).remove)
             if self._steps is None or self._steps.begin(self._tells):
                 self._open()
             self._stack = stack.pop_all()
