@@ -184,6 +184,10 @@ def fc1() -> nn.Module:
     return nn.ModuleDict({"fc1": nn.Linear(4, 4, bias=False)})
 
 
+def blocks() -> nn.Module:
+    return nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4)])})
+
+
 def laid_out(size: Any) -> int:
     return len(
         checkpoint.layout(
@@ -410,6 +414,54 @@ ARGUMENTS |= {
         lambda n: n in (3, 8),
         whole=True,
     ),
+    **{
+        f"fastinit.recipes.{name}:{argument}": Argument(
+            lambda v, name=name, argument=argument: planned(
+                getattr(recipes, name)(
+                    blocks(),
+                    recipes.torch_default,
+                    **{"layers": 2, "base_layers": 1, argument: v},
+                    last="layers.*",
+                ),
+                blocks(),
+            ),
+            takes,
+            whole=True,
+            optional=None if "layers" in argument else False,
+        )
+        for name in ("completep", "depth_mup")
+        for argument, takes in {
+            "layers": at_least(1),
+            "base_layers": at_least(1),
+            "table": lambda n: n in (3, 8),
+        }.items()
+    },
+    **{
+        f"fastinit.recipes.depth_multiplier:{argument}": Argument(
+            lambda v, argument=argument: recipes.depth_multiplier(
+                **{"layers": 2, "base_layers": 1, argument: v}
+            ),
+            takes,
+            whole=argument != "alpha",
+        )
+        for argument, takes in {
+            "layers": at_least(1),
+            "base_layers": at_least(1),
+            "alpha": between(0, 1),
+        }.items()
+    },
+    **{
+        f"fastinit.recipes.param_groups:{argument}": Argument(
+            lambda v, argument=argument: [
+                {**group, "params": len(group["params"])}
+                for group in recipes.param_groups(
+                    net(), recipes.torch_default, **{"lr": 1.0, argument: v}
+                )
+            ],
+            takes,
+        )
+        for argument, takes in {"lr": positive, "weight_decay": gain, "eps": gain}.items()
+    },
     "fastinit.recipes.mup_learning_rates:table": Argument(
         lambda v: recipes.mup_learning_rates(net(), net(), table=v),
         lambda n: n in (3, 8),

@@ -9,17 +9,24 @@ source has. One's own rule is any function of that form, or made of others by :f
 A rule has to be told some things, which it takes from ``config``, an object with attributes or a
 mapping (by default the model's own). What else there is to say are arguments of a function that makes
 the rule: :func:`deepnorm`, :func:`t_fixup`, :func:`fixup`, :func:`rezero`, :func:`skipinit`,
-:func:`orthogonal`, :func:`delta_orthogonal` and :func:`mup`, which needs the base model. :data:`NAMES`
-has all rules but muP's.
+:func:`orthogonal`, :func:`delta_orthogonal`, and :func:`mup`, :func:`completep` and :func:`depth_mup`,
+which need the base model. :data:`NAMES` has all rules but these three.
+
+A parametrisation is more than initial weights: muP's, the spectral one and those of depth also say
+what an optimizer's settings are multiplied by, for each parameter, and :func:`param_groups` makes its
+groups of them.
 
 In: a name, a module, its shape and config. Out: Fills.
 It may import base, elements, stream, fills, plan.
 """
 
 from fastinit.plan.plan import Rule
+from fastinit.recipes.depth import completep, depth_multiplier, depth_mup
+from fastinit.recipes.optimizer_groups import param_groups
 from fastinit.recipes.orthogonal_layers import delta_orthogonal, orthogonal
 from fastinit.recipes.residual import deepnorm, deepnorm_constants, fixup, rezero, skipinit, t_fixup
-from fastinit.recipes.rules import by_name, first_of
+from fastinit.recipes.rules import Scaling, by_name, first_of
+from fastinit.recipes.spectral_widths import spectral
 from fastinit.recipes.state_space import gated_delta_net, mamba, mamba2, rwkv
 from fastinit.recipes.torch_layers import torch_default, torch_transformer
 from fastinit.recipes.transformers import (
@@ -60,6 +67,7 @@ NAMES: dict[str, Rule] = {
     "orthogonal": orthogonal(),
     "rezero": rezero(),
     "skipinit": skipinit(),
+    "spectral": spectral,
     "t_fixup": t_fixup(),
 }
 """The rules by name, those that are made with the arguments that they have by default."""
@@ -67,12 +75,16 @@ NAMES: dict[str, Rule] = {
 __all__ = [
     "NAMES",
     "Rule",
+    "Scaling",
     "base_shapes",
     "bert",
     "by_name",
+    "completep",
     "deepnorm",
     "deepnorm_constants",
     "delta_orthogonal",
+    "depth_multiplier",
+    "depth_mup",
     "first_of",
     "fixup",
     "gated_delta_net",
@@ -85,9 +97,11 @@ __all__ = [
     "mup_learning_rates",
     "neox",
     "orthogonal",
+    "param_groups",
     "rezero",
     "rwkv",
     "skipinit",
+    "spectral",
     "t5",
     "t_fixup",
     "torch_default",

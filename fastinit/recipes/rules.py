@@ -1,10 +1,14 @@
-"""What recipes are made of: rules by pattern of names, one after the other, and settings."""
+"""What recipes are made of: rules by pattern of names, one after the other, and settings.
+
+A rule may have a method ``scaling(name, module, shape, config, optimizer)`` as well: what it multiplies
+an optimizer's settings by for that parameter, a :class:`Scaling`, or None where it says nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import update_wrapper
-from typing import Any
+from functools import partial, update_wrapper
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,21 +20,62 @@ from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Rule
 
 
+class Scaling(NamedTuple):
+    """What a rule multiplies an optimizer's settings by, for one parameter.
+
+    Attributes:
+        lr: the learning rate.
+        weight_decay: as AdamW and SGD have it, who multiply it by the rate.
+        eps: Adam's.
+    """
+
+    lr: float = 1.0
+    weight_decay: float = 1.0
+    eps: float = 1.0
+
+
+OPTIMIZERS = ("adam", "sgd")
+"""Those that rules know; "adam" is AdamW too."""
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Raises ValueError for one that rules do not know."""
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, but got {optimizer!r}")
+
+
+Scales = Callable[[str, nn.Module, torch.Size, Any, str], Scaling | None]
+"""(name, module, shape, configuration, one of OPTIMIZERS) to what they are multiplied by."""
+
+
 class Checked:
-    """A rule that refuses models that it is not made for.
+    """A rule that refuses models that it is not made for, or that scales an optimizer's settings.
 
     Args:
         rule: what it is otherwise; if it is a Checked one, its check comes first.
         check: given the names of all parameters, raises ValueError.
+        scaling: by default that of ``rule``.
     """
 
-    def __init__(self, rule: Rule, check: Callable[[Sequence[str]], None]) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        check: Callable[[Sequence[str]], None] | None = None,
+        scaling: Scales | None = None,
+    ) -> None:
         update_wrapper(self, rule)
-        self.rule, self.own_check = rule, check
+        self.rule, self.own_check, self.own_scaling = rule, check, scaling
 
     def check(self, names: Sequence[str]) -> None:
         check_rule(self.rule, names)
-        self.own_check(names)
+        if self.own_check is not None:
+            self.own_check(names)
+
+    def scaling(
+        self, name: str, module: nn.Module, shape: torch.Size, config: Any, optimizer: str
+    ) -> Scaling | None:
+        own = self.own_scaling or partial(scaling_of, self.rule)
+        return own(name, module, shape, config, optimizer)
 
     def __call__(self, name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
         return self.rule(name, module, shape, config)
@@ -54,11 +99,17 @@ def by_name(fills: Mapping[Patterns, Fill | Rule]) -> Checked:
     """
     entries = [(several(patterns), made) for patterns, made in fills.items()]
 
+    def chosen(name: str) -> Fill | Rule | None:
+        return next((made for patterns, made in entries if matches(name, patterns)), None)
+
     def rule(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
-        for patterns, made in entries:
-            if matches(name, patterns):
-                return made if isinstance(made, Fill) else made(name, module, shape, config)
-        return None
+        made = chosen(name)
+        return made(name, module, shape, config) if callable(made) else made
+
+    def scaling(
+        name: str, module: nn.Module, shape: torch.Size, config: Any, optimizer: str
+    ) -> Scaling | None:
+        return scaling_of(chosen(name), name, module, shape, config, optimizer)
 
     def check(names: Sequence[str]) -> None:
         left = list(names)
@@ -74,11 +125,14 @@ def by_name(fills: Mapping[Patterns, Fill | Rule]) -> Checked:
         if idle:
             raise ValueError(f"no parameter matches {listing('pattern', idle)}")
 
-    return Checked(rule, check)
+    return Checked(rule, check, scaling)
 
 
 def first_of(*rules: Rule) -> Checked:
-    """The rule that gives what the first of several rules has for a parameter."""
+    """The rule that gives what the first of several rules has for a parameter.
+
+    Of an optimizer's settings it is the first that says anything of them.
+    """
 
     def rule(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:
         for each in rules:
@@ -90,7 +144,15 @@ def first_of(*rules: Rule) -> Checked:
         for each in rules:
             check_rule(each, names)
 
-    return Checked(rule, check)
+    def scaling(
+        name: str, module: nn.Module, shape: torch.Size, config: Any, optimizer: str
+    ) -> Scaling | None:
+        for each in rules:
+            if (found := scaling_of(each, name, module, shape, config, optimizer)) is not None:
+                return found
+        return None
+
+    return Checked(rule, check, scaling)
 
 
 def needs(*patterns: str) -> Callable[[Rule], Checked]:
@@ -101,6 +163,19 @@ def needs(*patterns: str) -> Callable[[Rule], Checked]:
             raise ValueError(f"no parameter matches {' or '.join(patterns)}")
 
     return lambda rule: Checked(rule, check)
+
+
+def scaling_of(
+    rule: Fill | Rule | None,
+    name: str,
+    module: nn.Module,
+    shape: torch.Size,
+    config: Any,
+    optimizer: str,
+) -> Scaling | None:
+    """What a rule multiplies an optimizer's settings by for a parameter; None if it says nothing."""
+    scaling: Scales | None = getattr(rule, "scaling", None)
+    return None if scaling is None else scaling(name, module, shape, config, optimizer)
 
 
 def check_rule(rule: Fill | Rule, names: Sequence[str]) -> None:

@@ -2,8 +2,9 @@
 
 Yang et al. 2022, "Tensor Programs V", arXiv 2203.03466. Its tables say how three things depend on
 width: the variance of initial weights (:func:`mup`), learning rates, which belong to the optimizer
-(:func:`mup_learning_rates`), and multipliers in the forward pass, which belong to the model, as does
-attention's 1/d in place of 1/sqrt(d) (README of microsoft/mup).
+(:func:`fastinit.recipes.param_groups`, or by name :func:`mup_learning_rates`), and multipliers in the
+forward pass, which belong to the model, as does attention's 1/d in place of 1/sqrt(d) (README of
+microsoft/mup).
 """
 
 from __future__ import annotations
@@ -24,12 +25,11 @@ from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan, Rule
 from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.recipes.roles import is_matrix
-from fastinit.recipes.rules import Checked
+from fastinit.recipes.rules import Checked, Scaling, check_optimizer
 
 Shapes = Mapping[str, Sequence[int]]
 """Parameter name to shape."""
 
-OPTIMIZERS = ("adam", "sgd")
 TABLES = (3, 8)
 
 
@@ -109,6 +109,14 @@ def mup(base: nn.Module, rule: Rule, *, base_config: Any = None, table: int = 3)
         base_fill = fill.base and moved(fill.base, shapes[name], shape)
         return replace(base_fill or fill, parts=tuple(parts))
 
+    def scaling(
+        name: str, module: nn.Module, shape: torch.Size, config: Any, optimizer: str
+    ) -> Scaling | None:
+        if name not in shapes:
+            return None
+        rate = learning_rate(growth(name, module, shape, shapes[name]), optimizer, table)
+        return Scaling(rate, 1 / rate)
+
     def check(names: Sequence[str]) -> None:
         strange = [name for name in names if name not in shapes]
         missing = [name for name in shapes if name not in names]
@@ -117,7 +125,7 @@ def mup(base: nn.Module, rule: Rule, *, base_config: Any = None, table: int = 3)
         if missing:
             raise ValueError(f"muP's base model alone has {listing('parameter', missing)}")
 
-    return Checked(scaled, check)
+    return Checked(scaled, check, scaling)
 
 
 def mup_learning_rates(
@@ -144,7 +152,7 @@ def mup_learning_rates(
         ValueError: another optimizer or table; a parameter that the base lacks or has with other
             dimensions.
     """
-    _check("optimizer", optimizer, OPTIMIZERS)
+    check_optimizer(optimizer)
     _check_table(table)
     shapes = base_shapes(base) if isinstance(base, nn.Module) else base
     rates = {}
@@ -152,15 +160,18 @@ def mup_learning_rates(
         if names[0] not in shapes:
             raise ValueError(f"muP's base model has no parameter {names[0]}")
         grown = growth(names[0], module, parameter.shape, shapes[names[0]])
-        ratio = grown.fan_in
-        if grown.is_hidden:
-            rate = (1 if optimizer == "adam" else grown.fan_out) / ratio
-        elif grown.is_output:
-            rate = 1 / ratio if table == 3 else ratio if optimizer == "sgd" else 1.0
-        else:
-            rate = grown.fan_out if optimizer == "sgd" else 1.0
-        rates[names[0]] = rate
+        rates[names[0]] = learning_rate(grown, optimizer, table)
     return rates
+
+
+def learning_rate(grown: Growth, optimizer: str, table: int) -> float:
+    """What muP multiplies a parameter's learning rate by, as :func:`mup_learning_rates` says."""
+    ratio = grown.fan_in
+    if grown.is_hidden:
+        return (1 if optimizer == "adam" else grown.fan_out) / ratio
+    if grown.is_output:
+        return 1 / ratio if table == 3 else ratio if optimizer == "sgd" else 1.0
+    return grown.fan_out if optimizer == "sgd" else 1.0
 
 
 def base_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -194,8 +205,3 @@ def growth(name: str, module: nn.Module, shape: Sequence[int], base: Sequence[in
 def _check_table(table: int) -> None:
     if number.integer("table", table) not in TABLES:
         number.out_of_range("table", f"one of {', '.join(map(str, TABLES))}", table)
-
-
-def _check(what: str, value: object, known: Sequence[object]) -> None:
-    if value not in known:
-        raise ValueError(f"{what} must be one of {', '.join(map(str, known))}, but got {value!r}")

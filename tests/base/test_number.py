@@ -194,6 +194,7 @@ NOT_ASKED = {
 RESULTS = {
     *("Watched", "Measured", "LSUVResult", "Group", "Difference", "Timing"),
     *("Layout", "Written", "Rates", "Law", "Params", "Window", "Request"),
+    *("Scaling", "CoordCheck", "Coordinates", "Slope"),
 }
 """Classes that functions make, and callers do not."""
 
