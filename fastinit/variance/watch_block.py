@@ -6,15 +6,14 @@ Nothing waits for the device, and no output is kept or copied, until :meth:`Bloc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from fastinit.base import torch_internals as internals
 from fastinit.base.hooks import Uncopied
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
@@ -22,9 +21,9 @@ from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
 from fastinit.statistics.tensor import Moments, moments_many
 from fastinit.stream import laws
 from fastinit.variance.layers import Layer
-from fastinit.variance.lsuv_shards import Sharded
+from fastinit.variance.outputs import hook_output, immeasurable, runs_again, tensor_in
 from fastinit.variance.watch_cuts import Cut, text_of, whole_of
-from fastinit.variance.watch_record import Record, Scaler, why_not
+from fastinit.variance.watch_record import Record, Scaler
 from fastinit.variance.watch_rows import Row, Seen
 from fastinit.variance.watch_targets import Target
 from fastinit.variance.watch_transfer import Transfer, together
@@ -60,53 +59,37 @@ class Block:
         self.gradient_parts: dict[Any, str] = {}
 
     def hook(self, target: Target) -> list[Uncopied]:
-        """Measures a target's output from now on."""
+        """Measures a target's output from now on, and what else is asked."""
+        hooks = [hook_output(target, self._measure, self._fail)]
         layer, module = target.layer, target.module
-        if layer is None or not target.inside:
+        if layer is not None and not target.inside and shard.is_dtensor(layer.weight_in):
+            # Before those of tensor parallelism, which may make a plain tensor of it.
             hook = module.register_forward_hook(
-                lambda module, args, output: self._measure(target, _tensor_in(output))
+                lambda module, args, output: self._note(target, output), prepend=True
             )
-            hooks = [Uncopied(hook)]
-            if layer is not None and shard.is_dtensor(layer.weight_in):
-                # Before those of tensor parallelism, which may make a plain tensor of it.
-                hook = module.register_forward_hook(
-                    lambda module, args, output: self._note(target, output), prepend=True
-                )
-                hooks.append(Uncopied(hook))
-            if self.asked.inputs:
-                hook = module.register_forward_pre_hook(
-                    lambda module, args, kwargs: self._measure_input(target, args, kwargs),
-                    with_kwargs=True,
-                )
-                hooks.append(Uncopied(hook))
-            return hooks
+            hooks.append(Uncopied(hook))
+        if self.asked.inputs and not target.inside:
+            hook = module.register_forward_pre_hook(
+                lambda module, args, kwargs: self._measure_input(target, args, kwargs),
+                with_kwargs=True,
+            )
+            hooks.append(Uncopied(hook))
+        return hooks
 
-        inside = Sharded(layer)
-
-        def project(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if _runs_again():
-                return
-            with torch.no_grad():
-                try:
-                    out = layer.projected(args, kwargs, inside.in_use())
-                except Exception as error:  # of which the model that runs knows nothing
-                    self.unseen.setdefault(target.name, why_not(error))
-                else:
-                    self._measure(target, out)
-
-        return [Uncopied(module.register_forward_pre_hook(project, with_kwargs=True))]
+    def _fail(self, target: Target, why: str) -> None:
+        self.unseen.setdefault(target.name, why)
 
     def _note(self, target: Target, output: Any) -> None:
         if self.open and not torch.compiler.is_compiling():
             record = self.begun.setdefault(target.name, Record(target))
-            record.whole = whole_of(_tensor_in(output))
+            record.whole = whole_of(tensor_in(output))
 
     def _measure_input(self, target: Target, args: Any, kwargs: Any) -> None:
-        x = _tensor_in((args, kwargs))
-        if not self.open or torch.compiler.is_compiling() or _runs_again() or x is None:
+        x = tensor_in((args, kwargs))
+        if not self.open or torch.compiler.is_compiling() or runs_again() or x is None:
             return  # without a note: an embedding has none to measure
         record = self.begun.setdefault(target.name, Record(target))
-        if why := _immeasurable(x, "its input") or record.measure(x, record.input):
+        if why := immeasurable(x, "its input") or record.measure(x, record.input):
             record.notes.append(f"an input is not counted: {why}")
 
     def _measure(self, target: Target, x: Tensor | None) -> None:
@@ -114,11 +97,11 @@ class Block:
             return  # a call that was on its way in another thread
         if torch.compiler.is_compiling():
             return  # there is nothing to see yet, and compiled code would not come here again
-        if why := _immeasurable(x):
+        if why := immeasurable(x):
             self.unseen[target.name] = why
             return
         assert x is not None
-        again = _runs_again()
+        again = runs_again()
         if again and target.name not in self.records:
             return
         record = self.begun.setdefault(target.name, Record(target))
@@ -195,7 +178,7 @@ class Block:
         grad = _present(layer).grad
         if grad is None:
             return "it has none"
-        if why := _immeasurable(grad, "it"):
+        if why := immeasurable(grad, "it"):
             return why
         own = layer.own(grad)
         try:
@@ -296,30 +279,3 @@ def _present(layer: Layer) -> Tensor:
         if shard.is_dtensor(now):
             return now
     return layer.weight_in
-
-
-def _runs_again() -> bool:
-    """Whether a backward pass runs: a layer that runs in it is one that checkpointing runs again."""
-    return internals.backward_pass() != -1
-
-
-def _tensor_in(output: Any) -> Tensor | None:
-    """The first floating-point tensor in an output."""
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
-    parts: Iterable[Any] = ()
-    if isinstance(output, Mapping):
-        parts = output.values()
-    elif isinstance(output, (tuple, list)):
-        parts = output
-    return next((x for x in map(_tensor_in, parts) if x is not None), None)
-
-
-def _immeasurable(x: Tensor | None, what: str = "its output") -> str | None:
-    """Why a tensor has no moments, or None."""
-    if x is None:
-        return "gives no floating-point tensor"
-    if x.dtype not in laws.DTYPES:
-        return f"gives {x.dtype}" if what == "its output" else f"{what} is {x.dtype}"
-    found = tensors.unreadable(x)
-    return f"{what} {found[1]}" if found else None

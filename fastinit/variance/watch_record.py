@@ -13,6 +13,7 @@ from torch import Tensor
 from fastinit.elements import tensors
 from fastinit.statistics.tensor import moments
 from fastinit.stream.reference_moments import M2, MAX, MEAN, MIN
+from fastinit.variance.outputs import why_not
 from fastinit.variance.watch_cuts import Cut, Whole, cut_of
 from fastinit.variance.watch_rows import Seen
 from fastinit.variance.watch_targets import Target
@@ -99,11 +100,6 @@ class Record:
             signal.cut = cut
         self.partial = self.partial or bool(cut.values)
         return None
-
-
-def why_not(error: Exception) -> str:
-    """What is said of what could not be measured."""
-    return f"could not be measured: {type(error).__name__}: {error}".split("\n")[0]
 
 
 def _unscaled(raw: Tensor, scaler: Scaler) -> Tensor:
