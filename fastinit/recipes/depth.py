@@ -16,7 +16,6 @@ from fastinit.base import number
 from fastinit.base.patterns import Patterns, matches, several
 from fastinit.base.text import listing
 from fastinit.plan.fill import Fill
-from fastinit.plan.groups import pattern
 from fastinit.plan.plan import Plan, Rule
 from fastinit.recipes.rules import Checked, Scaling, check_optimizer, count_of
 from fastinit.recipes.widths import Growth, base_shapes, growth, learning_rate, mup
@@ -142,7 +141,7 @@ def _by_depth(
     def known(name: str) -> str:
         """The name of the base's parameter that is as this one."""
         is_new = name not in shapes and matches(name, block)
-        return alike.get(pattern(name), name) if is_new else name
+        return alike.get(_in_any_block(name, block), name) if is_new else name
 
     def multiplier(config: Any) -> float:
         count = _count("layers", None, config) if many is None else many
@@ -193,7 +192,7 @@ def _eps(grown: Growth, table: int) -> float:
 
 
 def _alike(plan: Plan, shapes: Mapping[str, Sequence[int]], block: Patterns) -> dict[str, str]:
-    """By pattern of the names of blocks, the first of those that go by it.
+    """By what parameters of blocks are called in any of them, the first of each.
 
     Raises:
         ValueError: they are not alike.
@@ -201,9 +200,22 @@ def _alike(plan: Plan, shapes: Mapping[str, Sequence[int]], block: Patterns) -> 
     found: dict[str, str] = {}
     for name in plan:
         if matches(name, block):
-            first = found.setdefault(pattern(name), name)
+            first = found.setdefault(_in_any_block(name, block), name)
             if (plan[first], shapes[first]) != (plan[name], shapes[name]):
                 raise ValueError(
                     f"all blocks of the base model must be alike, but {first} and {name} are not"
                 )
     return found
+
+
+def _in_any_block(name: str, block: Patterns) -> str:
+    """A parameter's name without the number of its block, at which the patterns begin to match.
+
+    >>> _in_any_block("layers.7.mlp.2.weight", BLOCK)
+    'layers.*.mlp.2.weight'
+    """
+    words = name.split(".")
+    for i, word in enumerate(words):
+        if word.isdigit() and matches(".".join(words[: i + 1]), block):
+            return ".".join([*words[:i], "*", *words[i + 1 :]])
+    return name

@@ -234,6 +234,26 @@ def test_numbers_of_layers_are_asked_of_the_config_or_given() -> None:
     assert len(Plan.from_model(shallow, by_config)) == len(list(shallow.parameters()))
 
 
+@pytest.mark.parametrize("block", [recipes.depth.BLOCK, "stages.0.blocks.*"])
+def test_numbers_inside_a_block_are_not_its_own(block: Any) -> None:
+    """A block's third part is as the base's third, of another shape and law than its first."""
+
+    def net(layers: int) -> nn.Module:
+        blocks = (nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 8)) for _ in range(layers))
+        stage = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
+        return nn.ModuleDict({"stages": nn.ModuleList([stage])})
+
+    rule = recipes.completep(
+        net(2), recipes.torch_default, layers=6, base_layers=2, block=block, last="*.2.weight"
+    )
+    plan, base = (Plan.from_model(net(n), r) for n, r in ((6, rule), (2, recipes.torch_default)))
+    for i in range(6):
+        for part in (0, 2):
+            like = base[f"stages.0.blocks.1.{part}.weight"]
+            wanted = like.scaled(1 / 3) if part == 2 else like
+            assert plan[f"stages.0.blocks.{i}.{part}.weight"] == wanted
+
+
 def test_depth_rules_refuse_what_they_cannot_carry_over() -> None:
     base = Residual(16, FEW)
     unlike = recipes.by_name({"layers.1.fc.bias": ZERO, "*": recipes.torch_default})
