@@ -22,6 +22,7 @@ PAGES = {
     "fastinit.variance.lsuv_result": "what LSUV gives",
     "fastinit.variance.watch": "watching a model",
     "fastinit.variance.watched": "what watching gives",
+    "fastinit.variance.coord_result": "what a coordinate check gives",
     "fastinit.statistics.tensor": "moments of tensors",
     "fastinit.statistics.fields": "what moments are: their fields, and how they merge",
     "fastinit.init": "the functions of torch.nn.init",

@@ -27,6 +27,8 @@ from fastinit.statistics.product import linear_moments
 from fastinit.statistics.tensor import ChannelMoments, Moments, moments, moments_many
 from fastinit.variance import schedules
 from fastinit.variance.affine import LSUVError
+from fastinit.variance.coord_check import coord_check
+from fastinit.variance.coord_result import CoordCheck
 from fastinit.variance.lsuv import lsuv_
 from fastinit.variance.lsuv_result import LSUVResult
 from fastinit.variance.transfer import transfer_scale_
@@ -41,6 +43,7 @@ __version__ = version()
 __all__ = [
     "Audit",
     "ChannelMoments",
+    "CoordCheck",
     "DeferredError",
     "Fill",
     "LSUVError",
@@ -55,6 +58,7 @@ __all__ = [
     "audit",
     "backend",
     "backends",
+    "coord_check",
     "deferred",
     "fill_missing_",
     "info",

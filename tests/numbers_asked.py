@@ -184,6 +184,24 @@ def fc1() -> nn.Module:
     return nn.ModuleDict({"fc1": nn.Linear(4, 4, bias=False)})
 
 
+class Asked(Exception):
+    """The width that a model is asked for."""
+
+
+def coordinates(**given: Any) -> int:
+    """What a check whose numbers are all taken asks for first."""
+
+    def build(width: int) -> nn.Module:
+        raise Asked(width)
+
+    given = {"widths": [3, 2**62, 5], "batch": X, **given}
+    try:
+        fastinit.coord_check(build, **given)
+    except Asked as asked:
+        return asked.args[0]
+    raise AssertionError("it did not ask for a model")
+
+
 def blocks() -> nn.Module:
     return nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4)])})
 
@@ -362,6 +380,13 @@ ARGUMENTS |= {
     "fastinit.variance.schedules.alternating:factor": Argument(
         lambda v: [schedules.alternating(v)(place) for place in range(3)], positive
     ),
+    "fastinit.coord_check:widths": Argument(
+        lambda v: coordinates(widths=[3, v]), at_least(1), whole=True, named="widths[1]"
+    ),
+    "fastinit.coord_check:steps": Argument(lambda v: coordinates(steps=v), at_least(2), whole=True),
+    "fastinit.coord_check:seeds": Argument(lambda v: coordinates(seeds=v), at_least(1), whole=True),
+    "fastinit.coord_check:lr": Argument(lambda v: coordinates(lr=v), positive, optional=True),
+    "fastinit.coord_check:tolerance": Argument(lambda v: coordinates(tolerance=v), positive),
     "fastinit.lightning.VarianceMonitor:every_n_batches": Argument(
         monitored, at_least(1), whole=True
     ),

@@ -132,17 +132,17 @@ def check_format(path: str | os.PathLike[str]) -> None:
         ImportError: matplotlib is not there.
         ValueError: as said.
     """
-    backend_bases = _matplotlib("backend_bases")
+    backend_bases = matplotlib("backend_bases")
     formats = sorted(backend_bases.FigureCanvasBase.get_supported_filetypes())
-    if _ending(path) not in formats:
+    if ending(path) not in formats:
         raise ValueError(f"{os.fspath(path)} must end in one of .{', .'.join(formats)}")
 
 
-def _ending(path: str | os.PathLike[str]) -> str:
+def ending(path: str | os.PathLike[str]) -> str:
     return os.path.splitext(path)[1].removeprefix(".").lower()
 
 
-def _matplotlib(name: str) -> Any:
+def matplotlib(name: str) -> Any:
     """A module of matplotlib's."""
     try:
         return import_module(f"matplotlib.{name}")
@@ -162,7 +162,7 @@ def _drawn(
     targets: Sequence[float] = (),
 ) -> Axes:
     """The one way to draw: layers along the axis, a colour for each series."""
-    figure = _matplotlib("figure")
+    figure = matplotlib("figure")
     if path is not None:
         check_format(path)
     if ax is None:
@@ -186,7 +186,7 @@ def _drawn(
     if not names:
         ax.text(0.5, 0.5, "no layer ran", transform=ax.transAxes, ha="center", va="center")
     _set_depth(ax, names)
-    _set_scale(ax, what)
+    set_scale(ax, what)
     if not any(ax.get_title(loc) for loc in ("left", "center", "right")):
         ax.set_title(title, loc="left", fontweight="bold", fontsize="medium")
     if missing:
@@ -199,7 +199,7 @@ def _drawn(
     if path is not None:
         made: Any = ax.figure
         with replacing(path) as file:
-            made.savefig(file, format=_ending(path))
+            made.savefig(file, format=ending(path))
     return ax
 
 
@@ -298,7 +298,7 @@ def _set_depth(ax: Axes, names: Sequence[str]) -> None:
     ax.set_xlim(0.5, max([*drawn, len(names), 1]) + 0.5)
 
 
-def _set_scale(ax: Axes, what: str) -> None:
+def set_scale(ax: Axes, what: str) -> None:
     """A logarithmic axis with enough labels."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -223,6 +223,7 @@ ELSEWHERE = {
     "fastinit.fills.fans.variance_scaling_std:scale": "asked by fastinit.init",
     "fastinit.fills.fans.uniform_of_std:std": "the law checks it",
     "fastinit.recipes.mup_learning_rates:base": "shapes",
+    "fastinit.coord_check:build": "a function of numbers that were asked as widths",
     "fastinit.stream.laws.make:parameters": "asked by Fill",
     "fastinit.command.report.comparison:ratios": "times that the command line took",
     "fastinit.command.report.dry_run:seconds": "times that the command line took",
