@@ -1,4 +1,4 @@
-"""Commands: ``python -m fastinit info``, ``init MODEL``, ``inspect MODEL`` and ``write MODEL``.
+"""Commands: ``python -m fastinit info``, and ``init``, ``inspect``, ``coord-check`` or ``write MODEL``.
 
 All that take a model name it alike, take its seed, dtype and a saved plan alike, and put what they make
 where ``--out`` says.
@@ -9,22 +9,29 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import nn
 from typer.core import TyperGroup
 
 from fastinit.backends import installation
 from fastinit.base import memory, text
-from fastinit.command import devices, faults, job, models, options, report, timed, trial
+from fastinit.command import coord, devices, faults, job, options, report, timed, trial
+from fastinit.command.asked import (
+    Asked,
+    Device,
+    Dtype,
+    Format,
+    Model,
+    OfParameters,
+    SavedPlan,
+    Seed,
+    Threads,
+)
 from fastinit.plan.parameters import distinct_parameters, held
-from fastinit.plan.plan import Plan
-from fastinit.record.materialize import recorded_plan
 from fastinit.variance.watch import Watch, watch
 
 
@@ -52,52 +59,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-
-
-class Dtype(str, Enum):
-    """The dtypes that a model can be initialised in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Format(str, Enum):
-    """Those of a checkpoint."""
-
-    safetensors = "safetensors"
-    dcp = "dcp"
-
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A transformers config.json, a directory with one, a shipped name (gpt2-xl, "
-        "llama-2-7b, llama-3.1-70b, llama-3.2-1b), or module:function, which returns a model.",
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option(help="In [0, 2^64); by default the plan's, without one 0.")
-]
-OfParameters = Annotated[Dtype, typer.Option(help="Of the parameters.")]
-SavedPlan = Annotated[
-    str | None,
-    typer.Option(
-        "--plan",
-        help="A saved plan, or a recipe (gpt2, llama, vit, torch_default, ...), instead of what the "
-        "constructors do.",
-    ),
-]
-Threads = Annotated[
-    int | None, typer.Option(min=1, max=1024, help="By default torch's number of threads.")
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        help="auto (the first GPU with enough free memory, else the CPU), cpu, cuda or cuda:N.",
-    ),
-]
 
 
 @app.command("info")
@@ -132,7 +93,7 @@ def init_command(
     Example: python -m fastinit init my_package.model:build --out plan.json
     """
     options.file("--out", out)
-    asked = _Asked(seed, saved, threads, device or ["auto"])
+    asked = Asked(seed, saved, threads, device or ["auto"])
     begun = time.perf_counter()
     model, recipe = asked.planned(model_name, dtype)
     timings = [report.Timing("model on meta, plan", time.perf_counter() - begun)]
@@ -185,7 +146,7 @@ def inspect_command(
     """
     options.picture("--out", out)
     run = options.trial(shape, batch, length)
-    asked = _Asked(seed, saved, threads, [device])
+    asked = Asked(seed, saved, threads, [device])
     model, plan = asked.planned(model_name, dtype)
     run.check(model, model_name)
     watch(model, gradients=gradients)  # raises if there is nothing to watch
@@ -207,6 +168,9 @@ def inspect_command(
     typer.echo(watched.table())
     if out is not None:
         watched.plot(out)
+
+
+app.command("coord-check")(coord.coord_command)
 
 
 @app.command("write")
@@ -251,7 +215,7 @@ def write_command(
     if form is Format.dcp and (verify or dry_run):
         raise ValueError("--format dcp has neither --verify nor --dry-run")
     limit = checkpoint_files.parse_size(shard_size)
-    asked = _Asked(seed, saved, threads)
+    asked = Asked(seed, saved, threads)
     started = time.perf_counter()
     model, recipe = asked.planned(model_name, dtype)
     plan = None if saved is None else recipe  # else also what has values already is stored
@@ -313,37 +277,3 @@ def _is_usage(error: Exception) -> bool:
     The class is click's in some versions of typer and its own in others; this method is what they share.
     """
     return hasattr(error, "format_message")
-
-
-class _Asked:
-    """What the commands that take a model are asked, checked."""
-
-    def __init__(
-        self,
-        seed: int | None,
-        saved: str | None,
-        threads: int | None,
-        devices_: Sequence[str] = (),
-    ) -> None:
-        self.seed, self.devices = options.seed(seed), list(map(devices.check, devices_))
-        self.saved = options.plan(saved)
-        if threads is not None:
-            torch.set_num_threads(threads)
-
-    def planned(self, name: str, dtype: Dtype) -> tuple[nn.Module, Plan]:
-        """A model on meta and what its parameters shall be: as planned, or as its constructors do."""
-        seed, saved = self.seed or 0, self.saved
-        model = models.build(name, getattr(torch, dtype.value), seed)
-        if saved is None:
-            return model, recorded_plan(model)
-        if not isinstance(saved, Plan):
-            return model, Plan.from_model(model, saved, seed)
-        return model, saved if self.seed is None else Plan(saved, seed=seed, aliases=saved.aliases)
-
-    def places(self, needed: int, what: str) -> list[devices.Choice]:
-        """The devices for so many bytes, each once."""
-        there = devices.found() if {*self.devices} != {"cpu"} else ([], "")
-        chosen = [devices.choose(asked, needed, *there) for asked in self.devices]
-        if any(choice.device.type == "cpu" for choice in chosen):
-            memory.check_room(needed, what)
-        return list({choice.device: choice for choice in chosen}.values())

@@ -28,7 +28,9 @@ _EXPECTED = (ValueError, RuntimeError, OSError, ImportError, MemoryError, Unicod
 
 
 @contextmanager
-def of_others(doing: str, passing: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+def of_others(
+    doing: str, passing: type[Exception] | tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
     """For a block that runs code which is not ours: its errors get ``doing`` and the user's own lines.
 
     Raises:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,15 +91,16 @@ def from_config(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) 
         ValueError: transformers has no such class, or it refuses the configuration.
         ModuleNotFoundError: transformers is not installed.
     """
-    seed = check_seed(seed)
+    with deferred(check_seed(seed)):
+        return _of_config(config, dtype)
+
+
+def _of_config(config: Any, dtype: torch.dtype) -> nn.Module:
     transformers = _transformers()
     names = getattr(config, "architectures", None)
     if names and getattr(transformers, names[0], None) is None:
         raise ValueError(f"transformers knows no architecture {names[0]!r}")
-    with (
-        faults.of_others(f"transformers cannot build this {config.model_type}", DeferredError),
-        deferred(seed),
-    ):
+    with faults.of_others(f"transformers cannot build this {config.model_type}", DeferredError):
         if names:
             model = getattr(transformers, names[0])._from_config(config, dtype=dtype)
         else:
@@ -116,21 +121,87 @@ def from_function(source: str, dtype: torch.dtype = torch.float32, seed: int = 0
         DeferredError: what it does cannot be recorded.
     """
     seed = check_seed(seed)
-    before, path = torch.get_default_dtype(), list(sys.path)
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, "")  # as python -m does
-    try:
-        with faults.of_others(source, DeferredError):
+    with _path_here(), faults.of_others(source, DeferredError):
+        made = _imported(source)
+        with _default(dtype), deferred(seed):
+            model = made()
+    return _checked(model, source)
+
+
+def by_width(source: str, dtype: torch.dtype = torch.float32) -> Callable[[int], nn.Module]:
+    """A function that makes the model of a width, for :func:`fastinit.coord_check`.
+
+    Args:
+        source: ``module:function``, which is called with the width; or as of :func:`load_config`. Then
+            the width is ``hidden_size``, and as many times wider are ``intermediate_size`` and the
+            numbers of heads: heads are of one size.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: no such source. The function raises it for a width that does not fit the heads, and
+            for what makes no model.
+        ModuleNotFoundError: transformers is needed and not installed.
+    """
+    if _is_function(source):
+        with _path_here(), faults.of_others(source):
             made = _imported(source)
-            torch.set_default_dtype(dtype)
-            with deferred(seed):
-                model = made()
-    finally:
-        torch.set_default_dtype(before)
-        sys.path[:] = path
+
+        def build(width: int) -> nn.Module:
+            said = f"{source} at width {width}"
+            with _path_here(), faults.of_others(said, DeferredError), _default(dtype):
+                model = made(width)
+            return _checked(model, source)
+
+        return build
+    config = load_config(source)
+    return lambda width: _of_config(_widened(config, width), dtype)
+
+
+def _widened(config: Any, width: int) -> Any:
+    """A configuration of another width."""
+    base, wide = getattr(config, "hidden_size", None), copy.deepcopy(config)
+    if not isinstance(base, int):
+        raise ValueError(f"the config of a {config.model_type} has no hidden_size to be the width")
+    wide.hidden_size = width
+    for name in ("intermediate_size", "num_attention_heads", "num_key_value_heads"):
+        if isinstance(of_base := getattr(config, name, None), int):
+            grown = Fraction(of_base * width, base)
+            if grown.denominator != 1 or not grown:
+                raise ValueError(
+                    f"width {width} is {Fraction(width, base)} of hidden_size {base}, but {name} is "
+                    f"{of_base}, of which that is no whole number"
+                )
+            setattr(wide, name, int(grown))
+    return wide
+
+
+def _checked(model: Any, source: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"{source} must return a torch.nn.Module, but got {type(model).__name__}")
     return model
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    """In the block it is torch's default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _path_here() -> Iterator[None]:
+    """In the block the current directory is on the path, as python -m has it."""
+    path = list(sys.path)
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path[:] = path
 
 
 def _imported(source: str) -> Any:

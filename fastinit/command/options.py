@@ -59,6 +59,16 @@ def trial(shape: str | None, batch: int | None, length: int | None) -> Trial:
     return Trial(sizes, tokens=shape is None)
 
 
+def widths(given: str) -> list[int]:
+    """Two or more, each once, as in ``64,128,256``."""
+    if not re.fullmatch(r"[1-9][0-9]{0,17}(,[1-9][0-9]{0,17})+", given):
+        raise ValueError(f"--widths must be two or more, as in 64,128,256, but got {given!r}")
+    found = list(map(int, given.split(",")))
+    if len(set(found)) < len(found):
+        raise ValueError(f"--widths must each be there once, but got {given!r}")
+    return found
+
+
 def file(option: str, path: Path | None) -> Path | None:
     """Where a file can be written."""
     if path is None:

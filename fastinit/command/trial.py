@@ -49,6 +49,17 @@ class Trial(NamedTuple):
         if any(most <= table.num_embeddings <= most + _EXTRA for table in tables):
             raise ValueError(f"--length {length} is beyond the {most} positions of {name}")
 
+    def inputs(
+        self, model: nn.Module, seed: int, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """The same on every device; the model, which may be on meta, says how many tokens there are."""
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        if self.tokens:
+            some = torch.randint(_config(model, "vocab_size"), self.sizes, generator=generator)
+        else:
+            some = torch.randn(self.sizes, generator=generator).to(dtype)
+        return some.to(device)
+
     def run(
         self,
         model: nn.Module,
@@ -63,12 +74,7 @@ class Trial(NamedTuple):
         Raises:
             ValueError: the model does not run on it, or gives no loss.
         """
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        if self.tokens:
-            some = torch.randint(_config(model, "vocab_size"), self.sizes, generator=generator)
-        else:
-            some = torch.randn(self.sizes, generator=generator).to(dtype)
-        some = some.to(device)
+        some = self.inputs(model, seed, device, dtype)
         doing = f"{name} does not run on {self}"
         with faults.of_others(doing), torch.set_grad_enabled(gradients), _tables_asked(model):
             out = model(input_ids=some, labels=some) if self.tokens else model(some)

@@ -140,7 +140,7 @@ def test_a_saved_plan_goes_to_every_command(config: str, tmp_path, capsys) -> No
 
 
 def test_help_has_examples(capsys) -> None:
-    for command in ("init", "inspect", "write"):
+    for command in ("init", "inspect", "coord-check", "write"):
         assert cli.main([command, "--help"]) == 0
         said = capsys.readouterr().out
         assert said.count(f"Example: python -m fastinit {command}") == 2

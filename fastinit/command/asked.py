@@ -1,0 +1,96 @@
+"""Asked: what commands that take a model are asked, in the same words, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+from fastinit.base import memory
+from fastinit.command import devices, models, options
+from fastinit.plan.plan import Plan
+from fastinit.record.materialize import recorded_plan
+
+
+class Dtype(str, Enum):
+    """The dtypes that a model can be initialised in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Format(str, Enum):
+    """Those of a checkpoint."""
+
+    safetensors = "safetensors"
+    dcp = "dcp"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A transformers config.json, a directory with one, a shipped name (gpt2-xl, "
+        "llama-2-7b, llama-3.1-70b, llama-3.2-1b), or module:function, which returns a model.",
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option(help="In [0, 2^64); by default the plan's, without one 0.")
+]
+OfParameters = Annotated[Dtype, typer.Option(help="Of the parameters.")]
+SavedPlan = Annotated[
+    str | None,
+    typer.Option(
+        "--plan",
+        help="A saved plan, or a recipe (gpt2, llama, vit, torch_default, ...), instead of what the "
+        "constructors do.",
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="By default torch's number of threads.")
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto (the first GPU with enough free memory, else the CPU), cpu, cuda or cuda:N.",
+    ),
+]
+
+
+class Asked:
+    """What the commands that take a model are asked, checked."""
+
+    def __init__(
+        self,
+        seed: int | None,
+        saved: str | None,
+        threads: int | None,
+        devices_: Sequence[str] = (),
+    ) -> None:
+        self.seed, self.devices = options.seed(seed), list(map(devices.check, devices_))
+        self.saved = options.plan(saved)
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def planned(self, name: str, dtype: Dtype) -> tuple[nn.Module, Plan]:
+        """A model on meta and what its parameters shall be: as planned, or as its constructors do."""
+        seed, saved = self.seed or 0, self.saved
+        model = models.build(name, getattr(torch, dtype.value), seed)
+        if saved is None:
+            return model, recorded_plan(model)
+        if not isinstance(saved, Plan):
+            return model, Plan.from_model(model, saved, seed)
+        return model, saved if self.seed is None else Plan(saved, seed=seed, aliases=saved.aliases)
+
+    def places(self, needed: int, what: str) -> list[devices.Choice]:
+        """The devices for so many bytes, each once."""
+        there = devices.found() if {*self.devices} != {"cpu"} else ([], "")
+        chosen = [devices.choose(asked, needed, *there) for asked in self.devices]
+        if any(choice.device.type == "cpu" for choice in chosen):
+            memory.check_room(needed, what)
+        return list({choice.device: choice for choice in chosen}.values())
