@@ -26,6 +26,7 @@ from fastinit.plan.parameters import reshard_
 from fastinit.record.weights_on_demand import InMemory, weights_of
 from fastinit.stream.keys import draw_seed
 from fastinit.variance.layers import Layer, Which, find, other_weights
+from fastinit.variance.lsuv_alike import check_alike
 from fastinit.variance.lsuv_batches import Batches, Call
 from fastinit.variance.lsuv_hooks import Hooks, PassEnded
 from fastinit.variance.lsuv_passes import PASSES, Options, Passes
@@ -114,10 +115,11 @@ def lsuv_(
             ``tol``, or not what the result would say. The model is as it was.
         TypeError, ValueError: arguments that are no good; also a schedule's factor that is no number, or
             not positive and finite; layers whose weights have a part of their memory in common.
-            Ranks whose layers, options or numbers of batches differ.
+            Ranks whose layers, options or numbers of batches differ, or the values of what they share:
+            of functions names are compared, and the scales that all come to.
         NotImplementedError: a parameter that is not here, or a part of one, on ranks that nothing names
             (``fastinit.elements.shards.check_runs``); an output that is a DTensor of partial sums.
-        RuntimeError: another rank failed, or has ended.
+        RuntimeError: another rank failed, or has ended; the plans or seeds of recorded models differ.
 
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
     >>> result = lsuv_(net, torch.randn(1000, 64))
@@ -146,8 +148,25 @@ def lsuv_(
         _check(found, passed, target_std, unbuilt)
         trials = Trials(tol, max_iter, activation)
         options = Options(target_std, center, reuse == "pool", dead == "skip", unbuilt, trials)
-        ranks.check_alike(options.said(), pre, verify, batches is None, [_said(x) for x in found])
-        run = Run(model, step or model, Batches(Call(inputs, kwargs), batches, get_input, ranks))
+        weights = weights_of(model)
+        asked = {
+            "target_std": target_std,
+            "tol": tol,
+            "max_iter": max_iter,
+            "pre": pre,
+            "center": bool(center),
+            "activation": activation,
+            "reuse": reuse,
+            "unbuilt": unbuilt,
+            "dead": dead,
+            "verify": bool(verify),
+            "batches": batches is not None,
+            "layers": [_said(layer) for layer in found],
+            "what is on meta": (plan := weights.plan()) is not None,
+        }
+        check_alike(ranks, asked, model, plan)
+        data = Batches(Call(inputs, kwargs), batches, get_input, ranks)
+        run = Run(model, step or model, data, weights)
         return _scaled(run, found, passed, options, ranks, pre == "orthonormal", verify)
 
 
@@ -157,6 +176,7 @@ class Run(NamedTuple):
     model: nn.Module
     step: Callable[..., Any]
     data: Batches
+    weights: InMemory
 
 
 def _scaled(
@@ -168,8 +188,8 @@ def _scaled(
     orthonormal: bool,
     verify: bool,
 ) -> LSUVResult:
-    model, step, data = run
-    weights, random = weights_of(model), RandomNumbers(model)
+    model, step, data, weights = run
+    random = RandomNumbers(model)
     with (
         weights.unchanged_on_failure(),
         same_random_numbers(random),
@@ -188,21 +208,19 @@ def _scaled(
                 last = count == PASSES
                 if passes.settled(last, data.why_unsettled()):
                     break
-        ranks.gathered(
-            [], "the end of the passes"
-        )  # all are about to change their weights, or none is
+        passes.check_alike()  # all are about to change their weights, or none is
         with passes.kept() if verify else nullcontext():
             with weights.writable():
                 passes.apply()
             if verify:
-                _verify(run, passes, weights, random)
+                _verify(run, passes, random)
     measured = passes.measured
     passed |= {layer.name: "not called" for layer in found if layer.name not in measured}
     return LSUVResult(list(measured.values()), passed, count, passes.product, weights.plan())
 
 
-def _verify(run: Run, passes: Passes, weights: InMemory, random: RandomNumbers) -> None:
-    model, step, data = run
+def _verify(run: Run, passes: Passes, random: RandomNumbers) -> None:
+    model, step, data, weights = run
     looked = Verification(passes.found, passes.options, passes.ranks)
     with unchanged(model, passes.ranks.before_collective), same_random_numbers(random):
         for args, named, counts in data.one_pass():

@@ -10,7 +10,6 @@ import math
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from fastinit.base import number
 from fastinit.statistics.tensor import Moments
 from fastinit.variance.affine import AffineSums, Impossible, LSUVError
 from fastinit.variance.layers import Layer
-from fastinit.variance.lsuv_ranks import Ranks
+from fastinit.variance.lsuv_ranks import Ranks, digest_of
 from fastinit.variance.lsuv_result import Measured
 from fastinit.variance.lsuv_strategies import (
     Affine,
@@ -47,12 +46,6 @@ class Options:
     skip_dead: bool
     unbuilt: str | None
     trials: Trials
-
-    def said(self) -> tuple[Any, ...]:
-        """What of these can be compared."""
-        std = "a function" if callable(self.target_std) else self.target_std
-        asked = self.center, self.pool, self.skip_dead, self.unbuilt
-        return std, *asked, self.trials.tol, self.trials.most, self.trials.activation is None
 
 
 class Scaling:
@@ -302,6 +295,20 @@ class Passes:
             raise LSUVError(f"{next(iter(bad.values()))}{hint}")
         whys = "".join(f"\n  {why}" for why in bad.values())
         raise LSUVError(f"{len(bad)} layers cannot be given their std:{whys}{hint}")
+
+    def check_alike(self) -> None:
+        """Raises, on all ranks, unless all are about to change their weights, and by the same.
+
+        Raises:
+            ValueError: they found different scales. RanksError: another rank failed.
+        """
+        scales = [(scaling.layer.name, *scaling.fit.scale) for scaling in self.scalings.values()]
+        rows = self.ranks.gathered([digest_of(scales)], "the end of the passes")
+        if others := [place for place, row in enumerate(rows) if row != rows[0]]:
+            raise ValueError(
+                f"ranks must find the same scales, but {self.ranks.named(others)} found others than the "
+                f"first: target_std= and activation= must be functions that give the same on all"
+            )
 
     def scale_held(self, weight: nn.Parameter) -> float:
         """The scale that a weight holds during the passes."""

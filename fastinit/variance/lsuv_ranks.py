@@ -80,17 +80,6 @@ class Ranks:
         """The number that the first rank has: an integer of 64 bits."""
         return int(self.gathered([keys.signed(number)], doing)[0][0]) & (1 << 64) - 1
 
-    def check_alike(self, *things: object) -> None:
-        """Raises ValueError, on all ranks, where they are about to do different things."""
-        text = repr(things).encode()
-        mine = int.from_bytes(blake2b(text, digest_size=8).digest(), "little", signed=True)
-        rows = self.gathered([mine], "what all are about to do")
-        if others := [place for place, row in enumerate(rows) if row != rows[0]]:
-            raise ValueError(
-                f"ranks must call lsuv_ alike, with models of the same layers, but {self.named(others)} "
-                f"not as the first"
-            )
-
     @property
     def before_collective(self) -> Callable[[Any, Any, Any], None] | None:
         """What is called with each operation of a model that runs, before it: of a collective, those who
@@ -171,6 +160,12 @@ class Seen:
         for i in known.values():
             alike.setdefault((*rows[i][1:], sums[i][0]), i)
         return list(alike.values())
+
+
+def digest_of(thing: object) -> int:
+    """64 bits, of what it is as a text: of numbers, texts and collections of these."""
+    digest = blake2b(repr(thing).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def checksum(values: Tensor, block: int = 1 << 20) -> int:

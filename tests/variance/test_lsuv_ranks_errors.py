@@ -118,23 +118,158 @@ def test_an_error_of_one_is_an_error_of_all(fault: str, layout: str) -> None:
     same(fastinit.lsuv_(model, x), fastinit.lsuv_(net(), data()))
 
 
-UNLIKE: dict[str, tuple[Callable[[int], Arguments], str]] = {
-    "options": (lambda rank: {"center": rank == 2}, r"ranks must call lsuv_ alike.*rank 2 not as"),
-    "targets": (lambda rank: {"target_std": 1.0 + (rank > 1)}, r"but ranks 2, 3 not as the first"),
-    "layers": (lambda rank: {"layers": ["0", "2"][: 1 + rank % 2]}, r"but ranks 1, 3 not as"),
-    "a bad argument": (lambda rank: {"tol": 2.0 if rank else 0.1}, r"tol must be in \(0, 1\)"),
+ALIKE: Arguments = {
+    "target_std": 1.0,
+    "tol": 0.02,
+    "max_iter": 10,
+    "pre": "keep",
+    "center": False,
+    "activation": None,
+    "reuse": "first",
+    "unbuilt": None,
+    "dead": "error",
+    "verify": False,
+    "layers": None,
+}
+ALTERNATING = fastinit.schedules.alternating
+# Options of rank 2, in place of the above on all; those of rank 3 are also as said.
+UNLIKE: list[Arguments] = [
+    {"center": True},
+    {"target_std": 2.0},
+    {"target_std": {"0": 1.0}},
+    {"target_std": ALTERNATING(1.25)},
+    {"tol": 0.01},
+    {"max_iter": 9},
+    {"pre": "orthonormal"},
+    {"activation": torch.relu},
+    {"activation": nn.ReLU()},
+    {"reuse": "pool"},
+    {"dead": "skip"},
+    {"verify": True},
+    {"layers": ["0"]},
+    {"tol": 0.01, "verify": True},
+]
+
+
+@on_ranks(WORLD)
+def test_ranks_that_ask_for_different_things() -> None:
+    models = [fsdp(net(), mesh_of(4)), nn.parallel.DistributedDataParallel(net()), net()]
+    rank = dist.get_rank()
+    for i, unlike in enumerate(UNLIKE):
+        model = models[i % 3]
+        if isinstance(model, nn.parallel.DistributedDataParallel) and "layers" in unlike:
+            unlike = {"layers": ["module.0"]}
+        before = state(model)
+        asked = {**ALIKE, "group": dist.group.WORLD, **(unlike if rank == 2 else {})}
+        said = message(lambda asked=asked, model=model: fastinit.lsuv_(model, data(), **asked))
+        names = ", ".join(name for name in ALIKE if name in unlike)
+        assert said.startswith("ValueError: ranks must call lsuv_ alike"), said
+        differ = f"rank 2 not as the first: {names} differ"
+        assert differ in said, (said, differ)
+        assert all(map(torch.equal, state(model), before))
+    for how, expected in {
+        "batches": r"alike.*batches differs",
+        "functions of two names": r"alike.*but rank 3 not as the first: activation differs",
+        "arguments of a function": r"alike.*but rank 3 not as the first: target_std differs",
+        "schedules": "ranks must find the same scales, but rank 3 found others than the first",
+        "a bad argument": r"tol must be in \(0, 1\)",
+    }.items():
+        asked = {
+            "batches": {"batches": [data()]} if rank == 3 else {},
+            "functions of two names": {"activation": torch.relu if rank == 3 else torch.tanh},
+            "arguments of a function": {"target_std": ALTERNATING(1.5 if rank == 3 else 1.25)},
+            "schedules": {"target_std": lambda place: 1.5 if rank == 3 else 1.25},
+            "a bad argument": {"tol": 2.0 if rank else 0.1},
+        }[how]
+        inputs = () if "batches" in asked else (data(),)
+        before = state(models[0])
+        said = message(lambda a=asked, x=inputs: fastinit.lsuv_(models[0], *x, **a))
+        assert re.search(expected, said), said
+        assert all(map(torch.equal, state(models[0]), before))
+
+
+def one_bit(weight: Tensor) -> None:
+    """The last that float32 has: moments in float64 show it, and it alone, in what is of float32."""
+    with torch.no_grad():
+        weight.view(-1)[-1:].view(torch.int64).bitwise_xor_(1 << 52 - 23)
+
+
+REPLICAS = {
+    "a group": (net, r"ranks 0, 1, 2 / 3 differ in parameter {}:"),
+    "DDP": (
+        lambda: nn.parallel.DistributedDataParallel(net()),
+        r"ranks 0, 1, 2 / 3 differ in parameter module\.{}:",
+    ),
+    "HSDP": (lambda: fsdp(net(), mesh_of(2, 2)), r"ranks 1 / 3 differ in parameter {}:"),
+    "columns, then rows": (
+        lambda: LAYOUTS["columns, then rows"][0](net()),  # its biases are on all
+        r"ranks 0, 1, 2 / 3 differ in parameter {}:",
+    ),
+    "a group over columns": (
+        lambda: LAYOUTS["a group over columns"][0](net()),
+        r"ranks (0, 1, 2|1) / 3 differ in parameter {}:",
+    ),
 }
 
 
-@pytest.mark.parametrize("how", UNLIKE)
+@pytest.mark.parametrize("way", REPLICAS)
 @on_ranks(WORLD)
-def test_ranks_that_ask_for_different_things(how: str) -> None:
-    asked, expected = UNLIKE[how]
-    model = fsdp(net(), mesh_of(4))
-    before = state(model)
-    said = message(lambda: fastinit.lsuv_(model, data(), **asked(dist.get_rank())))
-    assert re.search(expected, said), said
-    assert all(map(torch.equal, state(model), before))
+def test_replicas_that_differ(way: str) -> None:
+    """In one element of a weight, or of a bias."""
+    make, expected = REPLICAS[way]
+    for name in ("0.weight", "2.bias", "4.weight"):
+        if way == "columns, then rows" and name == "0.weight":
+            continue  # which is in parts
+        model, rank, x = make(), dist.get_rank(), data()
+        parameters = dict(model.named_parameters())
+        changed = next(p for full, p in parameters.items() if full.endswith(name))
+        if rank == 3:
+            one_bit(shards.local(changed))
+        before = state(model)
+        said = message(lambda model=model, x=x: fastinit.lsuv_(model, x, group=dist.group.WORLD))
+        assert "ValueError: ranks must have the same values of what they share" in said
+        assert re.search(expected.format(re.escape(name)), said), said
+        assert all(map(torch.equal, state(model), before))
+
+
+@on_ranks(WORLD)
+def test_what_ranks_may_have_of_their_own_is_not_compared() -> None:
+    """What DistributedDataParallel was told to leave alone, and buffers."""
+    plain, rank, x = net(), dist.get_rank(), data()
+    plain[1].register_buffer("seen", torch.tensor(float(rank)))
+    plain[1].own = nn.Parameter(torch.tensor(float(rank)))
+    plain._ddp_params_and_buffers_to_ignore = ["1.own"]
+    model = nn.parallel.DistributedDataParallel(plain)
+    same(fastinit.lsuv_(model, mine(x, 4, rank)), fastinit.lsuv_(net(), x))
+
+
+class Small(nn.Sequential):
+    def __init__(self, std: float = 0.02) -> None:
+        super().__init__(nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 3))
+        nn.init.normal_(self[2].weight, std=std)
+
+
+@on_ranks(WORLD)
+def test_recorded_models_whose_seeds_or_plans_differ() -> None:
+    rank, x, world = dist.get_rank(), data().float(), dist.group.WORLD
+
+    def recorded(seed: int = 5, std: float = 0.02) -> nn.Module:
+        with fastinit.deferred(seed=seed):
+            return Small(std)
+
+    for model, expected in (
+        (recorded(seed=5 + (rank == 2)), "seed of their plans: 5 on 0, 1, 3; 6 on 2"),
+        (
+            recorded(std=0.02 + (rank == 1)),
+            "what their plans say of the same parameters: 0, 2, 3 / 1",
+        ),
+        (recorded() if rank else Small(), "not as the first: what is on meta differs"),
+    ):
+        said = message(lambda model=model: fastinit.lsuv_(model, x, group=world))
+        assert expected in said, said
+        assert all(p.is_meta for p in model.parameters()) or not rank
+    scales = fastinit.lsuv_(recorded(), x, group=world).scales
+    assert scales == pytest.approx(fastinit.lsuv_(fastinit.materialize_(recorded()), x).scales)
 
 
 @on_ranks(WORLD)
