@@ -340,6 +340,11 @@ def test_failures_of_ranks_are_named() -> None:
         assert ranks.run(fails_on, 5, False) == [0, 1]
         with pytest.raises(RankFailed, match=r"(?s)rank 1: .*in fails_on.*ArithmeticError: so"):
             ranks.run(fails_on, 1, False)
-        with pytest.raises(RankFailed, match=r"^rank 0: gave no answer, and was killed$"):
-            ranks.run(fails_on, 0, True, timeout=0.5)
+        for timeout in (0.4, 4, 40, 400):  # as long as the other's answer takes on a busy machine
+            answers = ranks.answers(fails_on, 0, True, timeout=timeout)
+            if answers[1][0]:
+                break
+        assert answers == [(False, "gave no answer, and was killed"), (True, 1)]
+        with pytest.raises(RankFailed, match=r"^rank 0: gave no answer, and was killed"):
+            ranks.run(fails_on, 0, True, timeout=0.1)
         assert ranks.run(fails_on, 5, False) == [0, 1]
