@@ -118,7 +118,8 @@ def lsuv_(
             Ranks whose layers, options or numbers of batches differ, or the values of what they share:
             of functions names are compared, and the scales that all come to.
         NotImplementedError: a parameter that is not here, or a part of one, on ranks that nothing names
-            (``fastinit.elements.shards.check_runs``); an output that is a DTensor of partial sums.
+            (``fastinit.elements.shards.check_runs``); an output that is a DTensor of partial sums;
+            "orthonormal" for input projections of a MultiheadAttention whose rows are on several ranks.
         RuntimeError: another rank failed, or has ended; the plans or seeds of recorded models differ.
 
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
@@ -269,6 +270,8 @@ def _orthonormal(found: list[Layer], weights: InMemory, ranks: Ranks) -> Iterato
         and layer.direction is None
         and not isinstance(layer.module, EMBEDDINGS)
     ]
+    for layer in drawn:
+        _check_drawn(layer)
     before = [(w, w.clone()) for w in (layer.weight for layer in drawn) if not w.is_meta]
     try:
         with weights.writable():
@@ -281,6 +284,20 @@ def _orthonormal(found: list[Layer], weights: InMemory, ranks: Ranks) -> Iterato
         for weight, copy in reversed(before):
             weight.copy_(copy)
         raise
+
+
+def _check_drawn(layer: Layer) -> None:
+    """Raises NotImplementedError for the rows of a DTensor that is cut by rows: others have some."""
+    if layer.projection is not None and shard.is_dtensor(layer.weight_in):
+        try:
+            shard.check_held(layer.weight)
+        except NotImplementedError:
+            raise NotImplementedError(
+                f"pre='orthonormal' cannot draw {layer.name}: it is some rows of the attention's "
+                f"in_proj_weight, which is a DTensor with placements {layer.weight_in.placements}. Run "
+                f"lsuv_ before the model is sharded, on many ranks with group=; or draw the weights "
+                f"before it is, and give pre='keep'"
+            ) from None
 
 
 def _check(found: list[Layer], passed: Mapping[str, str], target_std: Any, unbuilt: Any) -> None:

@@ -18,6 +18,7 @@ from ranks import Ranks, on_ranks
 from selection import cases
 from sharded_nets import LAYOUTS, WORLD, data, fsdp, mesh_of, mine, net, same
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 import fastinit
 from fastinit.elements import shards
@@ -186,6 +187,35 @@ def test_ranks_that_ask_for_different_things() -> None:
         said = message(lambda a=asked, x=inputs: fastinit.lsuv_(models[0], *x, **a))
         assert re.search(expected, said), said
         assert all(map(torch.equal, state(models[0]), before))
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
+@on_ranks(WORLD)
+def test_orthonormal_weights_that_are_rows_of_what_is_cut_by_rows() -> None:
+    """Before the model is sharded all of it is there, which the error says."""
+    torch.manual_seed(0)
+    plain, x = Attending().double(), data().view(6, 4, 12)
+    model = fully_shard(copy.deepcopy(plain), mesh=mesh_of(4))
+    before = state(model)
+    said = message(lambda: fastinit.lsuv_(model, x, pre="orthonormal"))
+    assert re.search(
+        r"^NotImplementedError: pre='orthonormal' cannot draw attention\.q_proj: .*", said
+    )
+    assert "Run lsuv_ before the model is sharded, on many ranks with group=" in said
+    assert all(map(torch.equal, state(model), before))
+    torch.manual_seed(dist.get_rank())
+    fastinit.lsuv_(plain, x, pre="orthonormal", group=dist.group.WORLD)
+    sharded = fully_shard(plain, mesh=mesh_of(4))
+    scales = fastinit.lsuv_(sharded, x).scales
+    assert list(scales.values()) == pytest.approx([1.0] * 4, rel=1e-6)
 
 
 def one_bit(weight: Tensor) -> None:
