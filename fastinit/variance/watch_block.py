@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from fastinit.base.hooks import Uncopied
+from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
-from fastinit.elements import tensors
 from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
 from fastinit.statistics.tensor import Moments, moments_many
 from fastinit.stream import laws
@@ -194,7 +194,9 @@ class Block:
         if shard.is_dtensor(weight):
             # Rows of a parameter may be a view that torch gathered: of a copy is known what it holds.
             known = weight if layer.projection is None else weight.clone()
-            record.partial = record.partial or shard.is_part(now)
+        record.partial = (
+            record.partial or shard.is_part(now) or partitioned.mark_of(now) is not None
+        )
         try:
             self.parts[layer.key] = text_of(shard.part_of(known))
         except NotImplementedError:

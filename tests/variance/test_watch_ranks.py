@@ -462,6 +462,18 @@ def test_without_a_group_nothing_is_communicated() -> None:
     assert up.note == "this rank's part"
 
 
+@on_ranks(2)
+def test_plain_parts_are_said_to_be_parts() -> None:
+    """As Megatron marks them; of a layer that is whole nothing is said."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 6), nn.Linear(6, 2))
+    for dim, layer in enumerate(model[:2]):
+        layer.weight.tensor_model_parallel, layer.weight.partition_dim = True, dim
+    with fastinit.watch(model) as w:
+        model(torch.ones(2, 6))
+    assert ["this rank's part" in row.note for row in w.layers] == [True, True, False]
+    assert [row.fan_in for row in w.layers] == [6, 4, 6]
+
+
 def test_names_are_given_by_a_function() -> None:
     with pytest.raises(TypeError, match="full_name must be a function of a name"):
         fastinit.watch(Block(), full_name="stage.")
