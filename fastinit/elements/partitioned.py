@@ -64,12 +64,34 @@ def check_whole(tensor: Tensor, argument: str = "tensor", *, constant: bool = Fa
         )
 
 
+def check_stays(tensor: Tensor, argument: str = "tensor") -> None:
+    """Raises RuntimeError for a tensor that an optimizer overwrites with copies made of it before.
+
+    Those of DeepSpeed do, of any precision (ZeRO-1 and 2 mark a parameter so that its copy, ``hp``, can
+    be found, on all ranks; ZeRO-3 names the optimizer): what is written is lost at the next step.
+    """
+    base = base_of(tensor)
+    if is_marked(tensor) and any(
+        hasattr(each, mark)
+        for each in ((tensor,) if base is None else (tensor, base))
+        for mark in ("_hp_mapping", "_z3_optimizer")
+    ):
+        raise RuntimeError(
+            f"{argument} has copies in DeepSpeed's optimizer, which what is written now would not "
+            f"reach; write the model before deepspeed.initialize"
+        )
+
+
 def check_runs(tensor: Tensor, argument: str, ranks_said: bool) -> None:
     """Raises NotImplementedError unless a module that runs computes with a tensor, on known ranks.
 
     Args:
         ranks_said: whether somebody says which ranks have the other parts.
+
+    Raises:
+        RuntimeError: what is written to it does not stay (:func:`check_stays`).
     """
+    check_stays(tensor, argument)
     mark = mark_of(tensor)
     if mark is None or (mark.runs and ranks_said):
         return

@@ -94,7 +94,8 @@ def fill_(
         NotImplementedError: an integer, bool or float8 tensor; a kind without plain memory
             (``fastinit.elements.tensors.memory``); a DTensor with a window; a tensor of which nobody
             knows the elements (``fastinit.elements.shards.check_held``).
-        RuntimeError: a tensor whose elements overlap, one whose memory was freed, or an inference
+        RuntimeError: a tensor whose elements overlap, one whose memory was freed, one that an
+            optimizer will overwrite (``fastinit.elements.partitioned.check_stays``), or an inference
             tensor outside inference mode; a DTensor for which ranks drew different seeds
             (``fastinit.agreement``).
     """
@@ -264,7 +265,7 @@ def check_target(tensor: Tensor, argument: str = "tensor", part: Part | None = N
 
 def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
     """Raises unless :func:`fill_` can write ``tensor``; see there for the exceptions."""
-    if not _is_compiling() and _is_short_way(tensor):
+    if not _is_compiling() and _is_short_way(tensor) and not _is_marked(tensor):
         return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{argument} must be a torch.Tensor, but got {type(tensor).__name__}")
@@ -280,6 +281,7 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
         )
     if _is_compiling() or tensors.is_traced(tensor):
         return  # what follows looks at the tensor's memory, which a traced tensor has none of
+    partitioned.check_stays(tensor, argument)
     if shard.is_dtensor(tensor):
         raise NotImplementedError(
             f"{argument} is a DTensor, of which this rank holds a shard: Plan.apply_ can write it"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastinit.elements import partitioned
 from fastinit.elements.part import Part
 from fastinit.plan.fit import Held
 from fastinit.plan.parameters import distinct_parameters
@@ -39,11 +40,7 @@ def parts(model: nn.Module) -> dict[str, list[Held]]:
 
 
 def _held(name: str, module: nn.Module, parameter: nn.Parameter) -> Held:
-    if hasattr(parameter, "_z3_optimizer"):
-        raise RuntimeError(
-            f"{name} has copies in the optimizer, which what is written now would not reach; write the "
-            f"model before deepspeed.initialize"
-        )
+    partitioned.check_stays(parameter, name)
     status = parameter.ds_status.name  # type: ignore[attr-defined]
     if status != "NOT_AVAILABLE":
         raise RuntimeError(

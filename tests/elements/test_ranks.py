@@ -245,6 +245,30 @@ def test_whole_parameters_with_marks_are_written() -> None:
         assert torch.equal(part.detach(), full[2:])
 
 
+@pytest.mark.parametrize("mark", ["_hp_mapping", "_z3_optimizer"])
+def test_what_an_optimizer_will_overwrite_is_refused_and_read(mark: str) -> None:
+    """As DeepSpeed marks it (0.19): None on ranks that keep nothing of the copy."""
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False))
+    setattr(model[1].weight, mark, None)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    its, first = model[1].weight, model[0].weight
+    plan = Plan.from_model(model, normal)  # which reads its shape
+    said = "has copies in DeepSpeed's optimizer.*before deepspeed.initialize"
+    for write in (
+        lambda: plan.apply_(model),
+        lambda: init.normal_(its, seed=0),
+        lambda: init.zeros_(its),
+        lambda: init.orthogonal_(its[:1], seed=0),
+        lambda: ops.fill_many_([ops.Request(p, laws.normal(), 3) for p in (first, its)]),
+        lambda: fastinit.lsuv_(model, torch.ones(3, 4)),
+    ):
+        with pytest.raises(RuntimeError, match=said):
+            write()
+        assert all(map(torch.equal, model.parameters(), before))
+    assert fastinit.moments(its) == fastinit.moments(before[1])
+    plan.apply_(model, only="0.*")
+
+
 # --- four processes ------------------------------------------------------------------------------
 
 

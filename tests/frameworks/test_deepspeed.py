@@ -104,6 +104,31 @@ def test_what_was_recorded_is_what_the_engine_trains() -> None:
         ours.parts(engine.module)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@on_ranks(2)
+def test_what_the_optimizer_would_overwrite_is_refused(stage: int, precision: str) -> None:
+    """On each rank, also one that keeps nothing of a parameter's copy."""
+    deepspeed = started()
+    config: dict[str, Any] = {**CONFIG, "zero_optimization": {"stage": stage}}
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True}
+    model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 1), nn.Linear(1, 1))
+    plan = Plan.from_model(model, rule, seed=3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    for only in (None, *plan):
+        before = full(deepspeed, model)
+        gathered = deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0)
+        with (
+            gathered,
+            pytest.raises(RuntimeError, match=r"has copies .* before deepspeed\.initialize"),
+        ):
+            plan.apply_(engine.module, only=only)
+        after = full(deepspeed, model)
+        assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 @on_ranks(4)
 def test_what_is_gathered_needs_no_parts() -> None:
     from fastinit.frameworks import deepspeed as ours
