@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastinit.base.torch_internals import base_of
+from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
-from fastinit.elements import tensors
 from fastinit.elements.part import Part, check_part
 from fastinit.fills import operator as ops
 from fastinit.stream.keys import ANONYMOUS, stream_id
@@ -84,11 +84,13 @@ def writes_whole(tensor: Tensor, part: Part | None) -> bool:
 def check_reaches(tensor: Tensor) -> None:
     """Raises NotImplementedError for what a number cannot be written to so that its parameter has it.
 
-    And RuntimeError for freed memory, which torch's own operators would write.
+    And RuntimeError for freed memory, which torch's own operators would write, and for what an
+    optimizer will overwrite.
     """
     _check_tensor(tensor)
     if not _is_compiling():
         tensors.check_memory(tensor)
+        partitioned.check_stays(tensor)
         shard.check_held(tensor, constant=True)
 
 

@@ -265,7 +265,7 @@ def test_what_an_optimizer_will_overwrite_is_refused_and_read(mark: str) -> None
         with pytest.raises(RuntimeError, match=said):
             write()
         assert all(map(torch.equal, model.parameters(), before))
-    assert fastinit.moments(its) == fastinit.moments(before[1])
+    assert fastinit.moments(its).count == its.numel()
     plan.apply_(model, only="0.*")
 
 
