@@ -1,4 +1,4 @@
-"""``python -m benchmarks.sass``: the instructions that the CUDA kernel executes for each value.
+"""``python -m benchmarks.sass``: the instructions that the CUDA kernels execute for each value.
 
 Read from the machine code in the native module, so it needs no GPU: cuobjdump (which triton's wheel
 brings) disassembles it for each architecture, and the loop over whole tiles is found for each law
@@ -6,7 +6,8 @@ and dtype. Counted is the path through it that takes no square root's slow way a
 tail of a truncated normal.
 
 Fills are bound by issuing instructions or by writing memory. What the count implies for an H200 is
-shown beside what it can write; both are estimates, not measurements.
+shown beside what it can write; both are estimates, not measurements. So is what moments
+(sass_moments.py) are said to read of each GPU's bandwidth (gpus.py).
 """
 
 from __future__ import annotations
@@ -89,14 +90,18 @@ def ledger() -> Iterator[Line]:
         registers = int(re.search(r"Function \w*fill_many.*\n\s*REG:(\d+)", usage)[1])
         code = dump("-sass", "-arch", f"sm_{arch}").split("Function : ")
         kernel = next(part for part in code if "fill_many" in part.split("\n", 1)[0])
-        instructions = [
-            Instruction(int(address, 16), text.strip())
-            for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", kernel)
-        ]
         nvcc = backends.native.module.nvcc
-        for path in _loops(instructions):
+        for path in _loops(instructions_of(kernel)):
             per_value = round(len(path) / VALUES, 2)
             yield Line(nvcc, arch, _law(path), _dtype(path), per_value, registers)
+
+
+def instructions_of(kernel: str) -> list[Instruction]:
+    """Of a kernel as cuobjdump writes it."""
+    return [
+        Instruction(int(address, 16), text.strip())
+        for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", kernel)
+    ]
 
 
 def memory(arch: str) -> dict[str, int]:
@@ -197,9 +202,14 @@ def recorded() -> list[Line]:
 
 
 def main() -> None:
+    from benchmarks import sass_moments  # which reads the code as this does
+    from benchmarks.gpus import GPUS
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sass", description=__doc__)
     parser.add_argument(
-        "--save", action="store_true", help=f"write {LEDGER.name}, which a test reads"
+        "--save",
+        action="store_true",
+        help="write the ledgers, which a test reads",
     )
     options = parser.parse_args()
     if reason := missing():
@@ -220,9 +230,13 @@ def main() -> None:
             ]
         )
     print(table(rows, "<<<>>>>"))
+    moments = sorted(sass_moments.lines(), key=lambda line: (int(line.arch), line.dtype))
+    print("\nmoments, and the share of each GPU's bandwidth that they are predicted to read\n")
+    print(table(sass_moments.rows(moments), "<<" + ">" * (4 + len(GPUS))))
     if options.save:
         LEDGER.write_text(as_csv(lines))
-        print(f"\nsaved as {LEDGER}")
+        sass_moments.LEDGER.write_text(sass_moments.as_csv(moments))
+        print(f"\nsaved as {LEDGER} and {sass_moments.LEDGER}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-// One-pass statistics: the moments of a set of values, how they merge, and in which order. Compiled for
-// the CPU and for CUDA, which therefore give the same bits.
+// One-pass statistics: the moments of a set of values, how they merge, and in which order. The CPU and CUDA
+// each have one order of their own, which nothing but a tensor's shape decides: equal to 1e-13.
 //
 // Values are summed in LANES lanes: value i of a chunk belongs to lane i mod LANES, or in columns a
-// column to each lane. float32 is summed in float64, where its squares are exact; the squares of 16-bit
-// values are exact in float32, so SHORT of them are summed there. Fused and separate multiplication and
-// addition then give the same bits, and both occur.
+// column to each lane. The CPU sums float32 in float64, where its squares are exact, and a GPU in pairs of
+// float32 (cuda/runs.cuh); the squares of 16-bit values are exact in float32, so SHORT of them are summed
+// there. Fused and separate multiplication and addition then give the same bits, and both occur.
 //
 // No square may overflow or be lost below the least number: the extremes tell whether one could
-// (`trusted`). Then 16-bit values are summed anew in float64, which holds the square of every shorter
-// type, and float64 ones are brought near 1 by a power of two.
+// (`trusted`). Then the CPU sums 16-bit values anew in float64, which holds the square of every shorter
+// type, and brings float64 ones near 1 by a power of two, as a GPU does all.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -22,7 +22,7 @@ constexpr int LANES = 32;
 constexpr int64_t SHORT = 32;            // steps
 constexpr int64_t CHUNK = 1 << 14;       // values that are summed before they are merged
 constexpr int64_t ROWS = CHUNK / LANES;  // of a chunk of LANES columns
-constexpr int CHUNKS = 16;               // that are merged one after another
+constexpr int CHUNKS = 16;               // of a task: the CPU merges them one after another
 constexpr int64_t TASK = CHUNKS * CHUNK;
 
 // All are double: counts are exact up to 2^53. Values that are not finite are counted and else left
@@ -54,23 +54,6 @@ FASTINIT_FN Moments merge(const Moments& a, const Moments& b) {
   return m;
 }
 
-// What one lane, or all together, met: x - pivot, its square, and so on.
-struct LaneSums {
-  double sum, squares, min, max, zeros;
-};
-FASTINIT_FN LaneSums no_sums() { return {0, 0, INFINITY, -INFINITY, 0}; }
-
-// A value more, in float64.
-template <class V>
-FASTINIT_FN void add(V v, double pivot, LaneSums& s) {
-  const double d = (double)v - pivot;
-  s.sum += d;
-  s.squares += d * d;
-  s.min = v < s.min ? v : s.min;
-  s.max = v > s.max ? v : s.max;
-  s.zeros += v == 0;
-}
-
 // What sums tell rightly, if they are `wide`, in float64: values of which the largest lies between
 // `least` and `most`, and a variance that is not less than `left` of the mean square.
 struct Trust {
@@ -87,28 +70,6 @@ FASTINIT_FN Trust trusted(bool wide) {
   return {0x1p-48, 0x1p58, std::is_same<T, Float16>::value ? 0x1p-2 : 0x1p-7};
 }
 
-// Whether these sums are right: all was finite, and no square too small or too large.
-FASTINIT_FN bool right(const LaneSums& s, Trust t) {
-  const double most = s.max > -s.min ? s.max : -s.min;
-  if (s.sum - s.sum != 0 || s.squares - s.squares != 0) return false;
-  return most <= 0 || (most >= t.least && most <= t.most);
-}
-
-// The moments of n values with these sums. False if little is left of the sum of squares without the
-// mean's, and the mean is a better pivot.
-FASTINIT_FN bool finish(double n, const LaneSums& s, double pivot, Trust t, Moments* m) {
-  const double mean = s.sum / n, m2 = s.squares - s.sum * mean;
-  m->count = n;
-  m->mean = pivot + mean;
-  m->m2 = m2 > 0 ? m2 : 0;
-  m->min = s.min + 0.0;  // zero has no sign
-  m->max = s.max + 0.0;
-  m->zeros = s.zeros;
-  m->nonfinite = 0;
-  if (m->min == m->max) m->mean = m->min, m->m2 = 0;
-  return m->min == m->max || m2 >= t.left * s.squares;
-}
-
 FASTINIT_FN float widen(float x) { return x; }
 FASTINIT_FN double widen(double x) { return x; }
 FASTINIT_FN float widen(Bfloat16 x) { return ScalarLane::from_bits((uint32_t)x.bits << 16); }
@@ -117,66 +78,6 @@ FASTINIT_FN float widen(Float16 x) {  // the exponent's bias is 112 less
   const uint32_t not_finite = magnitude >= 0x7c00 ? 0x7f800000u : 0;
   const float value = ScalarLane::from_bits(magnitude << 13) * 0x1p112f;
   return ScalarLane::from_bits(ScalarLane::bits(value) | not_finite | sign);
-}
-
-// The power of two that brings float64 values, the largest of which is `most`, near 1: times `up`
-// is exact, and no square of what matters is lost.
-FASTINIT_FN double up(double most) {
-  const Trust t = trusted<double>(true);
-  return most > t.most ? 0x1p-600 : most < t.least ? 0x1p600 : 1;
-}
-
-// The moments of value(0), value(1), ... one by one: for what is not finite, or float64 beyond what
-// is trusted.
-template <class T, class Value>
-FASTINIT_FN Moments one_by_one(int64_t n, Value value) {
-  Moments m = no_moments();
-  double most = 1;
-  if (sizeof(T) == 8) {
-    most = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const double v = value(i), size = v < 0 ? -v : v;
-      if (v - v == 0 && size > most) most = size;
-    }
-  }
-  const double scale = up(most), back = 1 / scale;
-  for (int64_t i = 0; i < n; ++i) {
-    const double v = value(i);
-    if (!(v - v == 0)) {
-      ++m.nonfinite;
-      continue;
-    }
-    const double d = v * scale - m.mean;
-    m.mean += d / ++m.count;
-    m.m2 += d * (v * scale - m.mean);
-    m.min = v < m.min ? v : m.min;
-    m.max = v > m.max ? v : m.max;
-    m.zeros += v == 0;
-  }
-  m.mean *= back, m.m2 = m.m2 * back * back;
-  m.min += 0.0, m.max += 0.0;
-  if (m.min == m.max) m.mean = m.min, m.m2 = 0;
-  return m;
-}
-
-// The moments of n values: sums_of(wide, pivot) are their sums, value(i) is one. A second look, if
-// need be, is wide and around the mean that the first one saw.
-template <class T, class SumsOf, class Value>
-FASTINIT_FN Moments moments_of(int64_t n, SumsOf sums_of, Value value) {
-  bool wide = sizeof(T) > 2;
-  double pivot = 0;
-  for (int looks = 0; looks < 2; ++looks) {
-    Moments m;
-    const Trust t = trusted<T>(wide);
-    const LaneSums s = sums_of(wide, pivot);
-    const bool good = finish((double)n, s, pivot, t, &m), known = right(s, t);
-    if (known && (good || pivot != 0)) return m;
-    if (!known && wide) break;
-    const double better = sizeof(T) == 8 ? m.mean : (float)m.mean;
-    pivot = better - better == 0 ? better : 0;
-    wide = true;
-  }
-  return one_by_one<T>(n, value);
 }
 
 // A tensor to be measured, its dimensions in the order of memory and merged where they can be. All
@@ -189,16 +90,6 @@ struct Read {
   int dims;
   int64_t size[MAX_DIMS], stride[MAX_DIMS];
 };
-
-// Where index `i` of the first `dims` dimensions, counted in row-major order, is.
-FASTINIT_FN int64_t place(const Read& r, int dims, int64_t i) {
-  int64_t at = 0;
-  for (int d = dims - 1; d >= 0; --d) {
-    at += i % r.size[d] * r.stride[d];
-    i /= r.size[d];
-  }
-  return at;
-}
 
 // What there is to do: in columns, a task is TASK / LANES rows of LANES columns.
 struct Work {

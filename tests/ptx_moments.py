@@ -20,7 +20,7 @@ from fastinit.stream.reference_moments import FIELDS
 
 SCRATCH = 0x6EEE_0000_0000
 MOMENTS = FIELDS * 8  # bytes
-STEPS = 100_000  # one_by_one takes several for each value
+STEPS = 100_000  # a walk takes several for each value
 
 # Read in csrc/moments.h as C++ lays it out.
 READ = np.dtype(
@@ -122,6 +122,6 @@ class MomentKernels:
 def mutant(folder: Path, only: str, edits: Sequence[tuple[str, str, str]], *more: str) -> str:
     """The PTX for compute_90 with edits, and cut down to one type."""
     csrc = edited(folder, edits)
-    call = f"measure_task<{only}>(r, task, chunks, parts + r.first_part)"
-    without_switch(csrc / "cuda/moments.cuh", "r.read.dtype", call)
+    call = f"measure_task<{only}>(r, task, mets, chunks, parts + r.first_part)"
+    without_switch(csrc / "cuda/moments.cuh", "r.dtype", call)
     return ptx(folder, 90, "moments.cuh", csrc, *more)

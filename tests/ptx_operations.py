@@ -24,7 +24,12 @@ TYPES: dict[str, Any] = {
     for letter, kind in (("b", "u"), ("u", "u"), ("s", "i"), ("f", "f"))
     for bits in (8, 16, 32, 64)
     if (letter, bits) != ("f", 8)
-} | {"pred": np.dtype(bool), "f32x2": np.dtype("u8")}
+} | {
+    "pred": np.dtype(bool),
+    "f32x2": np.dtype("u8"),
+    "f16x2": np.dtype("u4"),
+    "bf16x2": np.dtype("u4"),
+}
 
 
 def unsigned(dtype: Any) -> Any:
@@ -178,12 +183,22 @@ PREDICATES: dict[str, Callable[..., Any]] = {
     "and": np.logical_and,
     "or": np.logical_or,
     "not": np.logical_not,
+    "xor": np.logical_xor,
+}
+HALVES: dict[str, Callable[..., Any]] = {
+    "min": smaller,
+    "max": larger,
+    "add.rn": np.add,
+    "set.eq.f16x2": lambda a, b: np.equal(a, b).astype(a.dtype),
 }
 CONVERSIONS: dict[str, Callable[..., Any]] = {
     "rn.f32.s32": lambda a: a.astype(np.float32),
     "rn.f32.u32": lambda a: a.astype(np.float32),
     "rn.f32.f64": lambda a: a.astype(np.float32),
+    "rn.f64.s32": lambda a: a.astype(np.float64),
     "rn.f64.s64": lambda a: a.astype(np.float64),
+    "f32.f16": lambda a: a.astype(np.float32),
+    "rzi.s32.f32": lambda a: a.astype(np.int32),
     "f64.f32": lambda a: a.astype(np.float64),
     "rn.f16.f32": lambda a: a.astype(np.float16),
     "rn.f16x2.f32": lambda a, b: both(words(b.astype(np.float16)), words(a.astype(np.float16))),
@@ -191,12 +206,25 @@ CONVERSIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def in_pairs(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An operation on float32 numbers, for both halves of 64 bits."""
+def in_pairs(function: Callable[..., Any], dtype: Any = np.float32) -> Callable[..., Any]:
+    """An operation on float32 or float16 numbers, for both halves of twice their bits."""
+    whole = np.dtype(f"u{2 * np.dtype(dtype).itemsize}")
 
     def run(*arguments: Any) -> Any:
-        pairs = (np.atleast_1d(a)[:, None].view(np.float32) for a in arguments)
-        return np.ascontiguousarray(function(*pairs)).view(np.uint64)[:, 0]
+        pairs = (np.atleast_1d(a)[:, None].view(dtype) for a in arguments)
+        return np.ascontiguousarray(function(*pairs)).view(whole)[:, 0]
+
+    return run
+
+
+def of_bfloat16(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One that gives one of its operands, on float32, for both halves of 32 bits."""
+
+    def run(*arguments: Any) -> Any:
+        pairs = (np.atleast_1d(a)[:, None].view(np.uint16) for a in arguments)
+        wide = ((a.astype(np.uint32) << np.uint32(16)).view(np.float32) for a in pairs)
+        high = words(function(*wide)) >> np.uint32(16)
+        return np.ascontiguousarray(high.astype(np.uint16)).view(np.uint32)[:, 0]
 
     return run
 
@@ -227,6 +255,10 @@ def operation(opcode: str) -> tuple[Callable[..., Any], list[Any]] | None:
         function = FLOATS32.get(name)
     elif kind == "f32x2":
         function = in_pairs(FLOATS32[name]) if name in FLOATS32 else None
+    elif kind == "f16x2":
+        function = in_pairs(HALVES[name], np.float16) if name in HALVES else None
+    elif kind == "bf16x2":
+        function = of_bfloat16(HALVES[name]) if name in ("min", "max") else None
     elif kind[0] in "bus":
         function = INTEGERS.get(name)
         if first in ("shl", "shr", "bfe"):

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "arithmetic.h"
+#include "looks.h"
 #include "moments.h"
 #include "parallel.h"
 

@@ -39,15 +39,13 @@ void stage_all(const std::vector<T>& list, void* to, int device, cudaStream_t st
   }
 }
 
-// `device` as the current one, as long as this lives.
-struct Current {
-  int before;
-  Current(int device, const std::string& doing) {
-    check(cudaGetDevice(&before), doing);
-    check(cudaSetDevice(device), doing);
-  }
-  ~Current() { cudaSetDevice(before); }
-};
+// `device` is the current one, as the caller has made it (native_module.py): who sets a device gives it a
+// context, half a GB of its memory, and torch's guard knows which need not be set again. Else it becomes it.
+void make_current(int device, const std::string& doing) {
+  int now = -1;
+  check(cudaGetDevice(&now), doing);
+  if (now != device) check(cudaSetDevice(device), doing);
+}
 
 // Loading a kernel, as its first use does, is not allowed while a stream is captured, unless the
 // thread says that the capture is not concerned.
@@ -95,6 +93,9 @@ std::string cuda_missing(int device) {
     return "the driver is for CUDA " + version(driver) + ", the native build needs " +
            version(runtime);
   }
+  if (driver < PARCEL_DRIVER)
+    return "the driver is for CUDA " + version(driver) + ", lists of tensors need " +
+           version(PARCEL_DRIVER);
   try {
     const std::string asking = "asking what cuda:" + std::to_string(device) + " is";
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), asking);
@@ -122,7 +123,7 @@ void fill_many_cuda(const std::vector<Piece>& pieces, int device, void* stream, 
   if (pieces.empty()) return;
   const uint32_t count = (uint32_t)pieces.size(), tiles = pieces.back().end_tile;
   const std::string up_to = launch("fill_many", "at most " + std::to_string(tiles), device);
-  const Current current(device, up_to);
+  make_current(device, up_to);
   const unsigned grid = std::min(tiles, resident(device, up_to));
   const cudaStream_t on = (cudaStream_t)stream;
   Few few{};
@@ -148,7 +149,7 @@ void moments_many_cuda(const std::vector<Reading>& readings, int device, void* s
   const unsigned tasks = (unsigned)(last.first_task + last.work.tasks);
   const unsigned results = (unsigned)(last.first_result + last.work.columns);
   const std::string measuring = launch("measure", std::to_string(tasks), device, MEASURING);
-  const Current current(device, measuring);
+  make_current(device, measuring);
   const cudaStream_t on = (cudaStream_t)stream;
   FewReadings few{};
   const Reading* many = nullptr;

@@ -1,130 +1,193 @@
-// The CUDA kernels of moments. A warp is the LANES lanes of a chunk, a thread block the chunks of a task:
-// the same sums in the same order as on the CPU, so the same bits.
+// The CUDA kernels of moments. A warp measures a chunk, a thread block the chunks of a task. Lanes and runs
+// are the CPU's, but they are summed in pairs of float32 (runs.cuh) and chunks are merged pairwise: equal to
+// 1e-13, and the same bits on every GPU. Nothing is measured one by one: what the first look does not tell,
+// others do, of finite values only, scaled by a power of two and around the mean that was seen.
 #pragma once
-#include "readings.h"
+#include "walk.cuh"
 
-constexpr int WARPS = CHUNKS, MEASURING = WARPS * LANES;  // threads of a block
+constexpr int EACH = 2, WARPS = CHUNKS / EACH;  // chunks of a warp, one after the other
+constexpr int MEASURING = WARPS * LANES;        // threads of a block
+constexpr int RESIDENT = 2;  // blocks of a multiprocessor: there are registers for IN_FLIGHT loads
 constexpr int MERGING = 128;
-constexpr unsigned ALL_LANES = 0xffffffffu;
-static_assert(LANES == 32, "a warp");
+constexpr int LOOKS = 3;  // after the first: to learn the scale, the mean, and to sum
+static_assert(LANES == 32 && EACH == 2 && (CHUNKS & (CHUNKS - 1)) == 0, "a warp, and a tree");
 
-// A lane's sums and those of all lanes, pairwise as in the CPU's together(): each lane gets the same.
-FASTINIT_FN double sum_of_lanes(double x) {
-  FASTINIT_UNROLL
-  for (int width = LANES / 2; width; width /= 2) x += __shfl_xor_sync(ALL_LANES, x, width);
-  return x;
-}
-FASTINIT_FN LaneSums of_all_lanes(LaneSums s) {
-  s.sum = sum_of_lanes(s.sum);
-  s.squares = sum_of_lanes(s.squares);
-  s.zeros = sum_of_lanes(s.zeros);
-  FASTINIT_UNROLL
-  for (int width = LANES / 2; width; width /= 2) {
-    const double min = __shfl_xor_sync(ALL_LANES, s.min, width);
-    const double max = __shfl_xor_sync(ALL_LANES, s.max, width);
-    s.min = min < s.min ? min : s.min;
-    s.max = max > s.max ? max : s.max;
+// What was met: `count` finite values, whose distances from the pivot have these sums if values are taken
+// times 2^-exponent.
+template <class V>
+struct Met {
+  double sum, squares, pivot;
+  V min, max;
+  int exponent, count, zeros, nonfinite;
+};
+
+template <class T>
+FASTINIT_FN Met<typename Lane<T>::V> met_by(const Lane<T>& lane, int n) {
+  const Run<T, 1>& run = lane.run;
+  Met<typename Lane<T>::V> met{
+      0, 0, 0, lane.min, lane.max, 0, n - lane.nonfinite, lane.zeros, lane.nonfinite};
+  if constexpr (sizeof(T) == 8) {
+    met.sum = run.sum, met.squares = run.squares;
+  } else {
+    met.sum = (double)run.sum.v[0] + (double)run.sum_low.v[0];
+    met.squares = (double)run.squares.v[0] + (double)run.squares_low.v[0];
   }
-  return s;
+  return met;
 }
 
-// What a lane meets in `steps` steps; value(step) is its value. AT_ONCE are read before they are added.
-template <class T, int AT_ONCE, class Value>
-FASTINIT_FN LaneSums lane_sums(int64_t steps, bool wide, double pivot, Value value) {
-  LaneSums s = no_sums();
-  if constexpr (sizeof(T) == 2) {
-    for (int64_t done = 0; !wide && done < steps; done += SHORT) {
-      const int64_t end = steps - done < SHORT ? steps : done + SHORT;
-      float sum = 0, squares = 0;
-#pragma unroll AT_ONCE
-      for (int64_t step = done; step < end; ++step) {
-        const float v = value(step);
-        sum += v;
-        squares += v * v;
-        s.min = v < s.min ? v : s.min;
-        s.max = v > s.max ? v : s.max;
-        s.zeros += v == 0;
+// Lane i and i + 16, then i and i + 8, and so on: each thread gets the same.
+template <class T>
+FASTINIT_FN void of_all_lanes(Met<typename Lane<T>::V>& met) {
+  FASTINIT_UNROLL
+  for (int apart = LANES / 2; apart; apart /= 2) {
+    const int other = apart >= V_OF<T> ? apart / V_OF<T> : apart * GROUP<T>;
+    met.sum += __shfl_xor_sync(ALL_LANES, met.sum, other);
+    met.squares += __shfl_xor_sync(ALL_LANES, met.squares, other);
+    met.min = lesser(met.min, __shfl_xor_sync(ALL_LANES, met.min, other));
+    met.max = greater(met.max, __shfl_xor_sync(ALL_LANES, met.max, other));
+    met.count += __shfl_xor_sync(ALL_LANES, met.count, other);
+    met.zeros += __shfl_xor_sync(ALL_LANES, met.zeros, other);
+    met.nonfinite += __shfl_xor_sync(ALL_LANES, met.nonfinite, other);
+  }
+}
+
+FASTINIT_FN bool is_finite(double x) { return x - x == 0; }
+
+// What the sums of a look tell rightly: the first one's of 16-bit values are the CPU's. Those of pairs lose
+// up to 2^-150 of a square, so of a CHUNK of them 2^-56 of the largest's.
+template <class T>
+FASTINIT_FN Trust trust_of(bool first) {
+  if (sizeof(T) == 8 || (sizeof(T) == 2 && first)) return trusted<T>(false);
+  return {0x1p-40, INFINITY, 0x1p-4};
+}
+
+// Whether the sums are right, and enough of the squares is left without the mean's.
+template <class V>
+FASTINIT_FN bool told(const Met<V>& met, Trust t) {
+  const V most = met.max > -met.min ? met.max : -met.min;
+  if (!is_finite(met.sum) || !is_finite(met.squares)) return false;
+  if (met.min == met.max || most <= 0) return true;
+  const V scaled = met.exponent ? 1 : most;
+  if (scaled < t.least || scaled > t.most) return false;
+  const double all = met.count * met.squares;
+  return met.pivot != 0 || met.sum * met.sum <= (1 - t.left) * all;
+}
+
+// The exponent of a value, no further from 0 than that 2^-exponent is a normal number; 0 of what is none.
+FASTINIT_FN int exponent_of(float most) {
+  const int e = (int)(__float_as_uint(most) >> 23 & 255) - 127;
+  return !(most > 0) || e == 128 ? 0 : e < -126 ? -126 : e > 126 ? 126 : e;
+}
+FASTINIT_FN int exponent_of(double most) {
+  const int e = (int)((uint64_t)__double_as_longlong(most) >> 52 & 2047) - 1023;
+  return !(most > 0) || e == 1024 ? 0 : e < -1000 ? -1000 : e > 1000 ? 1000 : e;
+}
+FASTINIT_FN double power_of_two(int exponent) {
+  return __longlong_as_double((long long)(exponent + 1023) << 52);
+}
+
+// A chunk, by the lanes of a warp, or a column of it to each: what the first look tells, or others.
+template <class T>
+FASTINIT_FN Met<typename Lane<T>::V> measure_chunk(const Reading& r, const T* x, int64_t first,
+                                                   int n, bool whole_rows) {
+  typedef typename Lane<T>::V V;
+  const int lane = lane_of_thread<T>();
+  const int steps = r.by_column ? n : n / LANES, rest = r.by_column ? 0 : n % LANES;
+  const int64_t start = r.by_column ? first : first + lane;
+  const int mine = steps + (lane < rest);
+  Lane<T> seen;
+  if constexpr (sizeof(T) < 8) {
+    if (whole_rows) {
+      const int64_t pitch = r.by_column ? r.stride[0] : LANES;
+      const T* from = x - (r.by_column ? lane : 0) + first * (r.by_column ? pitch : 1);
+      if (((uintptr_t)from | pitch * sizeof(T)) % 16 == 0)
+        seen = met_in_rows<T, true>(from, steps, pitch);
+      else
+        seen = met_in_rows<T, false>(from, steps, pitch);
+      if (lane < rest) {
+        const T* last = from + (int64_t)steps * LANES + lane;
+        __builtin_assume(__isGlobal(last));
+        const float v = widen(*last);
+        Run<T, 1> run{};
+        add_value(run, v);
+        merge_run(seen, run);
+        seen.min = lesser(seen.min, v), seen.max = greater(seen.max, v);
+        seen.zeros += v == 0;
       }
-      s.sum += sum;
-      s.squares += squares;
     }
-    if (!wide) return s;
   }
-#pragma unroll AT_ONCE
-  for (int64_t step = 0; step < steps; ++step) add(value(step), pivot, s);
-  return s;
+  if (sizeof(T) == 8 || !whole_rows) seen = met_on_a_walk(r, x, start, steps, lane < rest);
+  Met<V> met = met_by<T>(seen, mine);
+  if (!r.by_column) of_all_lanes<T>(met);
+#pragma unroll 1
+  for (int looks = 0; looks < LOOKS && !told(met, trust_of<T>(looks == 0)); ++looks) {
+    const int exponent = exponent_of(met.max > -met.min ? met.max : -met.min);
+    const double mean = met.count ? met.sum / met.count + met.pivot : 0;
+    V pivot = (V)(mean * power_of_two(met.exponent - exponent));
+    if (!(pivot - pivot == 0)) pivot = 0;
+    seen = met_around(r, x, start, steps, lane < rest, (V)power_of_two(-exponent), pivot);
+    met = met_by<T>(seen, mine);
+    if (!r.by_column) of_all_lanes<T>(met);
+    met.exponent = exponent, met.pivot = pivot;
+  }
+  return met;
 }
 
-// n values of a chunk, value(0), value(1), ..., by the lanes of a warp.
-template <class T, int AT_ONCE, class Value>
-FASTINIT_FN Moments measure_chunk(int64_t n, Value value) {
-  const int lane = threadIdx.x % LANES;
-  const int64_t steps = n / LANES, rest = n % LANES;
-  const auto sums_of = [&](bool wide, double pivot) {
-    LaneSums mine = lane_sums<T, AT_ONCE>(steps, wide, pivot,
-                                          [&](int64_t step) { return value(step * LANES + lane); });
-    if (lane < rest) add((double)value(steps * LANES + lane), pivot, mine);
-    return of_all_lanes(mine);
-  };
-  return moments_of<T>(n, sums_of, [&](int64_t i) { return (double)value(i); });
+template <class V>
+FASTINIT_FN Moments moments_of(const Met<V>& met) {
+  Moments m = no_moments();
+  m.nonfinite = met.nonfinite;
+  if (!met.count) return m;
+  const double back = power_of_two(met.exponent), n = met.count, mean = met.sum / n;
+  const double m2 = met.squares - met.sum * mean;
+  m.count = n;
+  m.mean = (met.pivot + mean) * back;
+  m.m2 = m2 > 0 ? m2 * back * back : 0;
+  m.min = met.min + 0.0;  // zero has no sign
+  m.max = met.max + 0.0;
+  m.zeros = met.zeros;
+  if (m.min == m.max) m.mean = m.min, m.m2 = 0;
+  return m;
 }
 
-// A task of values: a chunk for each warp, merged in order.
+// A task: two chunks for each warp, all merged pairwise. Of values, a thread each turns the warps' sums into
+// moments: there is little float64 for it. Of columns, every thread has one of its own.
 template <class T>
-FASTINIT_FN void measure_values(const Reading& r, int64_t task, Moments* chunks, Moments* part) {
-  const int warp = threadIdx.x / LANES;
-  const int64_t from = task * TASK + warp * CHUNK;
-  const int64_t left = r.work.rows - from, n = left < CHUNK ? left : CHUNK;
-  if (n > 0) {
-    const T* x = (const T*)r.read.data;
-    const Moments m = r.contiguous
-                          ? measure_chunk<T, 16>(n, [&](int64_t i) { return widen(x[from + i]); })
-                          : measure_chunk<T, 1>(n, [&](int64_t i) {
-                              return widen(x[place(r.read, r.read.dims, from + i)]);
-                            });
-    if (threadIdx.x % LANES == 0) chunks[warp] = m;
+FASTINIT_FN void measure_task(const Reading& r, int64_t task, Met<double>* mets, Moments* chunks,
+                              Moments* parts) {
+  const int warp = threadIdx.x / LANES, lane = lane_of_thread<T>(), each = r.by_column ? LANES : 1;
+  const int64_t unit = r.by_column ? ROWS : CHUNK;
+  const int64_t column = r.by_column ? task % r.work.blocks * LANES + lane : 0;
+  const int64_t first = task / r.work.blocks * (CHUNKS * unit), left = r.work.rows - first;
+  const int all = left < CHUNKS * unit ? (int)((left + unit - 1) / unit) : CHUNKS;
+  const bool inside = column < r.work.columns;
+  int part = warp, slot = warp * LANES + lane, parts_here = (all + EACH - 1) / EACH;
+#pragma unroll 1
+  for (int chunk = warp * EACH; inside && chunk < all && chunk < warp * EACH + EACH; ++chunk) {
+    const int64_t behind = left - chunk * unit;
+    const bool all_here = !r.by_column || column - lane + LANES <= r.work.columns;
+    const bool whole_rows = r.dims == 1 && (r.by_column ? all_here : r.stride[0] == 1);
+    const auto met = measure_chunk<T>(r, (const T*)r.data + column, first + chunk * unit,
+                                      (int)(behind < unit ? behind : unit), whole_rows);
+    if (!r.by_column) {
+      if (threadIdx.x % LANES == 0)
+        mets[chunk] = {met.sum,      met.squares, met.pivot, met.min,      met.max,
+                       met.exponent, met.count,   met.zeros, met.nonfinite};
+    } else {
+      const Moments one = moments_of(met);
+      chunks[slot] = chunk % EACH ? merge(chunks[slot], one) : one;
+    }
   }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    Moments all = no_moments();
-    for (int i = 0; i < WARPS && task * TASK + i * CHUNK < r.work.rows; ++i)
-      all = merge(all, chunks[i]);
-    *part = all;
+  if (!r.by_column) part = slot = threadIdx.x, parts_here = all, __syncthreads();
+  const bool have = part < parts_here && inside;
+  if (!r.by_column && have) chunks[slot] = moments_of(mets[part]);
+#pragma unroll 1
+  for (int width = 1; width < parts_here; width *= 2) {
+    __syncthreads();
+    if (have && part % (2 * width) == 0 && part + width < parts_here)
+      chunks[slot] = merge(chunks[slot], chunks[slot + width * each]);
   }
-}
-
-// A task of columns: ROWS rows for each warp, a column for each lane.
-template <class T>
-FASTINIT_FN void measure_columns(const Reading& r, int64_t task, Moments* chunks, Moments* part) {
-  const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-  const int64_t column = task % r.work.blocks * LANES + lane;
-  const int64_t first = task / r.work.blocks * (TASK / LANES), from = first + warp * ROWS;
-  const int64_t left = r.work.rows - from, n = left < ROWS ? left : ROWS;
-  if (n > 0 && column < r.work.columns) {
-    const T* x = (const T*)r.read.data + column;
-    const auto value = [&](int64_t i) {
-      return widen(x[place(r.read, r.read.dims - 1, from + i)]);
-    };
-    const auto sums_of = [&](bool wide, double pivot) {
-      return lane_sums<T, 1>(n, wide, pivot, value);
-    };
-    chunks[threadIdx.x] = moments_of<T>(n, sums_of, [&](int64_t i) { return (double)value(i); });
-  }
-  __syncthreads();
-  if (warp == 0 && column < r.work.columns) {
-    Moments all = no_moments();
-    for (int i = 0; i < WARPS && first + i * ROWS < r.work.rows; ++i)
-      all = merge(all, chunks[i * LANES + lane]);
-    part[lane] = all;
-  }
-}
-
-template <class T>
-FASTINIT_FN void measure_task(const Reading& r, int64_t task, Moments* chunks, Moments* parts) {
-  if (r.read.by_column)
-    measure_columns<T>(r, task, chunks, parts + task * LANES);
-  else
-    measure_values<T>(r, task, chunks, parts + task);
+  if (have && part == 0) parts[task * each + (r.by_column ? lane : 0)] = chunks[slot];
 }
 
 // The last of `count` readings whose `first` is not above `i`.
@@ -142,18 +205,19 @@ FASTINIT_FN const Reading& reading_of(const Reading* readings, int count, int64_
 }
 
 // One task for each thread block.
-__global__ void __launch_bounds__(MEASURING, 1)
+__global__ void __launch_bounds__(MEASURING, RESIDENT)
     measure(const __grid_constant__ FewReadings few, const Reading* many, int count,
             Moments* parts) {
+  __shared__ Met<double> mets[CHUNKS];
   __shared__ Moments chunks[MEASURING];
   const Reading& r =
       reading_of<&Reading::first_task>(many ? many : few.readings, count, blockIdx.x);
   const int64_t task = blockIdx.x - r.first_task;
-  switch (r.read.dtype) {
-    case FLOAT32: return measure_task<float>(r, task, chunks, parts + r.first_part);
-    case FLOAT16: return measure_task<Float16>(r, task, chunks, parts + r.first_part);
-    case BFLOAT16: return measure_task<Bfloat16>(r, task, chunks, parts + r.first_part);
-    default: return measure_task<double>(r, task, chunks, parts + r.first_part);
+  switch (r.dtype) {
+    case FLOAT32: return measure_task<float>(r, task, mets, chunks, parts + r.first_part);
+    case FLOAT16: return measure_task<Float16>(r, task, mets, chunks, parts + r.first_part);
+    case BFLOAT16: return measure_task<Bfloat16>(r, task, mets, chunks, parts + r.first_part);
+    default: return measure_task<double>(r, task, mets, chunks, parts + r.first_part);
   }
 }
 
@@ -163,7 +227,7 @@ __global__ void __launch_bounds__(MERGING)
                 Moments* parts) {
   const Reading& r =
       reading_of<&Reading::first_result>(many ? many : few.readings, count, blockIdx.x);
-  const int64_t column = blockIdx.x - r.first_result, each = r.read.by_column ? LANES : 1;
+  const int64_t column = blockIdx.x - r.first_result, each = r.by_column ? LANES : 1;
   const int64_t n = r.work.tasks / r.work.blocks, apart = r.work.blocks * each;
   Moments* mine = parts + r.first_part + column / each * each + column % each;
   for (int64_t width = 1; width < n; width *= 2) {

@@ -34,15 +34,18 @@ struct Piece {
 };
 
 // Pieces travel as the kernel's parameters, of which every driver takes 4096 bytes; a longer list is
-// copied to memory by launches that carry it in parcels of up to 32 KiB (CUDA 12.1).
+// copied to memory by launches that carry it in parcels of up to 32764 bytes, of which drivers take that many
+// from CUDA 12.1 on. A copy from pinned memory would be one launch, but that memory has to outlive all
+// replays of a graph that holds it.
 constexpr int FEW = 8;
 struct Few {
   Piece pieces[FEW];
 };
-constexpr int PARCEL = 3840;
+constexpr int PARCEL = 4080, PARCEL_DRIVER = 12010;
 struct Parcel {
   uint64_t words[PARCEL];
 };
+static_assert(sizeof(Parcel) + 16 <= 32764, "kernel parameters");
 static_assert(sizeof(Few) <= 4000 && sizeof(Piece) % 8 == 0, "kernel parameters, in whole words");
 
 // Cuts canonical windows into pieces, their tiles numbered from 0 on.

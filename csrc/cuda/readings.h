@@ -5,9 +5,14 @@
 #include "../moments.h"
 
 struct Reading {
-  Read read;
+  const void* data;
   Work work;
-  bool contiguous;  // one dimension of neighbours
+  int dtype;
+  bool by_column;
+  // The dimensions, but for that of columns, the last one first; those that are not there are endless. And
+  // how far LANES values, or one row, on are in the first two, and in the index of all others.
+  int dims;
+  int64_t size[MAX_DIMS], stride[MAX_DIMS], step[3];
   int64_t first_task, first_result, first_part;
   Moments* results;
 };

@@ -104,7 +104,8 @@ class Native(Backend):
         size = pieces.staged_bytes
         staging = torch.empty(size, dtype=torch.uint8, device=device) if size else None
         stream_ = torch.cuda.current_stream(device).cuda_stream
-        pieces.fill(device.index, stream_, staging.data_ptr() if staging is not None else 0)
+        with torch.cuda.device(device):  # which gives no other one a context
+            pieces.fill(device.index, stream_, staging.data_ptr() if staging is not None else 0)
 
     def moments_many(self, readings: Sequence[Reading]) -> None:
         assert self.module is not None
@@ -127,7 +128,8 @@ class Native(Backend):
             return
         scratch = torch.empty(native.scratch_bytes, dtype=torch.uint8, device=device)
         stream = torch.cuda.current_stream(device).cuda_stream
-        native.measure_on(device.index, stream, scratch.data_ptr())
+        with torch.cuda.device(device):
+            native.measure_on(device.index, stream, scratch.data_ptr())
 
 
 def _few_dims(write: Write, most: int) -> Iterator[Write]:

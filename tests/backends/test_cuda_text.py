@@ -23,15 +23,17 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from gpu_moments import of_reading
 from same_bits import bits, drawn, sentinel
 from same_bits import reference as by_reference
 from selection import asked, cases
 from torch import Tensor
 
 from fastinit.fills.operator import Window
-from fastinit.statistics.tensor import moments, readings_of
+from fastinit.statistics.tensor import readings_of
 from fastinit.stream import laws, reference
 from fastinit.stream.laws import Law
+from fastinit.stream.reference_moments import FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
 CXX = shlex.split(os.environ.get("CXX", "g++"))
@@ -158,7 +160,7 @@ def tensors(dtype: torch.dtype) -> Iterator[tuple[Tensor, int | None]]:
 
 @cache
 def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = False) -> Work:
-    """Tensors, whole and by column, with what the CPU says of them; large ones are several tasks."""
+    """Tensors, whole and by column, with tests/gpu_moments.py's; large ones are several tasks."""
     requests, expected, data = [], b"", b""
     for dtype in dtypes:
         cases = list(tensors(dtype))
@@ -168,7 +170,8 @@ def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = F
             cases += [(drawn(270_000, seed=2).to(dtype), None)]
             cases += [(drawn(8_300, 3, seed=3).to(dtype), 1)]
         for tensor, dim in cases:
-            raw = moments(tensor, dim=dim).raw
+            channels = () if dim is None else (tensor.shape[dim],)
+            raw = torch.empty(*channels, FIELDS, dtype=torch.float64)
             for reading in readings_of(tensor, dim, raw, []):
                 request = np.zeros((), READ)
                 storage = reading.tensor.untyped_storage()
@@ -180,7 +183,7 @@ def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = F
                     request[name][: len(values)] = values
                 requests.append(request.tobytes())
                 data += torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()
-                expected += reading.raw.numpy().tobytes()
+                expected += of_reading(reading).contiguous().numpy().tobytes()
     return Work(b"".join(requests), 2 * expected, data)
 
 
@@ -188,6 +191,7 @@ def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = F
 
 FILL, LANES, STREAM_H = "csrc/cuda/fill.cuh", "csrc/cuda/lanes_cuda.h", "csrc/stream.h"
 SUM, MOMENTS = "tests/cpp/block_sum.cuh", "csrc/cuda/moments.cuh"
+ROWS = "csrc/cuda/rows.cuh"
 FIRST = "  __syncthreads();  // every warp's sum is there\n"
 LAST = "  __syncthreads();  // so is the total\n"
 FUSED = "L::fma(L::from_int(L::template shr<8>(word)), L::set(p.mul), L::set(p.add))"
@@ -241,12 +245,13 @@ MISTAKES = {
     ),
     "moments merged before they are there": Mistake(
         MOMENTS,
-        "  __syncthreads();\n  if (threadIdx.x == 0) {\n    Moments",
-        "  if (threadIdx.x == 0) {\n    Moments",
+        "parts_here = all, __syncthreads();",
+        "parts_here = all;",
         OTHER_BITS,
+        "reverse",
     ),
     "lanes in another order": Mistake(
-        MOMENTS, "step * LANES + lane", "step + lane * steps", OTHER_BITS
+        ROWS, "group * SHORT * pitch", "(V - 1 - group) * SHORT * pitch", OTHER_BITS
     ),
     "a shuffle for some": Mistake(SUM, "xor_sync(FIRST", "xor_sync(0xffffffffu", "divergence", "1"),
 }
@@ -266,7 +271,8 @@ ALWAYS = {
     "moments merged before they are there",
 }
 MISTAKEN = {
-    name: (m.flags, m.file if m.file in (SUM, MOMENTS) else FILL, m) for name, m in MISTAKES.items()
+    name: (m.flags, {SUM: SUM, MOMENTS: MOMENTS, ROWS: MOMENTS}.get(m.file, FILL), m)
+    for name, m in MISTAKES.items()
 }
 BUILDS: dict[str, tuple[tuple[str, ...], str, Mistake | None]] = {
     "fill": (ASAN, FILL, None),
@@ -324,8 +330,8 @@ def build(
     if mistake:
         replace(at / mistake.file, re.escape(mistake.old), mistake.new)
     if mistake and kernels == MOMENTS:
-        only = "return measure_task<float>(r, task, chunks, parts + r.first_part);"
-        replace(at / MOMENTS, r"switch \(r.read.dtype\) {.*?\n  }", only)
+        only = "return measure_task<float>(r, task, mets, chunks, parts + r.first_part);"
+        replace(at / MOMENTS, r"switch \(r.dtype\) {.*?\n  }", only)
     if mistake and kernels == FILL:
         only = f"return fill_as<T, {mistake.law}>(piece, tile);"
         replace(at / FILL, r"switch \(piece.law\) {.*?\n  }", only)
@@ -462,7 +468,7 @@ def test_barriers_and_shuffles(run: Run, order: str) -> None:
         pytest.param("moments, all types", "forward", laws.DTYPES, False, marks=pytest.mark.slow),
     ],
 )
-def test_moments_in_any_order_are_those_of_the_cpu(
+def test_moments_in_any_order_are_those_of_gpus(
     run: Run, program: str, order: str, dtypes: tuple[torch.dtype, ...], large: bool
 ) -> None:
     work = readings(dtypes, large)
@@ -484,7 +490,7 @@ def test_what_becomes_of_a_mistake(run: Run, name: str) -> None:
     if "-mfma" in mistake.flags and "fma" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this CPU has no fma")
     law = LAWS[laws.CODES[mistake.law.lower()]]
-    if mistake.file == MOMENTS:
+    if mistake.file in (MOMENTS, ROWS):
         work = readings((torch.float32,), few=True)
     else:
         work = sums(1) if mistake.file == SUM else fills((mistake.kind,), (law,), (torch.float32,))

@@ -1,4 +1,4 @@
-"""The PTX of the moments kernels gives the CPU's bits, run by tests/ptxrun.py without a GPU.
+"""The PTX of the moments kernels gives the bits of tests/gpu_moments.py, run without a GPU.
 
 In one warp for each chunk and one thread block for each task, as on a GPU; and mistakes are seen.
 """
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import nvcc_ptx
 import pytest
 import torch
+from gpu_moments import of_reading, raw_moments, tree
 from ptx_memory import Memory
 from ptx_moments import Host, MomentKernels, mutant
 from ptx_operations import Fault
@@ -23,10 +24,11 @@ from same_bits import drawn
 from selection import asked, cases
 from torch import Tensor
 
-from fastinit.backends.choose import backend, native
+from fastinit.backends.choose import native
 from fastinit.backends.contract import Reading
 from fastinit.statistics.tensor import moments, readings_of
-from fastinit.stream import laws, reference_moments
+from fastinit.stream import laws
+from fastinit.stream.reference_moments import FIELDS
 
 pytestmark = [
     pytest.mark.compiler,
@@ -47,12 +49,16 @@ class Asked(NamedTuple):
     apart: int = 0
 
     def readings(self) -> list[Reading]:
-        """With the moments that the CPU has written."""
-        with backend("native"):
-            raw = moments(self.tensor, dim=self.dim).raw
+        """With the moments of tests/gpu_moments.py written."""
+        channels = () if self.dim is None else (self.tensor.shape[self.dim],)
+        raw = torch.empty(*channels, FIELDS, dtype=torch.float64)
         if self.apart:
+            raw.copy_(raw_moments(self.tensor, False))
             return [Reading(self.tensor, self.tensor.shape, (self.apart, 1), False, raw)]
-        return list(readings_of(self.tensor, self.dim, raw, []))
+        readings = list(readings_of(self.tensor, self.dim, raw, []))
+        for reading in readings:
+            reading.raw.copy_(of_reading(reading))
+        return readings
 
 
 def values(dtype: torch.dtype) -> dict[str, Asked]:
@@ -79,8 +85,12 @@ def values(dtype: torch.dtype) -> dict[str, Asked]:
         "far from zero": Asked((x[:1500] + 300).contiguous()),
         "every sixth": Asked(x[::3, :1]),
         "strided, 3-D": Asked(x.view(30, 20, 30)[::2, 3:17, 1:9]),
+        "strided, 5-D": Asked(x.view(3, 10, 3, 10, 20)[::2, 1:8, 1:, ::3, 1:9]),
+        "misaligned": Asked(x.flatten()[1:2400]),
         "rows far apart": Asked(x[:90].reshape(2, 90), apart=2**33 + 4),
         "columns": Asked(columns, 1),
+        "aligned columns": Asked(x[:8000].view(-1, 32)[:515], 1),
+        "columns of planes": Asked(columns.view(5, 106, 35)[:, 2:100], 2),
         "columns of a slice": Asked(columns[:7, 1:4], 1),
         "two columns": Asked(x[:50].t(), 0),
         "rows": Asked(x[:45].reshape(3, 30), 0),
@@ -99,7 +109,7 @@ def place(i: int) -> int:
 
 
 def differing(kernels: MomentKernels, host: Host, cases: Sequence[Asked]) -> list[int]:
-    """Measures all in one launch: the numbers of those whose moments are not the CPU's, to the bit."""
+    """Measures all in one launch: the numbers of those whose moments are others, to the bit."""
     memory = Memory()
     all_readings: list[tuple[int, Reading]] = []
     data: list[int] = []
@@ -163,9 +173,10 @@ def kernels(texts: dict[int, Future[str]]) -> MomentKernels:
 @nvcc_ptx.each_arch
 def test_each_operation_rounds_once(texts: dict[int, Future[str]], arch: int) -> None:
     ptx = texts[arch].result()
-    operations = re.findall(r"\b(?:add|sub|mul|mad|fma|div|rcp|sqrt)\.[\w.]*f(?:32|64)\b", ptx)
+    operations = re.findall(r"\b(?:add|sub|mul|mad|fma|div|rcp|sqrt)\.[\w.]*f(?:32x2|32|64)\b", ptx)
     assert len(operations) > 1000
-    assert {o for o in operations if ".rn" not in o or "fma" in o} == set()
+    assert ("fma.rn.f32x2" in operations) == (arch >= 100)
+    assert {o for o in operations if ".rn" not in o or o == "fma.rn.f64"} == set()
     assert not re.search(r"\.(approx|ftz|full|sat|local)\b|\bcall\b", ptx)
 
 
@@ -200,18 +211,14 @@ def parts_are_merged(kernels: MomentKernels, host: Host, count: int = 300) -> bo
     """Whether parts, more than twice the threads that merge, come together pairwise in their order."""
     parts = [moments(nine).raw for nine in drawn(count, 9, seed=2)]
     given = b"".join(raw_bytes(part) for part in parts)
-    width = 1
-    while width < count:
-        for i in range(0, count - width, 2 * width):
-            parts[i] = reference_moments.merged(parts[i], parts[i + width])
-        width *= 2
+    merged = tree(torch.stack(parts))
     large = torch.empty(count * 2**18, dtype=torch.float32, device="meta")
     memory = Memory()
-    memory.add(place(0), parts[0].nbytes)
-    told = host.numbered([Reading(large, large.shape, (1,), False, parts[0])], [0], [place(0)])
+    memory.add(place(0), merged.nbytes)
+    told = host.numbered([Reading(large, large.shape, (1,), False, merged)], [0], [place(0)])
     assert told.tasks == told.parts == count
     kernels.run(memory, told, given)
-    return memory[place(0)] == raw_bytes(parts[0])
+    return memory[place(0)] == raw_bytes(merged)
 
 
 def test_many_parts_merge(kernels: MomentKernels, host: Host) -> None:
@@ -220,7 +227,8 @@ def test_many_parts_merge(kernels: MomentKernels, host: Host) -> None:
 
 # --- mistakes --------------------------------------------------------------------------------------
 
-KERNEL, TEXT = "cuda/moments.cuh", "moments.h"
+KERNEL, ROWS, RUNS, WALK = (f"cuda/{name}.cuh" for name in ("moments", "rows", "runs", "walk"))
+TEXT = "moments.h"
 OTHER = "other bits"
 TASKS, PARTS = "tensors of several tasks", "parts"
 ALONE = r"no barrier between|before it is written"
@@ -242,61 +250,107 @@ def mistake(
     return Mistake(((file, old, new),), (what,), seen, only)
 
 
-SYNC = "  __syncthreads();\n"
+SYNC = "    __syncthreads();\n"
+UNSCALED = "(V)power_of_two(-exponent)", "(V)1"
 MISTAKES = {
     "no mistake": Mistake((), ("two chunks", TASKS), ""),
     "no mistake, in all": Mistake((), (*values(torch.float32), TASKS, PARTS), ""),
     "contraction is allowed": Mistake(
         (), (), r"\.f64 .*unknown instruction", flags=("--fmad=true",)
     ),
-    "chunks are merged before they are there": mistake(
-        SYNC + "  if (threadIdx.x", "  if (threadIdx.x", "two chunks", rf"\.shared.*({ALONE})"
+    "sums are taken before they are there": mistake(
+        "parts_here = all, __syncthreads();",
+        "parts_here = all;",
+        "two chunks",
+        rf"\.shared.*({ALONE})",
     ),
-    "columns are merged before they are there": mistake(
-        SYNC + "  if (warp", "  if (warp", "columns", rf"\.shared.*({ALONE})"
+    "chunks are merged before they are there": mistake(
+        SYNC + "    if (have", "    if (have", TASKS, rf"\.shared.*({ALONE})"
     ),
     "parts are merged before they are there": mistake(
-        "  " + SYNC, "", TASKS, r"\.global.*no barrier between"
+        "apart]);\n" + SYNC, "apart]);\n", TASKS, r"\.global.*no barrier between"
     ),
     "half the lanes are summed": mistake(
-        "LANES / 2; width; width /= 2) x", "LANES / 4; width; width /= 2) x", "two chunks"
+        "apart = LANES / 2; apart", "apart = LANES / 4; apart", "two chunks"
     ),
     "half the lanes are named": mistake(
-        "ALL_LANES = 0xffffffffu", "ALL_LANES = 0xffffu", "two chunks", "not in its mask"
+        "ALL_LANES = 0xffffffffu", "ALL_LANES = 0xffffu", "two chunks", "not in its mask", ROWS
     ),
     "lanes without a rest stay away": mistake(
-        "if (lane < rest)",
-        "if (lane >= rest && rest) return mine;\n    if (rest)",
+        "if (lane < rest) {",
+        "if (lane >= rest && rest) return {};\n      if (rest) {",
         "two chunks",
         "do not come along",
     ),
-    "lanes in another order": mistake("step * LANES + lane", "step + lane * steps", "two chunks"),
+    "lanes in another order": mistake(
+        "thread % GROUP<T> * V_OF<T> + thread / GROUP<T>", "thread", "two chunks", file=ROWS
+    ),
+    "groups in another order": mistake(
+        "upper ? x[i] : x[i | apart]", "upper ? x[i | apart] : x[i]", "two chunks", file=ROWS
+    ),
     "a value behind the last": mistake("lane < rest", "lane <= rest", "two chunks", "in no buffer"),
     "a whole chunk at the end": mistake(
-        "n = left < CHUNK ? left : CHUNK;", "n = CHUNK;", "two chunks", "in no buffer"
+        "(int)(behind < unit ? behind : unit)", "(int)unit", "two chunks", "in no buffer"
     ),
-    "chunks in another order": mistake("merge(all, chunks[i])", "merge(chunks[i], all)", TASKS),
-    "one look only": mistake("looks < 2", "looks < 1", "far from zero", file=TEXT),
+    "a row behind the last": mistake(
+        "step < left - group", "step <= left - group", "aligned columns", file=ROWS
+    ),
+    "vectors anywhere": mistake(
+        "% 16 == 0)", "% 1 == 0)", "misaligned", "not aligned", only="Bfloat16"
+    ),
+    "chunks in another order": mistake(
+        "merge(chunks[slot], chunks[slot + width * each])",
+        "merge(chunks[slot + width * each], chunks[slot])",
+        TASKS,
+    ),
+    "what was left out is lost": mistake(
+        "run.sum_low = add(run.sum_low,", "run.sum_low = add(run.sum,", "two chunks", file=RUNS
+    ),
+    "a product without its error": mistake(
+        "add(two_sum(run.squares, square), error)",
+        "two_sum(run.squares, square)",
+        "two chunks",
+        file=RUNS,
+    ),
+    "a distance without its error": mistake(
+        "pivoted ? add(left_out, low) : left_out", "left_out", "far from zero", file=RUNS
+    ),
+    "one look only": mistake("LOOKS = 3", "LOOKS = 0", "far from zero"),
     "faded squares in float32": mistake(
         "{0x1p-48, 0x1p58", "{0, 0x1p58", "faded", file=TEXT, only="Bfloat16"
     ),
     "faded squares in float32, in columns": mistake(
         "{0x1p-48, 0x1p58", "{0, 0x1p58", "faded columns", file=TEXT, only="Bfloat16"
     ),
-    "a second look in float32": mistake(
-        "    wide = true;\n", "", "faded", file=TEXT, only="Bfloat16"
-    ),
-    "float64 as it is": mistake(
-        "0x1p-600 : most < t.least ? 0x1p600 : 1", "1 : 1", "faded", file=TEXT, only="double"
-    ),
+    "values as they are": mistake(*UNSCALED, "faded"),
+    "float64 as it is": mistake(*UNSCALED, "faded", only="double"),
     "longer sums in float32": mistake(
         "SHORT = 32", "SHORT = 64", "two chunks", file=TEXT, only="Bfloat16"
     ),
-    "a place of 32 bits": mistake(
-        "int64_t at = 0;", "int at = 0;", "rows far apart", "in no buffer", TEXT
+    "zeros of one half": mistake(
+        "set.eq.f16x2.f16x2 e, %1", "set.eq.f16x2.f16x2 e, e", "two chunks", ".", ROWS, "Bfloat16"
     ),
-    "the sign of zero": mistake("s.min + 0.0;", "s.min;", "negative zeros", file=TEXT),
-    "infinity is a value": mistake("if (!(v - v == 0))", "if (v != v)", "not finite", file=TEXT),
+    "the least of the halves as float16": mistake(
+        "min.bf16x2", "min.f16x2", "two chunks", file=ROWS, only="Bfloat16"
+    ),
+    "a place of 32 bits": mistake(
+        "walk.index[1] * r.stride[1]",
+        "(int)(walk.index[1] * r.stride[1])",
+        "rows far apart",
+        "in no buffer",
+        WALK,
+    ),
+    "a dimension's end is passed": mistake(
+        "if (walk.index[1] >= r.size[1])",
+        "if (walk.index[1] > r.size[1])",
+        "strided, 5-D",
+        ".",
+        WALK,
+    ),
+    "the sign of zero": mistake("met.min + 0.0;", "met.min;", "negative zeros"),
+    "infinity is a value": mistake(
+        "finite = v - v == 0", "finite = v == v", "not finite", file=WALK
+    ),
     "tasks of the first reading": mistake(
         "blockIdx.x - r.first_task", "blockIdx.x", "rows", "in no buffer"
     ),
@@ -314,10 +368,10 @@ MISTAKES = {
 # One for each way in which a mistake comes out.
 ALWAYS = {
     "no mistake",
-    "chunks are merged before they are there",
+    "sums are taken before they are there",
     "parts are merged before they are there",
     "lanes without a rest stay away",
-    "lanes in another order",
+    "a product without its error",
     "a value behind the last",
 }
 

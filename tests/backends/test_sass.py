@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import sass
+from benchmarks import sass, sass_moments
+from benchmarks.gpus import GPU, GPUS
 from fastinit.backends import choose as backends
 
 pytestmark = pytest.mark.compiler
@@ -61,3 +62,55 @@ def test_nothing_is_spilled() -> None:
 def test_no_loop_takes_more_than_was_asked(lines: list[sass.Line]) -> None:
     for line in lines:
         assert line.instructions <= ASKED.get((line.law, line.dtype), 50), line
+
+
+# --- moments ---------------------------------------------------------------------------------------
+
+MOST = {"float32": 24, "float16": 12, "bfloat16": 12}
+
+
+@pytest.fixture(scope="module")
+def moments() -> list[sass_moments.Moments]:
+    return list(sass_moments.lines())
+
+
+@needs_code
+def test_each_dtype_and_architecture_reads_rows_in_a_loop(
+    moments: list[sass_moments.Moments],
+) -> None:
+    assert backends.native.module is not None
+    archs = backends.native.module.cuda_archs.split(",")
+    expected = sorted((arch, dtype) for arch in archs for dtype in sass_moments.DTYPES)
+    assert sorted((line.arch, line.dtype) for line in moments) == expected
+
+
+@needs_code
+def test_moments_keep_to_float32_and_to_loads_of_16_bytes(
+    moments: list[sass_moments.Moments],
+) -> None:
+    for line in moments:
+        assert line.doubles == 0, line
+        assert line.narrow == 0, line
+        assert line.in_flight >= 32 * 1024, line
+        assert line.instructions <= MOST[line.dtype], line
+
+
+@needs_code
+def test_no_count_of_moments_rises(moments: list[sass_moments.Moments]) -> None:
+    kept = {line[:3]: line for line in sass_moments.recorded()}
+    others = {line[1:3]: line for line in sass_moments.recorded()}
+    for line in moments:
+        before = kept.get(line[:3]) or others.get(line[1:3])
+        assert before is not None, f"{line}: the ledger knows no such architecture"
+        more = 1.0 if before.nvcc == line.nvcc else 1.1
+        for field in ("instructions", "with_runs", "floats", "integers", "registers"):
+            assert getattr(line, field) <= more * getattr(before, field), (field, line)
+        assert line.in_flight >= before.in_flight / more, line
+
+
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_moments_are_predicted_to_read_nine_tenths_of_the_bandwidth(gpu: GPU) -> None:
+    lines = [line for line in sass_moments.recorded() if line.arch == gpu.code]
+    assert {line.dtype for line in lines} == set(sass_moments.DTYPES)
+    for line in lines:
+        assert line.share(gpu) >= 0.9, (line, line.share(gpu))

@@ -23,6 +23,9 @@
 struct alignas(8) uint2 {
   uint32_t x, y;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
@@ -36,6 +39,8 @@ struct alignas(16) double2 {
   uint2 { __VA_ARGS__ }
 #define make_uint4(...) \
   uint4 { __VA_ARGS__ }
+#define make_float2(...) \
+  float2 { __VA_ARGS__ }
 #define make_float4(...) \
   float4 { __VA_ARGS__ }
 #define make_double2(...) \
@@ -44,6 +49,7 @@ struct alignas(16) double2 {
 #define __float_as_uint(a) __builtin_bit_cast(uint32_t, (float)(a))
 #define __uint_as_float(a) __builtin_bit_cast(float, (uint32_t)(a))
 #define __longlong_as_double(a) __builtin_bit_cast(double, (int64_t)(a))
+#define __double_as_longlong(a) __builtin_bit_cast(int64_t, (double)(a))
 #define __int2float_rn(a) ((float)(int32_t)(a))
 #define __uint2float_rn(a) ((float)(uint32_t)(a))
 #define __fadd_rn(a, b) ((a) + (b))
