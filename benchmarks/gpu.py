@@ -123,13 +123,16 @@ def models(rounds: int) -> Iterator[dict[str, Any]]:
 
 
 def moments(elements: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """fastinit.moments beside torch's passes, and beside a sum, which stands for the read limit."""
+    """fastinit.moments beside torch's passes, and beside a sum and a copy's half: the read limit."""
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(elements, dtype=torch.float32, device="cuda").to(dtype)
+        y = torch.empty_like(x)
         timings = race(
             {
                 "fastinit": lambda x=x: fastinit.moments(x),
                 "sum": x.sum,
+                "copy": lambda x=x, y=y: y.copy_(x),
+                "std": lambda x=x: torch.std(x),
                 "var_mean": lambda x=x: torch.var_mean(x),
                 "four passes": lambda x=x: eager(x),
             },
@@ -207,17 +210,18 @@ def main() -> None:
     print(table(rows, "<>>>>>"), "\n")
 
     results["moments"] = list(moments(options.elements, options.rounds))
-    rows = [["moments", "ms", "GB/s", "sum", "var_mean", "four passes"]]
+    peers = ("sum", "copy", "std", "var_mean", "four passes")
+    rows = [["moments", "ms", "GB/s", *peers]]
     rows += [
         [
             r["dtype"],
             f"{r['ms']:.3f} ±{r['spread']:.0%}",
             f"{r['GB per s']:.0f}",
-            *(f"{r[f'times {peer}']:.2f}" for peer in ("sum", "var_mean", "four passes")),
+            *(f"{r[f'times {peer}']:.2f}" for peer in peers),
         ]
         for r in results["moments"]
     ]
-    print(table(rows, "<>>>>>"), "\n")
+    print(table(rows, "<>>>>>>>"), "\n")
 
     results["orthogonal"] = orthogonal(min(5, options.rounds))
     r = results["orthogonal"]

@@ -1,4 +1,4 @@
-"""The moments that GPUs give, to the bit: what csrc/cuda and backends/triton do, in numpy.
+"""The moments that CUDA gives, to the bit: what csrc/cuda does, in numpy.
 
 Of all chunks at once, a step of all lanes after another. A chunk is lanes of values that are summed one
 after another; of a tensor its lanes come together, of columns each is a result. The CPU's are others,

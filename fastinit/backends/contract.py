@@ -70,7 +70,10 @@ class Backend(ABC):
         return "it measures none"
 
     def moments_many(self, readings: Sequence[Reading]) -> None:
-        """Writes the raw moments of each to its ``raw``: to 12 digits, the same bits on every run."""
+        """Writes the raw moments of each to its ``raw``: to 12 digits, the same bits on every run.
+
+        Counts and extremes are exact; CPU and GPU agree to 1e-13 otherwise.
+        """
         raise NotImplementedError
 
     def serves_products(self, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -89,6 +89,17 @@ def test_what_a_kernel_must_not_do(code: str, fault: str) -> None:
         ("setp.eq.f64 %p1, 0d8000000000000000, 0d0000000000000000;" + CHOSEN, 1),
         ("mov.pred %p2, -1; not.pred %p1, %p2;" + CHOSEN, 2),
         ("max.s32 %r2, -3, 2; mov.b32 %f1, %r2;", 2),
+        ("min.f16x2 %r2, 0x7E003C00, 0xBC008000; mov.b32 %f1, %r2;", 0xBC008000),
+        ("max.bf16x2 %r2, 0x3F80FF81, 0xBF800000; mov.b32 %f1, %r2;", 0x3F800000),
+        ("min.bf16x2 %r2, 0x3F803F81, 0x3F813F80; mov.b32 %f1, %r2;", 0x3F803F80),
+        ("set.eq.f16x2.f16x2 %r2, 0x80000001, 0; mov.b32 %f1, %r2;", 0x3C000000),
+        ("add.rn.f16x2 %r2, 0x3C006800, 0x3C003C00; mov.b32 %f1, %r2;", 0x40006800),
+        ("cvt.rzi.s32.f32 %r2, 0fC0200000; mov.b32 %f1, %r2;", 2**32 - 2),
+        (
+            "mov.b64 %rd2, {0x3F800001, 0x3F800000}; fma.rn.f32x2 %rd2, %rd2, %rd2, %rd2;"
+            " mov.b64 {%r2, %r3}, %rd2; mov.b32 %f1, %r2;",
+            0x40000002,
+        ),
         ("{ .reg .b32 %r2; mov.b32 %r2, 7; mov.b32 %f1, %r2; } mov.b32 %r2, 8;", 7),
     ],
 )

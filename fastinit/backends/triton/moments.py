@@ -1,11 +1,11 @@
 """One-pass moments in Triton, for GPUs that the native build does not serve.
 
-This is ``csrc/moments.h`` and ``csrc/cuda/moments.cuh`` in tiles: the same sums in the same order, so
-the same bits; read the comments about the mathematics there. A tile is [GROUPS, LANES]: a group is
-what a warp sums there, a chunk of CHUNK values or ROWS rows of LANES columns, and each lane adds its
-values one step after another. Where several become one, the tile is folded in two again and again,
-because the order of a larger reduction is the compiler's to choose. Another kernel merges the
-groups' results (merging.py). Kernels are launched with ``enable_fp_fusion=False``.
+This is ``csrc/moments.h``, as on the CPU, in tiles: the same sums in the same order, so the same bits;
+read the comments about the mathematics there. A tile is [GROUPS, LANES]: a group is what a warp sums
+there, a chunk of CHUNK values or ROWS rows of LANES columns, and each lane adds its values one step
+after another. Where several become one, the tile is folded in two again and again, because the order
+of a larger reduction is the compiler's to choose. Another kernel merges the groups' results
+(merging.py). Kernels are launched with ``enable_fp_fusion=False``.
 """
 
 # Triton's language: the types are those of its compiler, not Python's.
