@@ -12,6 +12,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TABLES = ROOT / "docs" / "benchmarks.md"
+LARGE = ROOT / "docs" / "large-models.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SHOWN = ("uniform", "normal", "trunc ±2σ", "trunc std=.02")
 
@@ -93,6 +94,51 @@ def large() -> list[str]:
         f"for {lsuv['tokens']} tokens. Peak memory {lsuv['peak'] / 2**30:.2f} GiB, the plan "
         f"{lsuv['plan_bytes'] / 1e3:.0f} kB (`python -m benchmarks.larger_than_memory`; "
         f"{_where(lsuv['machine'])}).",
+    ]
+
+
+def scale() -> list[str]:
+    """What each of many parameters costs, and what follows for a machine that nobody here has."""
+    results = json.loads(min(RESULTS.glob("scale-*.json")).read_text())
+    kinds = {
+        "plain build": "constructor",
+        "deferred": "`deferred()`",
+        "recorded_plan": "`recorded_plan`",
+        "materialize_": "`materialize_`",
+        "apply_": "`apply_`",
+        "the fill of apply_": "of which the fill",
+        "layout": "layout of a checkpoint",
+    }
+    lines = [f"| parameters | {' | '.join(kinds.values())} |", "|---:" * (len(kinds) + 1) + "|"]
+    for row in results["steps"]:
+        cells = " | ".join(f"{row[kind]:.2f}" for kind in kinds)
+        lines.append(f"| {row['parameters']:,} | {cells} |")
+    ranks = results["ranks"]
+    worlds = ", ".join(f"{int(n):,}" for n in ranks)
+    each = [1e6 * its["apply_"] / its["parameters"] for its in ranks.values()]
+    turns = ", ".join(
+        f"{1e3 * seconds:.2g} ms for {int(n):,}" for n, seconds in results["pieces"].items()
+    )
+    written = results["fill"]
+    speed = written["bytes"] / written["seconds"]
+    elements, world, tensors = 10**12, 1024, 100_000
+    share = elements * 2 / world
+    overhead = tensors * max(each) / 1e6
+    return [
+        *lines,
+        "",
+        f"CPU seconds of one thread, of a mixture of experts whose matrices are {results['width']} x "
+        f"{results['width']} in float32. On one rank of FSDP2, `apply_` takes "
+        f"{', '.join(f'{us:.0f}' for us in each)} µs a parameter in worlds of {worlds}. Which elements "
+        f"a shard in many turns has (FSDP2 over tensor parallelism) takes {turns} turns "
+        f"(`python -m benchmarks.scale`; {_where(results['machine'])}).",
+        "",
+        f"Computed, not measured: {elements:,} parameters in bfloat16 on {world:,} ranks. A rank writes "
+        f"{elements:,} x 2 bytes / {world:,} = {share / 1e9:.2f} GB. One thread writes "
+        f"{speed / 1e9:.2f} GB/s of normal numbers, so {share / 1e9:.2f} / {speed / 1e9:.2f} = "
+        f"{share / speed:.1f} s; {tensors:,} parameter tensors at {max(each):.0f} µs are "
+        f"{overhead:.0f} s more. Together {share / speed + overhead:.0f} s on each rank, all at once, "
+        f"with one thread of that CPU each and nothing communicated but two numbers.",
     ]
 
 
@@ -189,6 +235,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], list[str]]]] = {
     "headline": (README, headline),
     "materialize": (TABLES, materialize),
     "large": (TABLES, large),
+    "scale": (LARGE, scale),
     "results": (TABLES, fills),
     "lsuv": (TABLES, lsuv),
     "digits": (TABLES, digits),

@@ -196,7 +196,9 @@ def _is_there(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-@pytest.mark.parametrize("name", ["headline", "materialize", "large", "results", "lsuv", "digits"])
+@pytest.mark.parametrize(
+    "name", ["headline", "materialize", "large", "scale", "results", "lsuv", "digits"]
+)
 def test_results_are_the_saved_ones(name: str) -> None:
     readme = pytest.importorskip("benchmarks.readme", reason="not run from the checkout")
     assert readme.rendered(name) in readme.BLOCKS[name][0].read_text()
