@@ -20,12 +20,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastinit.backends import choose as backends
 from fastinit.base.text import table
+
+if TYPE_CHECKING:
+    from benchmarks.sass_moments import Moments
 
 LEDGER = Path(__file__).parent / "results" / "sass.csv"
 
@@ -177,10 +180,11 @@ def _dtype(path: list[Instruction]) -> str:
     return "float64" if any(name.startswith("F2F.F64") for name in names) else "float32"
 
 
-def as_csv(lines: list[Line]) -> str:
+def as_csv(lines: Sequence[Line | Moments]) -> str:
+    """A ledger of lines of one kind."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Line._fields)
+    writer.writerow(lines[0]._fields)
     writer.writerows(lines)
     return text.getvalue()
 
@@ -235,7 +239,7 @@ def main() -> None:
     print(table(sass_moments.rows(moments), "<<" + ">" * (4 + len(GPUS))))
     if options.save:
         LEDGER.write_text(as_csv(lines))
-        sass_moments.LEDGER.write_text(sass_moments.as_csv(moments))
+        sass_moments.LEDGER.write_text(as_csv(moments))
         print(f"\nsaved as {LEDGER} and {sass_moments.LEDGER}")
 
 

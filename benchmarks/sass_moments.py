@@ -8,7 +8,6 @@ are counted once for all, by hand.
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -184,14 +183,6 @@ def _dtype(code: list[sass.Instruction]) -> str:
     if "FMNMX" in names:
         return "float32"
     return "bfloat16" if "BF16" in names else "float16"
-
-
-def as_csv(some: list[Moments]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Moments._fields)
-    writer.writerows(some)
-    return text.getvalue()
 
 
 def recorded() -> list[Moments]:

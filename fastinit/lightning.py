@@ -5,7 +5,6 @@ Importing this module needs Lightning: ``pip install lightning``.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from fastinit.base import number
@@ -88,11 +87,9 @@ class VarianceMonitor(Callback):  # type: ignore[misc]  # Any, to mypy
 
 def _stds(layers: list[Watched]) -> dict[str, float]:
     """What is logged, by key; what there is none of is left out."""
-    stds = {}
-    for layer in layers:
-        for key, moments in (("forward_std", layer.forward), ("gradient_std", layer.backward)):
-            if moments is not None and moments.nonfinite:
-                stds[f"{key}/{layer.name}"] = math.inf
-            elif moments is not None and not math.isnan(moments.std):
-                stds[f"{key}/{layer.name}"] = moments.std
-    return stds
+    return {
+        f"{key}/{layer.name}": std
+        for layer in layers
+        for key, std in layer.stds().items()
+        if key in ("forward_std", "gradient_std")
+    }

@@ -85,11 +85,7 @@ def lock(descriptor: int) -> bool:
 
     Where there are no locks nothing is ever taken for what a killed run left.
     """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (AttributeError, OSError):
-        return False
-    return True
+    return _try_lock(descriptor) is True
 
 
 def is_written(descriptor: int) -> bool:
@@ -97,13 +93,18 @@ def is_written(descriptor: int) -> bool:
 
     Where there are no locks nobody knows, and it is not.
     """
+    return _try_lock(descriptor) is False
+
+
+def _try_lock(descriptor: int) -> bool | None:
+    """Whether it is locked for this process now, or else for another; None where there are no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return False
     except (AttributeError, OSError):
-        pass
-    return False
+        return None
+    return True
 
 
 @contextmanager
@@ -121,12 +122,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{folder} is being written to by another run") from None
-        except OSError:
-            pass
+        if is_written(descriptor):
+            raise OSError(f"{folder} is being written to by another run")
         yield
     finally:
         os.close(descriptor)

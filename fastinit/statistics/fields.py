@@ -38,7 +38,8 @@ DERIVED = ("count", "mean", "var", "std", "min", "max", "absmax", "zeros", "nonf
 
 def _fields_of(raw: Tensor, correction: float) -> Tensor:
     """``DERIVED``, float64 [fields, ...] on the CPU, of raw moments, [..., 7]."""
-    count, mean, m2, low, high, zeros, nonfinite = (raw.cpu().select(-1, i) for i in FIELD_ORDER)
+    here = raw.cpu()  # the one wait for the device
+    count, mean, m2, low, high, zeros, nonfinite = (here.select(-1, i) for i in FIELD_ORDER)
     left, differ = count - correction, (low < high).to(torch.float64)
     least = differ * torch.finfo(torch.float64).smallest_normal
     var = torch.where(left > 0, torch.maximum(m2 / left, least), math.nan)

@@ -163,7 +163,7 @@ def lsuv_(
             "verify": bool(verify),
             "batches": batches is not None,
             "layers": [_said(layer) for layer in found],
-            "what is on meta": (plan := weights.plan()) is not None,
+            "what is on meta": (plan := None if ranks.alone else weights.plan()) is not None,
         }
         check_alike(ranks, asked, model, plan)
         data = Batches(Call(inputs, kwargs), batches, get_input, ranks)

@@ -141,13 +141,18 @@ class Watch:
             self._hooks, self._block = hooks.pop_all(), block
 
     def _close(self) -> Block | None:
-        """Takes the hooks away, measures the weights and sends all; None if there were no hooks."""
-        if self._hooks is None or self._block is None:
+        """The end of a block: measures the weights and sends all; None if there was none."""
+        if (block := self._unhooked()) is not None:
+            block.close()
+        return block
+
+    def _unhooked(self) -> Block | None:
+        """The block that was open, whose hooks are gone now."""
+        if self._hooks is None:
             return None
         hooks, block = self._hooks, self._block
         self._hooks = self._block = None
         hooks.close()
-        block.close()
         return block
 
     def _end(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -162,10 +167,8 @@ class Watch:
             if self.group is None or kind is None:
                 self._hand_on(self.group)
         finally:
-            if self._hooks is not None and self._block is not None:  # of a step that has no end
-                self._hooks.close()
-                self._block.open = False
-                self._hooks = self._block = None
+            if (block := self._unhooked()) is not None:  # of a step that has no end
+                block.open = False
 
     def _hand_on(self, group: ranks.Group) -> None:
         """Reads what was measured last, merges it with the group's and tells who is to know."""

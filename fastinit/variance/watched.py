@@ -59,6 +59,15 @@ class Watched:
         }
         return {name: moments for name, moments in found.items() if moments is not None}
 
+    def stds(self) -> dict[str, float]:
+        """What a curve is drawn of, as ``forward_std``: infinite of values that are not all finite.
+
+        What there is none of is left out.
+        """
+        found = {f"{signal}_std": moments for signal, moments in self.signals().items()}
+        stds = {key: math.inf if m.nonfinite else m.std for key, m in found.items()}
+        return {key: std for key, std in stds.items() if not math.isnan(std)}
+
     @property
     def nonfinite(self) -> int:
         """Infinities and NaN in the output and the gradient."""
@@ -85,17 +94,10 @@ class Measured:
         return self.layers[-1].product if self.layers else 1.0
 
     def scalars(self) -> dict[str, float]:
-        """What a curve is drawn of, for loggers: ``forward_std/NAME`` and so on for each layer.
-
-        What there is none of is left out. Of values that are not all finite the std is infinite.
-        """
-        found = {}
+        """For loggers: each layer's :meth:`Watched.stds` as ``forward_std/NAME``, and ``dead/NAME``."""
+        found: dict[str, float] = {}
         for layer in self.layers:
-            for signal, moments in layer.signals().items():
-                if moments.nonfinite:
-                    found[f"{signal}_std/{layer.name}"] = math.inf
-                elif not math.isnan(moments.std):
-                    found[f"{signal}_std/{layer.name}"] = moments.std
+            found |= {f"{key}/{layer.name}": std for key, std in layer.stds().items()}
             if layer.units:
                 found[f"dead/{layer.name}"] = float(layer.dead)
         return found
