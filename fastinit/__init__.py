@@ -31,6 +31,7 @@ from fastinit.variance.coord_check import coord_check
 from fastinit.variance.coord_result import CoordCheck
 from fastinit.variance.lsuv import lsuv_
 from fastinit.variance.lsuv_result import LSUVResult
+from fastinit.variance.run import Run
 from fastinit.variance.transfer import transfer_scale_
 from fastinit.variance.watch import watch
 
@@ -53,6 +54,7 @@ __all__ = [
     "NumberTypeError",
     "Part",
     "Plan",
+    "Run",
     "SlowBackendWarning",
     "agreement",
     "audit",

@@ -65,6 +65,7 @@ def test_no_modules_import_each_other() -> None:
         ("statistics", "variance"),
         ("variance.plots", "variance.watched"),  # it takes names and numbers
         ("variance.plots", "variance.lsuv_result"),
+        ("variance.run_plots", "variance.run"),
     ],
 )
 def test_what_a_folder_never_imports(here: str, never: str) -> None:

@@ -82,11 +82,11 @@ def file(option: str, path: Path | None) -> Path | None:
 
 def picture(option: str, path: Path | None) -> Path | None:
     """Where a picture can be written, in a format that matplotlib has."""
-    from fastinit.variance import plots
+    from fastinit.variance import plot_style
 
     if path is not None:
         try:
-            plots.check_format(path)
+            plot_style.check_format(path)
         except ValueError as error:
             raise ValueError(f"{option} {error}") from None
     return file(option, path)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from fastinit.base.files import replacing
-from fastinit.variance.layers import abbreviated
-from fastinit.variance.plots import check_format, ending, matplotlib, set_scale
+from fastinit.variance import plot_style as style
+from fastinit.variance.plot_style import GREY, LOST, End
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,13 +20,11 @@ COLOURS = {
     "flat": "#0e7490",
     "grows": "#c2410c",
     "shrinks": "#7e22ce",
-    "unclear": "#94a3b8",
-    "not finite": "#be185d",
+    "unclear": GREY,
+    "not finite": LOST,
 }
 """By verdict."""
 NAMED = 8  # names at the ends of lines: of more only those that are not flat, as many
-ROOM = 18  # letters of a name
-APART = 0.055  # of the height of the axes, between two names
 
 
 class Line(NamedTuple):
@@ -61,10 +58,7 @@ def sizes_by_width(
         ImportError: matplotlib is not there.
         ValueError: a name that ends in no format.
     """
-    figures = matplotlib("figure")
-    if path is not None:
-        check_format(path)
-    figure: Figure = figures.Figure(figsize=(11.0, 4.2), dpi=150, layout="constrained")
+    figure = style.figure(11.0, 4.2, path)
     last = lines[0].sizes.shape[-1] - 1
     panels = (
         ("as initialised", [line.sizes[..., 0] for line in lines]),
@@ -74,8 +68,8 @@ def sizes_by_width(
     what = {"rms": "root mean square", "l1": "mean absolute value"}[norm]
     for axes, (title, values) in zip(figure.subplots(1, 3), panels):
         ends = _draw(axes, widths, lines, values)
-        set_scale(axes, what)
-        _name(axes, ends)
+        style.set_scale(axes, what)
+        style.name_ends(axes, ends)
         axes.set_title(title, loc="left", fontsize="medium")
         what = ""
     figure.suptitle("Outputs by width", x=0.01, ha="left", fontweight="bold")
@@ -86,54 +80,31 @@ def sizes_by_width(
     figure.legend(
         handles=entries, loc="upper right", ncols=len(entries), frameon=False, fontsize="small"
     )
-    if path is not None:
-        with replacing(path) as file:
-            figure.savefig(file, format=ending(path))
+    style.save(figure, path)
     return figure
 
 
 def _draw(
     axes: Axes, widths: Sequence[int], lines: Sequence[Line], values: Sequence[Tensor]
-) -> list[tuple[float, Line]]:
+) -> list[End]:
     """One line for each layer, values [widths, seeds]; returns where those end that get a name."""
     from matplotlib.ticker import NullFormatter
 
-    ends = []
+    ends = list[tuple[str, End]]()
     for line, sizes in zip(lines, values):
         colour = COLOURS[line.verdict]
-        means = [_place(mean) for mean in sizes.log().mean(dim=1).exp().tolist()]
+        means = [style.positive(mean) for mean in sizes.log().mean(dim=1).exp().tolist()]
         axes.plot(widths, means, "o-", color=colour, markersize=3.5, linewidth=1.4, alpha=0.85)
         for seed in sizes.unbind(dim=1):
-            axes.plot(widths, list(map(_place, seed.tolist())), ".", color=colour, markersize=2)
+            axes.plot(
+                widths, list(map(style.positive, seed.tolist())), ".", color=colour, markersize=2
+            )
         if not math.isnan(means[-1]):
-            ends.append((means[-1], line))
+            ends.append((line.verdict, End(means[-1], line.name, colour)))
     axes.set_xscale("log", base=2)
     axes.set_xticks(widths, list(map(str, widths)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("width")
     if len(ends) > NAMED:
-        ends = [end for end in ends if end[1].verdict != "flat"][:NAMED]
-    return ends
-
-
-def _name(axes: Axes, ends: Sequence[tuple[float, Line]]) -> None:
-    """Names at the ends of lines, moved apart where they would lie on each other."""
-    low, high = (math.log(limit) for limit in axes.get_ylim())
-    at = -math.inf
-    for value, line in sorted(ends, key=lambda end: end[0]):
-        at = max((math.log(value) - low) / (high - low), at + APART)
-        said: Any = abbreviated(line.name, ROOM) or "the model"
-        axes.text(
-            1.02,
-            at,
-            said,
-            transform=axes.transAxes,
-            color=COLOURS[line.verdict],
-            fontsize="x-small",
-            va="center",
-        )
-
-
-def _place(value: float) -> float:
-    """NaN where a logarithmic axis has no place for a number."""
-    return value if 0 < value < math.inf else math.nan
+        ends = [end for end in ends if end[0] != "flat"][:NAMED]
+    return [end for _, end in ends]

@@ -8,7 +8,6 @@ the whole net if the product over all layers is 1.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from torch import nn
 
 from fastinit.base import ranks
 from fastinit.base.hooks import Uncopied
-from fastinit.statistics.tensor import Moments
 from fastinit.variance.layers import Which
 from fastinit.variance.watch_block import Asked, Block
 from fastinit.variance.watch_record import Scaler
@@ -228,21 +226,20 @@ class Watch:
         Var[W], n Var[W] / 2 and its product so far, dead units and values that are not finite."""
         return self._read().table(self.asked.gradients)
 
-    def plot(self, path: Any = None, ax: Axes | None = None, label: str = "") -> Axes:
-        """:func:`fastinit.variance.plots.variance_through_depth`: a picture of the variance by layer."""
-        from fastinit.variance.plots import variance_through_depth
+    def plot(
+        self, path: Any = None, ax: Axes | None = None, label: str = "", before: Watch | None = None
+    ) -> Axes:
+        """:func:`fastinit.variance.plots.variance_through_depth`: a picture of the variance by layer.
 
-        layers = self.layers
-        return variance_through_depth(
-            [layer.name for layer in layers],
-            [_variance(layer.forward) for layer in layers],
-            [None if layer.backward is None else _variance(layer.backward) for layer in layers],
-            path=path,
-            ax=ax,
-            label=label,
-            title="Variance by layer" if label else f"Variance by layer: {self._name}",
-            missing=self.missing,
-        )
+        Args:
+            before: an earlier watch, which is drawn hollow: of the layers of this one.
+
+        Raises:
+            ValueError: as the function; ``before`` has no layer of this one.
+        """
+        title = "Variance by layer" if label else f"Variance by layer: {self._name}"
+        earlier = None if before is None else before._read()
+        return self._read().plot(path, ax, label, earlier, title)
 
     def to_json(self) -> str:
         """Everything as strict JSON: NaN (what is not there) as null, infinities as strings."""
@@ -250,11 +247,6 @@ class Watch:
 
     def __repr__(self) -> str:
         return f"Watch({len(self._targets)} layers, gradients={self.asked.gradients})"
-
-
-def _variance(moments: Moments) -> float:
-    """Infinite where not all values are finite: those that are say little then."""
-    return math.inf if moments.nonfinite else moments.var
 
 
 def watch(

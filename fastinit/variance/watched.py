@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastinit.base import text
 from fastinit.statistics.tensor import Moments
 from fastinit.variance.layers import abbreviated
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass
@@ -133,6 +137,49 @@ class Measured:
             lines + text.reasons([(layer.name, layer.note) for layer in self.layers], self.missing)
         )
 
+    def plot(
+        self,
+        path: Any = None,
+        ax: Axes | None = None,
+        label: str = "",
+        before: Measured | None = None,
+        title: str = "Variance by layer",
+    ) -> Axes:
+        """:func:`fastinit.variance.plots.variance_through_depth`: a picture of the variance by layer.
+
+        Args:
+            before: what was measured earlier, which is drawn hollow: of the layers that are here.
+
+        Raises:
+            ValueError: as the function; ``before`` has none of these layers.
+        """
+        from fastinit.variance.plots import variance_through_depth
+
+        names = [layer.name for layer in self.layers]
+        if before is not None and self.layers and not {*names} & {x.name for x in before.layers}:
+            raise ValueError("before must have layers that are here, but has none of their names")
+        forward, backward = self._variances(names)
+        return variance_through_depth(
+            names,
+            forward,
+            backward,
+            before=None if before is None else before._variances(names),
+            path=path,
+            ax=ax,
+            label=label,
+            title=title,
+            missing=self.missing,
+        )
+
+    def _variances(self, names: Sequence[str]) -> tuple[list[float | None], list[float | None]]:
+        """Of outputs and of gradients; None of layers that have none."""
+        layers = {layer.name: layer for layer in self.layers}
+        found = [layers.get(name) for name in names]
+        return (
+            [None if layer is None else _variance(layer.forward) for layer in found],
+            [None if layer is None else _variance(layer.backward) for layer in found],
+        )
+
     def plain(self) -> dict[str, Any]:
         """Everything as JSON has it: NaN (what is not there) as None, infinities as strings."""
         rows = []
@@ -140,6 +187,11 @@ class Measured:
             plain = {k: _plain(v) for k, v in vars(layer).items()}
             rows.append({**plain, "nonfinite": layer.nonfinite})
         return {"product": _plain(self.product), "layers": rows, "missing": self.missing}
+
+
+def _variance(moments: Moments | None) -> float | None:
+    """Infinite where not all values are finite: those that are say little then."""
+    return None if moments is None else math.inf if moments.nonfinite else moments.var
 
 
 def _plain(value: Any) -> Any:

@@ -188,13 +188,14 @@ NOT_ASKED = {
     "fastinit.stream.reference": "the specification sees what was checked",
     "fastinit.base.number": "tested by all of them",
     "fastinit.variance.plots": "no numbers but those of results",
+    "fastinit.variance.run_plots": "no numbers but those of results",
 }
 """Modules, and why."""
 
 RESULTS = {
     *("Watched", "Measured", "LSUVResult", "Group", "Difference", "Timing"),
     *("Layout", "Written", "Rates", "Law", "Params", "Window", "Request"),
-    *("Scaling", "CoordCheck", "Coordinates", "Slope"),
+    *("Scaling", "Run", "CoordCheck", "Coordinates", "Slope"),
 }
 """Classes that functions make, and callers do not."""
 

@@ -121,6 +121,38 @@ def test_several_models_on_the_same_axes() -> None:
     assert lsuv_(mlp(1), x).plot(ax=ax).get_title() == "Mine"
 
 
+def test_a_watch_is_shown_before_and_after(tmp_path: Path) -> None:
+    model, x = mlp(6), torch.randn(64, 32)
+    with watch(model, gradients=True) as before:
+        model(x).square().mean().backward()
+    lsuv_(model, x)
+    with watch(model, layers=lambda name, module: name in ("0", "4", "10")) as after:
+        model(x)
+    path = tmp_path / "both.png"
+    ax = after.plot(path, before=before)
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    old, gradient, new = entries(ax)
+    assert (old, new) == ("before: output", "after: output")
+    assert gradient.startswith("before: gradient")
+    hollow = {label: line.get_markerfacecolor() == "white" for label, line in entries(ax).items()}
+    assert hollow == {old: True, gradient: True, new: False}
+    assert entries(ax)[old].get_color() == entries(ax)[new].get_color()
+    lines = [
+        line
+        for line in ax.lines
+        if line.get_gid() and line.get_color() == entries(ax)[new].get_color()
+    ]
+    variances = [
+        [w.layers[i].forward.var for i in which]
+        for w, which in ((before, (0, 2, 5)), (after, range(3)))
+    ]
+    assert [list(line.get_ydata()) for line in lines] == variances
+    with watch(strange_net := nn.ModuleDict({"a": nn.Linear(32, 1)})) as strange:
+        strange_net["a"](x)
+    with pytest.raises(ValueError, match="before must have layers that are here"):
+        after.plot(before=strange)
+
+
 def test_what_has_no_place_on_the_axis_is_a_cross_on_its_edge() -> None:
     names = list("abcdef")
     forward = [1.0, 0.0, math.nan, math.inf, 2.0, 0.0]

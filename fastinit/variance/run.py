@@ -1,0 +1,197 @@
+"""A training that was watched, step by step: read from a file of JSON lines, or told as it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from array import array
+from collections.abc import Iterator, MutableSequence
+from dataclasses import fields
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+
+from fastinit.statistics.tensor import Moments
+from fastinit.stream.reference_moments import COUNT, FIELDS, M2, MAX, MEAN, MIN, NONFINITE, ZEROS
+from fastinit.variance.watched import Measured, Watched
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIGNALS = {
+    "forward": "output",
+    "gradient": "gradient of the output",
+    "input": "input",
+    "weight": "weight",
+    "weight_gradient": "gradient of the weight",
+}
+"""What is measured of a layer, and what it is called."""
+
+
+class Run:
+    """What a watch with ``every`` measured in a training: some numbers for each layer and step.
+
+    It is a function of what was :class:`fastinit.variance.watched.Measured`, so that a watch can tell it
+    (``to=run``); :meth:`load` reads what a watch told a file. Memory: 8 bytes for each number.
+
+    Attributes:
+        steps: the numbers of those that were measured, in ascending order.
+        last: what was measured in the last of them, in full; None before there is one.
+        taken_back: how many measurements there were of steps from which a training went back, as to a
+            checkpoint; their numbers are gone.
+
+    >>> from torch import nn
+    >>> from fastinit import watch
+    >>> net, run = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), Run()
+    >>> with watch(net, every=2, to=run) as w:
+    ...     for _ in range(4):
+    ...         _ = net(torch.ones(2, 8))
+    ...         w.step()
+    >>> run.steps, run.layers
+    ([0, 2], ['0', '1'])
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.last: Measured | None = None
+        self.taken_back = 0
+        self._curves: dict[str, MutableSequence[float]] = {}  # by tag; NaN: not measured
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Run:
+        """Reads a file that ``watch(to=path)`` wrote, or writes.
+
+        Its last line is left out if it is not whole, as a crash or a watch that is at it leaves it.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is another kind of file, as its name and the line say, or has no step.
+        """
+        run = cls()
+        with open(path, "rb") as file:
+            for measured in _lines(file, os.fspath(path)):
+                run(measured)
+        if not run.steps:
+            raise ValueError(f"{os.fspath(path)} has no step that was measured")
+        return run
+
+    def __call__(self, measured: Measured) -> None:
+        """Takes up a step. One from which on steps are known already takes their place."""
+        while self.steps and self.steps[-1] >= measured.step:
+            self.steps.pop()
+            self.taken_back += 1
+        known = len(self.steps)
+        scalars = measured.scalars()
+        for tag in scalars.keys() - self._curves.keys():
+            self._curves[tag] = array("d", [math.nan] * known)
+        for tag, curve in self._curves.items():
+            del curve[known:]
+            curve.append(scalars.get(tag, math.nan))
+        self.steps.append(measured.step)
+        self.last = measured
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of those that ran in any step: those of the last one in the order of execution,
+        then the others."""
+        names = [layer.name for layer in self.last.layers] if self.last else []
+        return list(dict.fromkeys(names + sorted(tag.partition("/")[2] for tag in self._curves)))
+
+    @property
+    def signals(self) -> list[str]:
+        """What was measured of layers: of forward, gradient, input, weight and weight_gradient."""
+        found = {tag.partition("/")[0].removesuffix("_std") for tag in self._curves}
+        return [signal for signal in SIGNALS if signal in found]
+
+    def stds(self, signal: str = "forward") -> dict[str, list[float | None]]:
+        """By layer, the standard deviation in each step.
+
+        0: all values were the same; infinite: not all were finite; None: nothing was measured.
+
+        Args:
+            signal: one of :attr:`signals`.
+
+        Raises:
+            ValueError: there is no such signal.
+        """
+        if signal not in self.signals:
+            raise ValueError(f"signal must be one of {', '.join(self.signals)}, but got {signal!r}")
+        return {
+            name: [None if math.isnan(value) else value for value in curve]
+            for name in self.layers
+            if (curve := self._curves.get(f"{signal}_std/{name}")) is not None
+        }
+
+    def heat_map(
+        self, path: Any = None, ax: Axes | None = None, signal: str = "forward", title: str = ""
+    ) -> Axes:
+        """:func:`fastinit.variance.run_plots.heat_map`: layers by steps, in colours.
+
+        Args:
+            signal: one of :attr:`signals`.
+
+        Raises:
+            ValueError: as the function; there is no such signal.
+        """
+        from fastinit.variance.run_plots import heat_map
+
+        stds, what = self.stds(signal), SIGNALS[signal]
+        said = title or f"Standard deviation of the {what}"
+        return heat_map(
+            list(stds), self.steps, list(stds.values()), "std", path=path, ax=ax, title=said
+        )
+
+
+def _lines(file: IO[bytes], name: str) -> Iterator[Measured]:
+    for number, line in enumerate(file, 1):
+        try:
+            yield _measured(json.loads(line))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if number > 1 and not line.endswith(b"\n"):
+                return  # it was cut short
+            raise ValueError(
+                f"{name}, line {number}, is not what a watch writes (to=): "
+                f"{type(error).__name__}: {error}"[:300]
+            ) from error
+
+
+def _measured(line: Any) -> Measured:
+    """The inverse of :meth:`fastinit.variance.watched.Measured.plain`.
+
+    Standard deviations are right to the last digits of float64.
+    """
+    rows = line["layers"]
+    held = [(row, key) for row in rows for key, value in row.items() if isinstance(value, dict)]
+    raws = torch.tensor([_raw(row[key]) for row, key in held], dtype=torch.float64)
+    for (row, key), moments in zip(held, Moments.of_rows(raws.view(-1, FIELDS))):
+        row[key] = moments
+    layers = []
+    for row in rows:
+        known: dict[str, Any] = {
+            name: _float(row[name]) if is_number else row[name] for name, is_number in _OF_A_LAYER
+        }
+        layers.append(Watched(**known))
+    return Measured(int(line["step"]), layers, dict(line["missing"]))
+
+
+_OF_A_LAYER = [(field.name, field.type == "float") for field in fields(Watched)]
+"""Its attributes, and which of them are numbers, of which JSON has no NaN and no infinity."""
+
+
+def _raw(plain: dict[str, Any]) -> list[float]:
+    """Raw moments of what is plain."""
+    count, mean, var, low, high, zeros, nonfinite = (
+        _float(plain[field])
+        for field in ("count", "mean", "var", "min", "max", "zeros", "nonfinite")
+    )
+    raw = [0.0] * FIELDS
+    raw[COUNT], raw[MIN], raw[MAX], raw[ZEROS], raw[NONFINITE] = count, low, high, zeros, nonfinite
+    raw[MEAN] = mean if count else 0.0
+    raw[M2] = var * (count - 1) if count > 1 else 0.0
+    return raw
+
+
+def _float(plain: Any) -> float:
+    """As JSON had it."""
+    return math.nan if plain is None else float(plain)
