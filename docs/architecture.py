@@ -33,7 +33,6 @@ FLOORS = (
     "frameworks",
     "command",
     "patching",
-    "lightning",
     "fastinit",
 )
 """Rooms, and modules that are a room of their own, from the bottom to what users call by name."""

@@ -35,7 +35,9 @@ PAGES = {
     "fastinit.command.models": "models by configuration or name",
     "fastinit.variance.plots": "pictures by layer",
     "fastinit.variance.run_plots": "pictures by step",
-    "fastinit.lightning": "a callback for Lightning",
+    "fastinit.frameworks.lightning": "a callback for Lightning that watches",
+    "fastinit.frameworks.transformers": "a callback for transformers' Trainer that watches",
+    "fastinit.frameworks.accelerate": "watching what Accelerate prepared",
     "fastinit.fills.fans": "fans, gains and standard deviations from shapes",
     "fastinit.stream.laws": "the distributions",
     "fastinit.base.number": "what is taken for a number, and the errors of what is none",
@@ -45,7 +47,11 @@ PAGES = {
 }
 """Module to what it is for; the others are the inside."""
 
-NEEDS = {"fastinit.lightning": ("lightning", "pytorch_lightning")}
+NEEDS = {
+    "fastinit.frameworks.lightning": ("lightning", "pytorch_lightning"),
+    "fastinit.frameworks.transformers": ("accelerate",),
+    "fastinit.frameworks.accelerate": ("accelerate",),
+}
 """Modules that are left out where none of these is installed."""
 
 _RULE = re.compile(r"=+(?: =+)+")

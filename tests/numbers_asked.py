@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -164,10 +166,20 @@ def transferred(factor: Any) -> Tensor:
     return model[0].weight.detach()
 
 
-def monitored(value: Any) -> int:
-    from fastinit.lightning import VarianceMonitor
+def monitored(framework: str, value: Any) -> int:
+    module = importlib.import_module(f"fastinit.frameworks.{framework}")
+    every: int = module.VarianceMonitor(value).every
+    return every
 
-    return VarianceMonitor(value).every_n_batches
+
+def accelerated(value: Any) -> int:
+    from accelerate import Accelerator
+
+    from fastinit.frameworks.accelerate import watch
+
+    model = net()
+    w = watch(Accelerator(cpu=True), model, torch.optim.SGD(model.parameters(), 0.1), every=value)
+    return w._steps.every
 
 
 def recorded(given: Any) -> Tensor:
@@ -387,9 +399,13 @@ ARGUMENTS |= {
     "fastinit.coord_check:seeds": Argument(lambda v: coordinates(seeds=v), at_least(1), whole=True),
     "fastinit.coord_check:lr": Argument(lambda v: coordinates(lr=v), positive, optional=True),
     "fastinit.coord_check:tolerance": Argument(lambda v: coordinates(tolerance=v), positive),
-    "fastinit.lightning.VarianceMonitor:every_n_batches": Argument(
-        monitored, at_least(1), whole=True
+    "fastinit.frameworks.lightning.VarianceMonitor:every": Argument(
+        partial(monitored, "lightning"), at_least(1), whole=True
     ),
+    "fastinit.frameworks.transformers.VarianceMonitor:every": Argument(
+        partial(monitored, "transformers"), at_least(1), whole=True
+    ),
+    "fastinit.frameworks.accelerate.watch:every": Argument(accelerated, at_least(1), whole=True),
     # models
     "fastinit.deferred:seed": Argument(recorded, seed, whole=True),
     "fastinit.fill_missing_:seed": Argument(

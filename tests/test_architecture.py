@@ -143,6 +143,7 @@ TRANSFORMERS = (
     "recipes",
     "checkpoint.entries",
     "command.models",
+    "frameworks.transformers",
     "patching",
 )
 """Who may name it; layer_kinds asks for its Conv1D;

@@ -1,6 +1,8 @@
-"""Where other projects keep their shards, and how they say what weights shall be: a file for each.
+"""Where other projects keep their shards, how they say what weights shall be, and how they train: a file
+for each.
 
-In: a model, as a framework built and split it. Out: a Part for each of its parameters, or a Plan.
+In: a model, as a framework built, split or trains it. Out: a Part for each of its parameters, a Plan, or
+a watch.
 It may import base, elements, stream, backends, fills, init, statistics, plan, record, recipes,
 variance, checkpoint.
 

@@ -95,6 +95,11 @@ class Watch:
         stack, self._stack = self._stack, None
         stack.__exit__(kind, error, trace)
 
+    @property
+    def is_entered(self) -> bool:
+        """Whether its block is open."""
+        return self._stack is not None
+
     def step(self) -> None:
         """The end of a training step, of a watch with ``every``: after the optimizer's.
 
@@ -113,6 +118,18 @@ class Watch:
             )
         self._next()
 
+    def pause(self) -> None:
+        """Until :meth:`resume` or the next step, nothing is measured: of an evaluation between steps,
+        say. No hooks are there meanwhile. Outside of the block it does nothing."""
+        if self._hooks is not None:
+            self._hooks.close()
+
+    def resume(self) -> None:
+        """Ends a :meth:`pause`; without one, it does nothing."""
+        if self._block is not None and self._hooks is not None:
+            self._hooks.close()
+            self._hook(self._block)
+
     def _before_optimizer(self, *_: object) -> None:
         if self._block is not None:
             self._block.measure_weight_gradients()
@@ -130,8 +147,11 @@ class Watch:
             self._open()
 
     def _open(self) -> None:
+        """A block of its own."""
+        self._hook(Block(self.asked))
+
+    def _hook(self, block: Block) -> None:
         """Hooks that measure."""
-        block = Block(self.asked)
         with ExitStack() as hooks:
             for target in self._targets:
                 for hook in block.hook(target):

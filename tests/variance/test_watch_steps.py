@@ -86,6 +86,30 @@ def test_a_step_without_an_end_is_not_told() -> None:
     assert [measured.step for measured in told] == [0, 8]
 
 
+def test_what_runs_while_it_pauses_does_not_count() -> None:
+    model, told = mlp(), list[Measured]()
+    plain = hooks(model)
+
+    def evaluate(number: int) -> None:
+        w.pause()
+        w.pause()
+        assert hooks(model) == plain
+        model(torch.randn(8, 32))
+        w.resume()
+
+    w = watch(model, gradients=True, every=2, to=told.append)
+    with w:
+        train(w, model, 4, evaluate)
+        evaluate(4)
+        w.resume()
+        train(w, model, 1)
+    assert [measured.step for measured in told] == [0, 2, 4]
+    assert [layer.calls for measured in told for layer in measured.layers] == [1] * 12
+    assert hooks(model) == plain
+    w.resume()  # of a block that is over
+    assert hooks(model) == plain
+
+
 def test_curves_are_drawn_by_a_summary_writer() -> None:
     class Writer:
         def __init__(self) -> None:
