@@ -186,6 +186,18 @@ def test_ranks_wait_for_those_alone_that_take_part(case: str) -> None:
     assert len(group_of.gathered(None, [])) == 4
 
 
+def groups() -> int:
+    """Makes some; how many there were."""
+    there = len(dist.distributed_c10d._world.pg_map)
+    init_device_mesh("cpu", (2, 2))
+    return there
+
+
+def test_groups_end_with_the_test_that_made_them() -> None:
+    assert pool(4).run(groups) == [1] * 4
+    assert pool(4).run(groups) == [1] * 4
+
+
 # --- an error on one is an error on all ----------------------------------------------------------
 
 

@@ -206,7 +206,10 @@ def test_parts_are_refused_by_name(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_a_model_with_a_part_is_refused_whole(kind: str, tmp_path: Path) -> None:
+def test_a_model_with_a_part_is_refused_whole(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_of, "PATIENCE", 0.01)  # nobody is there to hear it
     make, message = PARTS[kind]
     with as_rank(1):
         model = one(torch.zeros(4))

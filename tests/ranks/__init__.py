@@ -8,8 +8,8 @@
 
 One process imports torch, what FSDP2 imports late, and fastinit; ranks are forked from it, which is
 cheap. The ranks of one size stay, so that a call takes a millisecond, until one fails: then there are
-new ones. What a test does to its rank (meshes, generators) should not matter to others; ``Ranks(4)`` as
-a context gives processes that nobody else has, to be killed.
+new ones. The groups that a test makes end with it; what else it does to its rank (generators) should not
+matter to others. ``Ranks(4)`` as a context gives processes that nobody else has, to be killed.
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ class Ranks:
                     until = min(until, time.monotonic() + GRACE)
         if len(answers) < self.size or not all(good for good, _ in answers.values()):
             self.close()
+        for end in self._ends:
+            end.send(None)
         silent = (False, "gave no answer, and was killed")
         return [answers.get(rank, silent) for rank in range(self.size)]
 
@@ -212,10 +214,14 @@ def _be(rank: int, size: int, store: str, address: str) -> None:
         )
         while True:
             try:
-                path, folder, task = end.recv()
+                order = end.recv()
             except EOFError:
                 os._exit(0)
+            if order is None:
+                _leave_groups()
+                continue
             try:
+                path, folder, task = order
                 sys.path[:] = path
                 os.chdir(folder)
                 module, name, args, kwargs = pickle.loads(task)
@@ -224,6 +230,20 @@ def _be(rank: int, size: int, store: str, address: str) -> None:
             except BaseException:
                 answer = pickle.dumps((False, traceback.format_exc()))
             end.send_bytes(answer)
+
+
+def _leave_groups() -> None:
+    """Ends what groups there are beside the world's: of gloo, each wakes a hundred times a second.
+
+    Torch remembers how it dispatched DTensors, with their meshes.
+    """
+    import torch.distributed as dist
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+    _clear_sharding_prop_cache()
 
 
 def _found(module: str, name: str) -> Callable[..., Any]:

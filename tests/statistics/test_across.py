@@ -1,6 +1,5 @@
 """Moments across ranks: those of the full tensor, whoever holds what of it; on real processes."""
 
-import functools
 import re
 from collections.abc import Callable
 
@@ -26,8 +25,6 @@ from fastinit.stream.reference_moments import COUNT, MAX, MEAN, MIN, NONFINITE, 
 
 WORLD = 4
 EXACT = [COUNT, MIN, MAX, ZEROS, NONFINITE]
-
-mesh_of = functools.cache(init_device_mesh)  # on each rank, whose processes stay
 
 
 def values(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -79,7 +76,10 @@ def measured(
     mesh: tuple[int, ...], placements: list[str], shape: tuple[int, ...], dim: int | None
 ) -> torch.Tensor:
     x = distribute_tensor(
-        values(shape), mesh_of("cpu", mesh), [eval(p) for p in placements], src_data_rank=None
+        values(shape),
+        init_device_mesh("cpu", mesh),
+        [eval(p) for p in placements],
+        src_data_rank=None,
     )
     return raw(moments(x, dim=dim))
 
@@ -96,7 +96,7 @@ def test_a_dtensors_moments_are_the_full_tensors(layout) -> None:
 
 @on_ranks(WORLD)
 def test_many_tensors_need_one_collective_for_each_dimension_that_cuts() -> None:
-    square, row = mesh_of("cpu", (2, 2)), mesh_of("cpu", (4,))
+    square, row = init_device_mesh("cpu", (2, 2)), init_device_mesh("cpu", (4,))
     cut: list[tuple[DeviceMesh, list[Placement]]] = [
         (square, [Shard(0), Shard(1)]),
         (row, [Shard(0)]),
@@ -144,7 +144,7 @@ def test_a_rank_outside_of_the_mesh_has_nothing_and_waits_for_nobody() -> None:
 @pytest.mark.parametrize("dim", [None, 0, 1])
 @on_ranks(WORLD)
 def test_replicas_that_differ_are_an_error_on_all_ranks(placements, dim: int | None) -> None:
-    mesh, rank = mesh_of("cpu", (2, 2)), dist.get_rank()
+    mesh, rank = init_device_mesh("cpu", (2, 2)), dist.get_rank()
     local = torch.ones(2, 3)
     if rank == 3:
         local.view(-1)[4] += 1e-7  # one bit
@@ -169,7 +169,7 @@ def test_what_a_smaller_mesh_has_counts_where_it_is() -> None:
 
 @on_ranks(WORLD)
 def test_what_cannot_be_measured_is_an_error_on_all_ranks_and_leaves_nobody_waiting() -> None:
-    mesh, rank = mesh_of("cpu", (2, 2)), dist.get_rank()
+    mesh, rank = init_device_mesh("cpu", (2, 2)), dist.get_rank()
     x = DTensor.from_local(torch.ones(2, 3), mesh, [Partial(), Shard(0)], run_check=False)
     assert re.match(r"NotImplementedError: .*Partial", raised(lambda: moments(x)))
     freed = DTensor.from_local(torch.ones(2, 3), mesh, [Shard(1), Shard(0)], run_check=False)
@@ -201,7 +201,7 @@ def test_batches_add_up() -> None:
     micro = moments(mine[:1]).merge(moments(mine[1:]))
     for group, rows in (
         (None, full),
-        (mesh_of("cpu", (2, 2)), full),
+        (init_device_mesh("cpu", (2, 2)), full),
         (dist.group.WORLD, full),
         (
             DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("a", "b"))["b"],
