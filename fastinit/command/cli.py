@@ -1,4 +1,5 @@
-"""Commands: ``python -m fastinit info``, and ``init``, ``inspect``, ``coord-check`` or ``write MODEL``.
+"""Commands: ``python -m fastinit info``, ``report STATS``, and ``init``, ``inspect``, ``coord-check`` or
+``write MODEL``.
 
 All that take a model name it alike, take its seed, dtype and a saved plan alike, and put what they make
 where ``--out`` says.
@@ -32,6 +33,7 @@ from fastinit.command.asked import (
     Threads,
 )
 from fastinit.plan.parameters import distinct_parameters, held
+from fastinit.variance.run import Run
 from fastinit.variance.watch import Watch, watch
 
 
@@ -171,6 +173,30 @@ def inspect_command(
 
 
 app.command("coord-check")(coord.coord_command)
+
+
+@app.command("report")
+def report_command(
+    measured: Annotated[
+        Path, typer.Argument(metavar="STATS", help="The file of JSON lines that watch(to=) wrote.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; by default beside STATS, with the ending .html.")
+    ] = None,
+) -> None:
+    """Makes a page of HTML of a training that was watched: one file, which needs no network.
+
+    Example: python -m fastinit report stats.jsonl --out report.html
+    """
+    from fastinit.variance.run_report import summary
+
+    out = out or measured.with_suffix(".html")
+    options.file("--out", out)
+    run = Run.load(measured)
+    if out.exists() and out.samefile(measured):
+        raise ValueError(f"--out {out} is the file that is read")
+    run.report(out, measured.name)
+    typer.echo(text.pairs({**summary(run), "page": out}))
 
 
 @app.command("write")

@@ -142,6 +142,22 @@ class Run:
             list(stds), self.steps, list(stds.values()), "std", path=path, ax=ax, title=said
         )
 
+    def report(self, path: str | os.PathLike[str], title: str = "A training, watched") -> None:
+        """Writes a page of HTML that says what was measured: one file, which needs no network.
+
+        A summary, heat maps, curves of the layers that changed most, and a table of the last step.
+
+        Raises:
+            ImportError: matplotlib is not there.
+            OSError: the file cannot be written.
+            ValueError: there is no step yet.
+        """
+        from fastinit.base.files import replacing
+        from fastinit.variance.run_report import page
+
+        with replacing(path) as file:
+            file.write(page(self, title).encode())
+
 
 def _lines(file: IO[bytes], name: str) -> Iterator[Measured]:
     for number, line in enumerate(file, 1):

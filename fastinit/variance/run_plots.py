@@ -9,7 +9,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from fastinit.variance import plot_style as style
-from fastinit.variance.plot_style import LOST, RULE, End
+from fastinit.variance.plot_style import GREY, LOST, End
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLUMNS = 400  # of steps: of more, several are one
 TICKS = 10  # steps that have their number below
 MARKED = 40  # steps that are points on a curve
-HIGH = 72  # layers that have a row as high as a name
+HIGH = 56  # layers that have a row as high as a name
 NONE = "#0f172a"
 """Of what has no variance."""
 COLOURS = ("#c2410c", "#0e7490", "#7e22ce", "#4d7c0f", "#be185d", "#475569")
@@ -77,7 +77,7 @@ def heat_map(
             aspect="auto",
             interpolation="nearest",
             norm=LogNorm(low, high),
-            cmap=colormaps["viridis"].with_extremes(under=NONE, over=LOST, bad=RULE),
+            cmap=colormaps["viridis"].with_extremes(under=NONE, over=LOST, bad=GREY),
         )
         bar = made.colorbar(image, ax=ax, label=what, pad=0.02, aspect=max(20.0, 6 * height))
         style.set_ticks(bar.ax.yaxis, low, high)
@@ -91,10 +91,11 @@ def heat_map(
     said = {
         "no variance": (0.0, NONE),
         "inf or NaN": (math.inf, LOST),
-        "not measured": (None, RULE),
+        "not measured": (None, GREY),
     }
     there = {label: colour for label, (value, colour) in said.items() if value in found}
-    style.legend_below(made, [Patch(color=colour, label=label) for label, colour in there.items()])
+    patches = [Patch(facecolor=c, edgecolor=GREY, label=label) for label, c in there.items()]
+    style.legend_below(made, patches)
     style.save(made, path)
     return ax
 

@@ -1,0 +1,215 @@
+"""A run as a page of HTML: one file without scripts, which loads nothing, in light and in dark."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from fastinit.base import text
+from fastinit.variance import plot_style as style
+from fastinit.variance.run_plots import COLOURS, curves, heat_map
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from fastinit.variance.run import Run
+
+WORST = 6  # layers that have a curve
+INK = "#010203"
+"""In place of a colour that the page chooses, as it is light or dark."""
+DARK = ("#fb923c", "#22d3ee", "#c084fc", "#a3e635", "#f472b6", "#94a3b8")
+"""Of curves, where the page is dark."""
+DRAWN = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    "svg.fonttype": "none",
+}
+
+CSS = """
+:root { color-scheme: light dark; --ink: #0f172a; --soft: #475569; --rule: #e2e8f0; --page: #fff; LIGHT }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e2e8f0; --soft: #94a3b8; --rule: #334155; --page: #0f172a; DARK }
+}
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1rem; max-width: 64rem; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: 0 }
+dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
+.wide { overflow-x: auto }
+svg { display: block; width: 100%; min-width: 38rem; height: auto; color: var(--ink) }
+svg text { font-family: system-ui, sans-serif !important }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--rule) }
+th { color: var(--soft); font-weight: 600 }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page) }
+td:nth-child(2), th:nth-child(2) { text-align: left }
+.bad { color: light-dark(#be185d, #f472b6); font-weight: 600 }
+li { overflow-wrap: anywhere }
+@media (max-width: 30rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } }
+"""
+
+
+def summary(run: Run) -> dict[str, str]:
+    """What is said first of a run, by a word or two.
+
+    Raises:
+        ValueError: it has no step yet.
+    """
+    if run.last is None:
+        raise ValueError("the run has no step that was measured")
+    units = sum(layer.units for layer in run.last.layers)
+    dead = {layer.name: layer.dead for layer in run.last.layers if layer.dead}
+    most = max(dead, key=lambda name: dead[name], default="")
+    said = {
+        "steps": f"{len(run.steps)} measured, {run.steps[0]} to {run.steps[-1]}",
+        "layers": text.count(len(run.layers)),
+        "dead units": f"{sum(dead.values())} of {units} in the last step"
+        + (f", most in {most} ({dead[most]})" if dead else ""),
+        "inf or NaN": _first_lost(run),
+    }
+    if run.taken_back:
+        said["taken back"] = (
+            f"{text.counted('step', run.taken_back)}, measured again later or undone"
+        )
+    if run.last.missing:
+        said["not measured"] = text.counted("layer", len(run.last.missing))
+    return said
+
+
+def worst(stds: Mapping[str, Sequence[float | None]], most: int = WORST) -> list[str]:
+    """The layers that lost their variance or had inf or NaN, then those that moved most from their first
+    step."""
+    return sorted(stds, key=lambda name: _moved(stds[name]), reverse=True)[:most]
+
+
+def page(run: Run, title: str) -> str:
+    """The whole file.
+
+    Raises:
+        ImportError: matplotlib is not there.
+        ValueError: the run has no step yet.
+    """
+    from fastinit.variance.run import SIGNALS
+
+    said = summary(run)
+    parts = [f"<h1>{escape(title)}</h1>", _pairs(said)]
+    shown = [signal for signal in ("forward", "gradient") if signal in run.signals]
+    with style.matplotlib("style").context(DRAWN):
+        for signal in shown:
+            stds, of = run.stds(signal), f"std of the {SIGNALS[signal]}"
+            drawn = heat_map(list(stds), run.steps, list(stds.values()), "std", title=" ")
+            parts += [f"<h2>Layers by steps: {of}</h2>", _svg(drawn)]
+            chosen = {name: stds[name] for name in worst(stds)}
+            heading = "The layers that changed most" if len(stds) > WORST else "By step"
+            parts += [
+                f"<h2>{heading}: {of}</h2>",
+                _svg(curves(run.steps, chosen, "std", title=" ")),
+            ]
+    parts += [f"<h2>Step {run.steps[-1]}</h2>", _table(run), _notes(run)]
+    colours = (
+        " ".join(f"--c{i}: {colour};" for i, colour in enumerate(some)) for some in (COLOURS, DARK)
+    )
+    css = CSS.replace("LIGHT", next(colours)).replace("DARK", next(colours))
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>\n<style>{css}</style>",
+            *parts,
+            "</html>\n",
+        ]
+    )
+
+
+def _first_lost(run: Run) -> str:
+    """Where and when values were first not finite."""
+    for signal in run.signals:
+        stds = run.stds(signal)
+        for at, step in enumerate(run.steps):
+            if names := [name for name, curve in stds.items() if curve[at] == math.inf]:
+                more = f" and {text.counted('other', len(names) - 1)}" if len(names) > 1 else ""
+                return f"from step {step} on, first in {names[0]} ({signal}){more}"
+    return "none"
+
+
+def _moved(curve: Sequence[float | None]) -> float:
+    """By how many e-folds at most; infinite if it left the axis."""
+    known = [value for value in curve if value is not None]
+    if any(not 0 < value < math.inf for value in known):
+        return math.inf
+    return max((abs(math.log(value / known[0])) for value in known), default=0.0)
+
+
+def _svg(ax: Axes) -> str:
+    """A picture within the page, in whose colours it is."""
+    written = io.StringIO()
+    drawn = ax.figure
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with style.matplotlib("style").context({"svg.hashsalt": "fastinit"}):
+        drawn.savefig(written, format="svg", metadata=nothing)  # type: ignore[union-attr]
+    image = written.getvalue()
+    image = image[image.index("<svg") :]
+    for size in ("width", "height"):  # the page's
+        image = re.sub(rf'^(<svg[^>]*?) {size}="[^"]*"', r"\1", image)
+    image = re.sub(r'<g id="[^"]*"', "<g", image)  # the same in each picture
+    css = {INK: "currentColor", style.RULE: "var(--rule)"}
+    css |= {colour: f"var(--c{i})" for i, colour in enumerate(COLOURS)}
+    for colour, variable in css.items():
+        image = image.replace(colour, variable)
+    return f'<div class="wide">{image}</div>'
+
+
+def _pairs(said: Mapping[str, str]) -> str:
+    items = (f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in said.items())
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def _table(run: Run) -> str:
+    """The layers in the last step."""
+    assert run.last is not None
+    first = {name: curve[0] for name, curve in run.stds().items()}
+    head = ["layer", "kind", "std", "since the first", "gradient", "weight", "dead", "inf/NaN"]
+    rows = []
+    for layer in run.last.layers:
+        stds = layer.stds()
+        now, begun = stds.get("forward_std"), first[layer.name]
+        since = f"× {now / begun:.3g}" if now and begun and begun < math.inf else ""
+        rows.append(
+            [
+                layer.name or "the model",
+                layer.kind,
+                _digits(now),
+                since,
+                _digits(stds.get("gradient_std")),
+                _digits(stds.get("weight_std")),
+                f"{layer.dead} of {layer.units}" if layer.units else "",
+                str(layer.nonfinite or ""),
+            ]
+        )
+    lines = [_row("th", head), *(_row("td", row, bool(row[-1])) for row in rows)]
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _row(cell: str, said: Iterable[str], is_bad: bool = False) -> str:
+    cells = "".join(f"<{cell}>{escape(one)}</{cell}>" for one in said)
+    return f"<tr{' class=bad' if is_bad else ''}>{cells}</tr>\n"
+
+
+def _notes(run: Run) -> str:
+    """What is to be said of layers."""
+    assert run.last is not None
+    notes = {layer.name: layer.note for layer in run.last.layers if layer.note}
+    found = [(name or "the model", why) for name, why in {**notes, **run.last.missing}.items()]
+    items = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in found)
+    return f"<h2>Notes</h2><ul>{items}</ul>" if items else ""
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

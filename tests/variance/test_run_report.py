@@ -1,0 +1,134 @@
+"""The report of a run: what it says is what was measured, in one file that loads nothing."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from watching import mlp
+
+pytest.importorskip("matplotlib")
+
+from fastinit.variance.run import Run
+from fastinit.variance.run_report import summary, worst
+from fastinit.variance.watch import watch
+
+
+class Page(HTMLParser):
+    """What a page consists of; raises where a tag is closed that is not open."""
+
+    EMPTY = ("meta", "path", "use", "image", "rect", "circle", "line", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.EMPTY:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    """A training whose last steps have values that are not finite, and a layer with dead units."""
+    torch.manual_seed(0)
+    model, run = nn.ModuleDict({"<b>&": mlp(9)}), Run()
+    net = model["<b>&"]
+    net[4].weight.data[:5] = 0
+    net[4].bias.data[:5] = 0
+    with watch(model, gradients=True, every=2, to=run) as w:
+        for number in range(8):
+            if number == 4:
+                net[12].weight.data[0, 0] = float("inf")
+            net(torch.randn(8, 32)).square().mean().backward()
+            net[0].weight.data.mul_(1.5)
+            w.step()
+    return run
+
+
+def test_a_report_says_what_was_measured(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    run.report(path, "of <us>")
+    text = path.read_text()
+    page = Page(text)
+    assert page.open == []
+    assert "<h1>of &lt;us&gt;</h1>" in text
+    assert text.count("<svg") == 4
+    assert run.last is not None
+    head, *rows = page.rows
+    assert head[:3] == ["layer", "kind", "std"]
+    assert [row[0] for row in rows] == [layer.name for layer in run.last.layers]
+    for row, layer in zip(rows, run.last.layers):
+        first = run.stds()[layer.name][0]
+        std = "inf" if layer.forward.nonfinite else f"{layer.forward.std:.3g}"
+        assert row[2] == std
+        if std != "inf":
+            assert row[3] == f"× {layer.forward.std / first:.3g}"
+        assert row[6] == f"{layer.dead} of 32"
+        assert row[7] == (str(layer.nonfinite) if layer.nonfinite else "")
+    assert run.last.layers[2].dead >= 5
+    assert any(row[7] for row in rows)
+
+
+def test_it_loads_nothing_and_runs_nothing(run: Run, tmp_path: Path) -> None:
+    run.report(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    for tag, name, value in Page(text).attributes:
+        assert tag != "script"
+        assert not name.startswith("on")
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith(("#", "data:image/png")), value
+    assert not re.search(r"@import|url\((?!#)", text)
+    hosts = re.findall(r"\w+://[^\"' )]+", text)
+    assert set(hosts) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names
+    assert "prefers-color-scheme: dark" in text
+    for used in set(re.findall(r"var\((--\w+)\)", text)):
+        assert len(re.findall(rf"{used}: ", text)) == 2  # once for each
+    assert "#010203" not in text
+
+
+def test_the_summary_is_short(run: Run) -> None:
+    said = summary(run)
+    assert said["steps"] == "4 measured, 0 to 6"
+    assert said["layers"] == "9"
+    assert said["dead units"].startswith(f"{sum(layer.dead for layer in run.last.layers)} of 288")
+    assert said["inf or NaN"].startswith("from step 4 on, first in <b>&.12 (forward) and 2 others")
+    assert "taken back" not in said
+    with pytest.raises(ValueError, match="no step"):
+        summary(Run())
+
+
+def test_layers_that_moved_most_come_first() -> None:
+    stds = {
+        "still": [1.0, 1.0],
+        "unknown": [None, None],
+        "grew": [1.0, 10.0, 2.0],
+        "shrank": [1.0, 0.01],
+        "gone": [1.0, 0.0],
+        "lost": [1.0, float("inf")],
+    }
+    assert worst(stds) == ["gone", "lost", "shrank", "grew", "still", "unknown"]
+    assert worst(stds, 2) == ["gone", "lost"]
