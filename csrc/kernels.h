@@ -110,11 +110,19 @@ typedef void Accumulate(const void* x, int dtype, int64_t steps, int64_t pitch, 
                         double pivot, Sums& sums);
 extern Accumulate accumulate_baseline, accumulate_avx2, accumulate_avx512;
 
+struct PowerSums;  // cpu/moments.h
+
+// The same for what is measured on request, of finite values, in float64 around the pivot of each lane.
+typedef void AccumulatePowers(const void* x, int dtype, int64_t steps, int64_t pitch,
+                              const double* pivots, PowerSums& sums);
+extern AccumulatePowers powers_baseline, powers_avx2, powers_avx512;
+
 // The instruction sets of this build, best first; `usable` if this machine has it.
 struct Isa {
   const char* name;
   FillTile* fill_tile;
   Accumulate* accumulate;
+  AccumulatePowers* powers;
   bool usable;
 };
 extern const Isa ISAS[];

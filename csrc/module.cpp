@@ -118,9 +118,10 @@ typedef std::tuple<int, uintptr_t, Ints, Ints, bool, uintptr_t> Asked;
 
 struct Readings {
   std::vector<Read> reads;
-  std::vector<Moments*> results;
+  std::vector<double*> results;
+  bool higher;
 
-  explicit Readings(const std::vector<Asked>& readings) {
+  Readings(const std::vector<Asked>& readings, bool higher_too) : higher(higher_too) {
     for (const auto& [dtype, data, size, stride, by_column, result] : readings) {
       if (size.empty() || size.size() > MAX_DIMS || size.size() != stride.size())
         throw std::invalid_argument("a tensor has 1 to " + std::to_string(MAX_DIMS) +
@@ -130,15 +131,17 @@ struct Readings {
       Read r{reinterpret_cast<const void*>(data), dtype, by_column, (int)size.size(), {}, {}};
       for (int d = 0; d < r.dims; ++d) r.size[d] = size[d], r.stride[d] = stride[d];
       reads.push_back(r);
-      results.push_back(reinterpret_cast<Moments*>(result));
+      results.push_back(reinterpret_cast<double*>(result));
     }
   }
   void measure(int threads) const {
-    moments_many_cpu(*chosen, reads.data(), results.data(), (int64_t)reads.size(), threads);
+    moments_many_cpu(*chosen, reads.data(), results.data(), higher, (int64_t)reads.size(), threads);
   }
 #ifdef FASTINIT_CUDA
   std::vector<Reading> numbered() const {
-    return number(reads.data(), results.data(), (int64_t)reads.size());
+    std::vector<Moments*> to;
+    for (double* result : results) to.push_back(reinterpret_cast<Moments*>(result));
+    return number(reads.data(), to.data(), (int64_t)reads.size());
   }
 #endif
 };
@@ -176,7 +179,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("fill_contiguous", &fill_contiguous);
   m.def("fill_many", &fill_many);
   py::class_<Readings>(m, "Readings")
-      .def(py::init<const std::vector<Asked>&>())
+      .def(py::init<const std::vector<Asked>&, bool>(), py::arg("readings"),
+           py::arg("higher") = false)
 #ifdef FASTINIT_CUDA
       .def_property_readonly("scratch_bytes",
                              [](const Readings& r) { return scratch_bytes(r.numbered()); })

@@ -54,6 +54,41 @@ FASTINIT_FN Moments merge(const Moments& a, const Moments& b) {
   return m;
 }
 
+// What is measured on request, of the finite values as well.
+struct Higher {
+  double sizes, least;  // the sum of absolute values, and the least of them above 0
+  double m3, m4;        // sums of third and fourth powers of distances from the mean
+};
+
+FASTINIT_FN Higher nothing_higher() { return {0, INFINITY, 0, 0}; }
+
+// What is too large for float64 is infinite, also where two such parts would give NaN.
+FASTINIT_FN double or_infinity(double x) { return x - x == 0 ? x : INFINITY; }
+
+// Pebay, "Formulas for robust, one-pass parallel computation of covariances and arbitrary-order statistical
+// moments" (2008, SAND2008-6212). `x` and `y` are what is on request of a and b.
+FASTINIT_FN Higher merge(const Moments& a, const Higher& x, const Moments& b, const Higher& y) {
+  if (a.count == 0 || b.count == 0) return b.count == 0 ? x : y;
+  const double n = a.count + b.count, p = a.count / n, q = b.count / n, step = b.mean - a.mean;
+  const double apart = step * (a.count * q) * step;
+  const double m3 = step * (apart * (p - q)) + 3 * step * (p * b.m2 - q * a.m2);
+  const double m4 = step * (step * (apart * (p * p - p * q + q * q))) +
+                    step * (6 * step * (p * p * b.m2 + q * q * a.m2)) +
+                    4 * step * (p * y.m3 - q * x.m3);
+  return {x.sizes + y.sizes, x.least < y.least ? x.least : y.least, or_infinity(x.m3 + y.m3 + m3),
+          or_infinity(x.m4 + y.m4 + m4)};
+}
+
+// From sums of powers of distances from a pivot near the mean, of which `first` is the sum of the distances.
+FASTINIT_FN Higher higher_of(const Moments& m, double sizes, double least, double first,
+                             double cubes, double fourths) {
+  if (m.count == 0) return nothing_higher();
+  const double n = m.count, off = first / n;
+  const double m3 = cubes - off * (3 * m.m2 + n * off * off);
+  const double m4 = fourths - off * (4 * m3 + off * (6 * m.m2 + n * off * off));
+  return {sizes, least, or_infinity(m3), or_infinity(m4)};
+}
+
 // What sums tell rightly, if they are `wide`, in float64: values of which the largest lies between
 // `least` and `most`, and a variance that is not less than `left` of the mean square.
 struct Trust {
@@ -110,7 +145,7 @@ static inline Work work_of(const Read& r) {
 }
 
 // Measures any number of reads in one parallel region of at most `threads` threads. Each read has one
-// result, or one for each of its columns, where `results` of it points to. The order of all sums is
-// fixed: the number of threads changes no bit.
-void moments_many_cpu(const Isa& isa, const Read* reads, Moments* const* results, int64_t count,
-                      int threads);
+// result, or one for each of its columns, where `results` of it points to: Moments, or if they are
+// `higher`, these and Higher behind them. The order of all sums is fixed: the number of threads changes no bit.
+void moments_many_cpu(const Isa& isa, const Read* reads, double* const* results, bool higher,
+                      int64_t count, int threads);

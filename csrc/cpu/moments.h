@@ -9,6 +9,11 @@ struct Sums {
   double sum[LANES], squares[LANES], min[LANES], max[LANES], zeros[LANES];
 };
 
+// Of distances from each lane's pivot; `sizes` and `least` are of absolute values.
+struct PowerSums {
+  double sizes[LANES], least[LANES], first[LANES], cubes[LANES], fourths[LANES];
+};
+
 namespace {
 
 constexpr int HALF_LANES = LANES / 2;  // at once: what AVX2 has registers for
@@ -73,6 +78,42 @@ void accumulate_as(const T* x, int64_t steps, int64_t pitch, bool wide, double p
       accumulate_half<T, double>(x + from, steps, pitch, pivot, sums, from);
     }
   }
+}
+
+// HALF_LANES lanes, of which all values are finite.
+template <class T>
+void powers_of_half(const T* x, int64_t steps, int64_t pitch, const double* pivots, PowerSums& sums,
+                    int from) {
+  typedef typename Wide<T>::V V;
+  double sizes[HALF_LANES] = {}, first[HALF_LANES] = {}, pivot[HALF_LANES];
+  double cubes[HALF_LANES] = {}, fourths[HALF_LANES] = {};
+  V least[HALF_LANES];
+  for (int i = 0; i < HALF_LANES; ++i) least[i] = INFINITY, pivot[i] = pivots[i];
+  for (int64_t step = 0; step < steps; ++step, x += pitch) {
+    for (int i = 0; i < HALF_LANES; ++i) {
+      const V v = widen(x[i]), size = v < 0 ? -v : v, above = size > 0 ? size : (V)INFINITY;
+      const double d = (double)v - pivot[i], square = d * d;
+      sizes[i] += (double)size;
+      first[i] += d;
+      cubes[i] += square * d;
+      fourths[i] += square * square;
+      least[i] = above < least[i] ? above : least[i];
+    }
+  }
+  for (int i = 0; i < HALF_LANES; ++i) {
+    const int lane = from + i;
+    sums.sizes[lane] += sizes[i];
+    sums.first[lane] += first[i];
+    sums.cubes[lane] += cubes[i];
+    sums.fourths[lane] += fourths[i];
+    sums.least[lane] = least[i] < sums.least[lane] ? least[i] : sums.least[lane];
+  }
+}
+
+template <class T>
+void powers_as(const T* x, int64_t steps, int64_t pitch, const double* pivots, PowerSums& sums) {
+  for (int from = 0; from < LANES; from += HALF_LANES)
+    powers_of_half(x + from, steps, pitch, pivots + from, sums, from);
 }
 
 }  // namespace

@@ -6,3 +6,8 @@ void accumulate_avx2(const void* x, int dtype, int64_t steps, int64_t pitch, boo
   with_type(dtype,
             [&](auto type) { accumulate_as((decltype(type))x, steps, pitch, wide, pivot, sums); });
 }
+
+void powers_avx2(const void* x, int dtype, int64_t steps, int64_t pitch, const double* pivots,
+                 PowerSums& sums) {
+  with_type(dtype, [&](auto type) { powers_as((decltype(type))x, steps, pitch, pivots, sums); });
+}

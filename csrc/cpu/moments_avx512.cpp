@@ -114,3 +114,8 @@ void accumulate_avx512(const void* x, int dtype, int64_t steps, int64_t pitch, b
                        double pivot, Sums& sums) {
   with_type(dtype, [&](auto type) { sums_of((decltype(type))x, steps, pitch, wide, pivot, sums); });
 }
+
+void powers_avx512(const void* x, int dtype, int64_t steps, int64_t pitch, const double* pivots,
+                   PowerSums& sums) {
+  with_type(dtype, [&](auto type) { powers_as((decltype(type))x, steps, pitch, pivots, sums); });
+}

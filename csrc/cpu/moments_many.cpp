@@ -17,6 +17,23 @@ Sums no_lane_sums() {
   return s;
 }
 
+PowerSums no_power_sums() {
+  PowerSums s{};
+  for (double& least : s.least) least = INFINITY;
+  return s;
+}
+
+// A value more, if it is finite.
+void add(double v, double pivot, PowerSums& s, int64_t lane) {
+  if (v - v != 0) return;
+  const double d = v - pivot, square = d * d, size = v < 0 ? -v : v;
+  s.sizes[lane] += size;
+  s.first[lane] += d;
+  s.cubes[lane] += square * d;
+  s.fourths[lane] += square * square;
+  if (size > 0 && size < s.least[lane]) s.least[lane] = size;
+}
+
 LaneSums lane(const Sums& s, int64_t i) {
   return {s.sum[i], s.squares[i], s.min[i], s.max[i], s.zeros[i]};
 }
@@ -61,10 +78,25 @@ Moments chunk(Accumulate* accumulate, const T* x, int dtype, int64_t n) {
   return moments_of<T>(n, sums_of, [&](int64_t i) { return (double)widen(x[i]); });
 }
 
+// What is on request of it, around its mean.
+template <class T>
+Higher higher_of_chunk(AccumulatePowers* powers, const T* x, int dtype, int64_t n,
+                       const Moments& m) {
+  PowerSums s = no_power_sums();
+  double pivots[LANES], least = INFINITY;
+  for (double& pivot : pivots) pivot = m.mean;
+  const int64_t steps = m.nonfinite ? 0 : n / LANES;
+  powers(x, dtype, steps, LANES, pivots, s);
+  for (int64_t i = steps * LANES; i < n; ++i) add(widen(x[i]), m.mean, s, i % LANES);
+  for (const double of_lane : s.least) least = of_lane < least ? of_lane : least;
+  return higher_of(m, together(s.sizes), least, together(s.first), together(s.cubes),
+                   together(s.fourths));
+}
+
 // ROWS rows or fewer of LANES columns or fewer, of which few need a second look.
 template <class T>
 void chunk_of_columns(Accumulate* accumulate, const T* x, int dtype, int64_t rows, int64_t pitch,
-                      int columns, Moments* into) {
+                      int columns, Moments* found) {
   Sums first = no_lane_sums();
   accumulate(x, dtype, rows, pitch, sizeof(T) > 2, 0, first);
   for (int i = 0; i < columns; ++i) {
@@ -76,18 +108,47 @@ void chunk_of_columns(Accumulate* accumulate, const T* x, int dtype, int64_t row
       return s;
     };
     const auto value = [&](int64_t row) { return (double)widen(x[row * pitch + i]); };
-    into[i] = merge(into[i], moments_of<T>(rows, sums_of, value));
+    found[i] = moments_of<T>(rows, sums_of, value);
   }
 }
 
-struct Job : Work {
-  Accumulate* accumulate;
-  const Read* read;
-  std::vector<Moments> results;
-
-  Job(Accumulate* a, const Read& r) : Work(work_of(r)), accumulate(a), read(&r) {
-    results.assign(parts, no_moments());
+template <class T>
+void higher_of_columns(AccumulatePowers* powers, const T* x, int dtype, int64_t rows, int64_t pitch,
+                       int columns, const Moments* found, Higher* higher) {
+  PowerSums s = no_power_sums();
+  double pivots[LANES] = {};
+  for (int i = 0; i < columns; ++i) pivots[i] = found[i].mean;
+  powers(x, dtype, rows, pitch, pivots, s);
+  for (int i = 0; i < columns; ++i) {
+    const bool anew = found[i].nonfinite;
+    if (anew) s.sizes[i] = s.first[i] = s.cubes[i] = s.fourths[i] = 0, s.least[i] = INFINITY;
+    for (int64_t row = 0; anew && row < rows; ++row)
+      add(widen(x[row * pitch + i]), pivots[i], s, i);
+    higher[i] = higher_of(found[i], s.sizes[i], s.least[i], s.first[i], s.cubes[i], s.fourths[i]);
   }
+}
+
+// Moments, and Higher where these are asked for.
+struct Results {
+  std::vector<Moments> moments;
+  std::vector<Higher> higher;  // else empty
+
+  Results(int64_t count, bool asked)
+      : moments(count, no_moments()), higher(asked ? count : 0, nothing_higher()) {}
+  void add(int64_t at, const Moments& m, const Higher& more) {
+    if (!higher.empty()) higher[at] = merge(moments[at], higher[at], m, more);
+    moments[at] = merge(moments[at], m);
+  }
+};
+
+struct Job : Work {
+  const Isa& isa;
+  const Read* read;
+  bool higher;
+  Results results;
+
+  Job(const Isa& i, const Read& r, bool h)
+      : Work(work_of(r)), isa(i), read(&r), higher(h), results(parts, h) {}
 
   void work(int64_t task) {
     if (read->by_column)
@@ -114,9 +175,11 @@ struct Job : Work {
         }
         x = buffer;
       }
-      const Moments m = with_type(
-          r.dtype, [&](auto type) { return chunk(accumulate, (decltype(type))x, r.dtype, n); });
-      results[task] = merge(results[task], m);
+      with_type(r.dtype, [&](auto type) {
+        const auto at = (decltype(type))x;
+        const Moments m = chunk(isa.accumulate, at, r.dtype, n);
+        results.add(task, m, higher ? higher_of_chunk(isa.powers, at, r.dtype, n, m) : Higher{});
+      });
     }
   }
 
@@ -141,38 +204,46 @@ struct Job : Work {
         pitch = LANES;
       }
       with_type(r.dtype, [&](auto type) {
-        chunk_of_columns(accumulate, (decltype(type))x, r.dtype, some, pitch, (int)here,
-                         &results[task * LANES]);
+        const auto at = (decltype(type))x;
+        Moments found[LANES];
+        Higher more[LANES];
+        chunk_of_columns(isa.accumulate, at, r.dtype, some, pitch, (int)here, found);
+        if (higher) higher_of_columns(isa.powers, at, r.dtype, some, pitch, (int)here, found, more);
+        for (int i = 0; i < here; ++i) results.add(task * LANES + i, found[i], more[i]);
       });
     }
   }
 
   // Pairwise, in the order of the tasks.
-  void result(Moments* to) {
+  void result(double* to) {
+    const int64_t fields = (sizeof(Moments) + (higher ? sizeof(Higher) : 0)) / sizeof(double);
     const int64_t each = read->by_column ? LANES : 1;
     for (int64_t column = 0; column < columns; ++column) {
       const int64_t block = column / each % blocks, lane = column % each;
       const int64_t n = tasks / blocks;
-      std::vector<Moments> some(n);
-      for (int64_t i = 0; i < n; ++i) some[i] = results[(i * blocks + block) * each + lane];
+      const auto at = [&](int64_t i) { return (i * blocks + block) * each + lane; };
+      const auto more = [&](int64_t i) { return higher ? results.higher[at(i)] : Higher{}; };
       for (int64_t width = 1; width < n; width *= 2)
         for (int64_t i = 0; i + width < n; i += 2 * width)
-          some[i] = merge(some[i], some[i + width]);
-      to[column] = n ? some[0] : no_moments();
+          results.add(at(i), results.moments[at(i + width)], more(i + width));
+      const Moments m = n ? results.moments[at(0)] : no_moments();
+      const Higher h = n ? more(0) : nothing_higher();
+      memcpy(to + column * fields, &m, sizeof m);
+      if (higher) memcpy(to + column * fields + sizeof m / sizeof(double), &h, sizeof h);
     }
   }
 };
 
 }  // namespace
 
-void moments_many_cpu(const Isa& isa, const Read* reads, Moments* const* results, int64_t count,
-                      int threads) {
+void moments_many_cpu(const Isa& isa, const Read* reads, double* const* results, bool higher,
+                      int64_t count, int threads) {
   const PlainArithmetic plain;
   std::vector<Job> jobs;
   std::vector<int64_t> first{0};
   int64_t values = 0;
   for (int64_t i = 0; i < count; ++i) {
-    jobs.emplace_back(isa.accumulate, reads[i]);
+    jobs.emplace_back(isa, reads[i], higher);
     first.push_back(first.back() + jobs.back().tasks);
     values += jobs.back().rows * jobs.back().columns;
   }

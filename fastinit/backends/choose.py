@@ -34,16 +34,23 @@ def choose(device: torch.device) -> Backend:
     return _unless(only, "fill", device, only.serves(device))
 
 
-def choose_measuring(device: torch.device) -> Backend:
+def choose_measuring(device: torch.device, higher: bool = False) -> Backend:
     """The backend that measures tensors on ``device``: the forced one, or the first that can.
+
+    Args:
+        higher: the higher moments too.
 
     Raises:
         RuntimeError: a backend is forced that cannot.
     """
     only = forced()
     if only is None:
-        return next(b for b in BACKENDS if b.serves_moments(device) is None)
-    return _unless(only, "measure", device, only.serves_moments(device))
+        return next(b for b in BACKENDS if _why_unmeasured(b, device, higher) is None)
+    return _unless(only, "measure", device, _why_unmeasured(only, device, higher))
+
+
+def _why_unmeasured(backend: Backend, device: torch.device, higher: bool) -> str | None:
+    return backend.serves_moments(device) or (backend.serves_higher(device) if higher else None)
 
 
 def choose_multiplying(device: torch.device, dtype: torch.dtype) -> Backend | None:

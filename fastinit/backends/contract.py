@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from fastinit.stream.reference_moments import ALL_FIELDS
+
 if TYPE_CHECKING:
     from fastinit.stream.laws import Law
 
@@ -43,7 +45,12 @@ class Reading(NamedTuple):
     """Whether there are channels."""
     raw: Tensor
     """Where the raw moments go (``fastinit.stream.reference_moments``): float64 [7], or [channels, 7],
-    contiguous, on the tensor's device."""
+    contiguous, on the tensor's device. [11] and [channels, 11] ask for the higher ones too."""
+
+    @property
+    def higher(self) -> bool:
+        """Whether the higher moments are asked for."""
+        return self.raw.shape[-1] == ALL_FIELDS
 
 
 class Backend(ABC):
@@ -72,9 +79,14 @@ class Backend(ABC):
     def moments_many(self, readings: Sequence[Reading]) -> None:
         """Writes the raw moments of each to its ``raw``: to 12 digits, the same bits on every run.
 
-        Counts and extremes are exact; CPU and GPU agree to 1e-13 otherwise.
+        Counts and extremes are exact; CPU and GPU agree to 1e-13 otherwise. All readings of a call ask
+        for the higher moments, or none does.
         """
         raise NotImplementedError
+
+    def serves_higher(self, device: torch.device) -> str | None:
+        """None, or the reason why :meth:`moments_many` gives no higher ones of tensors on ``device``."""
+        return "it measures no higher moments"
 
     def serves_products(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """None, or the reason why :meth:`product_moments` takes no tensors of this device and dtype."""

@@ -66,6 +66,9 @@ class Native(Backend):
     def serves_moments(self, device: torch.device) -> str | None:
         return self.serves(device)
 
+    def serves_higher(self, device: torch.device) -> str | None:
+        return None if device.type == "cpu" else "its CUDA kernels measure no higher moments"
+
     def _missing_on(self, index: int) -> str | None:
         """Why the build cannot serve the CUDA device, or None."""
         assert self.module is not None
@@ -121,7 +124,8 @@ class Native(Backend):
                     r.raw.data_ptr(),
                 )
                 for r in readings
-            ]
+            ],
+            readings[0].higher,
         )
         if device.type == "cpu":
             native.measure(torch.get_num_threads())

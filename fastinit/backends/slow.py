@@ -75,6 +75,9 @@ class Reference(Backend):
     def serves_moments(self, device: torch.device) -> str | None:
         return None
 
+    def serves_higher(self, device: torch.device) -> str | None:
+        return None
+
     def fill_many(self, writes: Sequence[Write]) -> None:
         self._count([write.tensor for write in writes])
         for tensor, law, seed, stream, strides, offset in writes:
@@ -85,7 +88,7 @@ class Reference(Backend):
         self._count([reading.tensor for reading in readings])
         for tensor, shape, strides, by_column, raw in readings:
             view = tensor.as_strided(shape, strides)
-            raw.copy_(reference_moments.moments(view, by_column))
+            raw.copy_(reference_moments.moments(view, by_column, raw.shape[-1]))
 
     def _count(self, tensors: Sequence[Tensor]) -> None:
         """Counts what is done on a kind of device unasked, and says it when that is much."""

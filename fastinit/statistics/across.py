@@ -20,7 +20,7 @@ from fastinit.base import ranks
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part, one_shape
-from fastinit.stream.reference_moments import COUNT, FIELDS, MAX, MIN, NONFINITE, merged
+from fastinit.stream.reference_moments import COUNT, LEAST, MAX, MIN, NONFINITE, merged
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -34,7 +34,7 @@ class Share:
     Attributes:
         channels: how many there are in all.
         which: those that are known, int64 [known].
-        raw: theirs, float64 [known, 7], on the CPU.
+        raw: theirs, float64 [known, fields], on the CPU.
     """
 
     channels: int
@@ -43,9 +43,10 @@ class Share:
 
     @classmethod
     def of(cls, raw: Tensor, channels: int, runs: Iterable[tuple[int, int]]) -> Share:
-        """Of channels that are (start, length) of all; [7] is those of one."""
+        """Of channels that are (start, length) of all; [fields] is those of one."""
         which = [i for start, length in runs for i in range(start, start + length)]
-        return cls(channels, torch.tensor(which, dtype=torch.int64), raw.cpu().view(-1, FIELDS))
+        known = raw.cpu().view(-1, raw.shape[-1])
+        return cls(channels, torch.tensor(which, dtype=torch.int64), known)
 
     @property
     def is_empty(self) -> bool:
@@ -53,25 +54,34 @@ class Share:
         return not self.raw[:, [COUNT, NONFINITE]].any()
 
     def merge(self, others: Iterable[Share]) -> Share:
-        """All together, in their order."""
-        raw, seen = nothing(self.channels), torch.zeros(self.channels, dtype=torch.bool)
-        for share in (self, *others):
+        """All together, in their order.
+
+        Raises:
+            ValueError: some have the higher moments, and others have not.
+        """
+        shares = (self, *others)
+        if len({share.raw.shape[-1] for share in shares}) > 1:
+            raise ValueError("moments with higher=True do not merge with moments without")
+        raw = nothing(self.channels, self.raw.shape[-1])
+        seen = torch.zeros(self.channels, dtype=torch.bool)
+        for share in shares:
             raw[share.which] = merged(raw[share.which], share.raw)
             seen[share.which] = True
         which = seen.nonzero().flatten()
         return Share(self.channels, which, raw[which])
 
     def all(self) -> Tensor:
-        """Float64 [channels, 7]."""
-        raw = nothing(self.channels)
+        """Float64 [channels, fields]."""
+        raw = nothing(self.channels, self.raw.shape[-1])
         raw[self.which] = self.raw
         return raw
 
 
-def nothing(channels: int) -> Tensor:
-    """The raw moments of channels without values, float64 [channels, 7]."""
-    raw = torch.zeros(channels, FIELDS, dtype=torch.float64)
+def nothing(channels: int, fields: int) -> Tensor:
+    """The raw moments of channels without values, float64 [channels, fields]."""
+    raw = torch.zeros(channels, fields, dtype=torch.float64)
     raw[:, MIN], raw[:, MAX] = math.inf, -math.inf
+    raw[:, LEAST : LEAST + 1] = math.inf  # where there are higher ones
     return raw
 
 
@@ -173,15 +183,15 @@ def _share(x: Tensor, dim: int | None, raw: Tensor) -> Share:
 
 def _numbers(share: Share) -> list[float]:
     rows = torch.cat((share.which[:, None].to(torch.float64), share.raw), dim=1)
-    return [float(len(rows)), *rows.flatten().tolist()]
+    return [float(len(rows)), float(share.raw.shape[-1]), *rows.flatten().tolist()]
 
 
 def _share_in(numbers: Iterable[float], channels: int) -> Share:
     numbers = iter(numbers)
-    count = int(next(numbers))
+    count, fields = int(next(numbers)), int(next(numbers))
     rows = torch.tensor(
-        list(itertools.islice(numbers, count * (1 + FIELDS))), dtype=torch.float64
-    ).view(count, 1 + FIELDS)
+        list(itertools.islice(numbers, count * (1 + fields))), dtype=torch.float64
+    ).view(count, 1 + fields)
     return Share(channels, rows[:, 0].to(torch.int64), rows[:, 1:])
 
 

@@ -11,41 +11,49 @@ from torch import Tensor
 
 from fastinit.base import number, ranks
 from fastinit.statistics import across
-from fastinit.stream.reference_moments import (
-    COUNT,
-    FIELDS,
-    M2,
-    MAX,
-    MEAN,
-    MIN,
-    NONFINITE,
-    ZEROS,
-    merged,
-)
+from fastinit.stream.reference_moments import ALL_FIELDS, merged
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-FIELD_ORDER = (COUNT, MEAN, M2, MIN, MAX, ZEROS, NONFINITE)
 
 Value = TypeVar("Value", float, Tensor)
 """What a field is: a number, or a float64 CPU tensor of shape [channels]."""
 
 
-DERIVED = ("count", "mean", "var", "std", "min", "max", "absmax", "zeros", "nonfinite")
+DERIVED = (
+    *("count", "mean", "var", "std", "min", "max", "absmax", "zeros", "nonfinite"),
+    *("rms", "l2", "crest"),
+)
 """The fields that users see."""
+HIGHER = ("l1", "absmean", "smallest", "dynamic_range", "skewness", "kurtosis")
+"""Those that are there if the higher moments are."""
 
 
 def _fields_of(raw: Tensor, correction: float) -> Tensor:
-    """``DERIVED``, float64 [fields, ...] on the CPU, of raw moments, [..., 7]."""
+    """``DERIVED``, and ``HIGHER`` if there, float64 [fields, ...] on the CPU, of raw moments."""
     here = raw.cpu()  # the one wait for the device
-    count, mean, m2, low, high, zeros, nonfinite = (here.select(-1, i) for i in FIELD_ORDER)
+    count, mean, m2, low, high, zeros, nonfinite, *more = here.unbind(-1)
     left, differ = count - correction, (low < high).to(torch.float64)
     least = differ * torch.finfo(torch.float64).smallest_normal
     var = torch.where(left > 0, torch.maximum(m2 / left, least), math.nan)
     mean = torch.where(count > 0, mean, math.nan)
     absmax = torch.maximum(high, -low)
-    return torch.stack((count, mean, var, var.sqrt(), low, high, absmax, zeros, nonfinite))
+    rms = torch.where(_held(m2) | (low >= high), torch.hypot((m2 / count).sqrt(), mean), math.nan)
+    l2 = torch.where(count > 0, rms * count.sqrt(), 0.0)
+    known = [count, mean, var, var.sqrt(), low, high, absmax, zeros, nonfinite]
+    known += [rms, l2, absmax / rms]
+    if more:
+        l1, least, m3, m4 = more
+        binades = torch.where(least < math.inf, absmax.log2() - least.log2(), math.nan)
+        m2 = torch.where(_held(m4), m2, math.nan)
+        known += [l1, l1 / count, least, binades]
+        known += [m3 / m2 * (count / m2).sqrt(), m4 / m2 / m2 * count]
+    return torch.stack(known)
+
+
+def _held(sums: Tensor) -> Tensor:
+    """Whether sums of powers neither left float64's range nor are 0."""
+    return torch.isfinite(sums) & (sums >= torch.finfo(torch.float64).smallest_normal)
 
 
 class Fields(ABC, Generic[Value]):
@@ -65,8 +73,20 @@ class Fields(ABC, Generic[Value]):
         self._known: Tensor | None = None
 
     @abstractmethod
+    def _value(self, field: str) -> Value:
+        """What users see of a field that is there."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of those that there are."""
+        return DERIVED + HIGHER if self.raw.shape[-1] == ALL_FIELDS else DERIVED
+
     def _get(self, field: str) -> Value:
-        """What users see of a field, one of ``DERIVED``."""
+        if field not in self.fields:
+            raise AttributeError(
+                f"{field} takes more than these moments have: measure with higher=True"
+            )
+        return self._value(field)
 
     def _derived(self) -> Tensor:
         """All fields, [fields, ...]; waits for the device once."""
@@ -114,6 +134,64 @@ class Fields(ABC, Generic[Value]):
         return self._get("absmax")
 
     @property
+    def rms(self) -> Value:
+        """The root of the mean square; NaN where no value is finite.
+
+        And NaN of float64 whose variance float64 does not hold: of values beyond about 1e150, or below
+        1e-150.
+        """
+        return self._get("rms")
+
+    @property
+    def l2(self) -> Value:
+        """The root of the sum of squares; NaN of float64 as ``rms``."""
+        return self._get("l2")
+
+    @property
+    def crest(self) -> Value:
+        """The crest factor, ``absmax / rms``; NaN where all values are 0, and as ``rms``."""
+        return self._get("crest")
+
+    @property
+    def l1(self) -> Value:
+        """The sum of absolute values."""
+        return self._get("l1")
+
+    @property
+    def absmean(self) -> Value:
+        """The mean of absolute values; NaN where no value is finite."""
+        return self._get("absmean")
+
+    @property
+    def smallest(self) -> Value:
+        """The least absolute value above 0; infinity where there is none."""
+        return self._get("smallest")
+
+    @property
+    def dynamic_range(self) -> Value:
+        """log2 of ``absmax / smallest``, in binades; NaN where no value is other than 0."""
+        return self._get("dynamic_range")
+
+    @property
+    def skewness(self) -> Value:
+        """The mean cube of distances from the mean, over that of their squares to the power 1.5.
+
+        Of the values, without a correction: 0 if they are symmetric. NaN where all are the same, which
+        have no shape; and of float64 where the sum of fourth powers leaves its range (of distances
+        beyond about 1e77, or below 1e-77).
+        """
+        return self._get("skewness")
+
+    @property
+    def kurtosis(self) -> Value:
+        """The mean fourth power of distances from the mean, over their mean square squared.
+
+        Of the values, without a correction: 3 for a normal law, 1.8 for a uniform one. NaN as
+        ``skewness``.
+        """
+        return self._get("kurtosis")
+
+    @property
     def zeros(self) -> Value:
         """How many values are 0 (or -0)."""
         return self._get("zeros")
@@ -127,7 +205,7 @@ class Fields(ABC, Generic[Value]):
         """The moments of these values and the others' together, as of micro-batches.
 
         Raises:
-            ValueError: the others have another number of channels.
+            ValueError: the others have another number of channels, or only some the higher moments.
         """
         raw = self.raw
         for other in others:
@@ -155,7 +233,7 @@ class Fields(ABC, Generic[Value]):
         Raises:
             ValueError: on every rank: parts that overlap and are not the same; ranks with other values
                 of the same part; parts without a name of other full shapes; parts on some ranks only;
-                another number of channels.
+                another number of channels; ``higher`` on some ranks only.
             RuntimeError: a rank has failed, or has ended (:mod:`fastinit.base.ranks`).
 
         >>> Moments(torch.tensor([3.0, 1, 0, 1, 1, 0, 0])).all_merge().count
@@ -170,7 +248,7 @@ class Fields(ABC, Generic[Value]):
 
     @abstractmethod
     def _like(self, raw: Tensor, parts: across.Parts) -> Self:
-        """Other moments, [channels, 7], as these."""
+        """Other moments, [channels, fields], as these."""
 
 
 class Moments(Fields[float]):
@@ -181,7 +259,8 @@ class Moments(Fields[float]):
 
     Args:
         raw: float64 of shape [7]: count, mean, sum of squared distances from the mean, min, max, zeros,
-            nonfinite.
+            nonfinite. Or [11]: also the sum of absolute values, the least of them above 0, and the sums
+            of third and fourth powers of distances from the mean.
         correction: what is taken from the count in the variance's denominator (1: unbiased).
         parts: of each tensor that was measured which elements of a parameter these are; None where that
             is not known, or they are none.
@@ -196,26 +275,26 @@ class Moments(Fields[float]):
 
     @classmethod
     def of_rows(cls, raws: Tensor) -> list[Moments]:
-        """One for each row of raw moments, [n, 7]; cheaper than one by one."""
+        """One for each row of raw moments, [n, fields]; cheaper than one by one."""
         found = [cls(raw) for raw in raws]
         for one, numbers in zip(found, _fields_of(raws, 1).t().tolist()):
             one._numbers = numbers
         return found
 
-    def _get(self, field: str) -> float:
+    def _value(self, field: str) -> float:
         if self._numbers is None:
             self._numbers = self._derived().tolist()
-        return self._numbers[DERIVED.index(field)]
+        return self._numbers[self.fields.index(field)]
 
     def plain(self) -> dict[str, float]:
         """All fields by their names."""
-        return {field: self._get(field) for field in DERIVED}
+        return {field: self._value(field) for field in self.fields}
 
     def _share(self) -> across.Share:
         return across.Share.of(self.raw, 1, [(0, 1)])
 
     def _like(self, raw: Tensor, parts: across.Parts) -> Self:
-        return type(self)(raw.view(FIELDS), self.correction, parts)
+        return type(self)(raw.view(-1), self.correction, parts)
 
     def __repr__(self) -> str:
         fields = ("count", "mean", "std", "min", "max", "zeros", "nonfinite")
@@ -228,7 +307,7 @@ class ChannelMoments(Fields[Tensor]):
     Every field is a float64 CPU tensor.
 
     Args:
-        raw: float64 of shape [channels, 7].
+        raw: float64 of shape [channels, 7], or [channels, 11].
         correction, parts: as of :class:`Moments`.
         dim: along which the channels lie in the parameter that the values are a part of.
     """
@@ -241,8 +320,8 @@ class ChannelMoments(Fields[Tensor]):
         super().__init__(raw, correction, parts)
         self.dim = number.integer("dim", dim)
 
-    def _get(self, field: str) -> Tensor:
-        return self._derived()[DERIVED.index(field)]
+    def _value(self, field: str) -> Tensor:
+        return self._derived()[self.fields.index(field)]
 
     def _share(self) -> across.Share:
         channels = len(self.raw)

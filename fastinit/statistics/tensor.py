@@ -27,7 +27,7 @@ from fastinit.statistics import across
 from fastinit.statistics.fields import ChannelMoments as ChannelMoments
 from fastinit.statistics.fields import Moments as Moments
 from fastinit.stream import laws
-from fastinit.stream.reference_moments import FIELDS, merged
+from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS, merged
 
 MAX_DIMS = 8
 """Dimensions that cannot be merged, of what a backend reads at once: csrc/kernels.h and backends/triton/
@@ -36,14 +36,29 @@ have no more."""
 
 @overload
 def moments(
-    x: Tensor, correction: float = 1, *, dim: None = None, part: Part | None = None
+    x: Tensor,
+    correction: float = 1,
+    *,
+    dim: None = None,
+    part: Part | None = None,
+    higher: bool = False,
 ) -> Moments: ...
 @overload
 def moments(
-    x: Tensor, correction: float = 1, *, dim: int, part: Part | None = None
+    x: Tensor,
+    correction: float = 1,
+    *,
+    dim: int,
+    part: Part | None = None,
+    higher: bool = False,
 ) -> ChannelMoments: ...
 def moments(
-    x: Tensor, correction: float = 1, *, dim: int | None = None, part: Part | None = None
+    x: Tensor,
+    correction: float = 1,
+    *,
+    dim: int | None = None,
+    part: Part | None = None,
+    higher: bool = False,
 ) -> Moments | ChannelMoments:
     """The moments of a tensor.
 
@@ -66,6 +81,9 @@ def moments(
         dim: the dimension of channels, each of which is measured for itself.
         part: which elements of a parameter x holds, for :meth:`Moments.all_merge`. ``dim`` is then one
             of the parameter's.
+        higher: also gives ``l1``, ``absmean``, ``smallest``, ``dynamic_range``, ``skewness`` and
+            ``kurtosis``, for a second look at each chunk of values while it is in the cache. All other
+            fields have the same bits as without.
 
     Raises:
         TypeError: x is not a tensor of these dtypes; dim or correction is no (whole) number; part is no
@@ -82,8 +100,8 @@ def moments(
     """
     parts = None if part is None else [part]
     if dim is None:
-        return moments_many([x], correction, parts=parts)[0]
-    return moments_many([x], correction, dim=dim, parts=parts)[0]
+        return moments_many([x], correction, parts=parts, higher=higher)[0]
+    return moments_many([x], correction, dim=dim, parts=parts, higher=higher)[0]
 
 
 @overload
@@ -93,6 +111,7 @@ def moments_many(
     *,
     dim: None = None,
     parts: Sequence[Part | None] | None = None,
+    higher: bool = False,
 ) -> list[Moments]: ...
 @overload
 def moments_many(
@@ -101,6 +120,7 @@ def moments_many(
     *,
     dim: int,
     parts: Sequence[Part | None] | None = None,
+    higher: bool = False,
 ) -> list[ChannelMoments]: ...
 def moments_many(
     xs: Sequence[Tensor],
@@ -108,6 +128,7 @@ def moments_many(
     *,
     dim: int | None = None,
     parts: Sequence[Part | None] | None = None,
+    higher: bool = False,
 ) -> list[Moments] | list[ChannelMoments]:
     """:func:`moments` of many tensors, in one launch or parallel region for each device.
 
@@ -116,6 +137,7 @@ def moments_many(
 
     Args:
         parts: of each tensor; by default none.
+        higher: as of :func:`moments`, of all.
     """
     xs = list(xs)
     given = [None] * len(xs) if parts is None else list(parts)
@@ -123,18 +145,21 @@ def moments_many(
         raise ValueError(f"parts must be of {len(xs)} tensors, but got {len(given)}")
     correction = number.finite("correction", correction)
     dim = None if dim is None else number.integer("dim", dim)
+    fields = ALL_FIELDS if higher else FIELDS
     asked = across.lines(xs)
     if asked:
-        raws = across.over(asked, xs, dim, lambda: _measured(xs, dim, given))
+        raws = across.over(asked, xs, dim, lambda: _measured(xs, dim, given, fields))
     else:
-        raws = _measured(xs, dim, given)
+        raws = _measured(xs, dim, given, fields)
     whole = [Part(tuple(x.shape)) if shard.is_dtensor(x) else p for x, p in zip(xs, given)]
     if dim is None:
         return [Moments(raw, correction, (part,)) for raw, part in zip(raws, whole)]
     return [ChannelMoments(raw, correction, (part,), dim) for raw, part in zip(raws, whole)]
 
 
-def _measured(xs: Sequence[Tensor], dim: int | None, parts: Sequence[Part | None]) -> list[Tensor]:
+def _measured(
+    xs: Sequence[Tensor], dim: int | None, parts: Sequence[Part | None], fields: int
+) -> list[Tensor]:
     """The raw moments of what this rank holds."""
     here = [_checked(x, i, dim, part) for i, (x, part) in enumerate(zip(xs, parts))]
     raws: list[Tensor] = []
@@ -143,16 +168,16 @@ def _measured(xs: Sequence[Tensor], dim: int | None, parts: Sequence[Part | None
     with internals.without_modes(), torch.no_grad():
         for x, whole in zip(here, xs):
             if across.is_outside(whole):
-                raw = across.nothing(1 if dim is None else whole.shape[dim])
+                raw = across.nothing(1 if dim is None else whole.shape[dim], fields)
                 raws.append(raw[0] if dim is None else raw)
                 continue
-            shape = (FIELDS,) if dim is None else (x.shape[dim], FIELDS)
+            shape = (fields,) if dim is None else (x.shape[dim], fields)
             raws.append(torch.empty(shape, dtype=torch.float64, device=x.device))
             tensors.memory(raws[-1], "the moments")
             readings.setdefault(x.device, []).extend(readings_of(x, dim, raws[-1], split))
         for device, some in readings.items():
             if some:  # a tensor without channels has nothing to read
-                backends.choose_measuring(device).moments_many(some)
+                backends.choose_measuring(device, some[0].higher).moments_many(some)
         for all_of_it, results in reversed(split):
             total = results[0]
             for result in results[1:]:
@@ -202,7 +227,7 @@ def readings_of(
             return
         view = x.as_strided(shape, strides)
         fewest = min(range(len(shape)), key=shape.__getitem__)
-        parts = raw.new_empty(shape[fewest], FIELDS)
+        parts = raw.new_empty(shape[fewest], len(raw))
         split.append((raw, parts))
         for part, result in zip(view.unbind(fewest), parts.unbind()):
             yield from readings_of(part, None, result, split)
