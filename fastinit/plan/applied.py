@@ -14,6 +14,7 @@ from fastinit.plan.buffers import Known, Mode, Restoring, check_buffers
 from fastinit.plan.fill import Fill
 from fastinit.plan.filled import note_filled
 from fastinit.plan.fit import Fitted, Scope
+from fastinit.plan.names import Model
 from fastinit.plan.parameters import adopt_, memory_for
 from fastinit.plan.replay import Computed
 from fastinit.plan.write import Entry, Progress, check_entries, write_entries
@@ -59,7 +60,7 @@ class Prepared(NamedTuple):
 
 def prepared(
     plan: Planned,
-    model: nn.Module,
+    model: Model,
     planned: Sequence[Fitted],
     scope: Scope,
     device: torch.device | str | None,

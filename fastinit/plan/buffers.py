@@ -19,7 +19,7 @@ from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part
 from fastinit.plan.fit import ALL, Scope
-from fastinit.plan.names import joined, named_modules
+from fastinit.plan.names import Model, joined, named_modules
 from fastinit.plan.replay import Computed
 
 Mode = Literal["check", "restore", "keep"]
@@ -97,7 +97,7 @@ class Restoring(NamedTuple):
 
 
 def check_buffers(
-    model: nn.Module,
+    model: Model,
     known: Known,
     seed: int,
     device: torch.device | str | None,
@@ -207,19 +207,20 @@ def compared(
     return "made" if _holds(place, content, seed, exactly=True) else "other"
 
 
-def _places(model: nn.Module, scope: Scope) -> Iterator[_Place]:
+def _places(model: Model, scope: Scope) -> Iterator[_Place]:
     """The buffers, and those plain attributes that are on meta."""
     for prefix, module in named_modules(model):
         own = vars(module)
-        others = [key for key in own if key not in _OF_ALL and isinstance(own[key], Tensor)]
-        for owner, keys in ((module._buffers, list(module._buffers)), (own, others)):
-            for key in keys:
-                tensor = owner[key]
-                if not isinstance(tensor, Tensor) or isinstance(tensor, UninitializedBuffer):
-                    continue
-                if owner is not own or tensor.is_meta:
-                    names, part = scope.planned([joined(prefix, key)], tensor)
-                    yield _Place(names[0], owner, key, tensor, part)
+        found = [(module._buffers, key, buffer) for key, buffer in module._buffers.items()]
+        found += [(own, key, own[key]) for key in own if key not in _OF_ALL and _is_meta(own[key])]
+        for owner, key, tensor in found:
+            if isinstance(tensor, Tensor) and not isinstance(tensor, UninitializedBuffer):
+                names, part = scope.planned([joined(prefix, key)], tensor)
+                yield _Place(names[0], owner, key, tensor, part)
+
+
+def _is_meta(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_meta
 
 
 def _usable(known: Values | Computed | None) -> Values | Computed | None:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fastinit.base.torch_internals import is_traceable_wrapper_subclass, version_of
 from fastinit.elements import shards as shard
-from fastinit.elements.strided import Strided
 
 _FILLED = "_fastinit_filled"
 """The attribute of a storage: how often each tensor of it was written, when fastinit had filled it."""
@@ -21,8 +20,16 @@ def writes(tensor: Tensor) -> int:
 
 
 def _writes(tensor: Tensor, here: Tensor) -> int:
-    both = (tensor,) if here is tensor else (tensor, here)
-    return sum([version_of(each) for each in both if not each.is_inference()])
+    try:
+        own = version_of(tensor)
+    except RuntimeError:  # an inference tensor has none
+        own = 0
+    return own if here is tensor else own + _writes(here, here)
+
+
+def _place(here: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Its elements in its storage: as ``Strided.of``, of thousands at once."""
+    return int(here.storage_offset()), here.shape, here.stride()
 
 
 def note_filled(tensors: Iterable[Tensor]) -> None:
@@ -33,7 +40,7 @@ def note_filled(tensors: Iterable[Tensor]) -> None:
             if (marks := getattr(storage, _FILLED, None)) is None:
                 marks = {}
                 setattr(storage, _FILLED, marks)
-            marks[Strided.of(here)] = _writes(tensor, here)
+            marks[_place(here)] = _writes(tensor, here)
 
 
 def is_filled(tensor: Tensor) -> bool | None:
@@ -43,7 +50,7 @@ def is_filled(tensor: Tensor) -> bool | None:
     """
     here = _in_memory(tensor)
     marks = None if here is None else getattr(here.untyped_storage(), _FILLED, None)
-    filled = (marks or {}).get(Strided.of(here)) if here is not None else None
+    filled = (marks or {}).get(_place(here)) if here is not None else None
     return None if filled is None else bool(filled == writes(tensor))
 
 
@@ -52,5 +59,6 @@ def _in_memory(tensor: Tensor) -> Tensor | None:
     here = shard.local(tensor)
     if here.is_meta or here.layout is not torch.strided:
         return None
-    wraps = type(here) not in shard.PLAIN and is_traceable_wrapper_subclass(here)
-    return None if wraps else here
+    if type(here) in shard.PLAIN:
+        return here
+    return None if is_traceable_wrapper_subclass(here) else here

@@ -16,7 +16,7 @@ from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
 from fastinit.elements.part import Part, check_part, one_shape
 from fastinit.elements.shards import is_dtensor
-from fastinit.plan.names import named_buffers
+from fastinit.plan.names import Model, named_buffers
 from fastinit.plan.parameters import distinct_parameters
 
 
@@ -94,25 +94,25 @@ class Scope(NamedTuple):
             part = None
         return list(dict.fromkeys(full)), part
 
-    def places(self, model: nn.Module) -> Iterator[Place]:
+    def places(self, model: Model) -> Iterator[Place]:
         """A model's parameters, tied ones once, and for those that hold others these, in their order.
 
         Raises:
             as :meth:`planned`; TypeError: what is held is no Held, or has no name. ValueError: parts
             of parameters of several shapes that have one name.
         """
-        shapes: dict[str, Sequence[int]] = {}
-        for place in self._places(model):
-            if self.parts is not None:
-                note_shape(shapes, place.names, place.tensor, place.part)
-            yield place
-
-    def _places(self, model: nn.Module) -> Iterator[Place]:
-        for names, module, parameter in distinct_parameters(model):
-            if self.parts is None:
+        if self.parts is None:
+            for names, module, parameter in distinct_parameters(model):
                 full = [self.prefix + name for name in names] if self.prefix else names
                 yield Place(full, module, parameter, None)
-                continue
+            return
+        shapes: dict[str, Sequence[int]] = {}
+        for place in self._parts(model):
+            note_shape(shapes, place.names, place.tensor, place.part)
+            yield place
+
+    def _parts(self, model: Model) -> Iterator[Place]:
+        for names, module, parameter in distinct_parameters(model):
             said = self._said(names[0], parameter)
             if not isinstance(said, (list, tuple)):
                 full, part = self.planned(names, parameter)
@@ -141,7 +141,7 @@ class Scope(NamedTuple):
             return self.parts.get(name)
         return self.parts(name, tensor)
 
-    def check(self, model: nn.Module, planned: Iterable[str]) -> None:
+    def check(self, model: Model, planned: Iterable[str]) -> None:
         """Raises unless the prefix ends with its dot and each pattern matches something.
 
         Args:
@@ -211,7 +211,7 @@ class Fitted(NamedTuple):
 
 
 def fitted(
-    model: nn.Module,
+    model: Model,
     planned: Collection[str],
     aliases: Mapping[str, str],
     *,

@@ -6,6 +6,7 @@ else which: ``layers.0-5.weight``, ``0.bias``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -128,6 +129,21 @@ def table(
     if total:
         rows.append(("total", *rest[-1]))
     return text.table(rows, align, total=total)
+
+
+def plan_table(made: Sequence[Group], *, with_elements: bool) -> str:
+    """A plan's groups, with what each is filled with."""
+    labels = [group.pattern for group in made]
+    cells = [["count", "elements", "distribution", "std"]]
+    for group in made:
+        elements = "" if group.elements is None else text.count(group.elements)
+        std = "" if math.isnan(group.fill.std) else f"{group.fill.std:.4g}"
+        cells.append([str(len(group.names)), elements, str(group.fill), std])
+    if not with_elements:
+        return table(labels, [[row[0], *row[2:]] for row in cells], "<><>")
+    count, elements = sum(len(g.names) for g in made), sum(g.elements or 0 for g in made)
+    cells.append([str(count), text.count(elements), "", ""])
+    return table(labels, cells, "<>><>", total=True)
 
 
 _Indices = tuple[int, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -26,8 +26,15 @@ _WRAPPERS = (
 """Where each is defined, and under which key it has what it wraps."""
 
 
+class Walked(list[tuple[str, str, nn.Module]]):
+    """What :func:`walked` gives of a model that does not change, for those who look at it often."""
+
+
+Model = nn.Module | Walked
+
+
 def named_modules(
-    model: nn.Module, *, remove_duplicate: bool = True
+    model: Model, *, remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
     """As ``model.named_modules``; but a module that wraps another has no part in that one's name.
 
@@ -39,10 +46,19 @@ def named_modules(
     return ((name, module) for name, _, module in walked(model, remove_duplicate))
 
 
-def walked(
-    model: nn.Module, remove_duplicate: bool = False
-) -> Iterator[tuple[str, str, nn.Module]]:
+def walked(model: Model, remove_duplicate: bool = False) -> Iterable[tuple[str, str, nn.Module]]:
     """(name as of :func:`named_modules`, name as of ``model.named_modules``, module)."""
+    if not isinstance(model, Walked):
+        return _walked(model, remove_duplicate)
+    if not remove_duplicate:
+        return model
+    first: dict[int, tuple[str, str, nn.Module]] = {}
+    for each in model:
+        first.setdefault(id(each[2]), each)
+    return first.values()
+
+
+def _walked(model: nn.Module, remove_duplicate: bool) -> Iterator[tuple[str, str, nn.Module]]:
     seen: set[int] = set()
     wraps: dict[type, str | None] = {}
     deepest = sys.getrecursionlimit()
@@ -54,11 +70,10 @@ def walked(
                 continue
             seen.add(id(module))
         yield name, full, module
+        if not (children := module._modules):
+            continue
         if depth > deepest:
             raise RecursionError(f"{name[:80]}... leads back to a module that it is in")
-        children = module._modules
-        if not children:
-            continue
         if (kind := module.__class__) not in wraps:
             wraps[kind] = wrapped_key(module)
         if (wrapped := wraps[kind]) is None:
@@ -76,7 +91,7 @@ def walked(
         ]
 
 
-def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def named_buffers(model: Model) -> Iterator[tuple[str, Tensor]]:
     """All buffers, by each of their names, as :func:`named_modules` has them."""
     for name, module in named_modules(model, remove_duplicate=False):
         for key, buffer in module._buffers.items():

@@ -25,14 +25,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def distinct_parameters(
-    model: nn.Module,
+    model: names.Model,
 ) -> Iterator[tuple[list[str], nn.Module, nn.Parameter]]:
     """(all names, the module that owns the first, parameter) of each parameter, tied ones once.
 
     In the order of ``model.named_parameters()``. Names are those of :mod:`fastinit.base.names`.
     """
     entries: dict[int, tuple[list[str], nn.Module, nn.Parameter]] = {}
-    for prefix, module in names.named_modules(model, remove_duplicate=False):
+    for prefix, _, module in names.walked(model):
         for key, parameter in module._parameters.items():
             if parameter is None:
                 continue
@@ -44,19 +44,14 @@ def distinct_parameters(
     yield from entries.values()
 
 
-def meshes_of(model: nn.Module) -> set[DeviceMesh]:
+def meshes_of(model: names.Model) -> set[DeviceMesh]:
     """The device meshes that its parameters are on."""
-    found: set[DeviceMesh] = set()
-    seen, ahead = set(), [model]
-    while ahead:
-        if (module := ahead.pop()) in seen:
-            continue
-        seen.add(module)
-        ahead += [child for child in module._modules.values() if child is not None]
-        for parameter in module._parameters.values():
-            if type(parameter) not in shard.PLAIN and shard.is_dtensor(parameter):
-                found.add(parameter.device_mesh)
-    return found
+    return {
+        parameter.device_mesh
+        for _, _, module in names.walked(model)
+        for parameter in module._parameters.values()
+        if type(parameter) not in shard.PLAIN and shard.is_dtensor(parameter)
+    }
 
 
 def allocate_(

@@ -32,6 +32,7 @@ from fastinit.plan.difference import Difference
 from fastinit.plan.fill import Fill
 from fastinit.plan.fit import Parts, Scope, fitted
 from fastinit.plan.json_form import plan_from_json, plan_to_json
+from fastinit.plan.names import Walked, walked
 from fastinit.plan.parameters import check_here, distinct_parameters, meshes_of, reshard_
 from fastinit.plan.replay import Computed
 from fastinit.plan.write import Progress
@@ -278,12 +279,13 @@ class Plan(Mapping[str, Fill | Computed]):
         """
         reshard_(model)
         with no_collection():
-            with agreeing(meshes_of(model), self.seed) as texts:
+            walk = Walked(walked(model))
+            with agreeing(meshes_of(walk), self.seed) as texts:
                 scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
-                scope.check(model, (*self._fills, *self._aliases, *self._buffers))
-                planned = fitted(model, self._fills, self._aliases, scope=scope)
+                scope.check(walk, (*self._fills, *self._aliases, *self._buffers))
+                planned = fitted(walk, self._fills, self._aliases, scope=scope)
                 check_here(model, ((name, parameter) for name, parameter, _ in planned))
-                ready = prepared(self, model, planned, scope, device, dtype, buffers)
+                ready = prepared(self, walk, planned, scope, device, dtype, buffers)
                 texts.update(ready.texts())
             return write_prepared_(self, model, ready, progress)
 
@@ -339,19 +341,7 @@ class Plan(Mapping[str, Fill | Computed]):
         Args:
             model: gives the numbers of elements, which a plan does not know; it may be on meta.
         """
-        made = self.groups(model)
-        labels = [group.pattern for group in made]
-        cells = [["count", "elements", "distribution", "std"]]
-        for group in made:
-            elements = "" if group.elements is None else text.count(group.elements)
-            std = "" if math.isnan(group.fill.std) else f"{group.fill.std:.4g}"
-            cells.append([str(len(group.names)), elements, str(group.fill), std])
-        if model is None:
-            return groups.table(labels, [[row[0], *row[2:]] for row in cells], "<><>")
-        cells.append(
-            [str(len(self)), text.count(sum(group.elements or 0 for group in made)), "", ""]
-        )
-        return groups.table(labels, cells, "<>><>", total=True)
+        return groups.plan_table(self.groups(model), with_elements=model is not None)
 
     def to_json(self) -> str:
         """The plan as JSON, from which :meth:`from_json` makes an equal one.

@@ -36,12 +36,15 @@ class Values(NamedTuple):
     """Of the full tensor."""
 
 
-def write_values_(values: Sequence[Values], seed: int) -> None:
-    """Writes all, those of laws in one launch or parallel region for each device."""
+def write_values_(values: Sequence[Values], seed: int, others: Sequence[ops.Request] = ()) -> None:
+    """Writes all, and others; those of laws in one launch or parallel region for each device."""
     requests = [
-        ops.Request(tensor, fill.law, seed, stream_id(stream), which)
-        for tensor, fill, stream, which, _ in values
-        if fill.has_law
+        *others,
+        *(
+            ops.Request(tensor, fill.law, seed, stream_id(stream), which)
+            for tensor, fill, stream, which, _ in values
+            if fill.has_law
+        ),
     ]
     ops.fill_many_(requests)
     for some in values:

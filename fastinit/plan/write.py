@@ -15,6 +15,7 @@ from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
 from fastinit.plan.values import Values, check_shape, part_stream, write_values_
+from fastinit.stream.keys import stream_id
 
 Progress = Callable[[int, int], None]
 """(elements written, elements in all), after each batch."""
@@ -88,10 +89,15 @@ def write_entries(entries: Sequence[Entry], seed: int, progress: Progress | None
 
 
 def _write(entries: Sequence[Entry], seed: int) -> None:
-    stages: list[list[Values]] = [[]]  # the bases, then the first part of each, the second, ...
+    plain: list[ops.Request] = []  # of one law, whatever this rank has of it
+    stages: list[list[Values]] = [[]]  # other bases, then the first part of each, the second, ...
     copies: list[tuple[Tensor, Tensor]] = []
     sharded: list[Tensor] = []
     for name, tensor, fill, given in entries:
+        if isinstance(fill, Fill) and fill.has_law and not fill.parts:
+            number = stream_id(fill.stream or name)
+            plain.append(ops.Request(tensor, fill.law, seed, number, given))
+            continue
         blocks: list[_Blocks] | None = None
         shape = tuple(tensor.shape)
         if (part := shard.part_of(tensor, name, given)) is not None:
@@ -107,9 +113,9 @@ def _write(entries: Sequence[Entry], seed: int) -> None:
             continue
         else:
             if fill.parts and not tensor.is_contiguous():
-                plain = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-                copies.append((tensor, plain))
-                tensor = plain
+                contiguous = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+                copies.append((tensor, contiguous))
+                tensor = contiguous
             pieces = [Piece(tensor, whole(shape))]
         if (base := fill.base) is not None:
             for view, which in pieces:
@@ -124,7 +130,8 @@ def _write(entries: Sequence[Entry], seed: int) -> None:
             stream = part_stream(fill, place, name)
             of = its.region.sizes if its.own else shape
             stages[stage] += [Values(v, its.fill, stream, which, of) for v, which in held]
-    for values in stages:
+    write_values_(stages[0], seed, plain)
+    for values in stages[1:]:
         write_values_(values, seed)
     for tensor, copy in copies:
         tensor.detach().copy_(copy)
