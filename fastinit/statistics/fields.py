@@ -77,9 +77,14 @@ class Fields(ABC, Generic[Value]):
         """What users see of a field that is there."""
 
     @property
+    def higher(self) -> bool:
+        """Whether the higher moments are there."""
+        return self.raw.shape[-1] == ALL_FIELDS
+
+    @property
     def fields(self) -> tuple[str, ...]:
-        """The names of those that there are."""
-        return DERIVED + HIGHER if self.raw.shape[-1] == ALL_FIELDS else DERIVED
+        """The names of all that there are."""
+        return DERIVED + HIGHER if self.higher else DERIVED
 
     def _get(self, field: str) -> Value:
         if field not in self.fields:

@@ -22,8 +22,8 @@ SIZES, LEAST, M3, M4 = range(FIELDS, 11)
 """The higher ones: the sum of absolute values, the least of them above 0, and the sums of third and
 fourth powers of distances from the mean. A sum that float64 does not hold is infinite."""
 ALL_FIELDS = 11
-POWERS = torch.tensor([0, 1, 2, 1, 1, 0, 0, 1, 1, 3, 4])
-"""Of each field, with which power of values that are multiplied with a number it goes."""
+POWERS = 0, 1, 2, 1, 1, 0, 0, 1, 1, 3, 4
+"""Of each field, with which power of the values' unit it goes."""
 
 TRUSTED = 2.0**-400, 2.0**400  # the largest float64 values whose squares are not lost
 UP = 2.0**600  # brings others there

@@ -13,7 +13,21 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from fastinit.statistics.tensor import Moments
-from fastinit.stream.reference_moments import COUNT, FIELDS, M2, MAX, MEAN, MIN, NONFINITE, ZEROS
+from fastinit.stream.reference_moments import (
+    ALL_FIELDS,
+    COUNT,
+    FIELDS,
+    LEAST,
+    M2,
+    M3,
+    M4,
+    MAX,
+    MEAN,
+    MIN,
+    NONFINITE,
+    SIZES,
+    ZEROS,
+)
 from fastinit.variance.watched import Measured, Watched
 
 if TYPE_CHECKING:
@@ -180,7 +194,7 @@ def _measured(line: Any) -> Measured:
     rows = line["layers"]
     held = [(row, key) for row in rows for key, value in row.items() if isinstance(value, dict)]
     raws = torch.tensor([_raw(row[key]) for row, key in held], dtype=torch.float64)
-    for (row, key), moments in zip(held, Moments.of_rows(raws.view(-1, FIELDS))):
+    for (row, key), moments in zip(held, Moments.of_rows(raws) if held else ()):
         row[key] = moments
     layers = []
     for row in rows:
@@ -201,10 +215,16 @@ def _raw(plain: dict[str, Any]) -> list[float]:
         _float(plain[field])
         for field in ("count", "mean", "var", "min", "max", "zeros", "nonfinite")
     )
-    raw = [0.0] * FIELDS
+    higher = "kurtosis" in plain
+    raw = [0.0] * (ALL_FIELDS if higher else FIELDS)
     raw[COUNT], raw[MIN], raw[MAX], raw[ZEROS], raw[NONFINITE] = count, low, high, zeros, nonfinite
     raw[MEAN] = mean if count else 0.0
-    raw[M2] = var * (count - 1) if count > 1 else 0.0
+    raw[M2] = m2 = var * (count - 1) if count > 1 else 0.0
+    if higher:
+        raw[SIZES], raw[LEAST] = _float(plain["l1"]), _float(plain["smallest"])
+        if plain["kurtosis"] is not None:  # else it has no shape, as when both are 0
+            raw[M3] = _float(plain["skewness"]) * m2 * math.sqrt(m2 / count)
+            raw[M4] = _float(plain["kurtosis"]) * m2 * (m2 / count)
     return raw
 
 

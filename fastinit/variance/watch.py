@@ -277,6 +277,7 @@ def watch(
     inputs: bool = False,
     weight_gradients: bool = False,
     scaler: Scaler | None = None,
+    higher: bool = False,
     step: Callable[[], object] | None = None,
     every: int | None = None,
     to: To | Sequence[To] = (),
@@ -311,6 +312,8 @@ def watch(
         scaler: what scaled the loss of every backward pass in the block
             (:class:`torch.amp.GradScaler`): its scale is divided out of the gradients. Those that do not
             fit their dtype when scaled stay infinite.
+        higher: of all that is measured also absmean, skewness, kurtosis and what else
+            :func:`fastinit.moments` gives with it, in records and curves.
         step: runs the model; then there is no need for a block, and the watch has seen it.
         every: the block is a training, of which each ``every``-th step is measured, the first one too;
             :meth:`Watch.step` ends a step. In the others there are no hooks. What was measured is read
@@ -358,7 +361,7 @@ def watch(
         for name, given in {"to": to, "start": start, "optimizer": optimizer}.items():
             if given:
                 raise TypeError(f"{name} is of a watch with every=, which is not given")
-    asked = Asked(gradients, inputs, weight_gradients, scaler)
+    asked = Asked(gradients, inputs, weight_gradients, scaler, higher)
     seen = Watch(model, layers, asked, group, full_name, steps)
     if step is not None:
         with seen:

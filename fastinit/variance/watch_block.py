@@ -35,12 +35,14 @@ class Asked:
 
     Attributes:
         scaler: what multiplied the loss of which gradients are.
+        higher: the higher moments of all that is measured.
     """
 
     gradients: bool = False
     inputs: bool = False
     weight_gradients: bool = False
     scaler: Scaler | None = None
+    higher: bool = False
 
 
 class Block:
@@ -76,19 +78,22 @@ class Block:
             hooks.append(Uncopied(hook))
         return hooks
 
+    def _record(self, target: Target) -> Record:
+        return self.begun.setdefault(target.name, Record(target, higher=self.asked.higher))
+
     def _fail(self, target: Target, why: str) -> None:
         self.unseen.setdefault(target.name, why)
 
     def _note(self, target: Target, output: Any) -> None:
         if self.open and not torch.compiler.is_compiling():
-            record = self.begun.setdefault(target.name, Record(target))
+            record = self._record(target)
             record.whole = whole_of(tensor_in(output))
 
     def _measure_input(self, target: Target, args: Any, kwargs: Any) -> None:
         x = tensor_in((args, kwargs))
         if not self.open or torch.compiler.is_compiling() or runs_again() or x is None:
             return  # without a note: an embedding has none to measure
-        record = self.begun.setdefault(target.name, Record(target))
+        record = self._record(target)
         if why := immeasurable(x, "its input") or record.measure(x, record.input):
             record.notes.append(f"an input is not counted: {why}")
 
@@ -104,7 +109,7 @@ class Block:
         again = runs_again()
         if again and target.name not in self.records:
             return
-        record = self.begun.setdefault(target.name, Record(target))
+        record = self._record(target)
         if not again:
             if why := record.measure(x, record.forward):
                 self.unseen[target.name] = why
@@ -154,7 +159,7 @@ class Block:
             elif now.dtype in laws.DTYPES:
                 weights[layer.key] = self._weight(record, layer, now)
         here = [tensors.local(weight) for weight in weights.values()]
-        self.weights = dict(zip(weights, moments_many(here)))
+        self.weights = dict(zip(weights, moments_many(here, higher=self.asked.higher)))
         self.measure_weight_gradients()
         self.send()
 
@@ -169,7 +174,9 @@ class Block:
                 continue
             if why := self._weight_gradient(layer, found):
                 record.notes.append(f"no weight gradient: {why}")
-        self.weight_gradients = dict(zip(found, moments_many(list(found.values()))))
+        self.weight_gradients = dict(
+            zip(found, moments_many(list(found.values()), higher=self.asked.higher))
+        )
 
     def _weight_gradient(self, layer: Layer, found: dict[Any, Tensor]) -> str | None:
         """Adds what this rank has of a layer's to what was found. Why it could not, if so."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastinit.elements import tensors
 from fastinit.statistics.tensor import moments
-from fastinit.stream.reference_moments import M2, MAX, MEAN, MIN
+from fastinit.stream.reference_moments import POWERS
 from fastinit.variance.outputs import why_not
 from fastinit.variance.watch_cuts import Cut, Whole, cut_of
 from fastinit.variance.watch_rows import Seen
@@ -36,7 +36,7 @@ class Signal:
 
     units: Units
     calls: int = 0
-    raws: list[Tensor] = field(default_factory=list)  # raw moments, float64 [7] each
+    raws: list[Tensor] = field(default_factory=list)  # raw moments, float64 [fields] each
     cut: Cut = field(default_factory=Cut)
 
     def add(self, raw: Tensor) -> None:
@@ -58,6 +58,7 @@ class Record:
     """What is known of one layer while it is watched."""
 
     target: Target
+    higher: bool = False  # whether the higher moments are measured too
     forward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=False)))
     backward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=True)))
     input: Signal = field(default_factory=lambda: Signal(Units(of_gradients=False)))
@@ -81,7 +82,7 @@ class Record:
             here = tensors.values(x)
             if signal is self.backward and 0 in here.stride():
                 here = here.contiguous()  # expanded, as by sum(); element by element is slow
-            raw = moments(here).raw  # of what this rank has
+            raw = moments(here, higher=self.higher).raw  # of what this rank has
             layer, dim = self.target.layer, None
             if layer is not None and signal is self.forward and layer.runs_with_another():
                 self.unread = "its weight is not the one it ran with"
@@ -103,9 +104,6 @@ class Record:
 
 
 def _unscaled(raw: Tensor, scaler: Scaler) -> Tensor:
-    """Raw moments, [7], of values that are divided by the scaler's scale, which is not waited for."""
+    """Raw moments of values that are divided by the scaler's scale, which is not waited for."""
     scale = scaler.scale(torch.ones((), device=raw.device)).to(torch.float64)
-    unscaled = raw.clone()
-    for which, power in ((MEAN, 1), (M2, 2), (MIN, 1), (MAX, 1)):
-        unscaled[which] /= scale**power
-    return unscaled
+    return torch.stack([x / scale**power if power else x for x, power in zip(raw, POWERS)])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastinit.base import ranks
 from fastinit.statistics.tensor import Moments
-from fastinit.stream.reference_moments import COUNT, FIELDS, NONFINITE, merged
+from fastinit.stream.reference_moments import COUNT, NONFINITE, merged
 from fastinit.variance.watch_cuts import Cut
 from fastinit.variance.watched import Watched
 
@@ -98,7 +98,7 @@ def watched(rows: Sequence[Row]) -> list[Watched]:
             *([] if row.weight is None else [row.weight]),
         )
     ]
-    moments = iter(Moments.of_rows(torch.tensor(raws, dtype=torch.float64).view(-1, FIELDS)))
+    moments = iter(Moments.of_rows(torch.tensor(raws, dtype=torch.float64)) if raws else ())
     layers: list[Watched] = []
     product, first = 1.0, dict[str, str]()
     for row in rows:

@@ -12,7 +12,7 @@ from fastinit.stream.reference_moments import merged
 
 
 def together(raws: Sequence[Tensor]) -> Tensor:
-    """Raw moments, [7], of at least one set, all together, merged pairwise."""
+    """Raw moments, [fields], of at least one set, all together, merged pairwise."""
     stacked = (
         torch.stack([raw.to(raws[0].device) for raw in raws]) if len(raws) > 1 else raws[0][None]
     )

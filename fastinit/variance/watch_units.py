@@ -42,7 +42,7 @@ class Units:
         Args:
             x: floating-point, of any shape.
             dim: its dimension of units.
-            raw: the moments of x, [7].
+            raw: the moments of x, [fields].
         """
         values = x.numel() // max(x.shape[dim], 1)
         self.values += values

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastinit.base import text
+from fastinit.statistics.fields import HIGHER
 from fastinit.statistics.tensor import Moments
 from fastinit.variance.layers import abbreviated
 
@@ -72,6 +73,19 @@ class Watched:
         stds = {key: math.inf if m.nonfinite else m.std for key, m in found.items()}
         return {key: std for key, std in stds.items() if not math.isnan(std)}
 
+    def shapes(self) -> dict[str, float]:
+        """Of what was measured with the higher moments, all that there is more, as ``forward_kurtosis``.
+
+        What there is none of is left out.
+        """
+        found = {
+            f"{signal}_{field}": getattr(moments, field)
+            for signal, moments in self.signals().items()
+            if moments.higher
+            for field in ("rms", "l2", "crest", *HIGHER)
+        }
+        return {key: value for key, value in found.items() if math.isfinite(value)}
+
     @property
     def nonfinite(self) -> int:
         """Infinities and NaN in the output and the gradient."""
@@ -98,10 +112,14 @@ class Measured:
         return self.layers[-1].product if self.layers else 1.0
 
     def scalars(self) -> dict[str, float]:
-        """For loggers: each layer's :meth:`Watched.stds` as ``forward_std/NAME``, and ``dead/NAME``."""
+        """For loggers: each layer's :meth:`Watched.stds` as ``forward_std/NAME``, and ``dead/NAME``.
+
+        With ``higher``, also its :meth:`Watched.shapes`.
+        """
         found: dict[str, float] = {}
         for layer in self.layers:
-            found |= {f"{key}/{layer.name}": std for key, std in layer.stds().items()}
+            numbers = layer.stds() | layer.shapes()
+            found |= {f"{key}/{layer.name}": number for key, number in numbers.items()}
             if layer.units:
                 found[f"dead/{layer.name}"] = float(layer.dead)
         return found
