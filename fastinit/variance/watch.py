@@ -17,7 +17,9 @@ from torch import nn
 from fastinit.base import ranks
 from fastinit.base.hooks import Uncopied
 from fastinit.variance.layers import Which
+from fastinit.variance.watch_attention import Attention
 from fastinit.variance.watch_block import Asked, Block
+from fastinit.variance.watch_blocks import block_targets
 from fastinit.variance.watch_record import Scaler
 from fastinit.variance.watch_rows import Rows, all_merged, watched
 from fastinit.variance.watch_sinks import To
@@ -56,6 +58,10 @@ class Watch:
         self.asked, self.group = asked, group
         self.full_name = full_name or str
         self._targets, self._passed = targets(model, layers)
+        if asked.residual:
+            blocks, closed = block_targets(model, {target.name for target in self._targets})
+            self._targets, self._passed = self._targets + blocks, self._passed | closed
+        self._attention = Attention(model) if asked.attention else None
         self._name = type(model).__name__
         self._steps = steps
         self._stack: ExitStack | None = None
@@ -156,6 +162,8 @@ class Watch:
             for target in self._targets:
                 for hook in block.hook(target):
                     hooks.callback(hook.remove)
+            if self._attention is not None:
+                hooks.enter_context(block.hook_attention(self._attention))
             self._hooks, self._block = hooks.pop_all(), block
 
     def _close(self) -> Block | None:
@@ -238,6 +246,8 @@ class Watch:
     def _rows(self, block: Block) -> Rows:
         """What this rank saw."""
         missing = self._passed | block.missing([target.name for target in self._targets])
+        if self._attention is not None:
+            missing |= self._attention.missing(block.records)
         named = {self.full_name(name): why for name, why in missing.items()}
         return block.read(self.full_name), named
 
@@ -276,6 +286,8 @@ def watch(
     gradients: bool = False,
     inputs: bool = False,
     weight_gradients: bool = False,
+    residual: bool = False,
+    attention: bool = False,
     scaler: Scaler | None = None,
     higher: bool = False,
     step: Callable[[], object] | None = None,
@@ -309,6 +321,13 @@ def watch(
             tensor, as it is when the module's own pre-hooks have run. Not of input projections.
         weight_gradients: also measures the ``grad`` of each weight as it stands at the end of the block
             (before it is set to zero), or with ``optimizer`` before its step.
+        residual: also measures the residual stream: the output of each block, as ``transformer.h.3``.
+            Blocks are the members of the outermost ModuleList, Sequential or ModuleDict that has two or
+            more of one class with modules inside.
+        attention: also measures query, key and value as attention gets them, the arguments of
+            torch.nn.functional.scaled_dot_product_attention: as ``NAME.sdpa.query`` of the module that
+            called it. Attention that is computed otherwise is not seen; of MultiheadAttention the
+            projections are layers.
         scaler: what scaled the loss of every backward pass in the block
             (:class:`torch.amp.GradScaler`): its scale is divided out of the gradients. Those that do not
             fit their dtype when scaled stay infinite.
@@ -341,8 +360,9 @@ def watch(
             ``optimizer`` without ``every``, or ``step`` with it.
         NumberTypeError, NumberRangeError: ``every`` is no whole number from 1 on, or start from 0 on.
         OSError: a file of ``to`` cannot be written to.
-        ValueError: there is nothing to watch, or ``layers`` names what is not there; at the end of the
-            block on all ranks, if they have different weights under one name.
+        ValueError: there is nothing to watch, or ``layers`` names what is not there; ``residual`` of a
+            model without blocks, ``attention`` of one with compiled modules; at the end of the block on
+            all ranks, if they have different weights under one name.
         RuntimeError: another rank failed (:func:`fastinit.base.ranks.together`).
 
     >>> import torch
@@ -361,7 +381,7 @@ def watch(
         for name, given in {"to": to, "start": start, "optimizer": optimizer}.items():
             if given:
                 raise TypeError(f"{name} is of a watch with every=, which is not given")
-    asked = Asked(gradients, inputs, weight_gradients, scaler, higher)
+    asked = Asked(gradients, inputs, weight_gradients, residual, attention, scaler, higher)
     seen = Watch(model, layers, asked, group, full_name, steps)
     if step is not None:
         with seen:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from fastinit.statistics.tensor import Moments, moments_many
 from fastinit.stream import laws
 from fastinit.variance.layers import Layer
 from fastinit.variance.outputs import hook_output, immeasurable, runs_again, tensor_in
+from fastinit.variance.watch_attention import Attention
 from fastinit.variance.watch_cuts import Cut, text_of, whole_of
 from fastinit.variance.watch_record import Record, Scaler
 from fastinit.variance.watch_rows import Row, Seen
@@ -41,6 +43,8 @@ class Asked:
     gradients: bool = False
     inputs: bool = False
     weight_gradients: bool = False
+    residual: bool = False
+    attention: bool = False
     scaler: Scaler | None = None
     higher: bool = False
 
@@ -80,6 +84,10 @@ class Block:
 
     def _record(self, target: Target) -> Record:
         return self.begun.setdefault(target.name, Record(target, higher=self.asked.higher))
+
+    def hook_attention(self, attention: Attention) -> ExitStack:
+        """Measures query, key and value from now on."""
+        return attention.hook(self._measure)
 
     def _fail(self, target: Target, why: str) -> None:
         self.unseen.setdefault(target.name, why)

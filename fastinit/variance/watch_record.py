@@ -80,7 +80,7 @@ class Record:
         """
         try:
             here = tensors.values(x)
-            if signal is self.backward and 0 in here.stride():
+            if 0 in here.stride():
                 here = here.contiguous()  # expanded, as by sum(); element by element is slow
             raw = moments(here, higher=self.higher).raw  # of what this rank has
             layer, dim = self.target.layer, None

@@ -1,0 +1,55 @@
+"""Blocks: what a model repeats, and between which its hidden state, the residual stream, is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+from torch import nn
+
+from fastinit.variance.layers import without_hooks
+from fastinit.variance.watch_targets import Target
+
+CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+
+
+def block_targets(model: nn.Module, known: Collection[str]) -> tuple[list[Target], dict[str, str]]:
+    """Each block as what is watched by its output, and by name why others cannot be.
+
+    Blocks are the members of a container that has two or more of one class, but for those without
+    modules inside, as layers are. Of containers within each other the outermost has them.
+
+    Args:
+        known: names of what is watched already.
+
+    Raises:
+        ValueError: the model has no blocks.
+    """
+    closed, inside = without_hooks(model), set[nn.Module]()
+    targets, passed = list[Target](), dict[str, str]()
+    for prefix, container in model.named_modules():
+        if container in inside or not isinstance(container, CONTAINERS):
+            continue
+        members = {name: m for name, m in container.named_children() if _may_be_block(m)}
+        if max(Counter(map(type, members.values())).values(), default=0) < 2:
+            continue
+        for key, module in members.items():
+            name = f"{prefix}.{key}" if prefix else key
+            inside.update(module.modules())
+            if module in closed:
+                passed[name] = closed[module]
+            elif name not in known:
+                targets.append(Target(name, module, None))
+    if not inside:
+        raise ValueError(
+            "residual=True is of models with blocks: members of a ModuleList, Sequential or ModuleDict, "
+            f"two or more of one class with modules inside, of which {type(model).__name__} has none"
+        )
+    return targets, passed
+
+
+def _may_be_block(module: nn.Module) -> bool:
+    """Whether it has modules inside, and a forward, which containers of modules have not."""
+    return (
+        next(module.children(), None) is not None and type(module).forward is not nn.Module.forward
+    )
