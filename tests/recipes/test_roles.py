@@ -92,13 +92,13 @@ def covered(rule: recipes.Rule, module: nn.Module, place: str = "q") -> dict[str
 @pytest.mark.parametrize("name", RULES)
 def test_what_a_subclass_adds_has_no_law(name: str) -> None:
     """And what its class has keeps the law that it has there."""
-    for build, place in product(MODULES.values(), PLACES):
+    for build in MODULES.values():
         module = build()
-        plain = covered(RULES[name], module, place)
+        plain = [covered(RULES[name], module, place) for place in PLACES]
         module.__class__ = type(type(module).__name__, (type(module),), {})
         for extra, shape in EXTRAS.items():
             module.register_parameter(extra, nn.Parameter(torch.zeros(shape)))
-        assert covered(RULES[name], module, place) == plain, module
+        assert [covered(RULES[name], module, place) for place in PLACES] == plain, module
 
 
 @pytest.mark.parametrize("kind", MODULES)

@@ -378,7 +378,7 @@ OFFSETS = st.builds(lambda near, more: max(near + more, 0), NEAR, st.integers(-4
 
 
 @pytest.mark.parametrize("where", OFTEN)
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(views(), st.sampled_from(DTYPES), some_laws(), WORDS, WORDS, st.data())
 def test_any_view(
     where: st.SearchStrategy[tuple[str, ...]],
@@ -394,7 +394,7 @@ def test_any_view(
 
 
 @pytest.mark.parametrize("where", OFTEN)
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(views(), st.sampled_from(DTYPES), some_laws(), WORDS, WORDS, OFFSETS, st.data())
 def test_any_window(
     where: st.SearchStrategy[tuple[str, ...]],

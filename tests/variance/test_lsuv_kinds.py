@@ -46,7 +46,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("name", "options"),
     [(name, "plain") for name in (*WRITERS, *COMPILED, *LAZY)]
-    + [(name, options) for name in PLAIN for options in OPTIONS],
+    + [
+        pytest.param(name, options, marks=[pytest.mark.slow] if (i - j) % len(OPTIONS) else [])
+        for i, name in enumerate(PLAIN)
+        for j, options in enumerate(OPTIONS)
+    ],  # always each with one of the options, in turn
 )
 def test_what_is_said_is_so(name: str, options: str) -> None:
     model, x = build({**MODELS, **COMPILED, **LAZY}[name])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 from torch import nn
 from watching import hooks, mlp
 
@@ -151,7 +150,7 @@ with fastinit.watch(model, every=1, to={str(path)!r}) as w:
         w.step()
     os.kill(os.getpid(), 9)
 """
-    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    assert warm.run(program).returncode == -9
     assert [line["step"] for line in lines(path)] == [0, 1, 2, 3]  # all but the one on its way
 
 
