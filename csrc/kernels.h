@@ -117,12 +117,22 @@ typedef void AccumulatePowers(const void* x, int dtype, int64_t steps, int64_t p
                               const double* pivots, PowerSums& sums);
 extern AccumulatePowers powers_baseline, powers_avx2, powers_avx512;
 
+struct Counting;  // counts.h
+struct Prepared;
+
+// Adds to counts what there is to count of n neighbours, whose blocks begin with the first. One function per
+// instruction set; all give the same numbers.
+typedef void Tally(const void* x, int dtype, int64_t n, const Counting& how,
+                   const Prepared* prepared, int64_t* counts);
+extern Tally tally_baseline, tally_avx2, tally_avx512;
+
 // The instruction sets of this build, best first; `usable` if this machine has it.
 struct Isa {
   const char* name;
   FillTile* fill_tile;
   Accumulate* accumulate;
   AccumulatePowers* powers;
+  Tally* tally;
   bool usable;
 };
 extern const Isa ISAS[];

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "counts.h"
 #include "cuda/pieces.h"
 #include "kernels.h"
 #include "moments.h"
@@ -116,22 +117,27 @@ struct Pieces {
 // Each: dtype, address, sizes, strides, by column; and where its results go.
 typedef std::tuple<int, uintptr_t, Ints, Ints, bool, uintptr_t> Asked;
 
+Read make_read(const Asked& asked) {
+  const auto& [dtype, data, size, stride, by_column, result] = asked;
+  if (size.empty() || size.size() > MAX_DIMS || size.size() != stride.size())
+    throw std::invalid_argument("a tensor has 1 to " + std::to_string(MAX_DIMS) +
+                                " dimensions, with one stride each");
+  check_address(data, product(size));
+  check_address(result, 1);
+  Read r{reinterpret_cast<const void*>(data), dtype, by_column, (int)size.size(), {}, {}};
+  for (int d = 0; d < r.dims; ++d) r.size[d] = size[d], r.stride[d] = stride[d];
+  return r;
+}
+
 struct Readings {
   std::vector<Read> reads;
   std::vector<double*> results;
   bool higher;
 
   Readings(const std::vector<Asked>& readings, bool higher_too) : higher(higher_too) {
-    for (const auto& [dtype, data, size, stride, by_column, result] : readings) {
-      if (size.empty() || size.size() > MAX_DIMS || size.size() != stride.size())
-        throw std::invalid_argument("a tensor has 1 to " + std::to_string(MAX_DIMS) +
-                                    " dimensions, with one stride each");
-      check_address(data, product(size));
-      check_address(result, 1);
-      Read r{reinterpret_cast<const void*>(data), dtype, by_column, (int)size.size(), {}, {}};
-      for (int d = 0; d < r.dims; ++d) r.size[d] = size[d], r.stride[d] = stride[d];
-      reads.push_back(r);
-      results.push_back(reinterpret_cast<double*>(result));
+    for (const Asked& asked : readings) {
+      reads.push_back(make_read(asked));
+      results.push_back(reinterpret_cast<double*>(std::get<5>(asked)));
     }
   }
   void measure(int threads) const {
@@ -144,6 +150,35 @@ struct Readings {
     return number(reads.data(), to.data(), (int64_t)reads.size());
   }
 #endif
+};
+
+// Each: kept, normal, over, over itself, scaling, block, largest, its exponent.
+typedef std::tuple<double, double, double, bool, int, int, float, int> FormatNumbers;
+
+// Each of `counted`: a reading, whose results are counts, and the raw moments.
+struct Counts {
+  Counting how{};
+  std::vector<Counted> counted;
+
+  Counts(const std::vector<FormatNumbers>& formats, bool histogram,
+         const std::vector<std::pair<Asked, uintptr_t>>& asked) {
+    if (formats.size() > MOST_FORMATS)
+      throw std::invalid_argument("at most " + std::to_string(MOST_FORMATS) + " formats");
+    how.formats = (int)formats.size();
+    how.histogram = histogram;
+    for (size_t i = 0; i < formats.size(); ++i) {
+      const auto& [kept, normal, over, itself, scaling, block, largest, exponent] = formats[i];
+      how.format[i] = {kept, normal, over, itself, scaling, block, largest, exponent};
+    }
+    for (const auto& [reading, moments] : asked) {
+      check_address(moments, 1);
+      counted.push_back({make_read(reading), reinterpret_cast<const Moments*>(moments),
+                         reinterpret_cast<int64_t*>(std::get<5>(reading))});
+    }
+  }
+  void count(int threads) const {
+    count_many_cpu(*chosen, how, counted.data(), (int64_t)counted.size(), threads);
+  }
 };
 
 void force_isa(const std::string& name) {
@@ -191,6 +226,10 @@ PYBIND11_MODULE(_native, m) {
            })
 #endif
       .def("measure", &Readings::measure, py::call_guard<py::gil_scoped_release>());
+  py::class_<Counts>(m, "Counts")
+      .def(py::init<const std::vector<FormatNumbers>&, bool,
+                    const std::vector<std::pair<Asked, uintptr_t>>&>())
+      .def("count", &Counts::count, py::call_guard<py::gil_scoped_release>());
   py::class_<Pieces>(m, "Pieces")
       .def(py::init<const std::vector<Request>&>())
       .def("__len__", [](const Pieces& p) { return p.pieces.size(); })

@@ -43,10 +43,17 @@ class Pieces:
     def staged_bytes(self) -> int: ...
     def fill(self, device: int, stream: int, staging: int, /) -> None: ...
 
-class Readings:
+_Asked = tuple[int, int, _Ints, _Ints, bool, int]
+_Format = tuple[float, float, float, bool, int, int, float, int]
+
+class Counts:
     def __init__(
-        self, readings: Sequence[tuple[int, int, _Ints, _Ints, bool, int]], higher: bool = False
+        self, formats: Sequence[_Format], histogram: bool, asked: Sequence[tuple[_Asked, int]], /
     ) -> None: ...
+    def count(self, threads: int, /) -> None: ...
+
+class Readings:
+    def __init__(self, readings: Sequence[_Asked], higher: bool = False) -> None: ...
     def measure(self, threads: int, /) -> None: ...
     # In a build with CUDA only:
     @property

@@ -100,13 +100,3 @@ FASTINIT_FN Moments moments_of(int64_t n, SumsOf sums_of, Value value) {
   }
   return one_by_one<T>(n, value);
 }
-
-// Where index `i` of the first `dims` dimensions, counted in row-major order, is.
-FASTINIT_FN int64_t place(const Read& r, int dims, int64_t i) {
-  int64_t at = 0;
-  for (int d = dims - 1; d >= 0; --d) {
-    at += i % r.size[d] * r.stride[d];
-    i /= r.size[d];
-  }
-  return at;
-}

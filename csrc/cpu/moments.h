@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../moments.h"
+#include "places.h"
 
 struct Sums {
   double sum[LANES], squares[LANES], min[LANES], max[LANES], zeros[LANES];
@@ -17,17 +18,6 @@ struct PowerSums {
 namespace {
 
 constexpr int HALF_LANES = LANES / 2;  // at once: what AVX2 has registers for
-
-// use() of a null pointer to the dtype's type.
-template <class Use>
-auto with_type(int dtype, const Use& use) {
-  switch (dtype) {
-    case FLOAT32: return use((const float*)nullptr);
-    case FLOAT16: return use((const Float16*)nullptr);
-    case BFLOAT16: return use((const Bfloat16*)nullptr);
-    default: return use((const double*)nullptr);
-  }
-}
 
 template <class T>
 struct Wide {

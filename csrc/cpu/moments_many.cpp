@@ -8,6 +8,7 @@
 #include "looks.h"
 #include "moments.h"
 #include "parallel.h"
+#include "places.h"
 
 namespace {
 
@@ -36,10 +37,6 @@ void add(double v, double pivot, PowerSums& s, int64_t lane) {
 
 LaneSums lane(const Sums& s, int64_t i) {
   return {s.sum[i], s.squares[i], s.min[i], s.max[i], s.zeros[i]};
-}
-
-int64_t item_size(int dtype) {
-  return with_type(dtype, [](auto x) { return (int64_t)sizeof *x; });
 }
 
 // Lanes to one sum, pairwise.

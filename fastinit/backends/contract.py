@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from fastinit.stream import reference_counts
+from fastinit.stream.formats import Counting
 from fastinit.stream.reference_moments import ALL_FIELDS
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Reading(NamedTuple):
     tensor: Tensor
     shape: Sequence[int]
     """In the order of memory; or of channels, which are last, of stride 1, and measured each for itself.
-    At least one size, and at most ``fastinit.statistics.tensor.MAX_DIMS``; one may be 0."""
+    At least one size, and at most ``fastinit.statistics.reading.MAX_DIMS``; one may be 0."""
     strides: Sequence[int]
     by_column: bool
     """Whether there are channels."""
@@ -51,6 +53,16 @@ class Reading(NamedTuple):
     def higher(self) -> bool:
         """Whether the higher moments are asked for."""
         return self.raw.shape[-1] == ALL_FIELDS
+
+
+class Counted(NamedTuple):
+    """One tensor of which values are counted: what a backend sees."""
+
+    reading: Reading
+    """Whose ``raw`` takes the counts: int64 [width], or [channels, width], all 0. Where what is counted
+    is ``in_blocks``, the last dimension is the tensor's own, and there are no channels."""
+    moments: Tensor
+    """The raw moments of all the tensor, of which this may be a part: for its largest magnitude."""
 
 
 class Backend(ABC):
@@ -87,6 +99,15 @@ class Backend(ABC):
     def serves_higher(self, device: torch.device) -> str | None:
         """None, or the reason why :meth:`moments_many` gives no higher ones of tensors on ``device``."""
         return "it measures no higher moments"
+
+    def count_many(self, counted: Sequence[Counted], counting: Counting) -> None:
+        """Counts in each what conversions would lose, and exponents; of what it measures moments.
+
+        By default as the reference does. These are integers, and all backends give the same.
+        """
+        for (tensor, shape, strides, by_column, to), moments in counted:
+            view = tensor.as_strided(shape, strides)
+            to.copy_(reference_counts.counts(view, by_column, counting, moments))
 
     def serves_products(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """None, or the reason why :meth:`product_moments` takes no tensors of this device and dtype."""

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastinit.backends import slow
-from fastinit.backends.contract import Backend, Reading, Write
+from fastinit.backends.contract import Backend, Counted, Reading, Write
 from fastinit.stream import laws
 
 if TYPE_CHECKING:
+    from fastinit.stream.formats import Counting
     from fastinit.stream.laws import Law
 
 
@@ -113,20 +114,7 @@ class Native(Backend):
     def moments_many(self, readings: Sequence[Reading]) -> None:
         assert self.module is not None
         device = readings[0].tensor.device
-        native = self.module.Readings(
-            [
-                (
-                    laws.DTYPES.index(r.tensor.dtype),
-                    r.tensor.data_ptr(),
-                    r.shape,
-                    r.strides,
-                    r.by_column,
-                    r.raw.data_ptr(),
-                )
-                for r in readings
-            ],
-            readings[0].higher,
-        )
+        native = self.module.Readings([_asked(r) for r in readings], readings[0].higher)
         if device.type == "cpu":
             native.measure(torch.get_num_threads())
             return
@@ -134,6 +122,21 @@ class Native(Backend):
         stream = torch.cuda.current_stream(device).cuda_stream
         with torch.cuda.device(device):
             native.measure_on(device.index, stream, scratch.data_ptr())
+
+    def count_many(self, counted: Sequence[Counted], counting: Counting) -> None:
+        assert self.module is not None
+        if counted[0].moments.device.type != "cpu":
+            super().count_many(counted, counting)
+            return
+        numbers = [row.numbers() for row in counting.rows]
+        asked = [(_asked(reading), moments.data_ptr()) for reading, moments in counted]
+        self.module.Counts(numbers, counting.histogram, asked).count(torch.get_num_threads())
+
+
+def _asked(r: Reading) -> tuple[int, int, Sequence[int], Sequence[int], bool, int]:
+    """What the module is told of a reading."""
+    dtype = laws.DTYPES.index(r.tensor.dtype)
+    return dtype, r.tensor.data_ptr(), r.shape, r.strides, r.by_column, r.raw.data_ptr()
 
 
 def _few_dims(write: Write, most: int) -> Iterator[Write]:

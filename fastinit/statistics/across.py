@@ -20,7 +20,9 @@ from fastinit.base import ranks
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part, one_shape
-from fastinit.stream.reference_moments import COUNT, LEAST, MAX, MIN, NONFINITE, merged
+from fastinit.statistics.formats import merged_rows
+from fastinit.stream.formats import NOTHING, Counting
+from fastinit.stream.reference_moments import COUNT, LEAST, MAX, MIN, NONFINITE
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -35,18 +37,26 @@ class Share:
         channels: how many there are in all.
         which: those that are known, int64 [known].
         raw: theirs, float64 [known, fields], on the CPU.
+        counted: what the last fields count, if anything; all of them, where there are no others.
     """
 
     channels: int
     which: Tensor
     raw: Tensor
+    counted: Counting = NOTHING
 
     @classmethod
-    def of(cls, raw: Tensor, channels: int, runs: Iterable[tuple[int, int]]) -> Share:
+    def of(
+        cls,
+        raw: Tensor,
+        channels: int,
+        runs: Iterable[tuple[int, int]],
+        counted: Counting = NOTHING,
+    ) -> Share:
         """Of channels that are (start, length) of all; [fields] is those of one."""
         which = [i for start, length in runs for i in range(start, start + length)]
         known = raw.cpu().view(-1, raw.shape[-1])
-        return cls(channels, torch.tensor(which, dtype=torch.int64), known)
+        return cls(channels, torch.tensor(which, dtype=torch.int64), known, counted)
 
     @property
     def is_empty(self) -> bool:
@@ -62,19 +72,24 @@ class Share:
         shares = (self, *others)
         if len({share.raw.shape[-1] for share in shares}) > 1:
             raise ValueError("moments with higher=True do not merge with moments without")
-        raw = nothing(self.channels, self.raw.shape[-1])
-        seen = torch.zeros(self.channels, dtype=torch.bool)
+        raw, seen = self._nothing(), torch.zeros(self.channels, dtype=torch.bool)
         for share in shares:
-            raw[share.which] = merged(raw[share.which], share.raw)
+            raw[share.which] = merged_rows(raw[share.which], share.raw, self.counted.width)
             seen[share.which] = True
         which = seen.nonzero().flatten()
-        return Share(self.channels, which, raw[which])
+        return Share(self.channels, which, raw[which], self.counted)
 
     def all(self) -> Tensor:
         """Float64 [channels, fields]."""
-        raw = nothing(self.channels, self.raw.shape[-1])
+        raw = self._nothing()
         raw[self.which] = self.raw
         return raw
+
+    def _nothing(self) -> Tensor:
+        """The fields of all channels, without values."""
+        counts = torch.zeros(self.channels, self.counted.width, dtype=torch.float64)
+        fields = self.raw.shape[-1] - self.counted.width
+        return torch.cat((nothing(self.channels, fields), counts), dim=1) if fields else counts
 
 
 def nothing(channels: int, fields: int) -> Tensor:
@@ -126,6 +141,7 @@ def over(
     xs: Sequence[Tensor],
     dim: int | None,
     measure: Callable[[], list[Tensor]],
+    counted: Counting = NOTHING,
 ) -> list[Tensor]:
     """Raw moments of the full tensors.
 
@@ -134,6 +150,7 @@ def over(
     Args:
         dim: of channels; None for all together.
         measure: gives the raw moments of what this rank holds of each.
+        counted: these are not moments, but counts of this.
 
     Raises:
         RanksError: an error on another rank.
@@ -144,7 +161,7 @@ def over(
     try:
         raws = measure()
         for i in set(itertools.chain(*(line.tensors for line in asked))):
-            shares[i] = _share(xs[i], dim, raws[i])
+            shares[i] = _share(xs[i], dim, raws[i].double(), counted)
     except BaseException as why:  # the others wait for it, whatever it is
         error = why
 
@@ -158,7 +175,7 @@ def over(
         try:
             got = [iter(row) for row in ranks.gathered(line.group, lambda: said(line), doing)]  # noqa: B023
             for i, is_cut in line.tensors.items():
-                first, *others = [_share_in(row, shares[i].channels) for row in got]
+                first, *others = [_share_in(row, shares[i].channels, counted) for row in got]
                 if not is_cut:
                     held = dict(zip(ranks.members(line.group), (first, *others)))
                     _check_copies(held, f"DTensor number {i}, with placements {xs[i].placements}")  # type: ignore[attr-defined]
@@ -169,16 +186,16 @@ def over(
         raise error
     for i, share in shares.items():
         full = share.all()
-        raws[i] = (full[0] if dim is None else full).to(raws[i].device)
+        raws[i] = (full[0] if dim is None else full).to(raws[i].device, raws[i].dtype)
     return raws
 
 
-def _share(x: Tensor, dim: int | None, raw: Tensor) -> Share:
+def _share(x: Tensor, dim: int | None, raw: Tensor, counted: Counting) -> Share:
     if dim is None:
-        return Share.of(raw, 1, [(0, 1)])
+        return Share.of(raw, 1, [(0, 1)], counted)
     part = shard.part_of(x.detach())
     assert part is not None
-    return Share.of(raw, x.shape[dim], part.runs[dim])
+    return Share.of(raw, x.shape[dim], part.runs[dim], counted)
 
 
 def _numbers(share: Share) -> list[float]:
@@ -186,13 +203,13 @@ def _numbers(share: Share) -> list[float]:
     return [float(len(rows)), float(share.raw.shape[-1]), *rows.flatten().tolist()]
 
 
-def _share_in(numbers: Iterable[float], channels: int) -> Share:
+def _share_in(numbers: Iterable[float], channels: int, counted: Counting) -> Share:
     numbers = iter(numbers)
     count, fields = int(next(numbers)), int(next(numbers))
     rows = torch.tensor(
         list(itertools.islice(numbers, count * (1 + fields))), dtype=torch.float64
     ).view(count, 1 + fields)
-    return Share(channels, rows[:, 0].to(torch.int64), rows[:, 1:])
+    return Share(channels, rows[:, 0].to(torch.int64), rows[:, 1:], counted)
 
 
 # --- parts, and what has none --------------------------------------------------------------------
@@ -208,17 +225,20 @@ def all_merged(share: Share, parts: Parts, group: ranks.Group) -> tuple[Share, P
     values of their own, and all count.
 
     Raises:
-        ValueError: on all ranks: parts that overlap without being the same; parts that are the same, of
-            other values; unnamed ones of other parameters; parts on some ranks alone; another number of
-            channels.
+        ValueError: on all ranks: other counts than another rank; parts that overlap without being the
+            same; parts that are the same, of other values; unnamed ones of other parameters; parts on
+            some ranks alone; another number of channels.
         and as :func:`fastinit.base.ranks.gathered`.
     """
-    said = json.dumps([share.channels, _numbers(share), [_said(part) for part in parts]])
+    counted = json.dumps(share.counted)
+    said = json.dumps([share.channels, counted, _numbers(share), [_said(part) for part in parts]])
     rows = ranks.gathered_texts(group, said, "merging moments")
     shares, keys, held = [], [], list[list[Part]]()
     for row in rows:
-        channels, numbers, some = json.loads(row)
-        shares.append(_share_in(numbers, channels))
+        channels, others, numbers, some = json.loads(row)
+        if others != counted:
+            raise ValueError(f"ranks have counted different things: {counted} and {others}")
+        shares.append(_share_in(numbers, channels, share.counted))
         keys.append(json.dumps(some))
         held.append([_heard(part) for part in some if part is not None])
         if len(held[-1]) not in (0, len(some)) or bool(held[-1]) != bool(held[0]):

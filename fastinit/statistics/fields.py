@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor
 
 from fastinit.base import number, ranks
 from fastinit.statistics import across
+from fastinit.statistics.formats import Counts, Histogram, Shares, Value, check_alike, plain_counts
+from fastinit.stream.formats import NOTHING, Counting
 from fastinit.stream.reference_moments import ALL_FIELDS, merged
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Value = TypeVar("Value", float, Tensor)
-"""What a field is: a number, or a float64 CPU tensor of shape [channels]."""
-
 
 DERIVED = (
     *("count", "mean", "var", "std", "min", "max", "absmax", "zeros", "nonfinite"),
@@ -62,14 +60,20 @@ class Fields(ABC, Generic[Value]):
     _DIMS: int
     """Of ``raw``."""
 
-    def __init__(self, raw: Tensor, correction: float = 1, parts: across.Parts = (None,)) -> None:
+    def __init__(
+        self,
+        raw: Tensor,
+        correction: float = 1,
+        parts: across.Parts = (None,),
+        counts: Counts | None = None,
+    ) -> None:
         if raw.dim() != self._DIMS:
             raise ValueError(
                 f"raw must have {self._DIMS} dimensions in {type(self).__name__}, but has shape "
                 f"{tuple(raw.shape)}"
             )
         self.raw, self.correction = raw, number.finite("correction", correction)
-        self.parts = parts
+        self.parts, self.counts = parts, counts
         self._known: Tensor | None = None
 
     @abstractmethod
@@ -206,11 +210,30 @@ class Fields(ABC, Generic[Value]):
         """How many values are infinite or NaN."""
         return self._get("nonfinite")
 
+    @property
+    def formats(self) -> dict[str, Shares[Value]]:
+        """What each format that was asked for would do to the finite values; empty if none was."""
+        if self.counts is None:
+            return {}
+        shares = self.counts.shares(self._derived()[DERIVED.index("count")])
+        return {name: Shares(*map(self._as_value, three)) for name, three in shares.items()}
+
+    @property
+    def histogram(self) -> Histogram[Value] | None:
+        """How many values there are of each exponent, if that was asked for."""
+        bins = None if self.counts is None else self.counts.bins()
+        return None if bins is None else Histogram(bins, self.zeros, self.absmax)
+
+    @abstractmethod
+    def _as_value(self, field: Tensor) -> Value:
+        """As users see it."""
+
     def merge(self, *others: Self) -> Self:
         """The moments of these values and the others' together, as of micro-batches.
 
         Raises:
-            ValueError: the others have another number of channels, or only some the higher moments.
+            ValueError: the others have another number of channels, other counts, or only some the
+                higher moments.
         """
         raw = self.raw
         for other in others:
@@ -219,9 +242,11 @@ class Fields(ABC, Generic[Value]):
                     f"others must have moments of shape {tuple(raw.shape)}, "
                     f"but got {tuple(other.raw.shape)}"
                 )
+            check_alike(self.counts, other.counts)
             raw = merged(raw, other.raw.to(raw.device))
+        counts = None if self.counts is None else self.counts.and_of([o.counts for o in others])
         parts = self.parts + tuple(part for other in others for part in other.parts)
-        return self._like(raw, parts if any(parts) else (None,))
+        return self._like(raw, parts if any(parts) else (None,), counts)
 
     def all_merge(self, group: ranks.Group = None) -> Self:
         """The moments of all ranks' values together, the same bits on every rank; a small collective.
@@ -238,21 +263,30 @@ class Fields(ABC, Generic[Value]):
         Raises:
             ValueError: on every rank: parts that overlap and are not the same; ranks with other values
                 of the same part; parts without a name of other full shapes; parts on some ranks only;
-                another number of channels; ``higher`` on some ranks only.
+                another number of channels; ``higher`` or counts on some ranks only.
             RuntimeError: a rank has failed, or has ended (:mod:`fastinit.base.ranks`).
 
         >>> Moments(torch.tensor([3.0, 1, 0, 1, 1, 0, 0])).all_merge().count
         3.0
         """
         share, parts = across.all_merged(self._share(), self.parts, group)
-        return self._like(share.all().to(self.raw.device), parts)
+        raw, fields, counts = share.all().to(self.raw.device), self.raw.shape[-1], self.counts
+        if counts is not None:
+            counts = Counts(counts.asked, raw[:, fields:].long().view(counts.numbers.shape))
+        return self._like(raw[:, :fields], parts, counts)
+
+    def _rows(self) -> tuple[Tensor, Counting]:
+        """What is added up of this: raw moments and counts behind them, float64 [..., fields]."""
+        if self.counts is None:
+            return self.raw, NOTHING
+        return torch.cat((self.raw, self.counts.numbers.double()), dim=-1), self.counts.asked
 
     @abstractmethod
     def _share(self) -> across.Share:
         """Which channels' moments these are, of all there are."""
 
     @abstractmethod
-    def _like(self, raw: Tensor, parts: across.Parts) -> Self:
+    def _like(self, raw: Tensor, parts: across.Parts, counts: Counts | None) -> Self:
         """Other moments, [channels, fields], as these."""
 
 
@@ -269,6 +303,7 @@ class Moments(Fields[float]):
         correction: what is taken from the count in the variance's denominator (1: unbiased).
         parts: of each tensor that was measured which elements of a parameter these are; None where that
             is not known, or they are none.
+        counts: what was counted beside them.
 
     Raises:
         NumberTypeError, NumberRangeError: a correction that is no number, or not finite.
@@ -291,15 +326,20 @@ class Moments(Fields[float]):
             self._numbers = self._derived().tolist()
         return self._numbers[self.fields.index(field)]
 
-    def plain(self) -> dict[str, float]:
-        """All fields by their names."""
-        return {field: self._value(field) for field in self.fields}
+    def _as_value(self, field: Tensor) -> float:
+        return float(field)
+
+    def plain(self) -> dict[str, Any]:
+        """All fields by their names; ``formats`` and ``histogram`` if they were asked for."""
+        fields = {field: self._value(field) for field in self.fields}
+        return fields | plain_counts(self.formats, self.histogram)
 
     def _share(self) -> across.Share:
-        return across.Share.of(self.raw, 1, [(0, 1)])
+        rows, counted = self._rows()
+        return across.Share.of(rows, 1, [(0, 1)], counted)
 
-    def _like(self, raw: Tensor, parts: across.Parts) -> Self:
-        return type(self)(raw.view(-1), self.correction, parts)
+    def _like(self, raw: Tensor, parts: across.Parts, counts: Counts | None) -> Self:
+        return type(self)(raw.view(-1), self.correction, parts, counts)
 
     def __repr__(self) -> str:
         fields = ("count", "mean", "std", "min", "max", "zeros", "nonfinite")
@@ -313,20 +353,28 @@ class ChannelMoments(Fields[Tensor]):
 
     Args:
         raw: float64 of shape [channels, 7], or [channels, 11].
-        correction, parts: as of :class:`Moments`.
+        correction, parts, counts: as of :class:`Moments`.
         dim: along which the channels lie in the parameter that the values are a part of.
     """
 
     _DIMS = 2
 
     def __init__(
-        self, raw: Tensor, correction: float = 1, parts: across.Parts = (None,), dim: int = 0
+        self,
+        raw: Tensor,
+        correction: float = 1,
+        parts: across.Parts = (None,),
+        dim: int = 0,
+        counts: Counts | None = None,
     ) -> None:
-        super().__init__(raw, correction, parts)
+        super().__init__(raw, correction, parts, counts)
         self.dim = number.integer("dim", dim)
 
     def _value(self, field: str) -> Tensor:
         return self._derived()[self.fields.index(field)]
+
+    def _as_value(self, field: Tensor) -> Tensor:
+        return field
 
     def _share(self) -> across.Share:
         channels = len(self.raw)
@@ -339,10 +387,11 @@ class ChannelMoments(Fields[Tensor]):
                 "moments of the channels of different parts have no channels in common"
             )
         ((channels, runs),) = held
-        return across.Share.of(self.raw, channels, runs)
+        rows, counted = self._rows()
+        return across.Share.of(rows, channels, runs, counted)
 
-    def _like(self, raw: Tensor, parts: across.Parts) -> Self:
-        return type(self)(raw, self.correction, parts, self.dim)
+    def _like(self, raw: Tensor, parts: across.Parts, counts: Counts | None) -> Self:
+        return type(self)(raw, self.correction, parts, self.dim, counts)
 
     def __repr__(self) -> str:
         return f"ChannelMoments({self.raw.shape[0]} channels)"

@@ -9,7 +9,8 @@ square, and exactly in what is counted or compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import overload
 
 import torch
@@ -22,16 +23,14 @@ from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part
-from fastinit.elements.strided import Strided
 from fastinit.statistics import across
+from fastinit.statistics.counting import check_scales, counted
 from fastinit.statistics.fields import ChannelMoments as ChannelMoments
 from fastinit.statistics.fields import Moments as Moments
-from fastinit.stream import laws
+from fastinit.statistics.formats import Counts
+from fastinit.statistics.reading import checked, readings_of
+from fastinit.stream.formats import Counting
 from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS, merged
-
-MAX_DIMS = 8
-"""Dimensions that cannot be merged, of what a backend reads at once: csrc/kernels.h and backends/triton/
-have no more."""
 
 
 @overload
@@ -42,6 +41,8 @@ def moments(
     dim: None = None,
     part: Part | None = None,
     higher: bool = False,
+    formats: Sequence[str] = (),
+    histogram: bool = False,
 ) -> Moments: ...
 @overload
 def moments(
@@ -51,6 +52,8 @@ def moments(
     dim: int,
     part: Part | None = None,
     higher: bool = False,
+    formats: Sequence[str] = (),
+    histogram: bool = False,
 ) -> ChannelMoments: ...
 def moments(
     x: Tensor,
@@ -59,6 +62,8 @@ def moments(
     dim: int | None = None,
     part: Part | None = None,
     higher: bool = False,
+    formats: Sequence[str] = (),
+    histogram: bool = False,
 ) -> Moments | ChannelMoments:
     """The moments of a tensor.
 
@@ -84,14 +89,21 @@ def moments(
         higher: also gives ``l1``, ``absmean``, ``smallest``, ``dynamic_range``, ``skewness`` and
             ``kurtosis``, for a second look at each chunk of values while it is in the cache. All other
             fields have the same bits as without.
+        formats: names of number formats (:data:`fastinit.stream.formats.FORMATS`), of which
+            :attr:`Moments.formats` then has the shares of values that would become zero, the largest
+            number or subnormal ones.
+        histogram: also counts the values of each exponent (:attr:`Moments.histogram`), from which
+            quantiles come.
 
     Raises:
         TypeError: x is not a tensor of these dtypes; dim or correction is no (whole) number; part is no
-            Part.
+            Part; formats are no names, or histogram is no bool.
         ValueError: x is on meta or fake: it has no values; a correction that is not finite; a part of
-            another shape, or with ``dim`` a flat range; replicas of a DTensor whose values differ.
+            another shape, or with ``dim`` a flat range; replicas of a DTensor whose values differ; a
+            format that is not known.
         NotImplementedError: x is of a kind without plain memory (``fastinit.elements.tensors.memory``),
-            such as a DTensor with a Partial placement; a part that is given of a DTensor.
+            such as a DTensor with a Partial placement; a part that is given of a DTensor. Formats whose
+            scales are not of a channel (``dim``), or not known from this rank's part.
         RuntimeError: the memory of x was freed; of a DTensor, another rank failed.
         IndexError: x has no such dimension.
 
@@ -100,8 +112,12 @@ def moments(
     """
     parts = None if part is None else [part]
     if dim is None:
-        return moments_many([x], correction, parts=parts, higher=higher)[0]
-    return moments_many([x], correction, dim=dim, parts=parts, higher=higher)[0]
+        return moments_many(
+            [x], correction, parts=parts, higher=higher, formats=formats, histogram=histogram
+        )[0]
+    return moments_many(
+        [x], correction, dim=dim, parts=parts, higher=higher, formats=formats, histogram=histogram
+    )[0]
 
 
 @overload
@@ -112,6 +128,8 @@ def moments_many(
     dim: None = None,
     parts: Sequence[Part | None] | None = None,
     higher: bool = False,
+    formats: Sequence[str] = (),
+    histogram: bool = False,
 ) -> list[Moments]: ...
 @overload
 def moments_many(
@@ -121,6 +139,8 @@ def moments_many(
     dim: int,
     parts: Sequence[Part | None] | None = None,
     higher: bool = False,
+    formats: Sequence[str] = (),
+    histogram: bool = False,
 ) -> list[ChannelMoments]: ...
 def moments_many(
     xs: Sequence[Tensor],
@@ -129,6 +149,8 @@ def moments_many(
     dim: int | None = None,
     parts: Sequence[Part | None] | None = None,
     higher: bool = False,
+    formats: Sequence[str] = (),
+    histogram: bool = False,
 ) -> list[Moments] | list[ChannelMoments]:
     """:func:`moments` of many tensors, in one launch or parallel region for each device.
 
@@ -138,6 +160,7 @@ def moments_many(
     Args:
         parts: of each tensor; by default none.
         higher: as of :func:`moments`, of all.
+        formats, histogram: of all tensors. Of DTensors that is one more collective.
     """
     xs = list(xs)
     given = [None] * len(xs) if parts is None else list(parts)
@@ -146,22 +169,31 @@ def moments_many(
     correction = number.finite("correction", correction)
     dim = None if dim is None else number.integer("dim", dim)
     fields = ALL_FIELDS if higher else FIELDS
+    counting = Counting.of(formats, histogram)
+    check_scales(counting, dim)
     asked = across.lines(xs)
     if asked:
         raws = across.over(asked, xs, dim, lambda: _measured(xs, dim, given, fields))
     else:
         raws = _measured(xs, dim, given, fields)
+    counts: list[Counts] | list[None] = [None] * len(xs)
+    if counting.width:
+        count = partial(counted, xs, dim, given, raws, counting)
+        numbers = across.over(asked, xs, dim, count, counting) if asked else count()
+        counts = [Counts(counting, some) for some in numbers]
     whole = [Part(tuple(x.shape)) if shard.is_dtensor(x) else p for x, p in zip(xs, given)]
     if dim is None:
-        return [Moments(raw, correction, (part,)) for raw, part in zip(raws, whole)]
-    return [ChannelMoments(raw, correction, (part,), dim) for raw, part in zip(raws, whole)]
+        return [Moments(r, correction, (part,), c) for r, part, c in zip(raws, whole, counts)]
+    return [
+        ChannelMoments(r, correction, (part,), dim, c) for r, part, c in zip(raws, whole, counts)
+    ]
 
 
 def _measured(
     xs: Sequence[Tensor], dim: int | None, parts: Sequence[Part | None], fields: int
 ) -> list[Tensor]:
     """The raw moments of what this rank holds."""
-    here = [_checked(x, i, dim, part) for i, (x, part) in enumerate(zip(xs, parts))]
+    here = [checked(x, i, dim, part) for i, (x, part) in enumerate(zip(xs, parts))]
     raws: list[Tensor] = []
     readings: dict[torch.device, list[Reading]] = {}
     split: list[tuple[Tensor, Tensor]] = []
@@ -184,61 +216,3 @@ def _measured(
                 total = merged(total, result)
             all_of_it.copy_(total)
     return raws
-
-
-def _checked(x: Tensor, i: int, dim: int | None, part: Part | None) -> Tensor:
-    if not isinstance(x, Tensor) or x.dtype not in laws.DTYPES:
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(
-            f"x must be a float16, bfloat16, float32 or float64 tensor, but got {got} (number {i})"
-        )
-    if part is not None:
-        x = _as_part(x, f"x (number {i})", dim, part)
-    if dim is not None and not -x.dim() <= dim < x.dim():
-        raise IndexError(
-            f"dim must be in the range of x's {x.dim()} dimensions, but got {number.said(dim)}"
-        )
-    return tensors.values(x, f"x (number {i})")
-
-
-def _as_part(x: Tensor, argument: str, dim: int | None, part: Part) -> Tensor:
-    """The tensor with the dimensions of its parameter."""
-    shard.part_of(x, argument, part)
-    part.pieces(x, argument)
-    if part.flat is not None and dim is not None:
-        raise ValueError(f"{argument} is a flat range, which has no channels along dim={dim}")
-    return x if part.flat is not None else x.detach().view(part.local_shape)
-
-
-def readings_of(
-    x: Tensor, dim: int | None, raw: Tensor, split: list[tuple[Tensor, Tensor]]
-) -> Iterator[Reading]:
-    """What is to be read, and where the moments of it go.
-
-    Args:
-        split: takes (result, results of its parts in their order) where x has more dimensions than a
-            backend reads at once.
-    """
-    if dim is None:
-        flat = Strided(0, (x.numel(),), (1,))
-        _, shape, strides = flat if x.is_contiguous() else Strided.of(x).in_memory_order()
-        if len(shape) <= MAX_DIMS:
-            yield Reading(x, shape, strides, False, raw)
-            return
-        view = x.as_strided(shape, strides)
-        fewest = min(range(len(shape)), key=shape.__getitem__)
-        parts = raw.new_empty(shape[fewest], len(raw))
-        split.append((raw, parts))
-        for part, result in zip(view.unbind(fewest), parts.unbind()):
-            yield from readings_of(part, None, result, split)
-        return
-    channels = x.shape[dim]
-    if channels == 0:
-        return
-    rest = x.select(dim, 0)
-    _, shape, strides = Strided.of(rest).in_memory_order()
-    if x.stride(dim) == 1 and channels > 1 and len(shape) < MAX_DIMS:
-        yield Reading(x, [*shape, channels], [*strides, 1], True, raw)
-        return
-    for part, result in zip(x.unbind(dim), raw.unbind()):
-        yield from readings_of(part, None, result, split)

@@ -30,7 +30,7 @@ from selection import asked, cases
 from torch import Tensor
 
 from fastinit.fills.operator import Window
-from fastinit.statistics.tensor import readings_of
+from fastinit.statistics.reading import readings_of
 from fastinit.stream import laws, reference
 from fastinit.stream.laws import Law
 from fastinit.stream.reference_moments import FIELDS

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from fastinit.backends.choose import native
 from fastinit.backends.contract import Reading
-from fastinit.statistics.tensor import moments, readings_of
+from fastinit.statistics.reading import readings_of
+from fastinit.statistics.tensor import moments
 from fastinit.stream import laws
 from fastinit.stream.reference_moments import FIELDS
 

@@ -202,7 +202,6 @@ RESULTS = {
 
 ELSEWHERE = {
     "fastinit.statistics.fields.Fields:correction": "asked of Moments and ChannelMoments",
-    "fastinit.statistics.tensor.readings_of:dim": "asked of moments",
     "fastinit.init.constant_:val": "torch's own fill_, any number of the tensor's dtype",
     "fastinit.init.sparse_:std": "asked as an argument of init",
     "fastinit.checkpoint.write:shard_size": "test_shards_on_disk",

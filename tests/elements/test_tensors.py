@@ -22,7 +22,7 @@ from fastinit.backends.choose import native
 from fastinit.backends.contract import Backend
 from fastinit.elements import tensors
 from fastinit.fills import operator as ops
-from fastinit.statistics.tensor import MAX_DIMS
+from fastinit.statistics.reading import MAX_DIMS
 from fastinit.stream import laws
 from fastinit.variance.affine import LSUVError
 

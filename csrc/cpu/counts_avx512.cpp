@@ -1,0 +1,7 @@
+// x86-64 with AVX-512 F, DQ, BW and VL.
+#include "counts.h"
+
+void tally_avx512(const void* x, int dtype, int64_t n, const Counting& how,
+                  const Prepared* prepared, int64_t* counts) {
+  with_type(dtype, [&](auto type) { tally_as((decltype(type))x, n, how, prepared, counts); });
+}
