@@ -12,6 +12,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TABLES = ROOT / "docs" / "benchmarks.md"
+WATCH = ROOT / "docs" / "leaving-it-on.md"
 LARGE = ROOT / "docs" / "large-models.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SHOWN = ("uniform", "normal", "trunc ±2σ", "trunc std=.02")
@@ -187,6 +188,30 @@ def lsuv() -> list[str]:
     ]
 
 
+def watch() -> list[str]:
+    """What a watch that stays on adds to a training."""
+    results: dict[str, Any] = json.loads(min(RESULTS.glob("watch-*.json")).read_text())
+    lines = [
+        "| model | layers | a step | `every=1` adds | quartiles | `every=100` adds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for model in results["models"]:
+        lines.append(
+            f"| {model['model']} | {model['layers']} | {model['seconds a step']:.2f} s "
+            f"| {model['cost of every=1']:.1%} "
+            f"| {model['lower quartile']:.1%} to {model['upper quartile']:.1%} "
+            f"| {model['cost of every=100']:.2%} |"
+        )
+    return [
+        *lines,
+        "",
+        f"`python -m benchmarks.watch` on {_where(results['machine'])}, "
+        f"{results['machine']['fastinit']['threads']} threads: median of {results['rounds']} rounds, in "
+        "which watched steps (gradients too, told to a file) and plain ones take turns. `every=100` is a "
+        "hundredth of `every=1`, and what `step()` takes where nothing is measured.",
+    ]
+
+
 def digits() -> list[str]:
     records: list[dict[str, Any]] = json.loads((RESULTS / "digits.json").read_text())
     seeds, steps = len(records[0]["accuracy"]), records[0]["steps"]
@@ -238,6 +263,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], list[str]]]] = {
     "scale": (LARGE, scale),
     "results": (TABLES, fills),
     "lsuv": (TABLES, lsuv),
+    "watch": (WATCH, watch),
     "digits": (TABLES, digits),
 }
 """By name the page that a block is on, and what makes its lines."""
