@@ -178,7 +178,7 @@ def _lines(file: IO[bytes], name: str) -> Iterator[Measured]:
         try:
             yield _measured(json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number > 1 and not line.endswith(b"\n"):
+            if not line.endswith(b"\n"):
                 return  # it was cut short
             raise ValueError(
                 f"{name}, line {number}, is not what a watch writes (to=): "

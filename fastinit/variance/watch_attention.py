@@ -34,10 +34,10 @@ class Attention:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        for module, why in without_hooks(model).items():
-            raise ValueError(
-                f"attention=True sees nothing in {type(module).__name__}, which is {why}"
-            )
+        if closed := without_hooks(model):
+            name = next(name for name, module in model.named_modules() if module in closed)
+            why = next(iter(closed.values()))
+            raise ValueError(f"attention=True sees nothing in {name or 'the model'}: {why}")
         self._model = model
         self._targets: dict[str, list[Target]] = {}
 

@@ -96,6 +96,7 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "numbers": (b"1\n2\n", "line 1, is not what a watch writes"),
     "layers of another kind": (b'{"layers": [{"a": 1}], "step": 1}\n', "line 1, is not"),
     "nothing": (b"", "has no step that was measured"),
+    "a first line that was cut": (b'{"step": 0, "prod', "has no step that was measured"),
 }
 
 
