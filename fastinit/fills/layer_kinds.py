@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from fastinit.base.hooks import is_own
 from fastinit.fills.fans import Fans, fans_of
 
 
@@ -78,7 +79,7 @@ def changed_parts(module: nn.Module) -> set[str]:
         if _static(type(module), name) is not (known := _static(of, name)):
             return True
         # A parameter is something else only where it is computed, or isn't trained.
-        own = name in vars(module) or name in module._buffers
+        own = (name in vars(module) and not is_own(module, name)) or name in module._buffers
         return own and (callable(known) or name.endswith(("weight", "bias")))
 
     changed = {name for name in _reads(of) if is_changed(name)}  # type: ignore[arg-type]

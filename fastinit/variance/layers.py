@@ -181,7 +181,9 @@ class Layer:
         return bias.view(shape)
 
 
-def find(model: nn.Module, which: Which = None) -> tuple[list[Layer], dict[str, str]]:
+def find(
+    model: nn.Module, which: Which = None, compiled: bool = False
+) -> tuple[list[Layer], dict[str, str]]:
     """The layers of a model in the order of registration, and why others that were named are none.
 
     A module that is registered twice counts once. By default they are of the known kinds and what
@@ -189,11 +191,15 @@ def find(model: nn.Module, which: Which = None) -> tuple[list[Layer], dict[str, 
     MultiheadAttention and transformers' Conv1D. MultiheadAttention is ``<name>.q_proj``, ``.k_proj``,
     ``.v_proj`` and ``.out_proj``: its own name chooses all four. No parametrisation is run.
 
+    Args:
+        compiled: also those in compiled modules.
+
     Raises:
         TypeError: ``which`` is none of what it may be.
         ValueError: a name that the model has no module of, or a module without a weight.
     """
-    wanted, closed, out_projs = _wanted(model, which), without_hooks(model), _out_projs(model)
+    wanted, out_projs = _wanted(model, which), _out_projs(model)
+    closed = without_hooks(model, compiled)
     layers, passed = [], {}
     for prefix, module in model.named_modules():
         if module in out_projs:
@@ -219,13 +225,17 @@ def find(model: nn.Module, which: Which = None) -> tuple[list[Layer], dict[str, 
     return layers, passed
 
 
-def without_hooks(model: nn.Module) -> dict[nn.Module, str]:
-    """The modules in which no hooks run, those inside them included, and why: scripted or compiled."""
+def without_hooks(model: nn.Module, compiled: bool = False) -> dict[nn.Module, str]:
+    """The modules in which no hooks run, those inside them included, and why: scripted or compiled.
+
+    Args:
+        compiled: the hooks are such that they are compiled too.
+    """
     closed: dict[nn.Module, str] = {}
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             why = "scripted: no hooks run in it"
-        elif internals.is_compiled(module):
+        elif internals.is_compiled(module) and not compiled:
             why = "compiled: no hooks run in it"
         else:
             continue
@@ -233,12 +243,15 @@ def without_hooks(model: nn.Module) -> dict[nn.Module, str]:
     return closed
 
 
-def other_weights(model: nn.Module, layers: Iterable[Layer]) -> dict[str, str]:
+def other_weights(
+    model: nn.Module, layers: Iterable[Layer], compiled: bool = False
+) -> dict[str, str]:
     """By name, the modules that are none of the layers but own a weight, and why they are none.
 
     A weight is a parameter of two dimensions or more; norms own none.
     """
-    closed, known = without_hooks(model), {layer.module for layer in layers} | _out_projs(model)
+    closed = without_hooks(model, compiled)
+    known = {layer.module for layer in layers} | _out_projs(model)
     norms = (nn.LayerNorm, nn.RMSNorm, parametrize.ParametrizationList)
     found, seen = {}, set[nn.Module]()
     for name, module in model.named_modules():

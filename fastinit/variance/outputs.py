@@ -24,18 +24,21 @@ Fail = Callable[[Target, str], None]
 
 
 def hook_output(target: Target, measure: Measure, fail: Fail) -> Uncopied:
-    """From now on calls ``measure`` whenever the target has run."""
+    """From now on calls ``measure`` whenever the target has run; not while it is compiled: there is
+    nothing to see yet, and compiled code does not come here."""
     layer, module = target.layer, target.module
     if layer is None or not target.inside:
-        hook = module.register_forward_hook(
-            lambda module, args, output: measure(target, tensor_in(output))
-        )
-        return Uncopied(hook)
+
+        def look(module: nn.Module, args: Any, output: Any) -> None:
+            if not torch.compiler.is_compiling():
+                measure(target, tensor_in(output))
+
+        return Uncopied(module.register_forward_hook(look))
 
     inside = Sharded(layer)
 
     def project(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if runs_again():
+        if torch.compiler.is_compiling() or runs_again():
             return
         with torch.no_grad():
             try:

@@ -20,6 +20,7 @@ from fastinit.variance.layers import Which
 from fastinit.variance.watch_attention import Attention
 from fastinit.variance.watch_block import Asked, Block
 from fastinit.variance.watch_blocks import block_targets
+from fastinit.variance.watch_compiled import Accounts, accounts_of
 from fastinit.variance.watch_record import Scaler
 from fastinit.variance.watch_rows import Rows, all_merged, watched
 from fastinit.variance.watch_sinks import To
@@ -57,11 +58,12 @@ class Watch:
             )
         self.asked, self.group = asked, group
         self.full_name = full_name or str
-        self._targets, self._passed = targets(model, layers)
+        self._targets, self._passed = targets(model, layers, compiled=True)
         if asked.residual:
             blocks, closed = block_targets(model, {target.name for target in self._targets})
             self._targets, self._passed = self._targets + blocks, self._passed | closed
         self._attention = Attention(model) if asked.attention else None
+        self._accounts: dict[str, Accounts] | None = None
         self._name = type(model).__name__
         self._steps = steps
         self._stack: ExitStack | None = None
@@ -154,7 +156,10 @@ class Watch:
 
     def _open(self) -> None:
         """A block of its own."""
-        self._hook(Block(self.asked))
+        if self._accounts is None:
+            asked = self.asked
+            self._accounts = accounts_of(self._targets, asked.gradients, asked.inputs, asked.higher)
+        self._hook(Block(self.asked, self._accounts))
 
     def _hook(self, block: Block) -> None:
         """Hooks that measure."""
@@ -210,7 +215,8 @@ class Watch:
 
     def __getstate__(self) -> dict[str, Any]:
         seen = None if self._stack is not None else self._read() if self._ended else self._seen
-        state = {"_stack": None, "_hooks": None, "_block": None, "_ended": None, "_steps": None}
+        own = ("_stack", "_hooks", "_block", "_ended", "_steps", "_accounts")
+        state = dict.fromkeys(own)
         return {**vars(self), **state, "_seen": seen, "group": None}
 
     @property
@@ -245,11 +251,11 @@ class Watch:
 
     def _rows(self, block: Block) -> Rows:
         """What this rank saw."""
-        missing = self._passed | block.missing([target.name for target in self._targets])
+        rows = block.read(self.full_name)
+        missing = self._passed | block.missing(self._targets)
         if self._attention is not None:
             missing |= self._attention.missing(block.records)
-        named = {self.full_name(name): why for name, why in missing.items()}
-        return block.read(self.full_name), named
+        return rows, {self.full_name(name): why for name, why in missing.items()}
 
     def table(self) -> str:
         """One line for each layer, in 80 columns: standard deviations of output and gradient, fan-in,
@@ -306,7 +312,8 @@ def watch(
     The model is as before afterwards, also if the block raises; what ran until then is kept.
 
     Args:
-        model: in any mode, on any device. ScriptModules and compiled modules in it are not watched, as
+        model: in any mode, on any device, also compiled (``torch.compile``): graphs measure then, and
+            :mod:`fastinit.variance.watch_compiled` says how. ScriptModules in it are not watched, as
             ``missing`` says.
         layers: types, names or a predicate of (name, module); by default Linear, convolutions,
             embeddings, Bilinear, transformers' Conv1D and MultiheadAttention's projections: of its

@@ -6,7 +6,7 @@ Nothing waits for the device, and no output is kept or copied, until :meth:`Bloc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from fastinit.base.hooks import Uncopied
+from fastinit.base.hooks import OwnForward, Uncopied
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
@@ -24,8 +24,9 @@ from fastinit.stream import laws
 from fastinit.variance.layers import Layer
 from fastinit.variance.outputs import hook_output, immeasurable, runs_again, tensor_in
 from fastinit.variance.watch_attention import Attention
+from fastinit.variance.watch_compiled import Accounts, refused
 from fastinit.variance.watch_cuts import Cut, text_of, whole_of
-from fastinit.variance.watch_record import Record, Scaler
+from fastinit.variance.watch_record import Record, Scaler, scales
 from fastinit.variance.watch_rows import Row, Seen
 from fastinit.variance.watch_targets import Target
 from fastinit.variance.watch_transfer import Transfer, together
@@ -52,8 +53,13 @@ class Asked:
 class Block:
     """What the hooks of one block saw, and the weights at its end."""
 
-    def __init__(self, asked: Asked) -> None:
-        self.asked = asked
+    def __init__(self, asked: Asked, accounts: Mapping[str, Accounts]) -> None:
+        """The accounts, by a target's name, are of those that may run compiled; they begin anew."""
+        self.asked, self.accounts = asked, accounts
+        for account in accounts.values():
+            account.begin()
+        devices = {one.forward.raw.device for one in accounts.values()}
+        self.scales = scales(asked.scaler, devices)  # before they are updated
         self.open = True
         self.begun: dict[str, Record] = {}
         self.records: dict[str, Record] = {}  # of those that could be measured
@@ -64,9 +70,11 @@ class Block:
         self.weight_gradients: dict[Any, Moments] | None = None
         self.gradient_parts: dict[Any, str] = {}
 
-    def hook(self, target: Target) -> list[Uncopied]:
+    def hook(self, target: Target) -> list[Uncopied | OwnForward]:
         """Measures a target's output from now on, and what else is asked."""
-        hooks = [hook_output(target, self._measure, self._fail)]
+        hooks: list[Uncopied | OwnForward] = [hook_output(target, self._measure, self._fail)]
+        if target.name in self.accounts:
+            hooks += self.accounts[target.name].hooks()
         layer, module = target.layer, target.module
         if layer is not None and not target.inside and shard.is_dtensor(layer.weight_in):
             # Before those of tensor parallelism, which may make a plain tensor of it.
@@ -93,23 +101,23 @@ class Block:
         self.unseen.setdefault(target.name, why)
 
     def _note(self, target: Target, output: Any) -> None:
-        if self.open and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self.open:
             record = self._record(target)
             record.whole = whole_of(tensor_in(output))
 
     def _measure_input(self, target: Target, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         x = tensor_in((args, kwargs))
-        if not self.open or torch.compiler.is_compiling() or runs_again() or x is None:
+        if not self.open or runs_again() or x is None:
             return  # without a note: an embedding has none to measure
         record = self._record(target)
         if why := immeasurable(x, "its input") or record.measure(x, record.input):
             record.notes.append(f"an input is not counted: {why}")
 
     def _measure(self, target: Target, x: Tensor | None) -> None:
-        if not self.open:
-            return  # a call that was on its way in another thread
-        if torch.compiler.is_compiling():
-            return  # there is nothing to see yet, and compiled code would not come here again
+        if torch.compiler.is_compiling() or not self.open:
+            return  # not open: a call that was on its way in another thread
         if why := immeasurable(x):
             self.unseen[target.name] = why
             return
@@ -154,6 +162,7 @@ class Block:
         self.open = False
         for handle in self.leaves:
             handle.remove()
+        self._take_accounts()
         weights = {}
         for record in self.records.values():
             layer = record.target.layer
@@ -171,10 +180,23 @@ class Block:
         self.measure_weight_gradients()
         self.send()
 
+    def _take_accounts(self) -> None:
+        """Of those that ran compiled, or may have: only their device knows."""
+        for name, accounts in self.accounts.items():
+            if accounts.forward.may_be_used:
+                record = self._record(accounts.target)
+                record.forward.account, record.input.account = accounts.forward, accounts.input
+                record.backward.account = accounts.backward
+                record.units = accounts.forward.extremes.shape[1] or record.units
+                if self.asked.gradients and accounts.backward is None:
+                    record.why = "which in compiled code only known kinds of layers have"
+                self.records.setdefault(name, record)
+
     def measure_weight_gradients(self) -> None:
         """Those that the weights have now, if that is asked and was not done before."""
         if not self.asked.weight_gradients or self.weight_gradients is not None:
             return
+        self._take_accounts()
         found: dict[Any, Tensor] = {}
         for record in self.records.values():
             layer = record.target.layer
@@ -218,25 +240,34 @@ class Block:
             self.parts[layer.key] = None
         return weight
 
-    def missing(self, names: Iterable[str]) -> dict[str, str]:
-        """Why those of the names that were not measured were not."""
-        why = "did not run as a module, or was only traced"
-        return {name: self.unseen.get(name, why) for name in names if name not in self.records}
+    def missing(self, targets: Iterable[Target]) -> dict[str, str]:
+        """By name, why those that were not measured were not, once the others have been read."""
+        found = {}
+        for target in targets:
+            if target.name not in self.records:
+                why = refused(target)
+                compiled = f"; in compiled code it is not measured: {why}" if why else ""
+                default = f"did not run as a module, or was only traced{compiled}"
+                found[target.name] = self.unseen.get(target.name, default)
+        return found
 
     def send(self) -> None:
         """All numbers, in one transfer from each device, which is not waited for."""
         records = self.records.values()
-        signals = [s for r in records for s in (r.forward, r.backward, r.input) if s.calls]
+        each = [signal for r in records for signal in (r.forward, r.backward, r.input)]
+        for signal in each:
+            signal.take_account(self.scales if signal.units.of_gradients else None)
+        signals = [signal for signal in each if signal.raws]
         stills = [signal.units.still() for signal in signals]
         numbers = [together(signal.raws) for signal in signals]
         numbers += [m.raw for m in self.weights.values()]
         numbers += [m.raw for m in (self.weight_gradients or {}).values()]
         numbers += [still for still in stills if still is not None]
+        numbers += [s.account.counts for s in signals if s.account is not None]
         self.sent = signals, stills, Transfer(numbers)
 
     def read(self, full_name: Callable[[str], str]) -> list[Row]:
         """What was sent."""
-        records = list(self.records.values())
         signals, stills, transfer = self.sent
         got = iter(transfer.arrived())
         raws = [next(got) for _ in signals]
@@ -249,6 +280,12 @@ class Block:
             id(signal): signal.seen(raw, None if still is None else next(got))
             for signal, raw, still in zip(signals, raws, stills)
         }
+        for signal in signals:
+            if signal.account is not None:
+                signal.count(seen[id(signal)], next(got))
+        seen = {which: one for which, one in seen.items() if one.calls}
+        self.records = {n: r for n, r in self.records.items() if id(r.forward) in seen}
+        records = sorted(self.records.values(), key=lambda record: record.forward.place)
         first = dict[Any, str]()
         rows = []
         for record in records:
@@ -262,8 +299,11 @@ class Block:
                 notes.append("without nVar[W]/2: not known to be affine in its weight")
             if why := self.unseen.get(target.name):
                 notes.append(f"a call is not counted: {why}")
-            if self.asked.gradients and not record.backward.calls:
+            backward = seen.get(id(record.backward))
+            if self.asked.gradients and backward is None:
                 notes.append(f"no gradient, {record.why}")
+            if failed := record.forward.failed + record.backward.failed + record.input.failed:
+                notes.append(f"{failed} tensors of compiled calls could not be measured")
             notes += dict.fromkeys(record.notes)
             key = None if weight is None or layer is None else layer.key
             name = full_name(target.name)
@@ -273,7 +313,7 @@ class Block:
                     name,
                     type(target.module).__name__,
                     seen[id(record.forward)],
-                    seen.get(id(record.backward)),
+                    backward,
                     seen.get(id(record.input)),
                     weight,
                     None if layer is None else gradients.get(layer.key),

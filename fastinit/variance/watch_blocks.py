@@ -25,7 +25,7 @@ def block_targets(model: nn.Module, known: Collection[str]) -> tuple[list[Target
     Raises:
         ValueError: the model has no blocks.
     """
-    closed, inside = without_hooks(model), set[nn.Module]()
+    closed, inside = without_hooks(model, compiled=True), set[nn.Module]()
     targets, passed = list[Target](), dict[str, str]()
     for prefix, container in model.named_modules():
         if container in inside or not isinstance(container, CONTAINERS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from fastinit.elements import tensors
 from fastinit.statistics.tensor import moments
 from fastinit.stream.reference_moments import POWERS
 from fastinit.variance.outputs import why_not
+from fastinit.variance.watch_compiled import CALLS, FAILED, FIRST, VALUES, Account
 from fastinit.variance.watch_cuts import Cut, Whole, cut_of
 from fastinit.variance.watch_rows import Seen
 from fastinit.variance.watch_targets import Target
@@ -38,6 +40,9 @@ class Signal:
     calls: int = 0
     raws: list[Tensor] = field(default_factory=list)  # raw moments, float64 [fields] each
     cut: Cut = field(default_factory=Cut)
+    account: Account | None = None  # of calls that ran compiled
+    place: int = 0  # of the first of these among all layers'
+    failed: int = 0  # how many of these could not be measured
 
     def add(self, raw: Tensor) -> None:
         """Takes up the raw moments of one call."""
@@ -45,6 +50,28 @@ class Signal:
             self.raws[:] = [together(self.raws)]
         self.raws.append(raw)
         self.calls += 1
+
+    def take_account(self, scales: Mapping[torch.device, Tensor] | None) -> None:
+        """Adds what compiled calls have seen to that of the others, but for their counts.
+
+        Args:
+            scales: what multiplied the loss of which these are gradients.
+        """
+        if self.account is None:
+            return
+        raw, (high, low) = self.account.raw, self.account.extremes
+        self.raws.append(unscaled(raw, scales[raw.device]) if scales else raw)
+        if len(high) and not self.units.alive:
+            self.units.widen(high, low)
+            self.units.alive = self.account.is_alive
+
+    def count(self, seen: Seen, counts: Tensor) -> None:
+        """Adds compiled calls, as they were counted, to the others."""
+        numbers = [int(number) for number in counts.tolist()]
+        seen.calls += numbers[CALLS]
+        seen.values += numbers[VALUES]
+        self.place = numbers[FIRST]
+        self.failed = numbers[FAILED]
 
     def seen(self, raw: Tensor, still: Tensor | None) -> Seen:
         """With what was read from the device."""
@@ -92,7 +119,7 @@ class Record:
                 with self.lock:
                     signal.units.add(here, dim, raw)
             if scaler is not None:
-                raw = _unscaled(raw, scaler)
+                raw = unscaled(raw, scale_of(scaler, raw.device))
             cut = cut_of(x, here, None if signal is self.input else self.whole, dim)
         except Exception as error:
             return why_not(error)
@@ -103,7 +130,16 @@ class Record:
         return None
 
 
-def _unscaled(raw: Tensor, scaler: Scaler) -> Tensor:
-    """Raw moments of values that are divided by the scaler's scale, which is not waited for."""
-    scale = scaler.scale(torch.ones((), device=raw.device)).to(torch.float64)
+def unscaled(raw: Tensor, scale: Tensor) -> Tensor:
+    """Raw moments of values that are divided by a scale, which is not waited for."""
     return torch.stack([x / scale**power if power else x for x, power in zip(raw, POWERS)])
+
+
+def scale_of(scaler: Scaler, device: torch.device) -> Tensor:
+    """The scaler's scale as it is now, float64, on a device."""
+    return scaler.scale(torch.ones((), device=device)).to(torch.float64)
+
+
+def scales(scaler: Scaler | None, devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
+    """That of each device; empty without a scaler."""
+    return {} if scaler is None else {device: scale_of(scaler, device) for device in devices}

@@ -28,10 +28,15 @@ class Target:
         return self.layer is not None and self.layer.projection is not None
 
 
-def targets(model: nn.Module, which: Which = None) -> tuple[list[Target], dict[str, str]]:
+def targets(
+    model: nn.Module, which: Which = None, compiled: bool = False
+) -> tuple[list[Target], dict[str, str]]:
     """The modules to watch, and by name why others that were asked for cannot be watched.
 
     Of those in which no hooks run, the outermost is named.
+
+    Args:
+        compiled: also those in compiled modules.
 
     Raises:
         TypeError: ``model`` is no module, or ``which`` is none of what it may be.
@@ -39,10 +44,10 @@ def targets(model: nn.Module, which: Which = None) -> tuple[list[Target], dict[s
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
-    found, passed = find(model, which)
+    found, passed = find(model, which, compiled)
     if which is None:
-        passed = other_weights(model, found) | passed
-    closed = without_hooks(model)
+        passed = other_weights(model, found, compiled) | passed
+    closed = without_hooks(model, compiled)
     passed = _by_outermost(passed, [n for n, module in model.named_modules() if module in closed])
     targets = [Target(layer.name, layer.module, layer) for layer in found]
     for name, module in model.named_modules():

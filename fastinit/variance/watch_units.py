@@ -57,11 +57,17 @@ class Units:
         high, low = _extremes(_sample(x, dim) if on_cpu else x, dim)
         if on_cpu and self._dead(high, low).any():
             high, low = _extremes(x, dim)
+        self.widen(high, low)
+        assert self.high is not None
+        assert self.low is not None
+        self.alive = on_cpu and not self._dead(self.high, self.low).any()
+
+    def widen(self, high: Tensor, low: Tensor) -> None:
+        """Takes up each unit's largest and smallest value."""
         if self.high is None or self.low is None:
             self.high, self.low = high, low
         else:
             self.high, self.low = torch.maximum(self.high, high), torch.minimum(self.low, low)
-        self.alive = on_cpu and not self._dead(self.high, self.low).any()
 
     def still(self) -> Tensor | None:
         """Float64 [units]: the value of a unit whose values are all the same (of gradients, all 0).

@@ -285,28 +285,24 @@ class Loss(nn.Module):
 
 
 def closed() -> dict[str, nn.Module]:
-    own = mlp(1)
-    own.compile(backend="eager")
     return {
         "traced": torch.jit.trace(mlp(1), torch.zeros(1, 32)),
         "scripted": torch.jit.script(mlp(1)),
-        "compiled": torch.compile(mlp(1), backend="eager"),
-        "compiled, in place": own,
     }
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ["traced", "scripted", "compiled", "compiled, in place"])
+@pytest.mark.parametrize("name", ["traced", "scripted"])
 def test_what_hooks_do_not_reach_is_left_out_and_named(name: str) -> None:
     inner = closed()[name]
-    why = f"{'compiled' if 'compiled' in name else 'scripted'}: no hooks run in it"
     model = nn.ModuleDict({"a": nn.Linear(32, 32), "b": nn.Sequential(inner)})
     model["loss"] = torch.jit.script(Loss())
     before, x = hooks(inner), torch.randn(8, 32)
-    missing = {None: {"b.0": why}, ("a", "b.0.0", "loss"): {"b.0": why, "loss": SCRIPTED}}
+    missing = {
+        None: {"b.0": SCRIPTED},
+        ("a", "b.0.0", "loss"): {"b.0": SCRIPTED, "loss": SCRIPTED},
+    }
     for which, left_out in missing.items():
-        if which and name == "compiled":
-            which = ("a", "b.0._orig_mod.0", "loss")
         with watch(model, layers=which, gradients=True) as w:
             assert hooks(inner) == before
             model["loss"](model["b"](model["a"](x))).backward()
@@ -314,7 +310,9 @@ def test_what_hooks_do_not_reach_is_left_out_and_named(name: str) -> None:
         assert_moments(w.layers[0].forward, model["a"](x))
         assert w.layers[0].backward is not None
         assert w.missing == left_out
-    with pytest.raises(ValueError, match=f"can be watched, but None does not; the model: {why}"):
+    with pytest.raises(
+        ValueError, match=f"can be watched, but None does not; the model: {SCRIPTED}"
+    ):
         watch(inner)
-    with pytest.raises(ValueError, match=f"does not; b.0: {why}"):
+    with pytest.raises(ValueError, match=f"does not; b.0: {SCRIPTED}"):
         watch(model, layers=["b.0"])

@@ -1,0 +1,323 @@
+"""Measuring in compiled code: an operator that graphs keep.
+
+torch.compile compiles the hooks of a module with it. The hook that is set here puts ``fastinit::seen_``
+into the graph: it adds the moments of a tensor to an :class:`Account`, plain memory that the graph is
+given. So one graph serves all blocks and steps. Nothing of it is waited for, and it does not ask what
+step it is.
+
+Which graph runs is up to dynamo's guards. It compiles a module with hooks once more when they are gone.
+That they have come it does not see by default (pytorch#173452), but that a module has a ``forward`` of
+its own: a watched module has one meanwhile, which is its class's. So there are two graphs, one of them
+without any trace of this, and switching between them compiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from fastinit.base.hooks import OwnForward, Uncopied
+from fastinit.elements import shards as shard
+from fastinit.elements import tensors
+from fastinit.fills.layer_kinds import kind_of
+from fastinit.statistics.tensor import moments
+from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS, LEAST, MAX, MIN, merged
+from fastinit.variance.outputs import runs_again
+from fastinit.variance.watch_targets import Target
+from fastinit.variance.watch_units import Units
+
+CALLS, VALUES, FIRST, ALIVE, FAILED = range(5)
+"""What is counted beside moments: calls, values of each unit, the place of the first call among all
+layers' (from 1), whether all units are known to be alive, calls that could not be measured."""
+COUNTED = 5
+
+_library = torch.library.Library("fastinit", "FRAGMENT")
+_library.define(
+    "seen_(Tensor x, Tensor(a!) raw, Tensor(b!) counts, Tensor(c!) extremes, Tensor(d!)? clock, "
+    "int dim, bool gradient) -> ()"
+)
+
+
+def _seen_(
+    x: Tensor,
+    raw: Tensor,
+    counts: Tensor,
+    extremes: Tensor,
+    clock: Tensor | None,
+    dim: int,
+    gradient: bool,
+) -> None:
+    global _ran
+    _ran = True
+    if not gradient and runs_again():
+        return
+    # By .data no version goes up: what autograd keeps of them is not their values.
+    raw, counts, extremes = raw.data, counts.data, extremes.data
+    with torch.no_grad():
+        try:
+            here = tensors.values(x)
+            if gradient and 0 in here.stride():
+                here = here.contiguous()
+            new = moments(here, higher=len(raw) == ALL_FIELDS).raw
+            clock = None if clock is None else clock.data
+            add(new, here, raw, counts, extremes, clock, dim, gradient)
+        except Exception:  # the user's own step goes on
+            counts[FAILED] += 1
+
+
+_library.impl("seen_", _seen_, "CompositeExplicitAutograd")
+torch.library.register_fake("fastinit::seen_", lambda *args: None, lib=_library)
+
+_ran = False
+"""Whether there was ever a graph with the operator."""
+
+
+def add(
+    new: Tensor,
+    x: Tensor,
+    raw: Tensor,
+    counts: Tensor,
+    extremes: Tensor,
+    clock: Tensor | None,
+    dim: int,
+    gradient: bool,
+) -> None:
+    """Adds a tensor and its raw moments to an account. Nothing but the CPU's is read to do so.
+
+    Args:
+        new: [fields], of x.
+        raw, counts, extremes: of the account.
+        clock: [1], how many layers have begun; of gradients, None.
+        dim: x's dimension of units, if there are extremes of them.
+    """
+    is_first = x.device.type == "cpu" and counts[CALLS].item() == 0
+    raw.copy_(new if is_first else merged(raw, new))
+    if extremes.shape[1]:
+        alive = x.device.type == "cpu" and counts[ALIVE].item() == 1
+        units = Units(gradient, extremes[0], extremes[1], alive=alive)
+        units.add(x, dim, new)
+        counts[VALUES] += units.values
+        if units.alive:
+            counts[ALIVE] = 1
+        else:
+            assert units.high is not None
+            assert units.low is not None
+            extremes[0].copy_(units.high)
+            extremes[1].copy_(units.low)
+    if clock is not None:
+        clock += 1
+        counts[FIRST] = torch.where(counts[CALLS] > 0, counts[FIRST], clock[0])
+    counts[CALLS] += 1
+
+
+@dataclass
+class Account:
+    """What graphs have seen of one signal of a layer in a block.
+
+    Attributes:
+        raw: raw moments, float64 [fields].
+        counts: float64 [5].
+        extremes: each unit's largest and smallest value, float64 [2, units]; [2, 0] if it is not known
+            which they are.
+    """
+
+    raw: Tensor
+    counts: Tensor
+    extremes: Tensor
+
+    @classmethod
+    def of(cls, units: int, higher: bool, device: torch.device) -> Account:
+        sizes = (ALL_FIELDS if higher else FIELDS,), (COUNTED,), (2, units)
+        account = cls(*(torch.zeros(s, dtype=torch.float64, device=device) for s in sizes))
+        account.begin()
+        return account
+
+    def begin(self) -> None:
+        """Begins anew."""
+        self.raw.zero_()
+        self.raw[MAX] = -torch.inf
+        for least in (MIN, LEAST)[: 1 if len(self.raw) == FIELDS else 2]:
+            self.raw[least] = torch.inf
+        self.counts.zero_()
+        self.extremes[0].fill_(-torch.inf)
+        self.extremes[1].fill_(torch.inf)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether all units are known to be alive, as far as is known without waiting for a device."""
+        return self.counts.device.type == "cpu" and self.counts[ALIVE].item() == 1
+
+    @property
+    def may_be_used(self) -> bool:
+        """Whether a graph has written it, as far as is known without waiting for a device."""
+        return _ran and (self.counts.device.type != "cpu" or bool(self.counts.any()))
+
+
+class _Passed(torch.autograd.Function):
+    """A tensor as it is, whose gradient is measured.
+
+    It is a copy (which inductor leaves out), as what comes next may write it in place: that autograd
+    does not let it do with a view.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, raw: Tensor, counts: Tensor, extremes: Tensor, dim: int
+    ) -> Tensor:
+        ctx.account, ctx.dim = (raw, counts, extremes), dim
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        torch.ops.fastinit.seen_(grad, *ctx.account, None, ctx.dim, True)
+        return grad, None, None, None, None
+
+
+@dataclass
+class Accounts:
+    """What graphs have seen of a layer in a block.
+
+    Attributes:
+        backward: None where gradients are not measured.
+        clock: [1], how many layers have begun; one for all of a watch.
+        dim: the dimension of units in an output, from the last on.
+    """
+
+    target: Target
+    forward: Account
+    backward: Account | None
+    input: Account | None
+    clock: Tensor
+    dim: int
+
+    def begin(self) -> None:
+        """Begins anew, where anything was written."""
+        for account in (self.forward, self.backward, self.input):
+            if account is not None and account.may_be_used:
+                account.begin()
+
+    def hooks(self) -> list[Uncopied | OwnForward]:
+        """From now on code that is compiled for the target writes these."""
+        module = self.target.module
+        set_on: list[Uncopied | OwnForward] = [
+            OwnForward(module),
+            Uncopied(module.register_forward_hook(self._forward_hook())),
+        ]
+        if self.input is not None:
+            hook = module.register_forward_pre_hook(self._input_hook(), with_kwargs=True)
+            set_on.append(Uncopied(hook))
+        return set_on
+
+    # What hooks hold is what dynamo guards: tensors, whose values it does not look at, and constants.
+
+    def _forward_hook(self) -> Callable[[Any, Any, Any], Any]:
+        one, clock, dim = self.forward, self.clock, self.dim
+        raw, counts, extremes = one.raw, one.counts, one.extremes
+        back = None if self.backward is None else vars(self.backward).values()
+        graded = back is not None
+        back_raw, back_counts, back_extremes = back or (None, None, None)
+
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            if not is_traced():
+                return None
+            x = _plain(output)
+            if x is None:
+                return None
+            torch.ops.fastinit.seen_(x, raw, counts, extremes, clock, dim, False)
+            if not graded or not torch.is_grad_enabled() or not x.requires_grad:
+                return None
+            passed: Tensor = _pass(x, back_raw, back_counts, back_extremes, dim)
+            if type(output) is tuple:  # of MultiheadAttention
+                return tuple([passed if part is x else part for part in output])
+            return passed
+
+        return hook
+
+    def _input_hook(self) -> Callable[[Any, Any, Any], None]:
+        assert self.input is not None
+        raw, counts, extremes = self.input.raw, self.input.counts, self.input.extremes
+
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            if is_traced() and (x := _plain((args, kwargs))) is not None:
+                torch.ops.fastinit.seen_(x, raw, counts, extremes, None, -1, False)
+
+        return hook
+
+
+_pass: Callable[..., Tensor] = _Passed.apply
+_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # from torch 2.7 on
+
+
+def is_traced() -> bool:
+    """Whether dynamo makes a graph here that will run in this process."""
+    return torch.compiler.is_dynamo_compiling() and not _exporting()
+
+
+def _plain(output: Any) -> Tensor | None:
+    """As :func:`fastinit.variance.outputs.tensor_in`; None of what is no plain tensor, as DTensors."""
+    if isinstance(output, Tensor):
+        return output if type(output) is Tensor and output.is_floating_point() else None
+    parts = output.values() if isinstance(output, dict) else output
+    if isinstance(parts, (tuple, list)) or isinstance(output, dict):
+        for part in parts:
+            if (x := _plain(part)) is not None:
+                return x
+    return None
+
+
+def accounts_of(
+    targets: list[Target], gradients: bool, inputs: bool, higher: bool
+) -> dict[str, Accounts]:
+    """By name, the accounts of those that can be measured in compiled code (:func:`refused`)."""
+    found: dict[str, Accounts] = {}
+    clocks: dict[torch.device, Tensor] = {}
+    for target in targets:
+        if refused(target) is not None:
+            continue
+        own = next(target.module.parameters(), None)
+        device = torch.device("cpu") if own is None else own.device
+        if device not in clocks:
+            clocks[device] = torch.zeros(1, dtype=torch.float64, device=device)
+        units, dim = _units(target)
+        found[target.name] = Accounts(
+            target,
+            Account.of(units, higher, device),
+            Account.of(units, higher, device) if gradients and _gives_its_own(target) else None,
+            Account.of(0, higher, device) if inputs else None,
+            clocks[device],
+            dim,
+        )
+    return found
+
+
+def refused(target: Target) -> str | None:
+    """Why a target is not measured where it runs compiled, or None."""
+    if target.inside:
+        return "it is computed inside MultiheadAttention"
+    if any(map(shard.is_dtensor, target.module.parameters())):
+        return "its weight is a DTensor"
+    if OwnForward.is_replaced(target.module):
+        return "its forward is replaced"
+    return None
+
+
+def _gives_its_own(target: Target) -> bool:
+    """Whether its output is known to be nobody else's tensor, so that a copy does for it."""
+    return target.layer is not None and target.layer.affine
+
+
+def _units(target: Target) -> tuple[int, int]:
+    """How many units its output has, and their dimension in it; 0 if that is not known."""
+    layer = target.layer
+    if layer is None or not layer.affine or is_lazy(layer.weight_in):
+        return 0, -1
+    kind = kind_of(layer.module)
+    assert kind is not None
+    if kind.weight == "out in":
+        return layer.shape[0], -1 - kind.spatial
+    return layer.shape[1] * getattr(layer.module, "groups", 1), -1 - kind.spatial
