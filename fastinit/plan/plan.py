@@ -8,7 +8,6 @@ another dtype they are rounded, within the bounds of their law.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from fastinit.base import number, text
+from fastinit.base import number
 from fastinit.base.files import write_text
 from fastinit.base.memory import no_collection
 from fastinit.base.patterns import Choice
