@@ -91,7 +91,8 @@ sweep: $(STAMP) $(SWEEP_STAMP)
 	PYTHONPATH=.:tests $(SWEEP_VENV)/bin/python -m sweep --further lsuv $(SWEEP)
 
 frameworks: $(STAMP) $(FRAMEWORKS_STAMP)
-	RANKS_IMPORT="megatron.core.models.gpt.gpt_layer_specs deepspeed lightning.pytorch transformers peft" \
+	RANKS_IMPORT="megatron.core.models.gpt.gpt_layer_specs deepspeed lightning.pytorch transformers peft \
+	  torchtitan.trainer olmo_core.train.train_module.transformer.common" \
 	  DS_ACCELERATOR=cpu PYTHONPATH=.:tests \
 	  $(FRAMEWORKS_VENV)/bin/python -m pytest -m frameworks --durations 10 tests/frameworks
 

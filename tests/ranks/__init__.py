@@ -46,6 +46,9 @@ class RankFailed(AssertionError):
 class Ranks:
     """So many processes with a process group, forked at the first call."""
 
+    groups_end = True
+    """Whether those that a call makes end with it; packages may keep theirs for as long as they run."""
+
     def __init__(self, size: int) -> None:
         self.size = size
         self.pids: list[int] = []
@@ -96,7 +99,7 @@ class Ranks:
                     until = min(until, time.monotonic() + GRACE)
         if len(answers) < self.size or not all(good for good, _ in answers.values()):
             self.close()
-        for end in self._ends:
+        for end in self._ends if self.groups_end else ():
             end.send(None)
         silent = (False, "gave no answer, and was killed")
         return [answers.get(rank, silent) for rank in range(self.size)]
@@ -116,10 +119,18 @@ class Ranks:
         self.close()
 
 
-@functools.cache
+_pools: dict[int, Ranks] = {}
+
+
 def pool(size: int) -> Ranks:
     """The ranks that all tests share."""
-    return Ranks(size)
+    return _pools.setdefault(size, Ranks(size))
+
+
+def close_pools() -> None:
+    """The tests from here on share others, for what has been done to these is not to be undone."""
+    for ranks in _pools.values():
+        ranks.close()
 
 
 def on_ranks(size: int) -> Callable[[Function], Function]:
