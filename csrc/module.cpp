@@ -217,12 +217,12 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init<const std::vector<Asked>&, bool>(), py::arg("readings"),
            py::arg("higher") = false)
 #ifdef FASTINIT_CUDA
-      .def_property_readonly("scratch_bytes",
-                             [](const Readings& r) { return scratch_bytes(r.numbered()); })
+      .def_property_readonly(
+          "scratch_bytes", [](const Readings& r) { return scratch_bytes(r.numbered(), r.higher); })
       .def("measure_on",
            [](const Readings& r, int device, uintptr_t stream, uintptr_t scratch) {
              py::gil_scoped_release nogil;
-             moments_many_cuda(r.numbered(), device, (void*)stream, (void*)scratch);
+             moments_many_cuda(r.numbered(), r.higher, device, (void*)stream, (void*)scratch);
            })
 #endif
       .def("measure", &Readings::measure, py::call_guard<py::gil_scoped_release>());

@@ -28,7 +28,11 @@ if NVCC:  # those that it knows, as in CMakeLists.txt
     ARCHS = tuple(arch for arch in ARCHS if f"compute_{arch}\n" in _known)
 # Below sm_100 the kernels' text is one, from there on another; what `make test` builds has both's PTX.
 each_arch = pytest.mark.parametrize("arch", cases(ARCHS, {90, 100} & set(ARCHS)))
-KERNELS = {"fill.cuh": ("fill_many", "stage"), "moments.cuh": ("measure", "merge_parts")}
+KERNELS = {
+    "fill.cuh": ("fill_many", "stage"),
+    "moments.cuh": ("measure", "merge_parts"),
+    "higher.cuh": ("sum_powers", "merge_powers"),
+}
 PARCEL = 8 * native.module.PARCEL if native.module else 0  # bytes
 STAGING = 0x6EEE_0000_0000
 

@@ -19,7 +19,7 @@ from fastinit.stream.laws import DTYPES
 from fastinit.stream.reference_moments import FIELDS
 
 SCRATCH = 0x6EEE_0000_0000
-MOMENTS = FIELDS * 8  # bytes
+MOMENTS, POWERS = FIELDS * 8, 5 * 8  # bytes
 STEPS = 100_000  # a walk takes several for each value
 
 # Read in csrc/moments.h as C++ lays it out.
@@ -104,19 +104,46 @@ class MomentKernels:
 
     def run(self, memory: Memory, told: Numbered, parts: bytes = b"") -> None:
         """Measures and merges; or, where there are parts, only merges these."""
-        carried = told.readings <= told.few
-        staged = b"" if carried else told.data  # what the stage kernel does: test_ptx.py
-        if staged:
-            memory.add(SCRATCH, staged)
-        at = SCRATCH + len(staged)
-        memory.add_scratch(at, told.parts * MOMENTS, parts)
-        few = told.data if carried else b""
-        few = few.ljust(told.few * (len(told.data) // told.readings), b"\0")
-        arguments = few, SCRATCH if staged else 0, told.readings, at
-        for program, grid in (self.measure, told.tasks), (self.merge, told.results):
-            if grid and not (parts and program is self.measure):
-                threads = program.most_threads
-                ptxrun.launch(program, memory, arguments, grid, threads, steps=STEPS)
+        run(self, memory, told, MOMENTS, parts)
+
+
+class PowerKernels(NamedTuple):
+    """sum_powers and merge_powers of one PTX text."""
+
+    measure: Program
+    merge: Program
+
+    @classmethod
+    def of(cls, text: str) -> PowerKernels:
+        return cls(Program(text, "sum_powers"), Program(text, "merge_powers"))
+
+    def run(self, memory: Memory, told: Numbered, found: int) -> None:
+        """Where ``found`` says, there are the moments of all results, one after another."""
+        run(self, memory, told, POWERS, known=(found,))
+
+
+def run(
+    kernels: MomentKernels | PowerKernels,
+    memory: Memory,
+    told: Numbered,
+    part: int,
+    parts: bytes = b"",
+    known: tuple[int, ...] = (),
+) -> None:
+    """Measures and merges parts of so many bytes; or, where there are parts, only merges these."""
+    carried = told.readings <= told.few
+    staged = b"" if carried else told.data  # what the stage kernel does: test_ptx.py
+    if staged:
+        memory.add(SCRATCH, staged)
+    at = SCRATCH + len(staged)
+    memory.add_scratch(at, told.parts * part, parts)
+    few = told.data if carried else b""
+    few = few.ljust(told.few * (len(told.data) // told.readings), b"\0")
+    arguments = few, SCRATCH if staged else 0, told.readings, *known, at
+    for program, grid in (kernels.measure, told.tasks), (kernels.merge, told.results):
+        if grid and not (parts and program is kernels.measure):
+            threads = program.most_threads
+            ptxrun.launch(program, memory, arguments, grid, threads, steps=STEPS)
 
 
 def mutant(folder: Path, only: str, edits: Sequence[tuple[str, str, str]], *more: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu_moments import near, raw_moments
+from gpu_moments import higher_near, near, raw_moments
 from same_bits import bits
 from torch import Tensor, nn
 
@@ -250,6 +250,22 @@ def test_moments_are_those_of_the_cpu(dtype: torch.dtype) -> None:
         assert near(there.raw.cpu(), here.raw)
 
 
+@pytest.mark.parametrize("dtype", laws.DTYPES)
+def test_higher_moments_are_the_reference_s(dtype: torch.dtype) -> None:
+    x = torch.randn(3_000, 1_001).to(dtype)
+    x[5, 7], x[:, 3] = float("nan"), 1e4
+    for view, dim in ((x, None), (x.t(), None), (x[:, 1:], None), (x, 1), (x, 0), (x[:0], None)):
+        with backend("reference"):
+            expected = moments(view, dim=dim, higher=True).raw
+        there = moments(view.cuda(), dim=dim, higher=True).raw
+        assert bits(there[..., :7]).equal(bits(moments(view.cuda(), dim=dim).raw))
+        assert bits(there).equal(bits(moments(view.cuda(), dim=dim, higher=True).raw))
+        assert higher_near(there.cpu(), expected)
+    many = [x[:n] for n in range(40)]
+    for one, m in zip(many, moments_many([m.cuda() for m in many], higher=True)):
+        assert bits(m.raw).equal(bits(moments(one.cuda(), higher=True).raw))
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_another_gpu_gets_no_context() -> None:
     code = """
@@ -275,10 +291,11 @@ def test_moments_wait_for_nothing_and_can_be_captured() -> None:
     x = torch.randn(1 << 20, device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        raw = moments(x).raw
+        raw, higher = moments(x).raw, moments(x, higher=True).raw
     x.normal_()
     graph.replay()
     assert near(raw.cpu(), moments(x.cpu()).raw)
+    assert higher_near(higher.cpu(), moments(x.cpu(), higher=True).raw)
 
 
 NET = """

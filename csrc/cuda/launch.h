@@ -22,7 +22,8 @@ size_t staged_bytes(const std::vector<Piece>& pieces);
 void fill_many_cuda(const std::vector<Piece>& pieces, int device, void* stream, void* staging);
 
 // The same for moments: device memory for what is staged and for the results of tasks, and a launch
-// that measures, followed by one that merges.
-size_t scratch_bytes(const std::vector<Reading>& readings);
-void moments_many_cuda(const std::vector<Reading>& readings, int device, void* stream,
+// that measures, followed by one that merges. If what is asked for is `higher`, the same once more; each
+// reading's results are then Moments with Higher behind them.
+size_t scratch_bytes(const std::vector<Reading>& readings, bool higher);
+void moments_many_cuda(const std::vector<Reading>& readings, bool higher, int device, void* stream,
                        void* scratch);

@@ -81,20 +81,20 @@ def native_is_chosen() -> bool:
     return BACKENDS[0] is native and forced() is None and native.serves(CPU) is None
 
 
-def explain(device: torch.device) -> str:
-    """The backend that serves a device, and why not those before it."""
+def explain(device: torch.device, higher: bool = False) -> str:
+    """The backend that fills on a device, or measures higher moments, and why not those before it."""
     passed: list[str] = []
     for candidate in BACKENDS:
-        reason = candidate.serves(device)
+        reason = _why_unmeasured(candidate, device, True) if higher else candidate.serves(device)
         if reason is None:
             return str(candidate.name) + "".join(f"; {text}" for text in passed)
         passed.append(f"not {candidate.name}: {reason}")
     raise AssertionError("the reference serves every device")
 
 
-def _why_reference(device: torch.device) -> str | None:
+def _why_reference(device: torch.device, higher: bool) -> str | None:
     """Why nobody before the reference serves a device; None where that is forced."""
-    return explain(device) if forced() is None else None
+    return explain(device, higher) if forced() is None else None
 
 
 native = Native()

@@ -68,7 +68,7 @@ class Native(Backend):
         return self.serves(device)
 
     def serves_higher(self, device: torch.device) -> str | None:
-        return None if device.type == "cpu" else "its CUDA kernels measure no higher moments"
+        return None
 
     def _missing_on(self, index: int) -> str | None:
         """Why the build cannot serve the CUDA device, or None."""

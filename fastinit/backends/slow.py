@@ -65,8 +65,9 @@ class Reference(Backend):
 
     name = "reference"
 
-    def __init__(self, why: Callable[[torch.device], str | None]) -> None:
-        """``why`` tells why nobody else serves a device, or None where this backend was asked for."""
+    def __init__(self, why: Callable[[torch.device, bool], str | None]) -> None:
+        """``why`` tells why nobody else serves a device (and its higher moments, if so), or None where
+        this backend was asked for."""
         self.why = why
 
     def serves(self, device: torch.device) -> str | None:
@@ -85,15 +86,15 @@ class Reference(Backend):
             reference.fill(tensor, law.kind, params, seed, stream, strides, offset)
 
     def moments_many(self, readings: Sequence[Reading]) -> None:
-        self._count([reading.tensor for reading in readings])
+        self._count([reading.tensor for reading in readings], readings[0].higher)
         for tensor, shape, strides, by_column, raw in readings:
             view = tensor.as_strided(shape, strides)
             raw.copy_(reference_moments.moments(view, by_column, raw.shape[-1]))
 
-    def _count(self, tensors: Sequence[Tensor]) -> None:
+    def _count(self, tensors: Sequence[Tensor], higher: bool = False) -> None:
         """Counts what is done on a kind of device unasked, and says it when that is much."""
         device = tensors[0].device
-        if (why := self.why(device)) is not None:
+        if (why := self.why(device, higher)) is not None:
             _done[device.type] += sum(tensor.numel() for tensor in tensors)
             if _done[device.type] >= LARGE:
                 _say(device.type, why)

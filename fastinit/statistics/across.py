@@ -69,11 +69,8 @@ class Share:
         Raises:
             ValueError: some have the higher moments, and others have not.
         """
-        shares = (self, *others)
-        if len({share.raw.shape[-1] for share in shares}) > 1:
-            raise ValueError("moments with higher=True do not merge with moments without")
         raw, seen = self._nothing(), torch.zeros(self.channels, dtype=torch.bool)
-        for share in shares:
+        for share in (self, *others):
             raw[share.which] = merged_rows(raw[share.which], share.raw, self.counted.width)
             seen[share.which] = True
         which = seen.nonzero().flatten()

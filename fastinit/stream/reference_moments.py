@@ -107,11 +107,16 @@ def _or_infinity(sums: Tensor) -> Tensor:
 
 
 def merged(a: Tensor, b: Tensor) -> Tensor:
-    """Raw moments of two sets together, of as many fields; ``merge`` in csrc/moments.h.
+    """Raw moments of two sets together; ``merge`` in csrc/moments.h.
 
     Chan, Golub & LeVeque (1979); Pebay, "Formulas for robust, one-pass parallel computation of
     covariances and arbitrary-order statistical moments" (2008, SAND2008-6212).
+
+    Raises:
+        ValueError: only one has the higher moments.
     """
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError("moments with higher=True do not merge with moments without")
     count = a[..., COUNT] + b[..., COUNT]
     share = torch.where(count > 0, b[..., COUNT] / count, 0.0)
     a_mean, b_mean = a[..., MEAN], b[..., MEAN]

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from gpu_moments import of_reading
+from gpu_moments import higher_near, of_reading
 from same_bits import bits, drawn, sentinel
 from same_bits import reference as by_reference
 from selection import asked, cases
@@ -31,9 +31,9 @@ from torch import Tensor
 
 from fastinit.fills.operator import Window
 from fastinit.statistics.reading import readings_of
-from fastinit.stream import laws, reference
+from fastinit.stream import laws, reference, reference_moments
 from fastinit.stream.laws import Law
-from fastinit.stream.reference_moments import FIELDS
+from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
 CXX = shlex.split(os.environ.get("CXX", "g++"))
@@ -101,6 +101,7 @@ class Work(NamedTuple):
     given: bytes
     expected: bytes
     data: bytes = b""
+    higher: Tensor = torch.empty(0)  # of moments, all fields as the reference has them
 
 
 @cache
@@ -161,7 +162,7 @@ def tensors(dtype: torch.dtype) -> Iterator[tuple[Tensor, int | None]]:
 @cache
 def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = False) -> Work:
     """Tensors, whole and by column, with tests/gpu_moments.py's; large ones are several tasks."""
-    requests, expected, data = [], b"", b""
+    requests, expected, data, higher = [], b"", b"", []
     for dtype in dtypes:
         cases = list(tensors(dtype))
         if few:
@@ -184,14 +185,17 @@ def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = F
                 requests.append(request.tobytes())
                 data += torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()
                 expected += of_reading(reading).contiguous().numpy().tobytes()
-    return Work(b"".join(requests), 2 * expected, data)
+                view = reading.tensor.as_strided(reading.shape, reading.strides)
+                raw = reference_moments.moments(view, reading.by_column, ALL_FIELDS)
+                higher.append(raw.view(-1, ALL_FIELDS))
+    return Work(b"".join(requests), 2 * expected, data, torch.cat(higher))
 
 
 # --- mistakes ------------------------------------------------------------------------------------
 
 FILL, LANES, STREAM_H = "csrc/cuda/fill.cuh", "csrc/cuda/lanes_cuda.h", "csrc/stream.h"
 SUM, MOMENTS = "tests/cpp/block_sum.cuh", "csrc/cuda/moments.cuh"
-ROWS = "csrc/cuda/rows.cuh"
+ROWS, HIGHER = "csrc/cuda/rows.cuh", "csrc/cuda/higher.cuh"
 FIRST = "  __syncthreads();  // every warp's sum is there\n"
 LAST = "  __syncthreads();  // so is the total\n"
 FUSED = "L::fma(L::from_int(L::template shr<8>(word)), L::set(p.mul), L::set(p.add))"
@@ -278,7 +282,10 @@ BUILDS: dict[str, tuple[tuple[str, ...], str, Mistake | None]] = {
     "fill, TSan": (TSAN, FILL, None),
     "moments": (ASAN, MOMENTS, None),
     "moments, TSan": (TSAN, MOMENTS, None),
+    "higher": (ASAN, HIGHER, None),
+    "higher, TSan": (TSAN, HIGHER, None),
     "fill, all types": (ASAN, FILL, None),
+    "higher, all types": (ASAN, HIGHER, None),
     "moments, all types": (ASAN, MOMENTS, None),
     "sum": (ASAN, SUM, None),
     "sum, TSan": (TSAN, SUM, None),
@@ -292,9 +299,15 @@ THREADS = "tests/cpp/cuda_on_cpu.cpp"
 SHARED = {
     FILL: (THREADS, "csrc/cuda/pieces.cpp"),
     MOMENTS: (THREADS, "csrc/cuda/readings.cpp"),
+    HIGHER: (THREADS, "csrc/cuda/readings.cpp"),
     SUM: (THREADS,),
 }
-DEFINED = {FILL: (), MOMENTS: ("-DMOMENTS",), SUM: ("-DBLOCK_SUM",)}
+DEFINED = {
+    FILL: (),
+    MOMENTS: ("-DMOMENTS",),
+    HIGHER: ("-DMOMENTS", "-DHIGHER"),
+    SUM: ("-DBLOCK_SUM",),
+}
 
 
 def compiled(flags: tuple[str, ...], *more: str) -> None:
@@ -323,9 +336,10 @@ def build(
     if not (
         mistake or all_types or kernels == SUM
     ):  # float32 and bfloat16: each type takes seconds
-        replace(at / kernels, r"\n    default: [^\n]*<double>[^\n]*", "")
-        replace(at / kernels, r"\n    case FLOAT16: [^\n]*", "")
-        replace(at / kernels, "case BFLOAT16:", "default:")
+        for text in (kernels, MOMENTS) if kernels == HIGHER else (kernels,):
+            replace(at / text, r"\n    default: [^\n]*<double>[^\n]*", "")
+            replace(at / text, r"\n    case FLOAT16: [^\n]*", "")
+            replace(at / text, "case BFLOAT16:", "default:")
     if mistake:
         replace(at / mistake.file, re.escape(mistake.old), mistake.new)
     if mistake and kernels == MOMENTS:
@@ -372,7 +386,7 @@ Run = Callable[..., tuple[str, bytes]]
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Runs one of BUILDS: what it says, and what it writes. They are built two at a time."""
     at = tmp_path_factory.mktemp("cuda_text")
-    optional = {*MISTAKES, "fill, all types", "moments, all types"}
+    optional = {*MISTAKES, *(f"{what}, all types" for what in ("fill", "moments", "higher"))}
     wanted_too = asked(request, "name") | asked(request, "program")
     builds = {name: how for name, how in BUILDS.items() if name not in optional - wanted_too}
 
@@ -482,6 +496,28 @@ def test_moments_by_threads_at_once(run: Run) -> None:
     said, got = run("moments, TSan", work.given, "threads", data=work.data)
     assert not said
     assert got == work.expected
+
+
+@pytest.mark.parametrize(
+    ("program", "orders", "dtypes"),
+    [
+        ("higher", ("forward", "reverse", "1"), TWO),
+        ("higher, TSan", ("threads",), (torch.float32,)),
+        pytest.param("higher, all types", ("forward",), laws.DTYPES, marks=pytest.mark.slow),
+    ],
+)
+def test_higher_moments_in_any_order(
+    run: Run, program: str, orders: Sequence[str], dtypes: tuple[torch.dtype, ...]
+) -> None:
+    work = readings(dtypes, large="TSan" not in program, few="TSan" in program)
+    outputs = [run(program, work.given, order, data=work.data) for order in orders]
+    said, got = outputs[0]
+    assert not said
+    assert all(output == ("", got) for output in outputs)
+    found = np.frombuffer(got).reshape(2, -1, ALL_FIELDS)
+    assert found[:, :, :FIELDS].tobytes() == work.expected
+    for each in found:
+        assert higher_near(torch.from_numpy(each.copy()), work.higher)
 
 
 @pytest.mark.parametrize("name", cases(MISTAKES, ALWAYS))

@@ -6,7 +6,8 @@
 // threads in none. IN holds Requests; OUT gets their buffers as they are after one launch for each,
 // then as they are after one launch for all. With -DBLOCK_SUM the kernel is block_sum, IN holds the
 // floats of GRID blocks, and OUT gets what each thread says is its block's sum. With -DMOMENTS IN holds
-// Requests of moments, IN.data what they read, and OUT gets the moments.
+// Requests of moments, IN.data what they read, and OUT gets the moments; with -DHIGHER too, what is on request
+// behind each.
 #include "cuda_on_cpu.h"
 
 #include <stdio.h>
@@ -18,6 +19,8 @@
 
 #ifdef BLOCK_SUM
 #include "block_sum.cuh"
+#elif defined(HIGHER)
+#include "../../csrc/cuda/higher.cuh"
 #elif defined(MOMENTS)
 #include "../../csrc/cuda/moments.cuh"
 #else
@@ -62,11 +65,22 @@ struct Request {
   Read read;       // its data is an offset in the buffer
 };
 
+#ifdef HIGHER
+constexpr size_t RESULT = sizeof(Moments) + sizeof(Higher);
+#else
+constexpr size_t RESULT = sizeof(Moments);
+#endif
+
 // As moments_many_cuda in csrc/cuda/launch.cu.
 void launch(const std::vector<Read>& reads, const std::vector<Moments*>& results,
             const Pick& pick) {
-  const std::vector<Reading> all = number(reads.data(), results.data(), (int64_t)reads.size());
+  const std::vector<Reading> wanted = number(reads.data(), results.data(), (int64_t)reads.size());
+  std::vector<Reading> all = wanted;
   const Reading& last = all.back();
+#ifdef HIGHER
+  const Buffer found = buffer((last.first_result + last.work.columns) * sizeof(Moments));
+  for (Reading& r : all) r.results = (Moments*)found.get() + r.first_result;
+#endif
   const Buffer parts = buffer((last.first_part + last.work.parts) * sizeof(Moments));
   FewReadings few{};
   if (all.size() <= FEW_READINGS) std::copy(all.begin(), all.end(), few.readings);
@@ -76,6 +90,18 @@ void launch(const std::vector<Read>& reads, const std::vector<Moments*>& results
       [&] { measure(few, many, count, (Moments*)parts.get()); });
   run((unsigned)(last.first_result + last.work.columns), MERGING, pick,
       [&] { merge_parts(few, many, count, (Moments*)parts.get()); });
+#ifdef HIGHER
+  const Moments* known = (const Moments*)found.get();
+  if (many)
+    all = wanted;
+  else
+    std::copy(wanted.begin(), wanted.end(), few.readings);
+  const Buffer powers = buffer((last.first_part + last.work.parts) * sizeof(Powers));
+  run((unsigned)(last.first_task + last.work.tasks), MEASURING, pick,
+      [&] { sum_powers(few, many, count, known, (Powers*)powers.get()); });
+  run((unsigned)(last.first_result + last.work.columns), MERGING, pick,
+      [&] { merge_powers(few, many, count, known, (Powers*)powers.get()); });
+#endif
 }
 
 void main_(const char* in, FILE* out, const Pick& pick, unsigned) {
@@ -91,14 +117,13 @@ void main_(const char* in, FILE* out, const Pick& pick, unsigned) {
     at += request.bytes;
     reads.push_back(request.read);
     reads.back().data = buffers.back().get() + (uintptr_t)request.read.data;
-    results.push_back(buffer(work_of(request.read).columns * sizeof(Moments)));
+    results.push_back(buffer(work_of(request.read).columns * RESULT));
     to.push_back((Moments*)results.back().get());
   }
   for (const bool together : {false, true}) {
     for (size_t i = 0; !together && i < reads.size(); ++i) launch({reads[i]}, {to[i]}, pick);
     if (together) launch(reads, to, pick);
-    for (size_t i = 0; i < reads.size(); ++i)
-      fwrite(to[i], sizeof(Moments), work_of(reads[i]).columns, out);
+    for (size_t i = 0; i < reads.size(); ++i) fwrite(to[i], RESULT, work_of(reads[i]).columns, out);
   }
 }
 

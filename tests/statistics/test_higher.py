@@ -300,7 +300,7 @@ def test_across_ranks_it_is_what_one_process_has() -> None:
 def test_what_ranks_tell_each_other_is_all_of_it() -> None:
     m = moments(LAWS["normal"][:20_000].view(-1, 8), dim=1, higher=True)
     share = Share.of(m.raw, 8, [(0, 8)])
-    heard = across._share_in(across._numbers(share), 8)
+    heard = across._share_in(across._numbers(share), 8, share.counted)
     assert heard.all().equal(m.raw)
     elsewhere = Share(8, torch.tensor([5]), m.raw[5:6])
     both = share.merge([elsewhere]).all()
@@ -352,6 +352,9 @@ class Plain(backends.Backend):
 def test_a_backend_without_them_passes_them_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "BACKENDS", [Plain(), *backends.BACKENDS])
     assert moments(torch.tensor([1.0, -3.0]), higher=True).l1 == 4
+    said = backends.explain(torch.device("cpu"), higher=True)
+    assert "not plain: it measures no higher moments" in said
+    assert backends.explain(torch.device("cpu")) == "plain"
     with (
         backends.backend("plain"),
         pytest.raises(RuntimeError, match="it measures no higher moments"),

@@ -65,6 +65,9 @@ class Triton(Backend):
         with _current(readings[0].tensor.device):
             moments.moments_many(readings)
 
+    def serves_higher(self, device: torch.device) -> str | None:
+        return "its kernels measure no higher moments"
+
     def serves_products(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return "it multiplies no float64" if dtype == torch.float64 else self.serves(device)
 
