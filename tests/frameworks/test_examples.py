@@ -11,6 +11,6 @@ __all__ = ["restored"]
 
 @pytest.mark.frameworks
 @pytest.mark.usefixtures("restored")
-@pytest.mark.parametrize("name", ["frameworks.md", "missing-weights.md", "seeing-variance.md"])
+@pytest.mark.parametrize("name", ["frameworks.md", "leaving-it-on.md", "missing-weights.md"])
 def test_examples_run(name: str) -> None:
     run_page(ROOT / "docs" / name)
