@@ -11,7 +11,15 @@ from torch import Tensor
 
 from fastinit.base import number, ranks
 from fastinit.statistics import across
-from fastinit.statistics.formats import Counts, Histogram, Shares, Value, check_alike, plain_counts
+from fastinit.statistics.formats import (
+    Counts,
+    Histogram,
+    Shares,
+    Value,
+    all_of,
+    asked_of,
+    plain_counts,
+)
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.stream.reference_moments import ALL_FIELDS, merged
 
@@ -213,20 +221,13 @@ class Fields(ABC, Generic[Value]):
     @property
     def formats(self) -> dict[str, Shares[Value]]:
         """What each format that was asked for would do to the finite values; empty if none was."""
-        if self.counts is None:
-            return {}
-        shares = self.counts.shares(self._derived()[DERIVED.index("count")])
-        return {name: Shares(*map(self._as_value, three)) for name, three in shares.items()}
+        return {} if self.counts is None else self.counts.shares(self.count)
 
     @property
     def histogram(self) -> Histogram[Value] | None:
         """How many values there are of each exponent, if that was asked for."""
         bins = None if self.counts is None else self.counts.bins()
         return None if bins is None else Histogram(bins, self.zeros, self.absmax)
-
-    @abstractmethod
-    def _as_value(self, field: Tensor) -> Value:
-        """As users see it."""
 
     def merge(self, *others: Self) -> Self:
         """The moments of these values and the others' together, as of micro-batches.
@@ -242,9 +243,8 @@ class Fields(ABC, Generic[Value]):
                     f"others must have moments of shape {tuple(raw.shape)}, "
                     f"but got {tuple(other.raw.shape)}"
                 )
-            check_alike(self.counts, other.counts)
             raw = merged(raw, other.raw.to(raw.device))
-        counts = None if self.counts is None else self.counts.and_of([o.counts for o in others])
+        counts = all_of([self.counts, *(other.counts for other in others)])
         parts = self.parts + tuple(part for other in others for part in other.parts)
         return self._like(raw, parts if any(parts) else (None,), counts)
 
@@ -275,11 +275,12 @@ class Fields(ABC, Generic[Value]):
             counts = Counts(counts.asked, raw[:, fields:].long().view(counts.numbers.shape))
         return self._like(raw[:, :fields], parts, counts)
 
-    def _rows(self) -> tuple[Tensor, Counting]:
-        """What is added up of this: raw moments and counts behind them, float64 [..., fields]."""
+    @property
+    def row(self) -> Tensor:
+        """All that merges: raw moments, and counts behind them; float64 [..., fields]."""
         if self.counts is None:
-            return self.raw, NOTHING
-        return torch.cat((self.raw, self.counts.numbers.double()), dim=-1), self.counts.asked
+            return self.raw
+        return torch.cat((self.raw, self.counts.numbers.double()), dim=-1)
 
     @abstractmethod
     def _share(self) -> across.Share:
@@ -314,9 +315,11 @@ class Moments(Fields[float]):
     _numbers: list[float] | None = None
 
     @classmethod
-    def of_rows(cls, raws: Tensor) -> list[Moments]:
-        """One for each row of raw moments, [n, fields]; cheaper than one by one."""
-        found = [cls(raw) for raw in raws]
+    def of_rows(cls, rows: Tensor, counted: Counting = NOTHING) -> list[Moments]:
+        """One for each ``row``, [n, fields]; cheaper than one by one."""
+        raws, numbers = rows.tensor_split([rows.shape[-1] - counted.width], dim=-1)
+        counts = [Counts(counted, some) if counted.width else None for some in numbers.long()]
+        found = [cls(raw, counts=some) for raw, some in zip(raws, counts)]
         for one, numbers in zip(found, _fields_of(raws, 1).t().tolist()):
             one._numbers = numbers
         return found
@@ -326,17 +329,13 @@ class Moments(Fields[float]):
             self._numbers = self._derived().tolist()
         return self._numbers[self.fields.index(field)]
 
-    def _as_value(self, field: Tensor) -> float:
-        return float(field)
-
     def plain(self) -> dict[str, Any]:
         """All fields by their names; ``formats`` and ``histogram`` if they were asked for."""
         fields = {field: self._value(field) for field in self.fields}
         return fields | plain_counts(self.formats, self.histogram)
 
     def _share(self) -> across.Share:
-        rows, counted = self._rows()
-        return across.Share.of(rows, 1, [(0, 1)], counted)
+        return across.Share.of(self.row, 1, [(0, 1)], asked_of(self.counts))
 
     def _like(self, raw: Tensor, parts: across.Parts, counts: Counts | None) -> Self:
         return type(self)(raw.view(-1), self.correction, parts, counts)
@@ -373,9 +372,6 @@ class ChannelMoments(Fields[Tensor]):
     def _value(self, field: str) -> Tensor:
         return self._derived()[self.fields.index(field)]
 
-    def _as_value(self, field: Tensor) -> Tensor:
-        return field
-
     def _share(self) -> across.Share:
         channels = len(self.raw)
         held = {
@@ -387,8 +383,7 @@ class ChannelMoments(Fields[Tensor]):
                 "moments of the channels of different parts have no channels in common"
             )
         ((channels, runs),) = held
-        rows, counted = self._rows()
-        return across.Share.of(rows, channels, runs, counted)
+        return across.Share.of(self.row, channels, runs, asked_of(self.counts))
 
     def _like(self, raw: Tensor, parts: across.Parts, counts: Counts | None) -> Self:
         return type(self)(raw, self.correction, parts, self.dim, counts)

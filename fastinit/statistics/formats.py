@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastinit.base import number
-from fastinit.stream.formats import BINS, FIRST_EXPONENT, SHARES, Counting
+from fastinit.stream.formats import BINS, FIRST_EXPONENT, NOTHING, SHARES, Counting
 from fastinit.stream.reference_counts import power
 from fastinit.stream.reference_moments import merged
 
@@ -30,26 +30,13 @@ class Counts(NamedTuple):
     asked: Counting
     numbers: Tensor
 
-    def and_of(self, others: Sequence[Counts | None]) -> Counts:
-        """Those of all together.
-
-        Raises:
-            ValueError: other things were counted of the others.
-        """
-        numbers = self.numbers
-        for other in others:
-            if other is None or other.asked != self.asked:
-                raise ValueError(_unlike(self.asked, None if other is None else other.asked))
-            numbers = numbers + other.numbers.to(numbers.device)
-        return Counts(self.asked, numbers)
-
-    def shares(self, count: Tensor) -> dict[str, Tensor]:
-        """Of each format its ``SHARES``, float64 [3, ...] on the CPU, of ``count`` values."""
-        numbers = self.numbers.cpu().double()
-        found = {}
+    def shares(self, count: Value) -> dict[str, Shares[Value]]:
+        """Of each format, of ``count`` values."""
+        shares = self.numbers.double().cpu() / torch.as_tensor(count).unsqueeze(-1)
+        found: dict[str, Shares[Value]] = {}
         for i, name in enumerate(self.asked.formats):
-            some = numbers[..., len(SHARES) * i : len(SHARES) * (i + 1)]
-            found[name] = (some / count.unsqueeze(-1)).movedim(-1, 0)
+            three: Any = shares[..., len(SHARES) * i : len(SHARES) * (i + 1)].unbind(-1)
+            found[name] = Shares(*(n.item() if isinstance(count, float) else n for n in three))
         return found
 
     def bins(self) -> Tensor | None:
@@ -57,19 +44,28 @@ class Counts(NamedTuple):
         return self.numbers[..., -BINS:].cpu() if self.asked.histogram else None
 
 
-def check_alike(a: Counts | None, b: Counts | None) -> None:
-    """Raises ValueError if one has other counts than the other."""
-    one, other = (None if counts is None else counts.asked for counts in (a, b))
-    if one != other:
-        raise ValueError(_unlike(one, other))
+def asked_of(counts: Counts | None) -> Counting:
+    """What was counted."""
+    return NOTHING if counts is None else counts.asked
 
 
-def _unlike(*asked: Counting | None) -> str:
-    one, other = (
-        "nothing" if a is None else f"{list(a.formats)}{' and a histogram' * a.histogram}"
-        for a in asked
-    )
-    return f"moments merge if the same was counted with them, but it was {one} and {other}"
+def all_of(some: Sequence[Counts | None]) -> Counts | None:
+    """Those of all together, if there are any.
+
+    Raises:
+        ValueError: other things were counted of some.
+    """
+    first, *others = map(asked_of, some)
+    for asked in others:
+        if asked != first:
+            one, other = (
+                f"{list(a.formats)}{' and a histogram' * a.histogram}" for a in (first, asked)
+            )
+            raise ValueError(f"moments merge if the same was counted, but it was {one} and {other}")
+    numbers = [counts.numbers for counts in some if counts is not None]
+    if not numbers:
+        return None
+    return Counts(first, torch.stack([n.to(numbers[0].device) for n in numbers]).sum(0))
 
 
 def merged_rows(a: Tensor, b: Tensor, counted: int) -> Tensor:

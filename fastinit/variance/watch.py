@@ -16,11 +16,12 @@ from torch import nn
 
 from fastinit.base import ranks
 from fastinit.base.hooks import Uncopied
+from fastinit.stream.formats import Counting
 from fastinit.variance.layers import Which
 from fastinit.variance.watch_attention import Attention
 from fastinit.variance.watch_block import Asked, Block
 from fastinit.variance.watch_blocks import block_targets
-from fastinit.variance.watch_compiled import Accounts, accounts_of
+from fastinit.variance.watch_compiled import Accounts
 from fastinit.variance.watch_record import Scaler
 from fastinit.variance.watch_rows import Rows, all_merged, watched
 from fastinit.variance.watch_sinks import To
@@ -52,10 +53,6 @@ class Watch:
     ) -> None:
         if full_name is not None and not callable(full_name):
             raise TypeError(f"full_name must be a function of a name, but got {full_name!r}")
-        if asked.scaler is not None and not callable(getattr(asked.scaler, "scale", None)):
-            raise TypeError(
-                f"scaler must have a method scale, as torch.amp.GradScaler, but got {asked.scaler!r}"
-            )
         self.asked, self.group = asked, group
         self.full_name = full_name or str
         self._targets, self._passed = targets(model, layers, compiled=True)
@@ -157,8 +154,7 @@ class Watch:
     def _open(self) -> None:
         """A block of its own."""
         if self._accounts is None:
-            asked = self.asked
-            self._accounts = accounts_of(self._targets, asked.gradients, asked.inputs, asked.higher)
+            self._accounts = self.asked.accounts_of(self._targets)
         self._hook(Block(self.asked, self._accounts))
 
     def _hook(self, block: Block) -> None:
@@ -296,6 +292,8 @@ def watch(
     attention: bool = False,
     scaler: Scaler | None = None,
     higher: bool = False,
+    formats: Sequence[str] = (),
+    histogram: bool = False,
     step: Callable[[], object] | None = None,
     every: int | None = None,
     to: To | Sequence[To] = (),
@@ -338,8 +336,8 @@ def watch(
         scaler: what scaled the loss of every backward pass in the block
             (:class:`torch.amp.GradScaler`): its scale is divided out of the gradients. Those that do not
             fit their dtype when scaled stay infinite.
-        higher: of all that is measured also absmean, skewness, kurtosis and what else
-            :func:`fastinit.moments` gives with it, in records and curves.
+        higher, formats, histogram: of all that is measured also what :func:`fastinit.moments` gives with
+            them, in records and curves. Compiled code is not counted, nor anything with a ``scaler``.
         step: runs the model; then there is no need for a block, and the watch has seen it.
         every: the block is a training, of which each ``every``-th step is measured, the first one too;
             :meth:`Watch.step` ends a step. In the others there are no hooks. What was measured is read
@@ -388,7 +386,10 @@ def watch(
         for name, given in {"to": to, "start": start, "optimizer": optimizer}.items():
             if given:
                 raise TypeError(f"{name} is of a watch with every=, which is not given")
-    asked = Asked(gradients, inputs, weight_gradients, residual, attention, scaler, higher)
+    counting = Counting.of(formats, histogram)
+    asked = Asked(
+        gradients, inputs, weight_gradients, residual, attention, scaler, higher, counting
+    )
     seen = Watch(model, layers, asked, group, full_name, steps)
     if step is not None:
         with seen:

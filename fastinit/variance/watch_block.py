@@ -6,7 +6,7 @@ Nothing waits for the device, and no output is kept or copied, until :meth:`Bloc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +21,13 @@ from fastinit.elements import shards as shard
 from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
 from fastinit.statistics.tensor import Moments, moments_many
 from fastinit.stream import laws
+from fastinit.stream.formats import NOTHING, Counting
 from fastinit.variance.layers import Layer
 from fastinit.variance.outputs import hook_output, immeasurable, runs_again, tensor_in
 from fastinit.variance.watch_attention import Attention
-from fastinit.variance.watch_compiled import Accounts, refused
+from fastinit.variance.watch_compiled import Accounts, accounts_of, refused
 from fastinit.variance.watch_cuts import Cut, text_of, whole_of
-from fastinit.variance.watch_record import Record, Scaler, scales
+from fastinit.variance.watch_record import IN_PARTS, Record, Scaler, scales
 from fastinit.variance.watch_rows import Row, Seen
 from fastinit.variance.watch_targets import Target
 from fastinit.variance.watch_transfer import Transfer, together
@@ -39,6 +40,11 @@ class Asked:
     Attributes:
         scaler: what multiplied the loss of which gradients are.
         higher: the higher moments of all that is measured.
+        counting: what is counted of it.
+
+    Raises:
+        TypeError: the scaler is none.
+        ValueError: counts of gradients whose scale is to be divided out.
     """
 
     gradients: bool = False
@@ -48,6 +54,29 @@ class Asked:
     attention: bool = False
     scaler: Scaler | None = None
     higher: bool = False
+    counting: Counting = NOTHING
+
+    def __post_init__(self) -> None:
+        if self.scaler is not None and not callable(getattr(self.scaler, "scale", None)):
+            raise TypeError(
+                f"scaler must have a method scale, as torch.amp.GradScaler, but got {self.scaler!r}"
+            )
+        if self.scaler is not None and self.counting.width:
+            raise ValueError(
+                "formats and histogram count values as they are, gradients with the scale that scaler= "
+                "takes out of all else: leave it out"
+            )
+
+    def measured(self, xs: Sequence[Tensor]) -> list[Moments]:
+        """Moments and counts."""
+        named, histogram = self.counting
+        return moments_many(xs, higher=self.higher, formats=named, histogram=histogram)
+
+    def accounts_of(self, targets: list[Target]) -> dict[str, Accounts]:
+        """What compiled code adds to, which counts nothing."""
+        if self.counting.width:
+            return {}
+        return accounts_of(targets, self.gradients, self.inputs, self.higher)
 
 
 class Block:
@@ -91,7 +120,9 @@ class Block:
         return hooks
 
     def _record(self, target: Target) -> Record:
-        return self.begun.setdefault(target.name, Record(target, higher=self.asked.higher))
+        return self.begun.setdefault(
+            target.name, Record(target, self.asked.higher, self.asked.counting)
+        )
 
     def hook_attention(self, attention: Attention) -> ExitStack:
         """Measures query, key and value from now on."""
@@ -175,8 +206,11 @@ class Block:
                 record.unread = f"its weight {found[1]}"
             elif now.dtype in laws.DTYPES:
                 weights[layer.key] = self._weight(record, layer, now)
+                if self.asked.counting.is_scaled and self.parts[layer.key] != "":
+                    record.unread = f"its weight {IN_PARTS}"
+                    del weights[layer.key]
         here = [tensors.local(weight) for weight in weights.values()]
-        self.weights = dict(zip(weights, moments_many(here, higher=self.asked.higher)))
+        self.weights = dict(zip(weights, self.asked.measured(here)))
         self.measure_weight_gradients()
         self.send()
 
@@ -204,9 +238,7 @@ class Block:
                 continue
             if why := self._weight_gradient(layer, found):
                 record.notes.append(f"no weight gradient: {why}")
-        self.weight_gradients = dict(
-            zip(found, moments_many(list(found.values()), higher=self.asked.higher))
-        )
+        self.weight_gradients = dict(zip(found, self.asked.measured(list(found.values()))))
 
     def _weight_gradient(self, layer: Layer, found: dict[Any, Tensor]) -> str | None:
         """Adds what this rank has of a layer's to what was found. Why it could not, if so."""
@@ -222,6 +254,8 @@ class Block:
             self.gradient_parts[layer.key] = text_of(shard.part_of(own))
         except NotImplementedError as error:
             return str(error)
+        if self.asked.counting.is_scaled and self.gradient_parts[layer.key]:
+            return f"it {IN_PARTS}"
         found[layer.key] = tensors.local(own)
         return None
 
@@ -246,6 +280,8 @@ class Block:
         for target in targets:
             if target.name not in self.records:
                 why = refused(target)
+                if why is None and self.asked.counting.width:
+                    why = "nothing is counted there"
                 compiled = f"; in compiled code it is not measured: {why}" if why else ""
                 default = f"did not run as a module, or was only traced{compiled}"
                 found[target.name] = self.unseen.get(target.name, default)
@@ -259,9 +295,9 @@ class Block:
             signal.take_account(self.scales if signal.units.of_gradients else None)
         signals = [signal for signal in each if signal.raws]
         stills = [signal.units.still() for signal in signals]
-        numbers = [together(signal.raws) for signal in signals]
-        numbers += [m.raw for m in self.weights.values()]
-        numbers += [m.raw for m in (self.weight_gradients or {}).values()]
+        numbers = [together(signal.raws, self.asked.counting.width) for signal in signals]
+        numbers += [m.row for m in self.weights.values()]
+        numbers += [m.row for m in (self.weight_gradients or {}).values()]
         numbers += [still for still in stills if still is not None]
         numbers += [s.account.counts for s in signals if s.account is not None]
         self.sent = signals, stills, Transfer(numbers)
@@ -324,6 +360,7 @@ class Block:
                     tied,
                     record.units,
                     notes,
+                    self.asked.counting,
                 )
             )
         return rows

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastinit.elements import tensors
 from fastinit.statistics.tensor import moments
+from fastinit.stream.formats import NOTHING, Counting
 from fastinit.stream.reference_moments import POWERS
 from fastinit.variance.outputs import why_not
 from fastinit.variance.watch_compiled import CALLS, FAILED, FIRST, VALUES, Account
@@ -23,6 +24,7 @@ from fastinit.variance.watch_transfer import together
 from fastinit.variance.watch_units import Units
 
 FOLD = 64  # moments of so many calls are merged, so that a long watch needs no more memory
+IN_PARTS = "is in parts on several ranks, and the formats asked for are scaled by what all have"
 
 
 class Scaler(Protocol):
@@ -38,16 +40,18 @@ class Signal:
 
     units: Units
     calls: int = 0
-    raws: list[Tensor] = field(default_factory=list)  # raw moments, float64 [fields] each
+    raws: list[Tensor] = field(
+        default_factory=list
+    )  # raw moments and counts, float64 [fields] each
     cut: Cut = field(default_factory=Cut)
     account: Account | None = None  # of calls that ran compiled
     place: int = 0  # of the first of these among all layers'
     failed: int = 0  # how many of these could not be measured
 
-    def add(self, raw: Tensor) -> None:
-        """Takes up the raw moments of one call."""
+    def add(self, raw: Tensor, counted: int) -> None:
+        """Takes up the raw moments of one call, of which the last ``counted`` fields are counts."""
         if len(self.raws) >= FOLD:
-            self.raws[:] = [together(self.raws)]
+            self.raws[:] = [together(self.raws, counted)]
         self.raws.append(raw)
         self.calls += 1
 
@@ -86,6 +90,7 @@ class Record:
 
     target: Target
     higher: bool = False  # whether the higher moments are measured too
+    counting: Counting = NOTHING
     forward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=False)))
     backward: Signal = field(default_factory=lambda: Signal(Units(of_gradients=True)))
     input: Signal = field(default_factory=lambda: Signal(Units(of_gradients=False)))
@@ -109,7 +114,8 @@ class Record:
             here = tensors.values(x)
             if 0 in here.stride():
                 here = here.contiguous()  # expanded, as by sum(); element by element is slow
-            raw = moments(here, higher=self.higher).raw  # of what this rank has
+            named, histogram = self.counting
+            raw = moments(here, higher=self.higher, formats=named, histogram=histogram).row
             layer, dim = self.target.layer, None
             if layer is not None and signal is self.forward and layer.runs_with_another():
                 self.unread = "its weight is not the one it ran with"
@@ -121,10 +127,12 @@ class Record:
             if scaler is not None:
                 raw = unscaled(raw, scale_of(scaler, raw.device))
             cut = cut_of(x, here, None if signal is self.input else self.whole, dim)
+            if self.counting.is_scaled and cut.values:
+                return IN_PARTS
         except Exception as error:
             return why_not(error)
         with self.lock:
-            signal.add(raw)
+            signal.add(raw, self.counting.width)
             signal.cut = cut
         self.partial = self.partial or bool(cut.values)
         return None

@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastinit.base import ranks
+from fastinit.statistics.formats import merged_rows
 from fastinit.statistics.tensor import Moments
-from fastinit.stream.reference_moments import COUNT, NONFINITE, merged
+from fastinit.stream.formats import NOTHING, Counting
+from fastinit.stream.reference_moments import COUNT, NONFINITE
 from fastinit.variance.watch_cuts import Cut
 from fastinit.variance.watched import Watched
 
@@ -76,6 +77,7 @@ class Row:
     tied: str
     units: int
     notes: list[str]
+    counted: Counting = NOTHING  # what the last fields of raw moments count
 
     def dead(self) -> set[int]:
         """Units whose output never varied, or whose gradient was 0 throughout."""
@@ -98,7 +100,8 @@ def watched(rows: Sequence[Row]) -> list[Watched]:
             *([] if row.weight is None else [row.weight]),
         )
     ]
-    moments = iter(Moments.of_rows(torch.tensor(raws, dtype=torch.float64)) if raws else ())
+    numbers = torch.tensor(raws, dtype=torch.float64)
+    moments = iter(Moments.of_rows(numbers, rows[0].counted) if raws else ())
     layers: list[Watched] = []
     product, first = 1.0, dict[str, str]()
     for row in rows:
@@ -215,6 +218,9 @@ def _order(sequences: Iterable[Sequence[str]]) -> list[str]:
 def _merged_row(of_rank: Mapping[int, Row], batches: Mapping[int, int]) -> Row:
     """One layer, as all ranks that have it saw it together."""
     first = next(iter(of_rank.values()))
+    width = first.counted.width
+    if any(row.counted != first.counted for row in of_rank.values()):
+        raise ValueError(f"ranks have counted different things of {first.name or 'the model'}")
     for row in of_rank.values():
         if row.weight is not None and row.part is None:
             row.notes.append("without Var[W]: it is not known which part of the weight this is")
@@ -222,7 +228,7 @@ def _merged_row(of_rank: Mapping[int, Row], batches: Mapping[int, int]) -> Row:
     backwards = _counting({rank: row.backward for rank, row in of_rank.items()}, batches)
     inputs = _counting({rank: row.input for rank, row in of_rank.items()}, batches)
     gradients = _unlike(row.weight_gradient for row in of_rank.values())
-    forward, backward = _merged_seen(forwards), _merged_if_any(backwards)
+    forward, backward = _merged_seen(forwards, width), _merged_if_any(backwards, width)
     units: dict[str, int] = {}
     for row in of_rank.values():
         units[row.forward.cut.units] = max(units.get(row.forward.cut.units, 0), row.units)
@@ -237,9 +243,9 @@ def _merged_row(of_rank: Mapping[int, Row], batches: Mapping[int, int]) -> Row:
         first.kind,
         forward,
         backward,
-        _merged_if_any(inputs),
+        _merged_if_any(inputs, width),
         _merged_weight(of_rank),
-        _merged_if_any(gradients),
+        _merged_if_any(gradients, width),
         "",
         False,
         first.fan_in,
@@ -247,6 +253,7 @@ def _merged_row(of_rank: Mapping[int, Row], batches: Mapping[int, int]) -> Row:
         first.tied,
         ahead,
         _merged_notes({rank: row.notes for rank, row in of_rank.items()}),
+        first.counted,
     )
 
 
@@ -265,16 +272,22 @@ def _unlike(some: Iterable[Seen | None]) -> list[Seen]:
     return list(found.values())
 
 
-def _merged_if_any(some: Sequence[Seen]) -> Seen | None:
-    return _merged_seen(some) if some else None
+def _merged_if_any(some: Sequence[Seen], counted: int) -> Seen | None:
+    return _merged_seen(some, counted) if some else None
 
 
-def _merged_seen(some: Sequence[Seen]) -> Seen:
-    raw = _raw(some[0].raw)
-    for seen in some[1:]:
-        raw = merged(raw, _raw(seen.raw))
+def _merged_seen(some: Sequence[Seen], counted: int) -> Seen:
+    raw = _merged_raws([seen.raw for seen in some], counted)
     calls, values = max(seen.calls for seen in some), sum(seen.values for seen in some)
-    return Seen(calls, raw.tolist(), values)
+    return Seen(calls, raw, values)
+
+
+def _merged_raws(raws: Sequence[list[float]], counted: int) -> list[float]:
+    first, *others = (torch.tensor(raw, dtype=torch.float64) for raw in raws)
+    for other in others:
+        first = merged_rows(first, other, counted)
+    numbers: list[float] = first.tolist()
+    return numbers
 
 
 def _still(some: Sequence[Seen], cut: str, ahead: int, least: int) -> dict[int, float]:
@@ -309,12 +322,8 @@ def _merged_weight(of_rank: Mapping[int, Row]) -> list[float] | None:
             )
     if not parts:
         return None
-    (_, first), *others = parts.values()
-    raw = _raw(first)
-    for _, other in others:
-        raw = merged(raw, _raw(other))
-    numbers: list[float] = raw.tolist()
-    return numbers
+    width = next(iter(of_rank.values())).counted.width
+    return _merged_raws([weight for _, weight in parts.values()], width)
 
 
 def _merged_notes(of_rank: Mapping[int, list[str]]) -> list[str]:
@@ -329,13 +338,10 @@ def _merged_notes(of_rank: Mapping[int, list[str]]) -> list[str]:
     ]
 
 
-def _raw(numbers: Sequence[float]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
 def _row(said: dict[str, Any]) -> Row:
     for signal in ("forward", "backward", "input", "weight_gradient"):
         if (one := said[signal]) is not None:
             still = {int(unit): value for unit, value in one["still"].items()}
             said[signal] = Seen(**{**one, "still": still, "cut": Cut(*one["cut"])})
-    return Row(**said)
+    formats, histogram = said["counted"]
+    return Row(**{**said, "counted": Counting(tuple(formats), histogram)})

@@ -8,17 +8,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastinit.stream.reference_moments import merged
+from fastinit.statistics.formats import merged_rows
 
 
-def together(raws: Sequence[Tensor]) -> Tensor:
-    """Raw moments, [fields], of at least one set, all together, merged pairwise."""
+def together(raws: Sequence[Tensor], counted: int = 0) -> Tensor:
+    """Rows of at least one set of values, [fields], all together, merged pairwise.
+
+    Args:
+        counted: how many of the fields, the last ones, are counts.
+    """
     stacked = (
         torch.stack([raw.to(raws[0].device) for raw in raws]) if len(raws) > 1 else raws[0][None]
     )
     while len(stacked) > 1:
         half = len(stacked) // 2
-        pairs = merged(stacked[:half], stacked[half : 2 * half])
+        pairs = merged_rows(stacked[:half], stacked[half : 2 * half], counted)
         stacked = torch.cat((pairs, stacked[2 * half :]))
     return stacked[0]
 

@@ -86,6 +86,16 @@ class Watched:
         }
         return {key: value for key, value in found.items() if math.isfinite(value)}
 
+    def lost(self) -> dict[str, float]:
+        """Of what was counted for formats, the shares, as ``forward_e4m3_flushed``."""
+        return {
+            f"{signal}_{name}_{field}": share
+            for signal, moments in self.signals().items()
+            for name, shares in moments.formats.items()
+            for field, share in shares.plain().items()
+            if math.isfinite(share)
+        }
+
     @property
     def nonfinite(self) -> int:
         """Infinities and NaN in the output and the gradient."""
@@ -114,11 +124,11 @@ class Measured:
     def scalars(self) -> dict[str, float]:
         """For loggers: each layer's :meth:`Watched.stds` as ``forward_std/NAME``, and ``dead/NAME``.
 
-        With ``higher``, also its :meth:`Watched.shapes`.
+        With ``higher``, also its :meth:`Watched.shapes`, and with ``formats`` its :meth:`Watched.lost`.
         """
         found: dict[str, float] = {}
         for layer in self.layers:
-            numbers = layer.stds() | layer.shapes()
+            numbers = layer.stds() | layer.shapes() | layer.lost()
             found |= {f"{key}/{layer.name}": number for key, number in numbers.items()}
             if layer.units:
                 found[f"dead/{layer.name}"] = float(layer.dead)
@@ -218,6 +228,8 @@ def _plain(value: Any) -> Any:
         counts = ("count", "zeros", "nonfinite")
         fields = value.plain()
         return {f: int(v) if f in counts else _plain(v) for f, v in fields.items()}
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     return value

@@ -1,0 +1,124 @@
+"""watch(formats=, histogram=): what is counted goes with the moments, into records, curves and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastinit
+from fastinit.statistics.tensor import moments
+from fastinit.stream.formats import NOTHING, Counting
+from fastinit.variance import watch_rows
+from fastinit.variance.watch_cuts import Cut
+from fastinit.variance.watch_record import FOLD
+from fastinit.variance.watch_rows import Row, Seen
+
+NAMES = ["e4m3", "mxfp8", "nvfp4"]
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 8))
+
+
+def test_all_that_is_measured_is_counted() -> None:
+    model, x = net(), torch.randn(32, 64)
+    asked = {"gradients": True, "inputs": True, "weight_gradients": True, "higher": True}
+    with fastinit.watch(model, formats=NAMES, histogram=True, **asked) as w:
+        model(x).square().mean().backward()
+    layer = w.layers[0]
+    signals = {
+        "input": x,
+        "forward": model[0](x),
+        "weight": model[0].weight,
+        "weight_gradient": model[0].weight.grad,
+    }
+    for name, values in signals.items():
+        alone = moments(values, formats=NAMES, histogram=True)
+        found = getattr(layer, name)
+        assert found.formats == alone.formats
+        assert found.histogram.counts.equal(alone.histogram.counts)  # type: ignore[union-attr]
+        assert found.higher
+    assert layer.backward is not None
+    assert list(layer.backward.formats) == NAMES
+
+
+def test_calls_add_up_beyond_what_is_kept_apart() -> None:
+    model = net()
+    xs = [torch.randn(4, 64) * 2.0**i for i in range(-20, FOLD - 19)]
+    with fastinit.watch(model, formats=["e5m2"], histogram=True) as w:
+        for x in xs:
+            model(x)
+    alone = [moments(model[0](x), formats=["e5m2"], histogram=True) for x in xs]
+    whole = alone[0].merge(*alone[1:])
+    assert w.layers[0].calls == len(xs)
+    assert w.layers[0].forward.formats == whole.formats
+    assert w.layers[0].forward.histogram.plain() == whole.histogram.plain()  # type: ignore[union-attr]
+
+
+def test_files_and_curves_have_them(tmp_path: Path) -> None:
+    model, told = net(), []
+    file = tmp_path / "stats.jsonl"
+    to = [file, told.append]
+    with fastinit.watch(model, every=1, to=to, formats=["e4m3"], histogram=True) as w:
+        for _ in range(3):
+            model(torch.randn(4, 64))
+            w.step()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    forward = lines[0]["layers"][0]["forward"]
+    assert set(forward["formats"]["e4m3"]) == {"flushed", "saturated", "subnormal"}
+    assert sum(forward["histogram"].values()) + forward["zeros"] == forward["count"]
+    scalars = told[0].scalars()
+    assert scalars["forward_e4m3_flushed/0"] == forward["formats"]["e4m3"]["flushed"]
+    assert json.loads(w.to_json())["layers"][0]["weight"]["histogram"]
+
+
+def test_nothing_is_counted_unasked() -> None:
+    model = net()
+    w = fastinit.watch(model, step=lambda: model(torch.randn(4, 64)))
+    assert w.layers[0].forward.counts is None
+    assert "formats" not in w.to_json()
+    assert not any("e4m3" in name for name in w._read().scalars())
+
+
+def test_counts_of_scaled_gradients_are_refused() -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    with pytest.raises(ValueError, match="as they are"):
+        fastinit.watch(net(), gradients=True, scaler=scaler, histogram=True)
+
+
+def row_of(x: torch.Tensor, weight: torch.Tensor, counted: Counting, part: str = "") -> Row:
+    def raw(values: torch.Tensor) -> list[float]:
+        named, histogram = counted
+        return moments(values, formats=named, histogram=histogram).row.tolist()
+
+    seen = Seen(1, raw(x), cut=Cut(part))
+    numbers = 1.0, 1.0, "", 0
+    return Row(
+        "a", "Linear", seen, None, None, raw(weight), None, part, True, *numbers, [], counted
+    )
+
+
+def test_ranks_counts_add_up_and_parts_count_once() -> None:
+    counted = Counting(("e4m3", "float16"), True)
+    x, weight = torch.randn(4, 6, 32) * 1e-4, torch.randn(2, 8) * 1e-3
+    of_rank = {rank: row_of(x[rank], weight[rank % 2], counted, str(rank % 2)) for rank in range(4)}
+    one = watch_rows._merged_row(of_rank, {0: 0, 1: 0, 2: 1, 3: 1})
+    (found,) = watch_rows.watched([one])
+    named, histogram = counted
+    whole = moments(x, formats=named, histogram=histogram)
+    assert found.forward.formats == whole.formats
+    assert found.forward.histogram.plain() == whole.histogram.plain()  # type: ignore[union-attr]
+    assert found.weight is not None
+    assert found.weight.formats == moments(weight, formats=named).formats
+
+
+def test_ranks_that_count_other_things_are_an_error() -> None:
+    x = torch.randn(4, 8)
+    some, other = row_of(x, x, Counting(("e4m3",), False)), row_of(x, x, NOTHING)
+    with pytest.raises(ValueError, match="different things"):
+        watch_rows._merged_row({0: some, 1: other}, {0: 0, 1: 1})
