@@ -25,6 +25,10 @@ def measure(elements: int, rounds: int) -> Iterator[dict[str, Any]]:
     contenders: dict[str, Callable[[Tensor], object]] = {
         "fastinit": lambda t: fastinit.moments(t).raw,
         "higher=True": lambda t: fastinit.moments(t, higher=True).raw,
+        "histogram": lambda t: fastinit.moments(t, histogram=True).row,
+        "e4m3": lambda t: fastinit.moments(t, formats=["e4m3"]).row,
+        "mxfp8": lambda t: fastinit.moments(t, formats=["mxfp8"]).row,
+        "nvfp4": lambda t: fastinit.moments(t, formats=["nvfp4"]).row,
         "sum": torch.sum,  # stands for a plain read
         "var_mean": torch.var_mean,
         "var": torch.var,
