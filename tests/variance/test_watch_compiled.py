@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -224,7 +225,8 @@ def test_any_shape_is_measured_by_one_graph() -> None:
 
 
 @pytest.mark.slow
-@mock.patch.dict(os.environ)  # where inductor says where it is
+@mock.patch.dict(os.environ)  # where inductor says where it is,
+@mock.patch.object(sys, "path", list(sys.path))  # and from where it imports what it wrote
 def test_inductor_measures_the_same() -> None:
     torch.manual_seed(0)
     model, x = mlp(2, 16, inplace=True), torch.randn(4, 16)
