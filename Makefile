@@ -5,7 +5,7 @@
 #   make everywhere  the tests for each kind of CPU, number of threads and workers, in random order
 #   make bench   the table of timings      make crush   TestU01's SmallCrush on the stream
 #   make lint    formats and types         make gpu     GPU tests and timings, see below
-#   make sass    instructions of the CUDA kernel for each value, without a GPU
+#   make sass    instructions of the GPU kernels for each value, without a GPU
 #   make lsuv    LSUV beside the published procedure    make digits  does it train? (minutes each)
 #   make sweep   a thousand real constructors, recorded and eager; SWEEP="peft timm/vit*" for some
 #   make frameworks  shards of Megatron-Core, DeepSpeed, Lightning, ..., with the real packages

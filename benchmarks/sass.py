@@ -1,4 +1,4 @@
-"""``python -m benchmarks.sass``: the instructions that the CUDA kernels execute for each value.
+"""``python -m benchmarks.sass``: the instructions that the GPU kernels execute for each value.
 
 Read from the machine code in the native module, so it needs no GPU: cuobjdump (which triton's wheel
 brings) disassembles it for each architecture, and the loop over whole tiles is found for each law
@@ -206,7 +206,7 @@ def recorded() -> list[Line]:
 
 
 def main() -> None:
-    from benchmarks import sass_moments  # which reads the code as this does
+    from benchmarks import sass_moments, sass_triton  # which read the code as this does
     from benchmarks.gpus import GPUS
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sass", description=__doc__)
@@ -234,9 +234,10 @@ def main() -> None:
             ]
         )
     print(table(rows, "<<<>>>>"))
-    moments = sorted(sass_moments.lines(), key=lambda line: (int(line.arch), line.dtype))
+    moments = [*sass_moments.lines(), *sass_triton.lines(sass_triton.CASES)]
+    moments.sort(key=lambda line: (line.compiler, int(line.arch), line.dtype))
     print("\nmoments, and the share of each GPU's bandwidth that they are predicted to read\n")
-    print(table(sass_moments.rows(moments), "<<" + ">" * (4 + len(GPUS))))
+    print(table(sass_moments.rows(moments), "<<<" + ">" * (4 + len(GPUS))))
     if options.save:
         LEDGER.write_text(as_csv(lines))
         sass_moments.LEDGER.write_text(as_csv(moments))

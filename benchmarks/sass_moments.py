@@ -1,8 +1,9 @@
-"""What the CUDA kernel of moments executes for each value, and which share of a GPU's memory that reads.
+"""What the kernels of moments execute for each value, and which share of a GPU's memory that reads.
 
 Read from the machine code, as sass.py reads fills: the loop over whole rows of each dtype
-(csrc/cuda/rows.cuh), and the end of a run around it. The end of a chunk is in float64; its instructions
-are counted once for all, by hand.
+(csrc/cuda/rows.cuh, fastinit/backends/triton/moments.py), and the end of a run around it. The end of a
+chunk is in float64; its instructions are counted once for all, by hand. Triton's lines are those of
+sass_triton.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks import sass
 from benchmarks.gpus import GPU, GPUS
@@ -69,7 +70,8 @@ DOUBLES = {"DADD", "DMUL", "DFMA", "DSETP", "DMNMX", "F2F"}
 class Moments(NamedTuple):
     """One loop: instructions per value there, and with the end of a run; bytes in flight."""
 
-    nvcc: str
+    compiler: str
+    """nvcc's version, or "triton" and its version."""
     arch: str
     dtype: str
     instructions: float
@@ -80,8 +82,13 @@ class Moments(NamedTuple):
     narrow: int
     """Loads of less than 16 bytes."""
     in_flight: int
-    """Of a multiprocessor, at the occupancy that registers allow."""
+    """Bytes that the loads of an iteration ask for, of a multiprocessor at the occupancy that registers
+    allow. The compiler may put some of them behind the first use: Triton's on sm_80 and sm_90 most."""
     registers: int
+
+    @property
+    def family(self) -> str:
+        return "triton" if self.compiler.startswith("triton") else "nvcc"
 
     def share(self, gpu: GPU) -> float:
         """Of the GPU's bandwidth, as far as units are asked for no more than they have."""
@@ -103,26 +110,37 @@ class Loop(NamedTuple):
 
 
 def lines() -> Iterator[Moments]:
+    """Of the native module's kernel."""
     for arch in backends.native.module.cuda_archs.split(","):
-        usage = sass.dump("-res-usage", "-arch", f"sm_{arch}")
-        registers = int(re.search(r"Function \w*measure\w*:\s*\n\s*REG:(\d+)", usage)[1])
-        code = sass.dump("-sass", "-arch", f"sm_{arch}").split("Function : ")
-        kernel = next(part for part in code if "measure" in part.split("\n", 1)[0])
-        yield from _of(arch, sass.instructions_of(kernel), registers)
+        options = "-sass", "-res-usage", "-arch", f"sm_{arch}"
+        yield from of(backends.native.module.nvcc, arch, sass.dump(*options), THREADS)
 
 
-def _of(arch: str, code: list[sass.Instruction], registers: int) -> Iterator[Moments]:
+def of(
+    compiler: str, arch: str, text: str, threads: int, dtype: str | None = None
+) -> Iterator[Moments]:
+    """Of what cuobjdump says of a kernel ``measure``.
+
+    Args:
+        threads: of a block.
+        dtype: what it is for, if that is one.
+    """
+    registers = int(re.search(r"Function \w*measure\w*:\s*\n\s*REG:(\d+)", text)[1])
+    kernel = next(part for part in text.split("Function : ")[1:] if "measure" in part[:99])
+    code = sass.instructions_of(kernel)
+    resident = REGISTERS // (-(-registers // 8) * 8) // threads
     place = {instruction.address: i for i, instruction in enumerate(code)}
     loops = [
         Loop(place[i.target], end)
         for end, i in enumerate(code)
         if i.target in place and place[i.target] < end
     ]
+    found: dict[str, Moments] = {}
     for loop in loops:
         body = code[loop.start : loop.end + 1]
         if _loads(body, "128") != LOADS or any(_within(other, loop) for other in loops):
             continue
-        dtype = _dtype(body)
+        read = dtype or _dtype(body)
         around = min(
             (other for other in loops if _within(loop, other)), key=lambda o: o.end - o.start
         )
@@ -132,21 +150,23 @@ def _of(arch: str, code: list[sass.Instruction], registers: int) -> Iterator[Mom
             for at, instruction in enumerate(code[around.start : around.end + 1], around.start)
             if not any(o.start <= at <= o.end for o in inside)
         ]
-        per_value = partial(_per_value, body, end_of_run, DTYPES[dtype])
-        threads = REGISTERS // (-(-registers // 8) * 8) // THREADS * THREADS
-        yield Moments(
-            backends.native.module.nvcc,
+        per_value = partial(_per_value, body, end_of_run, DTYPES[read])
+        line = Moments(
+            compiler,
             arch,
-            dtype,
-            round(len(body) / (LOADS * 16 // DTYPES[dtype]), 2),
+            read,
+            round(len(body) / (LOADS * 16 // DTYPES[read]), 2),
             per_value(None),
             per_value(FLOATS),
             per_value(INTEGERS),
             per_value(DOUBLES),
             _loads(body, "") - LOADS,
-            threads * 16 * LOADS,
+            min(resident, BLOCKS) * threads * 16 * LOADS,
             registers,
         )
+        # Another loop is for the rows of a chunk that has no more.
+        found[read] = min(line, found.get(read, line), key=lambda line: line.instructions)
+    yield from found.values()
 
 
 def _per_value(
@@ -161,6 +181,8 @@ def _per_value(
 
 THREADS = 256
 """Of a block: MEASURING in csrc/cuda/moments.cuh."""
+BLOCKS = 24
+"""Of a multiprocessor, at most: 32 on A100, H100, H200, B200 and B300."""
 
 
 def _within(inner: Loop, outer: Loop) -> bool:
@@ -187,19 +209,34 @@ def _dtype(code: list[sass.Instruction]) -> str:
 
 def recorded() -> list[Moments]:
     """The committed ledger."""
-    kinds = [str] * 3 + [float] * 5 + [int] * 3
+    return from_csv(LEDGER.read_text())
+
+
+def from_csv(text: str) -> list[Moments]:
+    kinds: list[Any] = [str] * 3 + [float] * 5 + [int] * 3
     return [
         Moments(*(kind(row[field]) for kind, field in zip(kinds, Moments._fields)))
-        for row in csv.DictReader(LEDGER.open())
+        for row in csv.DictReader(text.splitlines())
     ]
 
 
 def rows(some: list[Moments]) -> list[list[str]]:
     """For a table: what was counted, and the share of each GPU's bandwidth that runs that code."""
     names = [gpu.name for gpu in GPUS]
-    table = [["sm", "dtype", "instr/value", "with runs", "KiB in flight", "registers", *names]]
+    table = [
+        [
+            "compiler",
+            "sm",
+            "dtype",
+            "instr/value",
+            "with runs",
+            "KiB in flight",
+            "registers",
+            *names,
+        ]
+    ]
     for line in some:
         shares = [f"{line.share(gpu):.2f}" if gpu.code == line.arch else "" for gpu in GPUS]
         counted = [f"{line.instructions:.2f}", f"{line.with_runs:.2f}", str(line.in_flight >> 10)]
-        table.append([line.arch, line.dtype, *counted, str(line.registers), *shares])
+        table.append([line.compiler, line.arch, line.dtype, *counted, str(line.registers), *shares])
     return table

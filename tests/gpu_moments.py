@@ -1,4 +1,4 @@
-"""The moments that CUDA gives, to the bit: what csrc/cuda does, in numpy.
+"""The moments that GPUs give, to the bit: what csrc/cuda and backends/triton do, in numpy.
 
 Of all chunks at once, a step of all lanes after another. A chunk is lanes of values that are summed one
 after another; of a tensor its lanes come together, of columns each is a result. The CPU's are others,
@@ -189,9 +189,10 @@ FIRST = {
 def measured(chunks: Chunks, dtype: torch.dtype) -> Array:
     """Raw moments [chunks, 7], or [chunks, columns, 7]."""
     met = chunks.met(dtype.itemsize == 2)
+    again = np.ones(met.total.shape, bool)
     for look in range(LOOKS):
         trust = FIRST[torch.float32 if look and dtype.itemsize < 8 else dtype]
-        again = ~told(met, *trust)
+        again = again & ~told(met, *trust)  # what has told is not looked at again
         if not again.any():
             break
         exponent = exponents(np.maximum(met.high, -met.low))

@@ -14,58 +14,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
 
+from benchmarks.sass_triton import Compiler, Driver
 from fastinit.backends.triton import fill as triton_kernels
 from fastinit.stream import laws
 
 KEYS = ((1, 1), (2**63 + 1, 2**32 - 1))
-
-
-class Driver:
-    """What triton asks of a driver before it compiles."""
-
-    def __init__(self, arch: int) -> None:
-        self.target = GPUTarget("cuda", arch, 32)
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return self.target.arch
-
-    def get_current_stream(self, device: int = 0) -> int:
-        return 0
-
-
-class Compiler:
-    """Stands where the kernel does, and compiles instead of launching."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel, self.compiled = kernel, []
-        self.launched: list[tuple[int, list[Any]]] = []  # the grid, and the PTX's parameters
-
-    def __getitem__(self, grid: Any) -> Any:
-        def compile_(*args: Any, **kwargs: Any) -> None:
-            kernel = self.kernel.warmup(*args, grid=grid, **kwargs)
-            self.compiled.append(kernel)
-            types = list(kernel.src.signature.values())[: len(args)]
-            self.launched.append((grid[0], parameters(list(args), types)))
-
-        return compile_
-
-
-def parameters(args: Any, types: Any) -> list[Any]:
-    """What is left of a kernel's arguments for its PTX: those that it was not compiled for."""
-    if isinstance(args, (list, tuple)):
-        return [p for pair in zip(args, types, strict=True) for p in parameters(*pair)]
-    if types == "constexpr":
-        return []
-    return ["data" if isinstance(args, torch.Tensor) else args]
 
 
 def resources(cubin: bytes) -> dict[str, int]:

@@ -2,9 +2,9 @@
 
 One read of the data, no temporary of its size, and no wait for the device until a number is looked at.
 The order of all sums is fixed, so the same tensor gives the same bits on every run: on every CPU, for
-every number of threads, and with Triton; and on every GPU with CUDA, which sums in pairs of float32, as
-most GPUs have next to no float64. That and the reference agree with the CPU to 1e-13 of the root mean
-square, and exactly in what is counted or compared.
+every number of threads; and on every GPU, with CUDA or Triton, which sum in pairs of float32, as most
+GPUs have next to no float64. That and the reference agree with the CPU to 1e-13 of the root mean square,
+and exactly in what is counted or compared.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def moments(
 ) -> Moments | ChannelMoments:
     """The moments of a tensor.
 
-    Sums are float64, or with CUDA pairs of float32 (of 16-bit values, float32 over 32 of them), around
+    Sums are float64, or on GPUs pairs of float32 (of 16-bit values, float32 over 32 of them), around
     a pivot where the mean is large: 12 digits and more of what float32 data have, std to 1e-6 of 16-bit
     data. So over the whole range of the dtype, whatever torch.set_flush_denormal says (but float64's own
     denormal numbers are then zeros wherever a field is read); a variance that float64 cannot hold is
@@ -154,8 +154,8 @@ def moments_many(
 ) -> list[Moments] | list[ChannelMoments]:
     """:func:`moments` of many tensors, in one launch or parallel region for each device.
 
-    The triton backend launches two kernels for each tensor. Of DTensors there is one collective for each
-    dimension of each mesh, whatever their number.
+    The triton backend launches three kernels for each tensor, of millions of values some more. Of
+    DTensors there is one collective for each dimension of each mesh, whatever their number.
 
     Args:
         parts: of each tensor; by default none.

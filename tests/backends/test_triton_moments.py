@@ -1,4 +1,4 @@
-"""Moments in Triton: the native build's bits; products that are measured where they are computed.
+"""Moments in Triton: CUDA's bits (tests/gpu_moments.py); products measured where they are computed.
 
 In the interpreter, where several thousand steps of a kernel take a second: few tensors are large, and
 most rows are one step of all lanes and two values, which columns read in two rounds. What the compiler
@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gpu_moments
 import pytest
 import torch
-from same_bits import ISAS, TRITON, bits
+from same_bits import ISAS, TRITON, bits, drawn
 from selection import cases
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from fastinit.backends import choose as backends
 from fastinit.backends.choose import backend, native
 from fastinit.backends.contract import Reading
 from fastinit.backends.slow import Reference
+from fastinit.statistics.reading import readings_of
 from fastinit.statistics.tensor import Moments, moments, moments_many
 from fastinit.stream import laws, reference_moments
 
@@ -41,11 +43,12 @@ Case = tuple[int, str, str]
 # (compute capability, dtype, layout): each kernel once.
 COMPILED: list[Case] = [
     (90, "float32", "columns"),
+    (100, "bfloat16", "sliced"),
     (90, "float16", "product"),
 ]
 ALL = [
     (arch, dtype, layout)
-    for arch in (80, 90, 100)
+    for arch in (80, 90, 100, 120)
     for dtype in ("float32", "float16", "bfloat16", "float64")
     for layout in (*LAYOUTS, "product")
     if (dtype, layout) != ("float64", "product")
@@ -66,8 +69,9 @@ def in_layout(layout: str, dtype: torch.dtype) -> tuple[Tensor, int | None]:
 def compile_(some: list[Case]) -> None:
     """Writes each kernel's PTX and the resources that ptxas gave it."""
     import triton
-    from triton_ptx import Compiler, Driver, resources
+    from triton_ptx import resources
 
+    from benchmarks.sass_triton import Compiler, Driver
     from fastinit.backends.triton import merging
     from fastinit.backends.triton import moments as triton_moments
     from fastinit.backends.triton import product as triton_product
@@ -154,30 +158,38 @@ def check_compiled(records: list[dict[str, Any]], some: list[Case]) -> None:
         for name in names:
             assert ".rn" in name, (name, what)
             assert not re.search(r"\.(approx|ftz|full|sat)\b", name), (name, what)
-        # float32 products of the matrix kernel are fused, as those of a GPU's own library.
-        if record["kernel"] != "product_moments":
-            assert not any(name.startswith(("fma", "mad")) for name in names), what
+        # float32 products of the matrix kernel are fused, as those of a GPU's own library. Of moments,
+        # the error of each product is written as one.
+        fused = [name for name in names if name.startswith(("fma", "mad"))]
+        if record["kernel"] == "merge_parts":
+            assert not fused, what
+        elif record["kernel"] == "measure":
+            assert not any(name.endswith("f64") for name in fused), what
+            if record["dtype"] == "float32":
+                assert count(ptx, "fma") == count(ptx, "mul") > 0, what
+
+
+def count(ptx: str, operation: str) -> int:
+    """Of float32, where sm_100 has instructions for two values at once."""
+    return sum(
+        2 if name.endswith("x2") else 1
+        for name in re.findall(rf"\b{operation}\.[\w.]*f32(?:x2)?\b", ptx)
+    )
 
 
 # --- bits ----------------------------------------------------------------------------------------
 
 
-def assert_native_bits(x: Tensor, dim: int | None = None) -> Moments:
-    """The native build's bits, and what is exact of the reference, which sums in another order."""
+def assert_gpu_bits(x: Tensor, dim: int | None = None) -> Moments:
+    """CUDA's bits, and the CPU's to their tolerance."""
     with backend("triton"):
         m = moments(x, dim=dim)
-    got = m.raw
-    if ISAS:
-        with backend("native"):
-            expected = moments(x, dim=dim).raw
-        assert bits(got).equal(bits(expected)), (got, expected)
-    if x.numel():
-        with backend("reference"):
-            expected = moments(x, dim=dim).raw
-        fields = [
-            getattr(reference_moments, f) for f in ("COUNT", "MIN", "MAX", "ZEROS", "NONFINITE")
-        ]
-        assert got[..., fields].equal(expected[..., fields])
+    got, expected = m.raw, torch.empty_like(m.raw)
+    for reading in readings_of(x, dim, expected, []):
+        reading.raw.copy_(gpu_moments.of_reading(reading))
+    assert bits(got).equal(bits(expected)), (got, expected)
+    with backend("native" if ISAS else "reference"):
+        assert gpu_moments.near(got, moments(x, dim=dim).raw)
     return m
 
 
@@ -191,25 +203,25 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def test_small_and_empty(dtype: torch.dtype, size: int) -> None:
     x = normal(size).to(dtype)
     x[::7] = 0
-    assert_native_bits(x)
+    assert_gpu_bits(x)
 
 
 @needs_triton
 @pytest.mark.parametrize("dtype", cases(laws.DTYPES, [torch.float32]))
 def test_over_the_end_of_a_chunk(dtype: torch.dtype) -> None:
     x = normal(2, 16384 + 34).to(dtype)
-    assert_native_bits(x[:, 1:], dim=0)  # a chunk, and a step and one value
+    assert_gpu_bits(x[:, 1:], dim=0)  # a chunk, and a step and one value
 
 
 @needs_triton
 def test_over_the_end_of_a_task() -> None:
-    assert_native_bits(normal(2 * 16 * 16384 - 1).half())
+    assert_gpu_bits(normal(2 * 16 * 16384 - 1).half())
 
 
 @needs_triton
 @pytest.mark.parametrize("dtype", cases(laws.DTYPES, [torch.bfloat16]))
 def test_rows_of_columns_over_the_end_of_a_chunk(dtype: torch.dtype) -> None:
-    assert_native_bits(normal(512 + 31, 40).to(dtype), dim=1)
+    assert_gpu_bits(normal(512 + 31, 40).to(dtype), dim=1)
 
 
 @needs_triton
@@ -223,7 +235,7 @@ def test_strides(dtype: torch.dtype) -> None:
         x[0, 0, 0, 0],
         x.flatten()[::3],
     ):
-        assert_native_bits(view)
+        assert_gpu_bits(view)
 
 
 @needs_triton
@@ -239,13 +251,13 @@ def test_more_dimensions_than_the_native_build_takes() -> None:
 def test_channels(dtype: torch.dtype, dim: int) -> None:
     x = (normal(3, 7, 5) * 2).to(dtype)
     x[0, :, 1], x[1, 1, 1] = 0, math.nan
-    assert_native_bits(x, dim)
+    assert_gpu_bits(x, dim)
 
 
 @needs_triton
 def test_no_rows_and_no_channels() -> None:
-    assert_native_bits(torch.empty(0, 5), dim=1)
-    assert_native_bits(torch.empty(5, 0), dim=0)
+    assert_gpu_bits(torch.empty(0, 5), dim=1)
+    assert_gpu_bits(torch.empty(5, 0), dim=0)
     with backend("triton"):
         assert moments(torch.empty(3, 0), dim=1).raw.shape == (0, 7)
         assert moments_many([]) == []
@@ -273,7 +285,7 @@ def test_what_one_sum_does_not_tell(dtype: torch.dtype, by_column: bool) -> None
     x[6] = x[6] / 2 + 40
     x[7], x[7, 9] = 3, 3.25
     x[8] = x[8].abs() * (largest / 1e4)
-    assert_native_bits(x.t().contiguous() if by_column else x, dim=int(by_column))
+    assert_gpu_bits(x.t().contiguous() if by_column else x, dim=int(by_column))
 
 
 @needs_triton
@@ -283,59 +295,77 @@ def test_a_constant_has_no_variance(dtype: torch.dtype, by_column: bool) -> None
     values = torch.tensor([0.0, -0.0, 0.1, -6e4, 3e38, 1e-40], dtype=torch.float64)
     x = values.clamp(max=torch.finfo(dtype).max).to(dtype)[:, None].expand(-1, 34)
     x = x.t().contiguous() if by_column else x.contiguous()
-    m = assert_native_bits(x, dim=int(by_column))
+    m = assert_gpu_bits(x, dim=int(by_column))
     values = x.select(1 - by_column, 0).double()
     assert m.var.eq(0).all()
     assert m.mean.equal(values)
     assert m.min.equal(values)
 
 
-@needs_triton
-def test_indices_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastinit.backends.triton import moments as triton_moments
+if TRITON:
+    import triton
+    import triton.language as tl
 
-    monkeypatch.setattr(triton_moments, "INDEX_32", 0)
-    x = normal(6, 70, 3).float()
-    assert_native_bits(x[:, 1:, 1:])
-    assert_native_bits(x, dim=2)
+    from fastinit.backends.triton.moments import coordinates, place
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def places(into: Any, firsts: Any, ons: Any, sizes: Any, strides: Any) -> None:
+        row, column = tl.arange(0, 8)[:, None], tl.arange(0, 4)[None, :]
+        found = coordinates(tl.load(firsts + row), sizes, 4)
+        tl.store(into + row * 4 + column, place(found, tl.load(ons + column), sizes, strides, 4))
+
+
+@needs_triton
+def test_places_in_dimensions_beyond_32_bits() -> None:
+    """Of what no memory holds, where the dimensions' ends are passed."""
+    sizes, strides = (5, 2**31 + 1, 2**24 + 1, 7), (2**59 + 1, 3, 2**33 + 1, 1)
+    plane = 7 * sizes[2]
+    firsts = [0, 6, plane - 1, plane, 7 * (2**24), plane * 2**31 + plane - 8, 2**58, 2**55 + 3]
+    ons = [0, 1, 13, 2**14]
+    got = torch.empty(8, 4, dtype=torch.int64)
+    places[1,](got, torch.tensor(firsts), torch.tensor(ons), sizes[1:], strides)
+    for first, row in zip(firsts, got.tolist()):
+        for on, at in zip(ons, row):
+            index, expected = first + on, 0
+            for size, stride in zip(sizes[:0:-1], strides[:0:-1]):
+                index, coordinate = divmod(index, size)
+                expected += coordinate * stride
+            assert at == expected + index * strides[0]
 
 
 @needs_triton
 @pytest.mark.skipif(native.module is None, reason="no native module")
 def test_the_order_of_sums_is_the_native_modules() -> None:
     """It stands twice: neither backend needs the other."""
-    from fastinit.backends.triton import merging
     from fastinit.backends.triton import moments as here
 
     there = native.module
     assert there is not None
-    order = here.LANES.value, here.SHORT.value, here.CHUNK.value, merging.CHUNKS
-    assert order == (there.LANES, there.SHORT, there.CHUNK, there.CHUNKS)
+    order = here.LANES.value, here.SHORT.value, here.CHUNK.value
+    assert order == (there.LANES, there.SHORT, there.CHUNK)
 
 
 @needs_triton
-def test_parts_are_merged_one_by_one_then_pairwise() -> None:
-    """Two passes: 16 after each other, 256 and 44 of these pairwise, and both results."""
-    from fastinit.backends.triton.merging import merge_in_order
+def test_parts_are_merged_pairwise() -> None:
+    """Three passes: 19 blocks of 16, the last of them not full, then 2, and these; of both results."""
+    from fastinit.backends.triton.merging import FIELDS, merge_in_order
 
-    chunks = 16 * 300 - 3
+    chunks = 300
     raw = normal(2, chunks, 7).abs()
     raw[..., reference_moments.COUNT] = 1 + (raw[..., reference_moments.COUNT] * 100).floor()
     raw[0, 5] = torch.tensor([0, 0, 0, math.inf, -math.inf, 0, 2])  # nothing finite
     raw[0, 70:72, reference_moments.MEAN] = torch.tensor([1.7e308, -1.7e308], dtype=torch.float64)
     got = torch.empty(2, 7, dtype=torch.float64)
     parts = raw.permute(2, 0, 1).contiguous().view(7, -1)
-    merge_in_order(parts, 2, chunks, chunks, 1, got, 7)
+    merge_in_order(parts, FIELDS.value, 2, chunks, chunks, 1, got, 7)
     for one, expected in zip(got, raw):
-        tasks = expected[::16].clone()
-        for i in range(1, 16):  # of all tasks at once, but for the last ones, which have ended
-            some = expected[i::16]
-            tasks[: len(some)] = reference_moments.merged(tasks[: len(some)], some)
-        while len(tasks) > 1:
-            even = len(tasks) // 2 * 2
-            pairs = reference_moments.merged(tasks[:even:2], tasks[1:even:2])
-            tasks = torch.cat((pairs, tasks[even:]))
-        assert bits(one).equal(bits(tasks[0]))
+        assert bits(one).equal(bits(gpu_moments.tree(expected)))
+
+
+@needs_triton
+def test_what_has_told_is_not_looked_at_again() -> None:
+    """Beside columns that need another look."""
+    assert_gpu_bits(drawn(3, 64, seed=1).bfloat16(), dim=1)
 
 
 @needs_triton

@@ -1,7 +1,7 @@
-"""Merging in Triton: the moments of chunks become those of the whole, in the order of csrc/moments.h.
+"""Merging in Triton: what was met of chunks becomes their moments, and these those of the whole.
 
 Moments are tuples of seven fields (count, mean, m2, min, max, zeros, nonfinite), float64 tiles of one
-shape. CHUNKS are merged one after another and these results pairwise, by programs that are launched
+shape. Chunks are merged pairwise and in their order, as csrc/cuda does, by programs that are launched
 again until one is left.
 """
 
@@ -18,13 +18,34 @@ from torch import Tensor
 from fastinit.stream import reference_moments
 
 FIELDS = tl.constexpr(reference_moments.FIELDS)
-CHUNKS = 16  # that are merged one after another
-TREE_LEVELS = (0, 4, 8)  # of pairwise merges in a program: few, each of which is compiled once
+PIVOT, EXPONENT, MET = (tl.constexpr(FIELDS.value + i) for i in range(3))
+"""Of what was met there are MET fields: for mean and m2 the sums of distances from a pivot and of their
+squares, of values times 2^-exponent; then the pivot and the exponent."""
+TREE_LEVELS = (0, 4)  # of pairwise merges in a program, each compiled once; 8 of them spill 4 KB
 
 
 @triton.jit
 def is_finite(x):
     return x - x == 0
+
+
+@triton.jit
+def power_of_two(exponent):
+    return (exponent.to(tl.int64) + 1023 << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def moments_of(met, pivot, exponent):
+    """The moments of values of which that was met; there may be none."""
+    count, total, squares, low, high, zeros, nonfinite = met
+    back = power_of_two(exponent)
+    shift = total / tl.where(count > 0, count, 1.0)
+    left = squares - total * shift
+    mean, m2 = (pivot + shift) * back, tl.where(left > 0, left, 0.0) * back * back
+    low, high = low + 0.0, high + 0.0  # zero has no sign
+    constant = low == high
+    mean, m2 = tl.where(constant, low, mean), tl.where(constant, 0.0, m2)
+    return count, mean, m2, low, high, zeros, nonfinite
 
 
 @triton.jit
@@ -79,17 +100,17 @@ def merge_pairs(fields, RESULTS: tl.constexpr, HALF: tl.constexpr):
     ]
 )
 def merge_parts(
-    parts,  # [FIELDS, width]
+    parts,  # [FEW, width]
     into,
     width: tl.int64,
     results,
     chunks,  # of each result
     apart,  # from one result to the next
     chunk_apart,
-    blocks,  # of SEQUENCE * 2^LEVELS chunks
+    blocks,  # of 2^LEVELS chunks
     into_apart,  # from one result to the next, and from one field to the next
     into_field,
-    SEQUENCE: tl.constexpr,  # chunks merged one after another, before pairs are
+    FEW: tl.constexpr,  # fields in parts: FIELDS, or MET
     RESULTS: tl.constexpr,
     LEVELS: tl.constexpr,
 ):
@@ -98,14 +119,12 @@ def merge_parts(
     block = tl.program_id(0) % blocks
     result = (tl.program_id(0) // blocks).to(tl.int64) * RESULTS + tl.arange(0, RESULTS)[:, None]
     task = block.to(tl.int64) * tree + tl.arange(0, tree)[None, :]
-    none = (result + task) * 0.0
-    none = none.to(tl.float64)
-    fields = (none, none, none, none + float("inf"), none + float("-inf"), none, none)
-    for i in range(tl.minimum(chunks, SEQUENCE)):
-        chunk = task * SEQUENCE + i
-        mask = (result < results) & (chunk < chunks)
-        some = load_fields(parts, width, result * apart + chunk * chunk_apart, mask)
-        fields = merge(fields, some)
+    at, mask = result * apart + task * chunk_apart, (result < results) & (task < chunks)
+    fields = load_fields(parts, width, at, mask)
+    if FEW == MET:
+        pivot = tl.load(parts + PIVOT * width + at, mask=mask, other=0.0)
+        exponent = tl.load(parts + EXPONENT * width + at, mask=mask, other=0.0)
+        fields = moments_of(fields, pivot, exponent.to(tl.int32))
     for level in tl.static_range(LEVELS):
         fields = merge_pairs(fields, RESULTS, tree >> (level + 1))
     to = result * into_apart + block
@@ -115,6 +134,7 @@ def merge_parts(
 
 def merge_in_order(
     parts: Tensor,
+    fields: int,
     results: int,
     chunks: int,
     apart: int,
@@ -122,18 +142,17 @@ def merge_in_order(
     raw: Tensor,
     raw_pitch: int,
 ) -> None:
-    """Merges the moments of chunks: CHUNKS one after another, these results pairwise.
+    """Merges the moments of chunks pairwise.
 
     Args:
-        parts: float64 [7, chunks of all results], in which a result's chunks are ``chunk_apart``
+        parts: float64 [fields, chunks of all results], in which a result's chunks are ``chunk_apart``
             and results are ``apart`` from each other.
+        fields: MET, or FIELDS if these are moments.
         raw: where the first result's fields go; the next one's are ``raw_pitch`` further on.
     """
-    sequence = CHUNKS
     while True:
-        tasks = triton.cdiv(chunks, sequence)
-        levels = next(n for n in TREE_LEVELS if tasks <= 1 << n or n == TREE_LEVELS[-1])
-        blocks = max(1, triton.cdiv(tasks, 1 << levels))
+        levels = next(n for n in TREE_LEVELS if chunks <= 1 << n or n == TREE_LEVELS[-1])
+        blocks = max(1, triton.cdiv(chunks, 1 << levels))
         together_ = 1 << (TREE_LEVELS[-1] - levels)
         if blocks == 1:
             into, into_apart, into_field = raw, raw_pitch, 1
@@ -144,7 +163,7 @@ def merge_in_order(
         merge_parts[(triton.cdiv(results, together_) * blocks,)](
             parts,
             into,
-            parts.numel() // FIELDS.value,
+            parts.numel() // fields,
             results,
             chunks,
             apart,
@@ -152,7 +171,7 @@ def merge_in_order(
             blocks,
             into_apart,
             into_field,
-            SEQUENCE=sequence,
+            FEW=fields,
             RESULTS=together_,
             LEVELS=levels,
             num_warps=4,
@@ -160,4 +179,4 @@ def merge_in_order(
         )
         if blocks == 1:
             return
-        parts, chunks, apart, chunk_apart, sequence = into, blocks, blocks, 1, 1
+        parts, fields, chunks, apart, chunk_apart = into, FIELDS.value, blocks, blocks, 1

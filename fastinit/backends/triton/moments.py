@@ -1,11 +1,11 @@
 """One-pass moments in Triton, for GPUs that the native build does not serve.
 
-This is ``csrc/moments.h``, as on the CPU, in tiles: the same sums in the same order, so the same bits;
-read the comments about the mathematics there. A tile is [GROUPS, LANES]: a group is what a warp sums
-there, a chunk of CHUNK values or ROWS rows of LANES columns, and each lane adds its values one step
-after another. Where several become one, the tile is folded in two again and again, because the order
-of a larger reduction is the compiler's to choose. Another kernel merges the groups' results
-(merging.py). Kernels are launched with ``enable_fp_fusion=False``.
+This is ``csrc/cuda/`` in tiles: the same sums in the same order, so the same bits (tests/gpu_moments.py
+has them in numpy); read the comments about the mathematics there. A tile is [GROUPS, RUNS, LANES]: a
+group is a chunk of CHUNK values, or of ROWS rows of LANES columns, of which RUNS runs of SHORT rows are
+summed at once, 16 bytes to a thread. What was met of a chunk is written as it is; a second launch looks
+again where that does not tell, and a third makes moments of it and merges them (merging.py). Kernels are
+launched with ``enable_fp_fusion=False``.
 """
 
 # Triton's language: the types are those of its compiler, not Python's.
@@ -30,73 +30,72 @@ from fastinit.backends.triton.fill import (
     INTERPRETED,
     plain_arithmetic,
 )
-from fastinit.backends.triton.merging import FIELDS, is_finite, merge_in_order
+from fastinit.backends.triton.merging import (
+    EXPONENT,
+    FIELDS,
+    MET,
+    PIVOT,
+    is_finite,
+    load_fields,
+    merge_in_order,
+    power_of_two,
+)
+from fastinit.backends.triton.pairs import (
+    add_distance,
+    add_run,
+    add_runs,
+    add_short,
+    add_value,
+    as_float64,
+    no_sums,
+)
 from fastinit.stream import laws, reference_moments
 
 LANES = tl.constexpr(32)
-SHORT = tl.constexpr(32)  # steps that 16-bit values are summed in float32
+SHORT = tl.constexpr(32)  # rows of a run
 CHUNK = tl.constexpr(1 << 14)
 ROWS = tl.constexpr(CHUNK // LANES)
-# Which sums are to be trusted; UP_64 brings float64 values there.
-LEFT, LEFT_FLOAT16 = tl.constexpr(2.0**-7), tl.constexpr(2.0**-2)
-LEAST_SHORT, MOST_SHORT = tl.constexpr(2.0**-48), tl.constexpr(2.0**58)
+LOOKS = tl.constexpr(3)  # after the first: to learn the scale, the mean, and to sum
+
+AT_ONCE = tl.constexpr(8)  # rows of a run that are read before their values are added
+# A warp has a chunk, and each of its threads 16 bytes of a row: of 2^LEVELS runs at once. Another look
+# goes run by run. The interpreter pays for operations, not for elements.
+GROUPS = 256 if INTERPRETED else 1  # at most
+LEVELS = {dtype: 4 - int(math.log2(dtype.itemsize)) for dtype in laws.DTYPES}
+
+AGAIN = tl.constexpr(4096)  # more than any exponent: added to it where another look is due
+LIMIT = tl.constexpr(1001)  # above all exponents' sizes
 LEAST_64, MOST_64 = map(tl.constexpr, reference_moments.TRUSTED)
-UP_64 = tl.constexpr(reference_moments.UP)
-
-AHEAD = tl.constexpr(8)  # values read before they are added one by one
-# Eight groups of 32 lanes are two lanes to a thread of four warps: neighbours, read as one.
-GROUPS = 256 if INTERPRETED else 8  # at most; the interpreter pays for operations, not for elements
-INDEX_32 = 1 << 30  # indices below need no 64-bit divisions
-
-
-# --- moments: csrc/moments.h ---------------------------------------------------------------------
-
-
-@triton.jit
-def any_of(tile):
-    return tl.max(tl.max(tile.to(tl.int32), 1), 0) > 0
-
-
-@triton.jit
-def right(sums, DTYPE: tl.constexpr, PIVOTED: tl.constexpr):
-    """Whether sums are right: all was finite, and no square too small or too large."""
-    total, squares, low, high, _ = sums
-    most = tl.maximum(high, -low)
-    finite = is_finite(total) & is_finite(squares)
-    if DTYPE == FLOAT64:
-        return finite & ((most <= 0) | ((most >= LEAST_64) & (most <= MOST_64)))
-    elif DTYPE != FLOAT32 and not PIVOTED:
-        return finite & ((most <= 0) | ((most >= LEAST_SHORT) & (most <= MOST_SHORT)))
-    else:
-        return finite
-
-
-@triton.jit
-def finish(n, sums, pivot, least_left):
-    """(fields of n values with these sums, whether the mean is no better pivot); n may be 0."""
-    total, squares, low, high, zeros = sums
-    shift = total / tl.where(n > 0, n, 1.0)
-    left = squares - total * shift
-    mean, m2 = pivot + shift, tl.where(left > 0, left, 0.0)
-    low, high = low + 0.0, high + 0.0  # zero has no sign
-    constant = low == high
-    mean, m2 = tl.where(constant, low, mean), tl.where(constant, 0.0, m2)
-    good = constant | (left >= least_left * squares)
-    return (n, mean, m2, low, high, zeros, tl.zeros_like(n)), good
 
 
 # --- reading -------------------------------------------------------------------------------------
 
 
 @triton.jit
-def place(start, index, sizes, strides, DIMS: tl.constexpr):
-    """Where an index of the dimensions, counted in row-major order, is."""
-    at = start
+def coordinates(index, sizes, DIMS: tl.constexpr):
+    """Of an index of the dimensions, counted in row-major order; the last one first."""
+    found = ()
     for i in tl.static_range(DIMS - 1):
         rest = index // sizes[DIMS - 2 - i]
-        at += (index - rest * sizes[DIMS - 2 - i]).to(tl.int64) * strides[DIMS - 1 - i]
+        found += (index - rest * sizes[DIMS - 2 - i],)  # type: ignore[assignment]
         index = rest
-    return at + index.to(tl.int64) * strides[0]
+    return found + (index,)  # noqa: RUF005 - Triton unpacks none
+
+
+@triton.jit
+def place(found, on, sizes, strides, DIMS: tl.constexpr):
+    """Where the index is that is ``on`` < 2^31 behind that of these coordinates."""
+    at = tl.zeros(on.shape, tl.int64)
+    on = on.to(tl.int64)
+    for i in tl.static_range(DIMS - 1):
+        size = tl.full((), sizes[DIMS - 2 - i], tl.int64)
+        here = found[i] + on
+        # 64 bits take several times as long to divide: a size that needs them is passed once, if at all.
+        small = size < 1 << 31
+        some = here.to(tl.uint32) // tl.where(small, size, 1).to(tl.uint32)
+        on = tl.where(small, some.to(tl.int64), (here >= size).to(tl.int64))
+        at += (here - on * size) * strides[DIMS - 1 - i]
+    return at + (found[DIMS - 1] + on) * strides[0]
 
 
 @triton.jit
@@ -111,89 +110,92 @@ def widen(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def accumulate(
-    data,
-    start,
-    first,
-    n,
+def no_values(shape: tl.constexpr, DTYPE: tl.constexpr):
+    """(least, largest, zeros, not finite)."""
+    dtype: tl.constexpr = tl.float64 if DTYPE == FLOAT64 else tl.float32
+    low, high = tl.full(shape, float("inf"), dtype), tl.full(shape, float("-inf"), dtype)
+    # Few enough for float32, in which a GPU counts 16-bit zeros faster.
+    counts: tl.constexpr = tl.int32 if DTYPE == FLOAT32 else tl.float32
+    return low, high, tl.zeros(shape, counts), tl.zeros(shape, tl.int32)
+
+
+@triton.jit
+def add(
+    sums, seen, at, mask, around, DTYPE: tl.constexpr, MASKED: tl.constexpr, AROUND: tl.constexpr
+):
+    """Reads values. The first look is around zero, another at finite values, scaled, around a pivot."""
+    low, high, zeros, nonfinite = seen
+    if MASKED:  # NaN is neither a minimum nor a maximum nor a zero
+        x = tl.load(at, mask=mask, other=0x7FC0 if DTYPE == BFLOAT16 else float("nan"))
+    else:
+        x = tl.load(at)
+    short: tl.constexpr = x.dtype.primitive_bitwidth == 16
+    x = widen(x, DTYPE)
+    if AROUND:
+        scale, pivot = around
+        finite = is_finite(x)
+        nonfinite += (mask & ~finite).to(tl.int32)
+        sums = add_distance(sums, tl.where(finite, x * scale, pivot), pivot)
+        low, high = tl.where(finite & (x < low), x, low), tl.where(finite & (x > high), x, high)
+    else:
+        v = tl.where(mask, x, 0.0) if MASKED else x
+        sums = add_short(sums, v) if short else add_value(sums, v)
+        low, high = tl.minimum(low, x), tl.maximum(high, x)
+    zeros += (x == 0).to(zeros.dtype)
+    return sums, (low, high, zeros, nonfinite)
+
+
+@triton.jit
+def add_rows(
+    sums,
+    seen,
+    base,
+    found,
+    row,  # [groups, RUNS, 1]
+    lane,  # [1, 1, LANES]; columns are where base is
+    left,  # rows, [groups, RUNS, 1]
     inside,
-    pivot,
+    around,
     sizes,
     strides,
     DTYPE: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
-    PIVOTED: tl.constexpr,
+    WIDTH: tl.constexpr,  # values of a row that are one behind another
+    MASKED: tl.constexpr,
+    AROUND: tl.constexpr,
     DIMS: tl.constexpr,
 ):
-    """The sums of each lane: the first n values from ``start`` and the index ``first`` on."""
-    wide: tl.constexpr = tl.float64 if DTYPE == FLOAT64 else tl.float32
-    half: tl.constexpr = DTYPE != FLOAT32 and DTYPE != FLOAT64
-    short: tl.constexpr = half and not PIVOTED
-    part_type: tl.constexpr = tl.float32 if short else tl.float64
-    # Values read before they are added: what the registers hold.
-    at_once: tl.constexpr = 16 if DIMS == 1 and DTYPE != FLOAT64 else 8
-    once: tl.constexpr = SHORT if short else at_once
-    # What is masked reads as NaN, which neither a minimum nor a maximum nor a zero is.
-    nothing: tl.constexpr = 0x7FC0 if DTYPE == BFLOAT16 else float("nan")
-    steps = n if BY_COLUMN else n // LANES
-    total, squares = tl.zeros(inside.shape, tl.float64), tl.zeros(inside.shape, tl.float64)
-    low = tl.full(inside.shape, float("inf"), wide)
-    high = tl.full(inside.shape, float("-inf"), wide)
-    zeros = tl.zeros(inside.shape, tl.int32)
-    # Of one dimension, places are that of the first value and a multiple of the stride.
-    to = data + place(start, first, sizes, strides, DIMS)
-    apart = tl.full((), 1 if BY_COLUMN else LANES, tl.int64) * strides[0]
-    for done in range(0, tl.max(tl.max(steps, 1), 0), once):
-        if short:
-            part = tl.zeros(inside.shape, tl.float32)
-            part_squares = tl.zeros(inside.shape, tl.float32)
-        else:
-            part, part_squares = total, squares
-        for at in range(done, done + once, at_once):
-            left = steps - at
-            here = to + at * apart
-            for i in tl.static_range(at_once):
-                mask = left > i
-                if BY_COLUMN:
-                    mask = mask & inside
-                if DIMS == 1:
-                    x = tl.load(here + i * apart, mask=mask, other=nothing)
-                else:
-                    index = first + (at + i) * (1 if BY_COLUMN else LANES)
-                    where = place(start, index, sizes, strides, DIMS)
-                    x = tl.load(data + where, mask=mask, other=nothing)
-                x = widen(x, DTYPE)
-                d = x.to(part_type)
-                if PIVOTED:
-                    d -= pivot
-                d = tl.where(mask, d, 0.0)
-                part += d
-                part_squares += d * d
-                low, high = tl.minimum(low, x), tl.maximum(high, x)
-                zeros += (x == 0).to(tl.int32)
-        if short:
-            total += part.to(tl.float64)
-            squares += part_squares.to(tl.float64)
-        else:
-            total, squares = part, part_squares
-    if not BY_COLUMN:  # what is left behind the last full group of lanes
-        mask = tl.arange(0, LANES)[None, :] < n - steps * LANES
-        where = place(start, first + steps * LANES, sizes, strides, DIMS)
-        x = widen(tl.load(data + where, mask=mask, other=nothing), DTYPE)
-        d = x.to(tl.float64)
-        if PIVOTED:
-            d -= pivot
-        d = tl.where(mask, d, 0.0)
-        total += d
-        squares += d * d
-        low, high = tl.minimum(low, x), tl.maximum(high, x)
-        zeros += (x == 0).to(tl.int32)
-    return total, squares, low.to(tl.float64), high.to(tl.float64), zeros.to(tl.float64)
+    """A run of each of RUNS."""
+    apart = tl.full((), WIDTH, tl.int64) * strides[0]
+    to = base + row * apart + lane * tl.full((), 1, tl.int64) * strides[0]
+    most = tl.minimum(tl.max(tl.max(left, 1)), SHORT) if MASKED else SHORT
+    for step in range(0, most, AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
+            if DIMS == 1:
+                at = to + i * apart
+            else:
+                at = base + place(found, (row + step + i) * WIDTH + lane, sizes, strides, DIMS)
+            mask = (left > step + i) & inside
+            sums, seen = add(sums, seen, at, mask, around, DTYPE, MASKED, AROUND)
+        to += AT_ONCE * apart
+    return sums, seen
+
+
+# --- looking -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def reshaped(tiles, shape: tl.constexpr):
+    return (
+        tl.reshape(tiles[0], shape),
+        tl.reshape(tiles[1], shape),
+        tl.reshape(tiles[2], shape),
+        tl.reshape(tiles[3], shape),
+    )
 
 
 @triton.jit
 def together(lanes):
-    """[GROUPS, LANES] to [GROUPS, 1]: lane i and lane i + 16, then i and i + 8, and so on."""
+    """[groups, LANES] to [groups, 1]: lane i and lane i + 16, then i and i + 8, and so on."""
     groups: tl.constexpr = lanes.shape[0]
     x = lanes
     for level in tl.static_range(5):
@@ -202,74 +204,141 @@ def together(lanes):
 
 
 @triton.jit
-def of_all_lanes(sums):
-    total, squares, low, high, zeros = sums
-    low, high = tl.min(low, 1, keep_dims=True), tl.max(high, 1, keep_dims=True)
-    return together(total), together(squares), low, high, tl.sum(zeros, 1, keep_dims=True)
-
-
-@triton.jit
-def one_by_one(
-    data, start, first, n, some, sizes, strides, DTYPE: tl.constexpr, DIMS: tl.constexpr
+def look(
+    base,  # [groups, 1, 1], or in columns [groups, 1, LANES]
+    found,  # coordinates of the first value or row
+    lane,  # [1, 1, LANES], or 0 in columns
+    n,  # values, [groups, 1], or in columns [groups, LANES]
+    inside,  # alike
+    scale,
+    pivot,
+    sizes,
+    strides,
+    DTYPE: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    AROUND: tl.constexpr,
+    DIMS: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):
-    """The fields of the n values each of ``some``: for what the sums do not tell."""
-    count = tl.zeros(some.shape, tl.float64)
-    scale, back = count + 1.0, count + 1.0
-    if DTYPE == FLOAT64:
-        most = count
-        for at in range(0, tl.max(tl.max(tl.where(some, n, 0), 1), 0)):
-            where = place(start, first + at, sizes, strides, DIMS)
-            size = tl.abs(tl.load(data + where, mask=some & (at < n), other=0.0))
-            most = tl.where(is_finite(size) & (size > most), size, most)
-        scale = tl.where(most > MOST_64, 1.0 / UP_64, tl.where(most < LEAST_64, UP_64, scale))
-        back = tl.where(most > MOST_64, UP_64, tl.where(most < LEAST_64, 1.0 / UP_64, back))
-    mean, m2, zeros, nonfinite = count, count, count, count
-    low, high = count + float("inf"), count + float("-inf")
-    for done in range(0, tl.max(tl.max(tl.where(some, n, 0), 1), 0), AHEAD):
-        for i in tl.static_range(AHEAD):
-            mask = some & (done + i < n)
-            where = place(start, first + (done + i), sizes, strides, DIMS)
-            x = widen(tl.load(data + where, mask=mask, other=0), DTYPE).to(tl.float64)
-            finite = mask & (x - x == 0)
-            nonfinite += (mask & ~finite).to(tl.float64)
-            mask = finite
-            x = tl.where(mask, x, 0.0)
-            d = x * scale - mean
-            count += mask.to(tl.float64)
-            mean = tl.where(mask, mean + d / tl.where(mask, count, 1.0), mean)
-            m2 = tl.where(mask, m2 + d * (x * scale - mean), m2)
-            low = tl.where(mask & (x < low), x, low)
-            high = tl.where(mask & (x > high), x, high)
-            zeros += (mask & (x == 0)).to(tl.float64)
-    mean, m2 = mean * back, m2 * back * back
-    low, high = low + 0.0, high + 0.0
-    constant = low == high
-    mean, m2 = tl.where(constant, low, mean), tl.where(constant, 0.0, m2)
-    return count, mean, m2, low, high, zeros, nonfinite
-
-
-# --- kernels -------------------------------------------------------------------------------------
+    """(total, squares, low, high, count, zeros, nonfinite) of each group, or each of its columns."""
+    RUNS: tl.constexpr = 1 << LEVELS
+    WIDTH: tl.constexpr = 1 if BY_COLUMN else LANES
+    wide: tl.constexpr = tl.float64 if DTYPE == FLOAT64 else tl.float32
+    groups: tl.constexpr = n.shape[0]
+    steps = n if BY_COLUMN else n // LANES
+    run = tl.arange(0, RUNS)[None, :, None]
+    here, around = inside[:, None, :], (scale[:, None, :], pivot[:, None, :])
+    whole = tl.min(tl.where(inside, steps, 0))
+    lanes = no_sums((groups, LANES), wide)
+    seen = no_values((groups, RUNS, LANES), DTYPE)
+    for done in range(0, tl.max(steps), RUNS * SHORT):
+        runs = no_sums((groups, RUNS, LANES), wide)
+        row = done + run * SHORT
+        left = steps[:, None, :] - row
+        if AROUND:
+            runs, seen = add_rows(
+                *(runs, seen, base, found, row, lane, left, here, around, sizes, strides),
+                *(DTYPE, WIDTH, True, True, DIMS),
+            )
+        elif done + RUNS * SHORT <= whole:
+            runs, seen = add_rows(
+                *(runs, seen, base, found, row, lane, left, here, around, sizes, strides),
+                *(DTYPE, WIDTH, False, False, DIMS),
+            )
+        else:
+            runs, seen = add_rows(
+                *(runs, seen, base, found, row, lane, left, here, around, sizes, strides),
+                *(DTYPE, WIDTH, True, False, DIMS),
+            )
+        lanes = add_runs(lanes, runs, LEVELS)
+    low, high, zeros, nonfinite = seen
+    low, high = tl.min(low, 1), tl.max(high, 1)
+    zeros, nonfinite = tl.sum(zeros, 1), tl.sum(nonfinite, 1)
+    if not BY_COLUMN:  # what is left behind the last row
+        on = steps[:, None, :] * LANES + lane
+        if DIMS == 1:
+            at = base + on.to(tl.int64) * strides[0]
+        else:
+            at = base + place(found, on, sizes, strides, DIMS)
+        one: tl.constexpr = (groups, 1, LANES)
+        run, rest = add(
+            *(no_sums(one, wide), no_values(one, DTYPE), at, on < n[:, None, :], around),
+            *(DTYPE, True, AROUND),
+        )
+        shape: tl.constexpr = (groups, LANES)
+        lanes, rest = add_run(lanes, reshaped(run, shape)), reshaped(rest, shape)
+        low, high = tl.minimum(low, rest[0]), tl.maximum(high, rest[1])
+        zeros, nonfinite = zeros + rest[2], nonfinite + rest[3]
+    total, squares = as_float64(lanes)
+    if not BY_COLUMN:
+        total, squares = together(total), together(squares)
+        low, high = tl.min(low, 1, keep_dims=True), tl.max(high, 1, keep_dims=True)
+        zeros = tl.sum(zeros, 1, keep_dims=True)
+        nonfinite = tl.sum(nonfinite, 1, keep_dims=True)
+    return total, squares, low, high, n - nonfinite, zeros, nonfinite
 
 
 @triton.jit
-def choose(which, new, old):
-    """Each field of ``new`` where ``which``, else of ``old``."""
-    return (
-        tl.where(which, new[0], old[0]),
-        tl.where(which, new[1], old[1]),
-        tl.where(which, new[2], old[2]),
-        tl.where(which, new[3], old[3]),
-        tl.where(which, new[4], old[4]),
-        tl.where(which, new[5], old[5]),
-        tl.where(which, new[6], old[6]),
-    )
+def exponent_of(most):
+    """Of a value, no further from 0 than that 2^-exponent is a normal number; 0 of what is none."""
+    if most.dtype == tl.float64:
+        e = (most.to(tl.int64, bitcast=True) >> 52 & 2047).to(tl.int32) - 1023
+    else:
+        e = (most.to(tl.int32, bitcast=True) >> 23 & 255) - 127
+    limit: tl.constexpr = 1000 if most.dtype == tl.float64 else 126
+    some = (most > 0) & is_finite(most)
+    return tl.where(some, tl.minimum(tl.maximum(e, -limit), limit), 0)
+
+
+@triton.jit
+def told(met, pivot, exponent, DTYPE: tl.constexpr, AROUND: tl.constexpr):
+    """Whether the sums are right, and enough of the squares is left without the mean's."""
+    total, squares, low, high, count, _, _ = met
+    if DTYPE == FLOAT64:
+        least, most, left = LEAST_64, MOST_64, 2.0**-7
+    elif DTYPE == FLOAT32 or AROUND:
+        least, most, left = 2.0**-40, float("inf"), 2.0**-4
+    else:  # the squares are no pairs
+        least, most, left = 2.0**-48, 2.0**58, 2.0**-2 if DTYPE == FLOAT16 else 2.0**-7
+    largest = tl.maximum(high, -low)
+    size = tl.where(exponent != 0, 1.0, largest)
+    within = (size >= least) & (size <= most)
+    enough = total * total <= (1 - left) * (count.to(tl.float64) * squares)
+    known = (low == high) | (largest <= 0)
+    right = is_finite(total) & is_finite(squares)
+    return right & (known | (within & ((pivot != 0) | enough)))
+
+
+@triton.jit
+def write(to, width, mask, met, pivot, exponent, again):
+    """What was met, and whether another look is due."""
+    total, squares, low, high, count, zeros, nonfinite = met
+    exponent = tl.where(again, exponent + AGAIN, exponent)
+    fields = (count, total, squares, low, high, zeros, nonfinite, pivot, exponent)
+    for field in tl.static_range(MET):
+        tl.store(to + field * width, fields[field].to(tl.float64), mask=mask)
+
+
+@triton.jit
+def around(to, width, mask, wide: tl.constexpr):
+    """(pivot, exponent) of the next look: the mean that was seen, and the largest value's size."""
+    count, total, _, low, high, _, _ = load_fields(to, width, 0, mask)
+    pivot = tl.load(to + PIVOT * width, mask=mask, other=0.0)
+    before = tl.load(to + EXPONENT * width, mask=mask, other=AGAIN).to(tl.int32) - AGAIN
+    exponent = exponent_of(tl.maximum(high, -low).to(wide))
+    mean = tl.where(count > 0, total / tl.maximum(count, 1.0) + pivot, 0.0)
+    pivot = (mean * power_of_two(before - exponent)).to(wide)
+    return tl.where(is_finite(pivot), pivot, 0.0), exponent
+
+
+# --- kernel --------------------------------------------------------------------------------------
 
 
 # Sizes are no reason to compile the kernel anew, but for those that tell whether loads are aligned.
 @triton.jit(do_not_specialize=["groups", "each", "rows"])
 def measure(
     data,
-    parts,  # [FIELDS, groups], or [FIELDS, groups, LANES] in columns
+    parts,  # [MET, groups], or [MET, groups, LANES] in columns
     pitch,  # from one reading of a batch to the next
     groups,  # in all
     each,  # groups of one reading, or blocks of LANES columns
@@ -279,65 +348,57 @@ def measure(
     strides,  # of all dimensions
     DTYPE: tl.constexpr,
     BY_COLUMN: tl.constexpr,
-    WIDE: tl.constexpr,  # whether indices need 64 bits
+    AROUND: tl.constexpr,  # whether these are the looks after the first
     DIMS: tl.constexpr,
     GROUPS: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):
     """Each program measures GROUPS groups."""
-    index: tl.constexpr = tl.int64 if WIDE else tl.int32
-    unit: tl.constexpr = ROWS if BY_COLUMN else CHUNK
-    group = tl.program_id(0).to(index) * GROUPS + tl.arange(0, GROUPS)[:, None]
+    wide: tl.constexpr = tl.float64 if DTYPE == FLOAT64 else tl.float32
+    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)[:, None]
     lane = tl.arange(0, LANES)[None, :]
     inside = group < groups
     if BY_COLUMN:
         chunk = group // each
-        start = ((group - chunk * each) * LANES + lane).to(tl.int64)
+        start = (group - chunk * each).to(tl.int64) * LANES + lane
         inside = inside & (start < columns)
-        to, width = group.to(tl.int64) * LANES + lane, groups.to(tl.int64) * LANES
+        to, width = parts + (group.to(tl.int64) * LANES + lane), groups.to(tl.int64) * LANES
     else:
         reading = group // each
         chunk = group - reading * each
         start = reading.to(tl.int64) * pitch
-        to, width = group.to(tl.int64), groups.to(tl.int64)
-    first = chunk * unit
-    n = tl.minimum(rows - first, unit).to(tl.int32)
-    n = tl.where(group < groups, n, 0)
-    here, lanes = inside, first
-    if not BY_COLUMN:
-        here, lanes = inside & (lane >= 0), first + lane + tl.zeros_like(group)
-    sums = accumulate(
-        data, start, lanes, n, here, 0.0, sizes, strides, DTYPE, BY_COLUMN, False, DIMS
-    )
-    if not BY_COLUMN:
-        sums = of_all_lanes(sums)
-    n = tl.where(inside, n, 0)
-    fields, good = finish(n.to(tl.float64), sums, 0.0, LEFT_FLOAT16 if DTYPE == FLOAT16 else LEFT)
-    known = right(sums, DTYPE, False)
-    told = known & good
-    again = inside & ~told
-    half: tl.constexpr = DTYPE != FLOAT32 and DTYPE != FLOAT64
-    if not half:
-        again = again & known
-    if any_of(again):  # those around the mean that was seen, in float64
-        pivot = fields[1]
-        if DTYPE != FLOAT64:
-            pivot = pivot.to(tl.float32).to(tl.float64)
-        pivot = tl.where(is_finite(pivot), pivot, 0.0)
-        some = tl.where(again, n, 0)
-        sums = accumulate(
-            data, start, lanes, some, here, pivot, sizes, strides, DTYPE, BY_COLUMN, True, DIMS
+        to, width = parts + group.to(tl.int64), groups.to(tl.int64)
+    unit: tl.constexpr = ROWS if BY_COLUMN else CHUNK
+    first = chunk.to(tl.int64) * unit
+    n = tl.where(inside, tl.minimum(rows - first, unit), 0).to(tl.int32)
+    if DIMS == 1:
+        start += first * strides[0]
+    base = data + start[:, None, :]
+    found = coordinates(first[:, None, :], sizes, DIMS)
+    on = lane[:, None, :] * 0 if BY_COLUMN else lane[:, None, :]
+    if not AROUND:
+        pivot, exponent = n.to(wide) * 0.0, n * 0
+        met = look(
+            *(base, found, on, n, inside, pivot, pivot, sizes, strides),
+            *(DTYPE, BY_COLUMN, AROUND, DIMS, LEVELS),
         )
-        if not BY_COLUMN:
-            sums = of_all_lanes(sums)
-        better, good = finish(n.to(tl.float64), sums, pivot, LEFT)
-        fields = choose(again, better, fields)
-        told = tl.where(again, right(sums, DTYPE, True) & (good | (pivot != 0)), told)
-    serial = inside & ~told
-    if any_of(serial):
-        slow = one_by_one(data, start, first, n, serial, sizes, strides, DTYPE, DIMS)
-        fields = choose(serial, slow, fields)
-    for field in tl.static_range(FIELDS):
-        tl.store(parts + field * width + to, fields[field], mask=inside)
+        again = ~told(met, pivot, exponent, DTYPE, AROUND)
+        write(to, width, inside, met, pivot, exponent, again)
+    else:
+        for done in range(LOOKS):
+            due = tl.load(to + EXPONENT * width, mask=inside, other=0.0)
+            some = due > AGAIN - LIMIT
+            if tl.max(some.to(tl.int32)) > 0:
+                pivot, exponent = around(to, width, some, wide)
+                met = look(
+                    *(base, found, on, tl.where(some, n, 0), inside),
+                    *(power_of_two(-exponent).to(wide), pivot, sizes, strides),
+                    *(DTYPE, BY_COLUMN, AROUND, DIMS, LEVELS),
+                )
+                again = ~told(met, pivot, exponent, DTYPE, AROUND) & (done < LOOKS - 1)
+                tl.debug_barrier()  # all threads have read what is written now
+                write(to, width, some, met, pivot, exponent, again)
+                tl.debug_barrier()
 
 
 # --- launches ------------------------------------------------------------------------------------
@@ -359,9 +420,10 @@ def _moments(batch: Batch) -> None:
     blocks = triton.cdiv(columns, LANES.value) if by_column else 0
     groups = chunks * (blocks if by_column else batch.readings)
     width = groups * (LANES.value if by_column else 1)
-    parts = torch.empty(FIELDS.value * width, dtype=torch.float64, device=tensor.device)
-    if groups:
-        tile = min(GROUPS, triton.next_power_of_2(groups)) if INTERPRETED else GROUPS
+    parts = torch.empty(MET.value * width, dtype=torch.float64, device=tensor.device)
+    tile = min(GROUPS, triton.next_power_of_2(groups))
+    for around in (False, True) if groups else ():
+        levels = 0 if around else LEVELS[tensor.dtype]
         measure[(triton.cdiv(groups, tile),)](
             tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor,
             parts,
@@ -374,13 +436,16 @@ def _moments(batch: Batch) -> None:
             tuple(strides[:dims]),
             DTYPE=laws.DTYPES.index(tensor.dtype),
             BY_COLUMN=by_column,
-            WIDE=max(rows, width) >= INDEX_32,
+            AROUND=around,
             DIMS=dims,
             GROUPS=tile,
-            num_warps=4,
+            LEVELS=4 if INTERPRETED else levels,
+            num_warps=1,
             enable_fp_fusion=False,
         )
     if by_column:
-        merge_in_order(parts, columns, chunks, 1, blocks * LANES.value, raw, FIELDS.value)
+        merge_in_order(
+            parts, MET.value, columns, chunks, 1, blocks * LANES.value, raw, FIELDS.value
+        )
     else:
-        merge_in_order(parts, batch.readings, chunks, chunks, 1, raw, batch.raw_pitch)
+        merge_in_order(parts, MET.value, batch.readings, chunks, chunks, 1, raw, batch.raw_pitch)

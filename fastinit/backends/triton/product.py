@@ -177,9 +177,10 @@ def linear_moments(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
                 num_stages=3,
                 enable_fp_fusion=False,
             )
-        merge_in_order(parts, 1, tiles, tiles, 1, total, FIELDS.value)
+        merge_in_order(parts, FIELDS.value, 1, tiles, tiles, 1, total, FIELDS.value)
     if launches == 1:
         return totals[0]
     merged = torch.empty(FIELDS.value, dtype=torch.float64, device=x.device)
-    merge_in_order(totals.t().contiguous(), 1, launches, launches, 1, merged, FIELDS.value)
+    parts = totals.t().contiguous()
+    merge_in_order(parts, FIELDS.value, 1, launches, launches, 1, merged, FIELDS.value)
     return merged
