@@ -207,8 +207,8 @@ def watch() -> list[str]:
         "",
         f"`python -m benchmarks.watch` on {_where(results['machine'])}, "
         f"{results['machine']['fastinit']['threads']} threads: median of {results['rounds']} rounds, in "
-        "which watched steps (gradients too, told to a file) and plain ones take turns. `every=100` is a "
-        "hundredth of `every=1`, and what `step()` takes where nothing is measured.",
+        "which watched steps (gradients too, told to a file) and plain ones take turns. `every=100` is "
+        "a hundredth of `every=1`, and what `step()` takes where nothing is measured.",
     ]
 
 

@@ -141,8 +141,8 @@ def plan_table(made: Sequence[Group], *, with_elements: bool) -> str:
         cells.append([str(len(group.names)), elements, str(group.fill), std])
     if not with_elements:
         return table(labels, [[row[0], *row[2:]] for row in cells], "<><>")
-    count, elements = sum(len(g.names) for g in made), sum(g.elements or 0 for g in made)
-    cells.append([str(count), text.count(elements), "", ""])
+    parameters, size = sum(len(g.names) for g in made), sum(g.elements or 0 for g in made)
+    cells.append([str(parameters), text.count(size), "", ""])
     return table(labels, cells, "<>><>", total=True)
 
 
