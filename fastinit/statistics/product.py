@@ -31,7 +31,7 @@ def linear_moments(
 
     On a GPU with triton (and where ``fastinit.backend("triton")`` forces it) no output of 16-bit and
     float32 tensors is written to memory: products are summed in float32 (of float32 values without
-    TF32) and rounded to the tensors' dtype, and there are 56 bytes of moments for each tile of outputs,
+    TF32) and rounded to the tensors' dtype, and there are 72 bytes for each tile of outputs,
     at most a few MiB. Else at most one block of outputs (32 MiB in float32) is in memory at a time, and
     each is computed as linear does, in the tensors' own dtype and to its rounding. The order of sums
     differs: the same bits on every run, but not on every device.

@@ -1,9 +1,10 @@
 """The moments of a linear layer's output in Triton: a matrix product that stores no product.
 
-Each program computes a tile of outputs, in float32, and instead of the tile it stores the tile's
-moments, in float64: those of the values to the tensors' own rounding, around the tile's mean. They are
-merged in the order of the tiles (fastinit/backends/triton/merging.py). Within a tile the order of sums
-is the compiler's: the same bits on every run, but not on every kind of GPU.
+Each program computes a tile of outputs, in float32, and instead of the tile it stores what it met there:
+of the values to the tensors' own rounding, scaled to their largest and around their mean, in pairs of
+float32 (pairs.py), of which few become float64. Moments are made of that and merged in the order of
+the tiles (merging.py). Within a tile the order of sums is the compiler's: the same bits on every run,
+but not on every kind of GPU.
 """
 
 # Triton's language: the types are those of its compiler, not Python's.
@@ -24,11 +25,13 @@ from fastinit.backends.triton.fill import (
     from_bits,
     plain_arithmetic,
 )
-from fastinit.backends.triton.merging import FIELDS, merge, merge_in_order
+from fastinit.backends.triton.merging import FIELDS, MET, is_finite, merge_in_order, power_of_two
+from fastinit.backends.triton.moments import exponent_of
+from fastinit.backends.triton.pairs import add_distance, as_float64, no_sums, slices
 from fastinit.stream import laws
 
 INTERPRETING = tl.constexpr(INTERPRETED)
-TILES = 1 << 16  # of a launch: 3.5 MiB of moments
+TILES = 1 << 16  # of a launch: 4.5 MiB of what was met
 TOGETHER = tl.constexpr(8)  # tiles below each other that share the weights in the cache
 
 
@@ -51,20 +54,31 @@ def sum_of(tile):
 
 
 @triton.jit
-def of_tile(v, row_inside, column_inside):
-    """The fields of float32 values, each a float64 number."""
-    finite = row_inside[:, None] & column_inside[None, :] & (v - v == 0)
+def of_tile(v, row_inside, column_inside, LEVELS: tl.constexpr):
+    """What was met of float32 values [M, N]: MET numbers (merging.py)."""
+    M: tl.constexpr = v.shape[0]
+    N: tl.constexpr = v.shape[1]
+    inside = row_inside[:, None] & column_inside[None, :]
+    finite = inside & is_finite(v)
     count = sum_of(finite.to(tl.int32))
     values = tl.sum(row_inside.to(tl.int32), 0) * tl.sum(column_inside.to(tl.int32), 0)
     zeros = sum_of((finite & (v == 0)).to(tl.int32))
     low = tl.min(tl.min(tl.where(finite, v, float("inf")), 1), 0)
     high = tl.max(tl.max(tl.where(finite, v, float("-inf")), 1), 0)
-    n = count.to(tl.float64)
-    mean = sum_of(tl.where(finite, v, 0.0).to(tl.float64)) / tl.where(count > 0, n, 1.0)
-    d = tl.where(finite, v.to(tl.float64) - mean, 0.0)
-    m2 = sum_of(d * d)
-    low, high = low.to(tl.float64) + 0.0, high.to(tl.float64) + 0.0  # zero has no sign
-    return n, mean, m2, low, high, zeros.to(tl.float64), (values - count).to(tl.float64)
+    exponent = exponent_of(tl.maximum(high, -low))
+    v *= power_of_two(-exponent).to(tl.float32)
+    mean = sum_of(tl.where(finite, v, 0.0)).to(tl.float64) / tl.maximum(count, 1).to(tl.float64)
+    pivot = mean.to(tl.float32)  # near it: any will do
+    v = tl.where(finite, v, pivot)
+    # Each lane has 2^LEVELS values.
+    apart: tl.constexpr = N >> LEVELS
+    parts = slices(tl.reshape(v, (M, 1 << LEVELS, apart)), LEVELS)
+    lanes = no_sums((M, apart, 1), tl.float32)
+    for i in tl.static_range(1 << LEVELS):
+        lanes = add_distance(lanes, parts[i], pivot)
+    total, squares = as_float64(lanes)
+    total, squares = tl.sum(sum_of(total), 0), tl.sum(sum_of(squares), 0)
+    return count, total, squares, low, high, zeros, values - count, pivot, exponent
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "inner", "bias_stride"])
@@ -72,7 +86,7 @@ def product_moments(
     x,
     weight,
     bias,
-    parts,  # float64 [7, tiles]
+    parts,  # float64 [MET, tiles]
     rows,
     columns,
     inner,
@@ -87,6 +101,7 @@ def product_moments(
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
+    LEVELS: tl.constexpr,  # a tile has 2^LEVELS slices, whose values a lane sums
 ):
     """Each program measures M rows and N columns of x @ weight.T + bias."""
     tall, wide = tl.cdiv(rows, M), tl.cdiv(columns, N)
@@ -123,16 +138,10 @@ def product_moments(
         v += added.to(tl.float32)[None, :]
     v = rounded(v, DTYPE)
 
-    # In two halves: the registers would not hold more in float64. Neighbours are in one thread.
-    even, odd = tl.split(tl.reshape(v, (M, N // 2, 2)))
-    column = left * N + 2 * tl.arange(0, N // 2)
-    fields = merge(
-        of_tile(even, row < rows, column < columns),
-        of_tile(odd, row < rows, column + 1 < columns),
-    )
+    met = of_tile(v, row < rows, column < columns, LEVELS)
     to, width = parts + top.to(tl.int64) * wide + left, tall.to(tl.int64) * wide
-    for field in tl.static_range(FIELDS):
-        tl.store(to + field * width, fields[field])
+    for field in tl.static_range(MET):
+        tl.store(to + field * width, met[field].to(tl.float64))
 
 
 @plain_arithmetic()
@@ -154,7 +163,7 @@ def linear_moments(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     for launch, total in enumerate(totals):
         some = x[launch * tall : (launch + 1) * tall]
         tiles = triton.cdiv(len(some), m) * wide
-        parts = torch.empty(FIELDS.value, tiles, dtype=torch.float64, device=x.device)
+        parts = torch.empty(MET.value, tiles, dtype=torch.float64, device=x.device)
         if tiles:
             product_moments[(tiles,)](
                 some,
@@ -173,11 +182,12 @@ def linear_moments(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
                 M=m,
                 N=n,
                 K=k,
+                LEVELS=4,
                 num_warps=4 if full else 8,
                 num_stages=3,
                 enable_fp_fusion=False,
             )
-        merge_in_order(parts, FIELDS.value, 1, tiles, tiles, 1, total, FIELDS.value)
+        merge_in_order(parts, MET.value, 1, tiles, tiles, 1, total, FIELDS.value)
     if launches == 1:
         return totals[0]
     merged = torch.empty(FIELDS.value, dtype=torch.float64, device=x.device)
