@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 import torch
@@ -11,15 +12,8 @@ from torch import Tensor
 
 from fastinit.base import number, ranks
 from fastinit.statistics import across
-from fastinit.statistics.formats import (
-    Counts,
-    Histogram,
-    Shares,
-    Value,
-    all_of,
-    asked_of,
-    plain_counts,
-)
+from fastinit.statistics.formats import Counts, Histogram, Shares, Value, all_of, asked_of
+from fastinit.statistics.plain import counts_of, plain_counts, raw_of
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.stream.reference_moments import ALL_FIELDS, merged
 
@@ -333,6 +327,19 @@ class Moments(Fields[float]):
         """All fields by their names; ``formats`` and ``histogram`` if they were asked for."""
         fields = {field: self._value(field) for field in self.fields}
         return fields | plain_counts(self.formats, self.histogram)
+
+    @classmethod
+    def of_plain(cls, plains: Sequence[Mapping[str, Any]]) -> list[Moments]:
+        """Of what :meth:`plain` gave, of correction 1: to the last digits of float64, counts exactly.
+
+        Numbers may be as JSON has them (:func:`fastinit.statistics.plain.number_of`).
+        """
+        if not plains:
+            return []
+        found = cls.of_rows(torch.tensor([raw_of(p) for p in plains], dtype=torch.float64))
+        for one, plain in zip(found, plains):
+            one.counts = counts_of(plain)
+        return found
 
     def _share(self) -> across.Share:
         return across.Share.of(self.row, 1, [(0, 1)], asked_of(self.counts))

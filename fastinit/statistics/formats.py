@@ -164,15 +164,3 @@ class Histogram(Generic[Value]):
         """How many values have each exponent, as text: of bins that are not empty. Of one tensor."""
         bins = enumerate(self.counts.tolist(), FIRST_EXPONENT)
         return {str(exponent): count for exponent, count in bins if count}
-
-
-def plain_counts(
-    shares: dict[str, Shares[float]], histogram: Histogram[float] | None
-) -> dict[str, Any]:
-    """What there is of both, as JSON has it."""
-    found: dict[str, Any] = {}
-    if shares:
-        found["formats"] = {name: share.plain() for name, share in shares.items()}
-    if histogram is not None:
-        found["histogram"] = histogram.plain()
-    return found

@@ -7,28 +7,9 @@ import math
 import os
 from array import array
 from collections.abc import Iterator, MutableSequence
-from dataclasses import fields
 from typing import IO, TYPE_CHECKING, Any
 
-import torch
-
-from fastinit.statistics.tensor import Moments
-from fastinit.stream.reference_moments import (
-    ALL_FIELDS,
-    COUNT,
-    FIELDS,
-    LEAST,
-    M2,
-    M3,
-    M4,
-    MAX,
-    MEAN,
-    MIN,
-    NONFINITE,
-    SIZES,
-    ZEROS,
-)
-from fastinit.variance.watched import Measured, Watched
+from fastinit.variance.watched import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,7 +140,8 @@ class Run:
     def report(self, path: str | os.PathLike[str], title: str = "A training, watched") -> None:
         """Writes a page of HTML that says what was measured: one file, which needs no network.
 
-        A summary, heat maps, curves of the layers that changed most, and a table of the last step.
+        A summary, heat maps, curves of the layers that changed most, and a table of the last step; where
+        they were recorded, what each format would lose most of, and the largest kurtosis.
 
         Raises:
             ImportError: matplotlib is not there.
@@ -176,7 +158,8 @@ class Run:
 def _lines(file: IO[bytes], name: str) -> Iterator[Measured]:
     for number, line in enumerate(file, 1):
         try:
-            yield _measured(json.loads(line))
+            told = json.loads(line)
+            yield Measured.of_plain(told, int(told["step"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if not line.endswith(b"\n"):
                 return  # it was cut short
@@ -184,50 +167,3 @@ def _lines(file: IO[bytes], name: str) -> Iterator[Measured]:
                 f"{name}, line {number}, is not what a watch writes (to=): "
                 f"{type(error).__name__}: {error}"[:300]
             ) from error
-
-
-def _measured(line: Any) -> Measured:
-    """The inverse of :meth:`fastinit.variance.watched.Measured.plain`.
-
-    Standard deviations are right to the last digits of float64.
-    """
-    rows = line["layers"]
-    held = [(row, key) for row in rows for key, value in row.items() if isinstance(value, dict)]
-    raws = torch.tensor([_raw(row[key]) for row, key in held], dtype=torch.float64)
-    for (row, key), moments in zip(held, Moments.of_rows(raws) if held else ()):
-        row[key] = moments
-    layers = []
-    for row in rows:
-        known: dict[str, Any] = {
-            name: _float(row[name]) if is_number else row[name] for name, is_number in _OF_A_LAYER
-        }
-        layers.append(Watched(**known))
-    return Measured(int(line["step"]), layers, dict(line["missing"]))
-
-
-_OF_A_LAYER = [(field.name, field.type == "float") for field in fields(Watched)]
-"""Its attributes, and which of them are numbers, of which JSON has no NaN and no infinity."""
-
-
-def _raw(plain: dict[str, Any]) -> list[float]:
-    """Raw moments of what is plain."""
-    count, mean, var, low, high, zeros, nonfinite = (
-        _float(plain[field])
-        for field in ("count", "mean", "var", "min", "max", "zeros", "nonfinite")
-    )
-    higher = "kurtosis" in plain
-    raw = [0.0] * (ALL_FIELDS if higher else FIELDS)
-    raw[COUNT], raw[MIN], raw[MAX], raw[ZEROS], raw[NONFINITE] = count, low, high, zeros, nonfinite
-    raw[MEAN] = mean if count else 0.0
-    raw[M2] = m2 = var * (count - 1) if count > 1 else 0.0
-    if higher:
-        raw[SIZES], raw[LEAST] = _float(plain["l1"]), _float(plain["smallest"])
-        if plain["kurtosis"] is not None:  # else it has no shape, as when both are 0
-            raw[M3] = _float(plain["skewness"]) * m2 * math.sqrt(m2 / count)
-            raw[M4] = _float(plain["kurtosis"]) * m2 * (m2 / count)
-    return raw
-
-
-def _float(plain: Any) -> float:
-    """As JSON had it."""
-    return math.nan if plain is None else float(plain)

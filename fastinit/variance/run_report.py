@@ -16,9 +16,10 @@ from fastinit.variance.run_plots import COLOURS, curves, heat_map
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from fastinit.statistics.tensor import Moments
     from fastinit.variance.run import Run
 
-WORST = 6  # layers that have a curve
+WORST = 6  # layers that have a curve, or a line among the largest
 INK = "#010203"
 """In place of a colour that the page chooses, as it is light or dark."""
 DARK = ("#fb923c", "#22d3ee", "#c084fc", "#a3e635", "#f472b6", "#94a3b8")
@@ -99,6 +100,7 @@ def page(run: Run, title: str) -> str:
     from fastinit.variance.run import SIGNALS
 
     said = summary(run)
+    assert run.last is not None
     parts = [f"<h1>{escape(title)}</h1>", _pairs(said)]
     shown = [signal for signal in ("forward", "gradient") if signal in run.signals]
     with style.matplotlib("style").context(DRAWN):
@@ -112,7 +114,20 @@ def page(run: Run, title: str) -> str:
                 f"<h2>{heading}: {of}</h2>",
                 _svg(curves(run.steps, chosen, "std", title=" ")),
             ]
-    parts += [f"<h2>Step {run.steps[-1]}</h2>", _table(run), _notes(run)]
+    last = f"Step {run.steps[-1]}"
+    parts += [f"<h2>{last}</h2>", _table(run)]
+    seen = [
+        (layer.name or "the model", SIGNALS[signal], moments)
+        for layer in run.last.layers
+        for signal, moments in layer.signals().items()
+    ]
+    if rows := _lost(seen):
+        head = ["format", "layer", "of the", "flushed", "saturated", "subnormal"]
+        parts += [f"<h2>{last}: what formats would lose most of</h2>", _html([head, *rows])]
+    if rows := _far_out(seen):
+        head = ["layer", "of the", "kurtosis", "absmean", "absmax"]
+        parts += [f"<h2>{last}: the largest kurtosis</h2>", _html([head, *rows])]
+    parts.append(_notes(run))
     colours = (
         " ".join(f"--c{i}: {colour};" for i, colour in enumerate(some)) for some in (COLOURS, DARK)
     )
@@ -176,7 +191,7 @@ def _table(run: Run) -> str:
     assert run.last is not None
     first = {name: curve[0] for name, curve in run.stds().items()}
     head = ["layer", "kind", "std", "since the first", "gradient", "weight", "dead", "inf/NaN"]
-    rows = []
+    rows = [head]
     for layer in run.last.layers:
         stds = layer.stds()
         now, begun = stds.get("forward_std"), first[layer.name]
@@ -193,7 +208,40 @@ def _table(run: Run) -> str:
                 str(layer.nonfinite or ""),
             ]
         )
-    lines = [_row("th", head), *(_row("td", row, bool(row[-1])) for row in rows)]
+    return _html(rows, bad_if_last=True)
+
+
+def _lost(seen: Iterable[tuple[str, str, Moments]]) -> list[list[str]]:
+    """Of each format, what it would flush or saturate the largest shares of."""
+    of_format: dict[str, list[tuple[float, list[str]]]] = {}
+    for layer, what, moments in seen:
+        for name, shares in moments.formats.items():
+            said = [f"{100 * share:.3g}%" for share in shares.plain().values()]
+            found = of_format.setdefault(name, [])
+            if (lost := shares.flushed + shares.saturated) > 0:  # not NaN, as of nothing
+                found.append((lost, [name, layer, what, *said]))
+    nothing = ["nothing is flushed or saturated", *[""] * 4]
+    rows = []
+    for name, found in of_format.items():
+        found.sort(key=lambda one: one[0], reverse=True)
+        rows += [row for _, row in found[:WORST]] or [[name, *nothing]]
+    return rows
+
+
+def _far_out(seen: Iterable[tuple[str, str, Moments]]) -> list[list[str]]:
+    """What has the largest kurtosis, where the higher moments were measured."""
+    found = [
+        (m.kurtosis, [layer, what, *map(_digits, (m.kurtosis, m.absmean, m.absmax))])
+        for layer, what, m in seen
+        if m.higher and math.isfinite(m.kurtosis)
+    ]
+    return [row for _, row in sorted(found, key=lambda one: one[0], reverse=True)[:WORST]]
+
+
+def _html(rows: Sequence[Sequence[str]], bad_if_last: bool = False) -> str:
+    """A table, whose first row is its head. Rows that say something at their end may be bad."""
+    lines = [_row("th", rows[0])]
+    lines += [_row("td", row, bad_if_last and bool(row[-1])) for row in rows[1:]]
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 

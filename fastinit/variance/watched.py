@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from fastinit.base import text
 from fastinit.statistics.fields import HIGHER
+from fastinit.statistics.plain import json_number, number_of
 from fastinit.statistics.tensor import Moments
 from fastinit.variance.layers import abbreviated
 
@@ -209,12 +210,36 @@ class Measured:
         )
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON has it: NaN (what is not there) as None, infinities as strings."""
+        """Everything but the step as JSON has it (:func:`fastinit.statistics.plain.json_number`)."""
         rows = []
         for layer in self.layers:
             plain = {k: _plain(v) for k, v in vars(layer).items()}
             rows.append({**plain, "nonfinite": layer.nonfinite})
         return {"product": _plain(self.product), "layers": rows, "missing": self.missing}
+
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any], step: int) -> Measured:
+        """What :meth:`plain` gave, back: to the last digits of float64, counts exactly.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is something else.
+        """
+        rows = [dict(row) for row in plain["layers"]]
+        held = [(row, key) for row in rows for key, one in row.items() if isinstance(one, dict)]
+        moments = Moments.of_plain([row[key] for row, key in held])
+        for (row, key), one in zip(held, moments):
+            row[key] = one
+        layers = []
+        for row in rows:
+            known: dict[str, Any] = {
+                n: number_of(row[n]) if is_number else row[n] for n, is_number in _OF_A_LAYER
+            }
+            layers.append(Watched(**known))
+        return cls(step, layers, dict(plain["missing"]))
+
+
+_OF_A_LAYER = [(field.name, field.type == "float") for field in fields(Watched)]
+"""Its attributes, and which of them are numbers, of which JSON has no NaN and no infinity."""
 
 
 def _variance(moments: Moments | None) -> float | None:
@@ -230,9 +255,7 @@ def _plain(value: Any) -> Any:
         return {f: int(v) if f in counts else _plain(v) for f, v in fields.items()}
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    return value
+    return json_number(value) if isinstance(value, float) else value
 
 
 def _digits(value: float) -> str:

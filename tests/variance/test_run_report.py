@@ -13,8 +13,8 @@ from watching import mlp
 
 pytest.importorskip("matplotlib")
 
-from fastinit.variance.run import Run
-from fastinit.variance.run_report import summary, worst
+from fastinit.variance.run import SIGNALS, Run
+from fastinit.variance.run_report import WORST, summary, worst
 from fastinit.variance.watch import watch
 
 
@@ -76,6 +76,8 @@ def test_a_report_says_what_was_measured(run: Run, tmp_path: Path) -> None:
     page = Page(text)
     assert page.open == []
     assert "<h1>of &lt;us&gt;</h1>" in text
+    assert "kurtosis" not in text  # nor formats: they were not recorded
+    assert "formats" not in text
     assert text.count("<svg") == 4
     assert run.last is not None
     head, *rows = page.rows
@@ -132,3 +134,41 @@ def test_layers_that_moved_most_come_first() -> None:
     }
     assert worst(stds) == ["gone", "lost", "shrank", "grew", "still", "unknown"]
     assert worst(stds, 2) == ["gone", "lost"]
+
+
+def test_what_formats_lose_and_kurtosis_are_shown_if_recorded(tmp_path: Path) -> None:
+    model, path = nn.Sequential(*(nn.Linear(32, 32) for _ in range(9))), tmp_path / "stats.jsonl"
+    with torch.no_grad():
+        model[7].weight[0, 0] = 300.0  # too large for no format, and far out
+        model[3].weight.mul_(1e-9)
+        model[5].weight[:, 0] = 1e3
+    formats = ["e4m3", "bfloat16", "float16"]
+    with watch(model, every=1, to=path, formats=formats, histogram=True, higher=True) as w:
+        model(torch.randn(8, 32))
+        w.step()
+    loaded = Run.load(path)
+    loaded.report(tmp_path / "report.html")
+    _, *rows = Page((tmp_path / "report.html").read_text()).rows
+    assert loaded.last is not None
+    e4m3 = [row for row in rows if row[0] == "e4m3"]
+    assert e4m3[0] == ["e4m3", "3", "weight", "100%", "0%", "0%"]
+    assert len(e4m3) == WORST
+    found = {
+        (layer.name, SIGNALS[name]): moments
+        for layer in loaded.last.layers
+        for name, moments in layer.signals().items()
+    }
+    said = [found[row[1], row[2]].formats["e4m3"] for row in e4m3]
+    lost = [share.flushed + share.saturated for share in said]
+    others = sorted(
+        (m.formats["e4m3"] for m in found.values()), key=lambda s: -s.flushed - s.saturated
+    )
+    assert lost == [s.flushed + s.saturated for s in others[:WORST]]
+    assert [row[4] for row in e4m3] == [f"{100 * share.saturated:.3g}%" for share in said]
+    saturated = next(row for row in e4m3 if row[1:3] == ["5", "weight"])
+    assert saturated[4] == f"{100 / 32:.3g}%"
+    assert [row[1] for row in rows if row[0] == "bfloat16"] == ["nothing is flushed or saturated"]
+    at = rows.index(["layer", "of the", "kurtosis", "absmean", "absmax"])
+    assert rows[at + 1][:2] == ["7", "weight"]
+    assert rows[at + 1][4] == "300"
+    assert len(rows[at + 1 :]) == WORST

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import fastinit
 from fastinit.statistics.tensor import moments
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.variance import watch_rows
+from fastinit.variance.run import Run
 from fastinit.variance.watch_cuts import Cut
 from fastinit.variance.watch_record import FOLD
 from fastinit.variance.watch_rows import Row, Seen
@@ -75,6 +78,44 @@ def test_files_and_curves_have_them(tmp_path: Path) -> None:
     scalars = told[0].scalars()
     assert scalars["forward_e4m3_flushed/0"] == forward["formats"]["e4m3"]["flushed"]
     assert json.loads(w.to_json())["layers"][0]["weight"]["histogram"]
+
+
+ASKED: dict[str, dict[str, Any]] = {
+    "formats": {"formats": ["nvfp4", "e5m2"]},
+    "a histogram": {"histogram": True},
+    "both": {"formats": ["float16", "mxfp8"], "histogram": True},
+    "the higher moments too": {"formats": ["e4m3"], "histogram": True, "higher": True},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_counts_are_read_back_as_what_they_were(asked: str, tmp_path: Path) -> None:
+    model, told, file = net(), [], tmp_path / "stats.jsonl"
+    values = torch.randn(7, 64) * 10.0 ** torch.linspace(-44, 38, 7).unsqueeze(1)
+    values[0, :3] = torch.tensor([math.inf, math.nan, 0.0])
+    with torch.no_grad():
+        model[2].weight.fill_(math.nan)  # of which no value is finite
+    with fastinit.watch(
+        model, every=1, to=[file, told.append], inputs=True, weight_gradients=True, **ASKED[asked]
+    ) as w:
+        model(values)
+        w.step()
+    loaded = Run.load(file).last
+    assert loaded is not None
+    assert loaded.scalars().keys() == told[0].scalars().keys()
+    for here, there in zip(loaded.layers, told[0].layers):
+        assert here.signals().keys() == there.signals().keys()
+        for one, other in zip(here.signals().values(), there.signals().values()):
+            if other.counts is None:
+                assert one.counts is None
+                continue
+            assert one.counts is not None
+            assert one.counts.asked == other.counts.asked
+            assert one.counts.numbers.equal(other.counts.numbers)
+            merged = one.merge(other)
+            assert merged.counts is not None
+            assert merged.counts.numbers.equal(2 * other.counts.numbers)
 
 
 def test_nothing_is_counted_unasked() -> None:
