@@ -7,7 +7,10 @@ by its scale, exactly:
 - by block of 32 (OCP Microscaling Formats MX v1.0, section 6.3): 2^(floor(log2 absmax) - the exponent of
   the element format's largest number), within E8M0's 2^-127 to 2^127;
 - by block of 16 (NVFP4): E4M3(float32(absmax / 6) / s) s, with s = float32(absmax of the tensor /
-  (6 * 448)) and everything up to E4M3 in float32.
+  (6 * 448)) and everything up to E4M3 in float32. E4M3 may be subnormal or 0: a block whose scale
+  rounds to 0 gives back nothing but 0. So it is in TransformerEngine, which trains in NVFP4
+  (common/cast/nvfp4/core_nvfp4.cuh; it multiplies by reciprocals: the last bit before E4M3 may differ).
+  torchao's NVFP4Tensor (nvfp4_quantize) takes at least 2^-6 in place of such a scale.
 
 Only finite values enter an absmax. Blocks lie along the last dimension; its last one may be shorter, as
 if filled up with zeros.
