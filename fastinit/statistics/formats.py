@@ -32,12 +32,12 @@ class Counts(NamedTuple):
 
     def shares(self, count: Value) -> dict[str, Shares[Value]]:
         """Of each format, of ``count`` values."""
-        shares = self.numbers.double().cpu() / torch.as_tensor(count).unsqueeze(-1)
-        found: dict[str, Shares[Value]] = {}
-        for i, name in enumerate(self.asked.formats):
-            three: Any = shares[..., len(SHARES) * i : len(SHARES) * (i + 1)].unbind(-1)
-            found[name] = Shares(*(n.item() if isinstance(count, float) else n for n in three))
-        return found
+        formats = self.asked.formats
+        numbers = self.numbers[..., : len(SHARES) * len(formats)].double().cpu()
+        shares = numbers / torch.as_tensor(count, dtype=torch.float64).unsqueeze(-1)
+        each: Any = shares.tolist() if isinstance(count, float) else shares.unbind(-1)
+        starts = range(0, len(each), len(SHARES))
+        return {name: Shares(*each[i : i + len(SHARES)]) for name, i in zip(formats, starts)}
 
     def bins(self) -> Tensor | None:
         """int64 [bins] or [channels, bins] on the CPU; None where they were not asked for."""

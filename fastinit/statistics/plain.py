@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,11 @@ from fastinit.stream.reference_moments import (
     SIZES,
     ZEROS,
 )
+
+_BIN = {
+    str(exponent): bin for bin, exponent in enumerate(range(FIRST_EXPONENT, FIRST_EXPONENT + BINS))
+}
+"""Of each exponent of a histogram, which bin it is."""
 
 
 def json_number(value: float) -> float | str | None:
@@ -55,7 +61,7 @@ def counts_of(plain: Mapping[str, Any]) -> Counts | None:
     """The counts of what is plain, if it has any: the same integers.
 
     Raises:
-        ValueError: there is no such format.
+        ValueError, KeyError: there is no such format or exponent.
     """
     shares, bins = plain.get("formats", {}), plain.get("histogram")
     counting = Counting.of(list(shares), bins is not None)
@@ -68,9 +74,11 @@ def counts_of(plain: Mapping[str, Any]) -> Counts | None:
         for name in SHARES
     ]
     if bins is not None:
-        exponents = range(FIRST_EXPONENT, FIRST_EXPONENT + BINS)
-        numbers += [int(bins.get(str(exponent), 0)) for exponent in exponents]
-    return Counts(counting, torch.tensor(numbers))
+        some = [0] * BINS
+        for exponent, number in bins.items():
+            some[_BIN[exponent]] = number
+        numbers += some
+    return Counts(counting, torch.frombuffer(array("q", numbers), dtype=torch.int64))
 
 
 def raw_of(plain: Mapping[str, Any]) -> list[float]:

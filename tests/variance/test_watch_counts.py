@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import fastinit
-from fastinit.statistics.tensor import moments
+from fastinit.statistics.formats import Counts
+from fastinit.statistics.tensor import Moments, moments
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.variance import watch_rows
 from fastinit.variance.run import Run
@@ -163,3 +164,16 @@ def test_ranks_that_count_other_things_are_an_error() -> None:
     some, other = row_of(x, x, Counting(("e4m3",), False)), row_of(x, x, NOTHING)
     with pytest.raises(ValueError, match="different things"):
         watch_rows._merged_row({0: some, 1: other}, {0: 0, 1: 1})
+
+
+def test_of_counts_beyond_float32_no_integer_is_lost() -> None:
+    count = 2**40 + 1
+    numbers = [2**24 + 1, 2**39 + 1, 0, count - 1]
+    asked = Counting(("e4m3", "float16"), False)
+    raw = torch.tensor([count, 0.0, 1.0, -1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    one = Moments(raw, counts=Counts(asked, torch.tensor([*numbers, 0, 1])))
+    assert one.formats["e4m3"].flushed == numbers[0] / count
+    assert one.formats["float16"].flushed == numbers[3] / count
+    (read,) = Moments.of_plain([one.plain()])
+    assert read.counts is not None
+    assert read.counts.numbers.tolist() == [*numbers, 0, 1]
