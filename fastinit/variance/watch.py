@@ -81,9 +81,9 @@ class Watch:
                 stack.callback(self._steps.end)
             stack.push(self._end)
             if self._steps is not None and self._steps.optimizer is not None:
-                before, after = self._before_optimizer, self._after_optimizer
-                optimizer = self._steps.optimizer
-                stack.callback(Uncopied(optimizer.register_step_pre_hook(before)).remove)
+                optimizer, after = self._steps.optimizer, lambda *_: self._next()
+                before = optimizer.register_step_pre_hook(self._before_optimizer)
+                stack.callback(Uncopied(before).remove)
                 stack.callback(Uncopied(optimizer.register_step_post_hook(after)).remove)
             if self._steps is None or self._steps.begin(self._tells):
                 self._open()
@@ -135,21 +135,21 @@ class Watch:
             self._hooks.close()
             self._hook(self._block)
 
-    def _before_optimizer(self, *_: object) -> None:
-        if self._block is not None:
+    def _before_optimizer(self, _: object, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        has_closure = any(map(callable, (*args[1:], *kwargs.values())))  # then they are yet to come
+        if self._block is not None and not has_closure:
             self._block.measure_weight_gradients()
-
-    def _after_optimizer(self, *_: object) -> None:
-        self._next()
 
     def _next(self) -> None:
         assert self._steps is not None
-        self._hand_on(self.group)
-        number = self._steps.number
-        if (block := self._close()) is not None:
-            self._ended = number, block
-        if self._steps.next():
-            self._open()
+        try:
+            self._hand_on(self.group)
+        finally:  # whoever could not listen, this step has ended
+            number = self._steps.number
+            if (block := self._close()) is not None:
+                self._ended = number, block
+            if self._steps.next():
+                self._open()
 
     def _open(self) -> None:
         """A block of its own."""
@@ -325,7 +325,8 @@ def watch(
         inputs: also measures what comes into each layer: of its arguments the first floating-point
             tensor, as it is when the module's own pre-hooks have run. Not of input projections.
         weight_gradients: also measures the ``grad`` of each weight as it stands at the end of the block
-            (before it is set to zero), or with ``optimizer`` before its step.
+            (before it is set to zero), or with ``optimizer`` before its step, or after the step of one
+            that is given a closure. A loss scale that nobody has taken out of ``grad`` is in it.
         residual: also measures the residual stream: the output of each block, as ``transformer.h.3``.
             Blocks are the members of the outermost ModuleList, Sequential or ModuleDict that has two or
             more of one class with modules inside.
@@ -366,8 +367,9 @@ def watch(
         NumberTypeError, NumberRangeError: ``every`` is no whole number from 1 on, or start from 0 on.
         OSError: a file of ``to`` cannot be written to.
         ValueError: there is nothing to watch, or ``layers`` names what is not there; ``residual`` of a
-            model without blocks, ``attention`` of one with compiled modules; at the end of the block on
-            all ranks, if they have different weights under one name.
+            model without blocks, ``attention`` of one with compiled modules; a file of ``to`` holds
+            something else; at the end of the block on all ranks, if they have different weights under
+            one name.
         RuntimeError: another rank failed (:func:`fastinit.base.ranks.together`).
 
     >>> import torch

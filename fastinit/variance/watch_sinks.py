@@ -53,11 +53,15 @@ def _draw(add_scalar: Callable[..., object], measured: Measured) -> None:
         add_scalar(tag, value, measured.step)
 
 
+BEGINS = b'{"step": '
+"""Of each line."""
+
+
 class JsonLines:
     """A file to which each step adds one line: ``{"step": 100, "product": ..., "layers": [...]}``.
 
-    What is in it stays. A line that a crash cut short is taken away before the next one is written, so
-    that each line is whole JSON.
+    What is in it stays. A line that a crash or a full disk cut short is taken away before the next one
+    is written, so that each line is whole JSON. A file that does not begin as such a line is left alone.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -69,6 +73,7 @@ class JsonLines:
 
         Raises:
             OSError: it cannot be written to, or another watch writes it, such as another rank's.
+            ValueError: it holds something else.
         """
         # Unbuffered: a crash leaves what was written.
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -76,15 +81,30 @@ class JsonLines:
         if is_written(file.fileno()):
             file.close()
             raise BlockingIOError(errno.EAGAIN, "another watch writes it", os.fspath(self.path))
-        file.seek(_end_of_lines(file))
-        file.truncate()
+        try:
+            file.truncate(_end_of_lines(file, self.path))
+        except BaseException as error:
+            file.close()
+            if isinstance(error, OSError):  # a device or a pipe
+                raise type(error)(error.errno, error.strerror, os.fspath(self.path)) from None
+            raise
         self._file = file
 
     def __call__(self, measured: Measured) -> None:
-        """Adds a line, which the system has when this returns."""
+        """Adds a line, which the system has when this returns; if that fails, none of it.
+
+        Raises:
+            OSError: what the system says, such as a full disk.
+        """
         assert self._file is not None
         line = json.dumps({"step": measured.step, **measured.plain()}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        left, end = line.encode() + b"\n", self._file.seek(0, os.SEEK_END)
+        try:
+            while left:  # a disk that fills up takes a part of it
+                left = left[self._file.write(left) :]
+        except BaseException:
+            self._file.truncate(end)
+            raise
 
     def close(self) -> None:
         """Gives the file back."""
@@ -93,8 +113,18 @@ class JsonLines:
             self._file = None
 
 
-def _end_of_lines(file: IO[bytes]) -> int:
-    """Behind the last line that is whole."""
+def _end_of_lines(file: IO[bytes], path: Path) -> int:
+    """Behind the last line that is whole.
+
+    Raises:
+        ValueError: the file does not begin as the lines of a watch do.
+    """
+    file.seek(0)
+    begins = file.read(len(BEGINS))
+    if not BEGINS.startswith(begins):
+        raise ValueError(
+            f"{path} holds something else than what a watch writes: choose another file"
+        )
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(end - 65536, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -152,6 +153,39 @@ def test_an_optimizer_ends_the_steps_and_its_gradients_are_those_of_its_step() -
             "weight_gradient_std",
             "dead",
         }
+
+
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "once at the beginning": (torch.optim.SGD, {"lr": 0.1}),
+    "and decays weights": (torch.optim.Adam, {"lr": 0.1, "weight_decay": 0.1, "foreach": True}),
+    "several times": (torch.optim.LBFGS, {"lr": 0.1, "max_iter": 3}),
+}
+
+
+@pytest.mark.parametrize("given", ["closure", "closure by its name"])
+@pytest.mark.parametrize("calls", OPTIMIZERS)
+def test_gradients_that_a_closure_makes_within_the_step_are_measured(
+    calls: str, given: str
+) -> None:
+    model, told, gradients = mlp(), list[Measured](), list[torch.Tensor]()
+    kind, options = OPTIMIZERS[calls]
+    optimizer = kind(model.parameters(), **options)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.randn(4, 32)).square().mean()
+        loss.backward()
+        assert model[0].weight.grad is not None
+        gradients.append(model[0].weight.grad.clone())
+        return loss
+
+    with watch(model, weight_gradients=True, every=1, to=told.append, optimizer=optimizer):
+        last = []
+        for _ in range(2):
+            optimizer.step(closure) if given == "closure" else optimizer.step(closure=closure)
+            last.append(gradients[-1])
+    for measured, gradient in zip(told, last, strict=True):
+        assert_moments(measured.layers[0].weight_gradient, gradient)
 
 
 def test_an_optimizer_is_one_of_torch() -> None:

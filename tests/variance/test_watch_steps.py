@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,63 @@ def test_a_line_that_a_crash_cut_is_taken_away(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(path)] == [0] * 4
 
 
+OTHERS = {
+    "weights, without a line": bytes(range(256)) * 300,
+    "text, its last line cut": b"date,loss\n1,2",
+    "lines of somebody else": b'{"loss": 3}\n',
+    "an empty line": b"\n",
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_file_of_something_else_is_refused_and_stays_as_it_is(what: str, tmp_path: Path) -> None:
+    path, model = tmp_path / "mine", mlp()
+    path.write_bytes(OTHERS[what])
+    plain = hooks(model)
+    with pytest.raises(ValueError, match="mine holds something else"):
+        watch(model, every=1, to=path).__enter__()
+    assert path.read_bytes() == OTHERS[what]
+    assert hooks(model) == plain
+
+
+@pytest.mark.parametrize("cut", [0, 1, 8, 9, 500])
+def test_a_file_of_one_line_that_was_cut_is_begun_anew(cut: int, tmp_path: Path) -> None:
+    path, model = tmp_path / "stats.jsonl", mlp()
+    for _ in range(2):
+        with watch(model, every=1, to=path) as w:
+            train(w, model, 1)
+        assert [line["step"] for line in lines(path)] == [0]
+        path.write_bytes(path.read_bytes()[:cut])
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null"), tmp_path):
+        with pytest.raises(OSError, match=str(path)):
+            watch(mlp(), every=1, to=path).__enter__()
+
+
+def test_a_disk_that_fills_up_takes_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    program = f"""
+import os, resource, signal, torch, fastinit
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path, most = {str(path)!r}, resource.RLIM_INFINITY
+model = torch.nn.Linear(4, 4)
+with fastinit.watch(model, every=1, to=path) as w:
+    for step in range(7):
+        room = os.path.getsize(path) + 300 if step in (3, 4) else most  # a part of a line
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
+        model(torch.randn(2, 4))
+        try:
+            w.step()
+        except OSError:
+            print(step)
+"""
+    assert warm.run(program).stdout.split() == ["3", "4"]  # which tell of 2 and 3
+    assert [line["step"] for line in lines(path)] == [0, 1, 4, 5, 6]
+
+
 def test_what_was_told_survives_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "stats.jsonl"
     program = f"""
@@ -174,6 +233,23 @@ def test_everybody_is_told_though_one_fails(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError), watch(model, every=1, to=[fail, path]) as w:
         train(w, model, 2)
     assert [line["step"] for line in lines(path)][:1] == [0]
+
+
+def test_steps_are_what_they_were_for_who_goes_on_when_a_logger_fails() -> None:
+    model, told = mlp(), list[Measured]()
+
+    def fail(measured: Measured) -> None:
+        raise ConnectionError("the logger is away")
+
+    with watch(model, every=2, to=[told.append, fail]) as w:
+        for _ in range(6):
+            with suppress(ConnectionError):
+                train(w, model, 1)
+    assert [(measured.step, measured.layers[0].calls) for measured in told] == [
+        (0, 1),
+        (2, 1),
+        (4, 1),
+    ]
 
 
 @pytest.mark.parametrize(
