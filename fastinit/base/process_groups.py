@@ -107,7 +107,7 @@ def all_gather(lines: list[ProcessGroup], row: list[int], until: float | None) -
     dist = torch.distributed
     lost: RuntimeError | None = None
     with torch.no_grad():
-        known = torch.tensor([row], dtype=torch.int64)
+        known = torch.tensor([row], dtype=torch.int64, device="cpu")
         for line in lines:
             size = dist.get_world_size(line)
             mine = known.to(_device(line)).repeat(size, 1)

@@ -73,7 +73,7 @@ def gathered(
     numbers = _given(group, numbers, doing)
     with internals.without_modes():
         if any(isinstance(number, float) for number in numbers):
-            bits = torch.tensor(numbers, dtype=torch.float64).view(torch.int64)
+            bits = torch.tensor(numbers, dtype=torch.float64, device="cpu").view(torch.int64)
             table = _exchange(group, FLOATS, bits.tolist(), doing)
         else:
             table = _exchange(group, INTEGERS, list(map(int, numbers)), doing)
@@ -98,7 +98,7 @@ def same(
     mine = list(map(int, _given(group, numbers, doing)))
     with internals.without_modes():
         words = _exchange(group, INTEGERS, mine, doing)[:, HEAD : HEAD + len(mine)]
-        if bool((words == torch.tensor(mine)).all()):
+        if bool((words == torch.tensor(mine, device="cpu")).all()):
             return {tuple(mine): members(group)}
         found: dict[tuple[int, ...], list[int]] = {}
         for rank, others in zip(members(group), words.tolist()):
@@ -197,7 +197,7 @@ def _exchange(
     """
     over = lines(group)
     if not over:
-        return torch.tensor([[kind, 0, 0, len(words), *words]])
+        return torch.tensor([[kind, 0, 0, len(words), *words]], device="cpu")
     until = time.monotonic() + PATIENCE if hasty else None
     what = f"{doing} {among}".encode() if among else doing.encode()
     task = int.from_bytes(blake2b(what, digest_size=8).digest(), "little", signed=True)
@@ -216,7 +216,8 @@ def _exchange(
             raise _make_known(lost, group) from why
         # A group's own order, and a mesh's, need not be that of its lines.
         place = {rank: i for i, rank in enumerate(members(group))}
-        table = table[torch.tensor([place[rank] for rank in table[:, RANK].tolist()]).argsort()]
+        order = [place[rank] for rank in table[:, RANK].tolist()]
+        table = table[torch.tensor(order, device="cpu").argsort()]
         if isinstance(group, Grid):  # of groups that share several ranks rows are there twice
             table = table.unique_consecutive(dim=0)
         if failures := _failures(table):

@@ -56,7 +56,8 @@ class Share:
         """Of channels that are (start, length) of all; [fields] is those of one."""
         which = [i for start, length in runs for i in range(start, start + length)]
         known = raw.cpu().view(-1, raw.shape[-1])
-        return cls(channels, torch.tensor(which, dtype=torch.int64), known, counted)
+        indices = torch.tensor(which, dtype=torch.int64, device="cpu")
+        return cls(channels, indices, known, counted)
 
     @property
     def is_empty(self) -> bool:
@@ -69,7 +70,7 @@ class Share:
         Raises:
             ValueError: some have the higher moments, and others have not.
         """
-        raw, seen = self._nothing(), torch.zeros(self.channels, dtype=torch.bool)
+        raw, seen = self._nothing(), torch.zeros(self.channels, dtype=torch.bool, device="cpu")
         for share in (self, *others):
             raw[share.which] = merged_rows(raw[share.which], share.raw, self.counted.width)
             seen[share.which] = True
@@ -84,14 +85,14 @@ class Share:
 
     def _nothing(self) -> Tensor:
         """The fields of all channels, without values."""
-        counts = torch.zeros(self.channels, self.counted.width, dtype=torch.float64)
+        counts = torch.zeros(self.channels, self.counted.width, dtype=torch.float64, device="cpu")
         fields = self.raw.shape[-1] - self.counted.width
         return torch.cat((nothing(self.channels, fields), counts), dim=1) if fields else counts
 
 
 def nothing(channels: int, fields: int) -> Tensor:
     """The raw moments of channels without values, float64 [channels, fields]."""
-    raw = torch.zeros(channels, fields, dtype=torch.float64)
+    raw = torch.zeros(channels, fields, dtype=torch.float64, device="cpu")
     raw[:, MIN], raw[:, MAX] = math.inf, -math.inf
     raw[:, LEAST : LEAST + 1] = math.inf  # where there are higher ones
     return raw
@@ -204,7 +205,7 @@ def _share_in(numbers: Iterable[float], channels: int, counted: Counting) -> Sha
     numbers = iter(numbers)
     count, fields = int(next(numbers)), int(next(numbers))
     rows = torch.tensor(
-        list(itertools.islice(numbers, count * (1 + fields))), dtype=torch.float64
+        list(itertools.islice(numbers, count * (1 + fields))), dtype=torch.float64, device="cpu"
     ).view(count, 1 + fields)
     return Share(channels, rows[:, 0].to(torch.int64), rows[:, 1:], counted)
 

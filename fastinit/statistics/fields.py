@@ -336,7 +336,9 @@ class Moments(Fields[float]):
         """
         if not plains:
             return []
-        found = cls.of_rows(torch.tensor([raw_of(p) for p in plains], dtype=torch.float64))
+        found = cls.of_rows(
+            torch.tensor([raw_of(p) for p in plains], dtype=torch.float64, device="cpu")
+        )
         for one, plain in zip(found, plains):
             one.counts = counts_of(plain)
         return found

@@ -34,7 +34,7 @@ class Counts(NamedTuple):
         """Of each format, of ``count`` values."""
         formats = self.asked.formats
         numbers = self.numbers[..., : len(SHARES) * len(formats)].double().cpu()
-        shares = numbers / torch.as_tensor(count, dtype=torch.float64).unsqueeze(-1)
+        shares = numbers / torch.as_tensor(count, dtype=torch.float64, device="cpu").unsqueeze(-1)
         each: Any = shares.tolist() if isinstance(count, float) else shares.unbind(-1)
         starts = range(0, len(each), len(SHARES))
         return {name: Shares(*each[i : i + len(SHARES)]) for name, i in zip(formats, starts)}
@@ -141,7 +141,9 @@ class Histogram(Generic[Value]):
     def _place(self, q: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Rank, how many values are below its bin and in it, and the bin's edges; 0 where it is 0."""
         q = number.share("q", q)
-        zeros, absmax = (torch.as_tensor(v, dtype=torch.float64) for v in (self.zeros, self.absmax))
+        zeros, absmax = (
+            torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in (self.zeros, self.absmax)
+        )
         counts = self.counts.double()
         up_to = zeros.unsqueeze(-1) + counts.cumsum(-1)
         rank = (q * up_to[..., -1]).ceil().clamp(min=1)

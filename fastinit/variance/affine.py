@@ -68,7 +68,7 @@ class AffineSums:
     @classmethod
     def from_numbers(cls, name: str, numbers: Sequence[float]) -> AffineSums:
         """Those of which :meth:`numbers` gave these."""
-        made = cls(name, Moments(torch.tensor(numbers[:FIELDS], dtype=torch.float64)))
+        made = cls(name, Moments(torch.tensor(numbers[:FIELDS], dtype=torch.float64, device="cpu")))
         made.a_mean, made.b_mean, made.aa, made.ab, made.bb, made.lost = numbers[FIELDS:]
         return made
 

@@ -62,7 +62,7 @@ class Slope(NamedTuple):
         >>> (round(slope.value, 12), round(slope.error, 12))
         (2.0, 0.0)
         """
-        x = torch.tensor(widths, dtype=torch.float64).log2()[:, None].expand_as(sizes)
+        x = torch.tensor(widths, dtype=torch.float64, device="cpu").log2()[:, None].expand_as(sizes)
         y = sizes.log2()
         if not y.isfinite().all():
             return cls(math.nan, math.nan)

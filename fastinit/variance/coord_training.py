@@ -220,7 +220,7 @@ def trained(
         if None in read:
             missing[name] = runs[0].unseen.get(name, "did not run as a module at each step")
             continue
-        sizes, changes = torch.tensor(read, dtype=torch.float64).unbind(dim=1)
+        sizes, changes = torch.tensor(read, dtype=torch.float64, device="cpu").unbind(dim=1)
         found[name] = OfLayer(kinds[name], sizes, changes, runs[0].counts[name])
     return Measured(found, missing)
 

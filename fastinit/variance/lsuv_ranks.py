@@ -182,9 +182,9 @@ def checksum(values: Tensor, block: int = 1 << 20) -> int:
 
 def _merged(rows: list[list[float]]) -> Moments:
     """Of raw moments, in their order."""
-    total = torch.tensor(rows[0], dtype=torch.float64)
+    total = torch.tensor(rows[0], dtype=torch.float64, device="cpu")
     for row in rows[1:]:
-        total = merged(total, torch.tensor(row, dtype=torch.float64))
+        total = merged(total, torch.tensor(row, dtype=torch.float64, device="cpu"))
     return Moments(total)
 
 

@@ -82,7 +82,7 @@ def _check_range(name: str, here: Tensor, factor: float) -> None:
     if here.is_meta or not here.numel():
         return
     m, info = moments(here), torch.finfo(here.dtype)
-    largest = torch.tensor(m.absmax * factor, dtype=torch.float64).to(here.dtype)
+    largest = torch.tensor(m.absmax * factor, dtype=torch.float64, device="cpu").to(here.dtype)
     if not bool(largest.isfinite()):
         raise ValueError(
             f"{name} would overflow: its largest value, {m.absmax:.6g}, times {factor:.6g} is more "

@@ -100,7 +100,7 @@ def watched(rows: Sequence[Row]) -> list[Watched]:
             *([] if row.weight is None else [row.weight]),
         )
     ]
-    numbers = torch.tensor(raws, dtype=torch.float64)
+    numbers = torch.tensor(raws, dtype=torch.float64, device="cpu")
     moments = iter(Moments.of_rows(numbers, rows[0].counted) if raws else ())
     layers: list[Watched] = []
     product, first = 1.0, dict[str, str]()
@@ -283,7 +283,7 @@ def _merged_seen(some: Sequence[Seen], counted: int) -> Seen:
 
 
 def _merged_raws(raws: Sequence[list[float]], counted: int) -> list[float]:
-    first, *others = (torch.tensor(raw, dtype=torch.float64) for raw in raws)
+    first, *others = (torch.tensor(raw, dtype=torch.float64, device="cpu") for raw in raws)
     for other in others:
         first = merged_rows(first, other, counted)
     numbers: list[float] = first.tolist()

@@ -54,7 +54,7 @@ class Transfer:
 
     def arrived(self) -> list[Tensor]:
         """Copies on the CPU; waits for them."""
-        found = [torch.empty(0)] * len(self._shapes)
+        found = [torch.empty(0, device="cpu")] * len(self._shapes)
         for sent in self._sent:
             if sent.arrived is not None:
                 sent.arrived.synchronize()
@@ -67,7 +67,7 @@ class Transfer:
 def _send(which: list[int], flat: Tensor) -> _Sent:
     if flat.device.type != "cuda":
         return _Sent(which, flat.cpu(), None)
-    there = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+    there = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True)
     there.copy_(flat, non_blocking=True)
     arrived = torch.Event(flat.device)
     arrived.record(torch.cuda.current_stream(flat.device))
