@@ -193,6 +193,13 @@ def constant_when_compiled(function: Callable[..., Any]) -> None:
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def is_transforming() -> bool:
+    """Whether a torch.func transform runs here. Without it, a watched model fails in a compiled one."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+constant_when_compiled(is_transforming)  # dynamo guards the transforms itself
+
 backward_pass: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 """Which backward pass runs here, or -1. Without it, watch counts checkpointed layers twice."""
 

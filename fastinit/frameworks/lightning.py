@@ -50,7 +50,8 @@ class VarianceMonitor(Callback):  # type: ignore[misc]  # Any, to mypy
         self.watch: Watch | None = None
         self._step = 0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not before: only now the trainer has the steps of the checkpoint from which it goes on.
         def log(measured: Measured) -> None:
             for logger in trainer.loggers:
                 logger.log_metrics(measured.scalars(), step=measured.step)
@@ -59,11 +60,7 @@ class VarianceMonitor(Callback):  # type: ignore[misc]  # Any, to mypy
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         given = {"every": self.every, "to": told, "scaler": scaler, "start": trainer.global_step}
         given |= {"gradients": True, "group": dist.group.WORLD} | self.options
-        self.watch = watch(pl_module, **given)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.watch is not None
-        self.watch.__enter__()
+        self.watch = watch(pl_module, **given).__enter__()
         self.watch.pause()
         self._step = trainer.global_step
 

@@ -25,7 +25,7 @@ from fastinit.stream.formats import NOTHING, Counting
 from fastinit.variance.layers import Layer
 from fastinit.variance.outputs import hook_output, immeasurable, runs_again, tensor_in
 from fastinit.variance.watch_attention import Attention
-from fastinit.variance.watch_compiled import Accounts, accounts_of, refused
+from fastinit.variance.watch_compiled import Accounts, accounts_of, place_outside, refused
 from fastinit.variance.watch_cuts import Cut, text_of, whole_of
 from fastinit.variance.watch_record import IN_PARTS, Record, Scaler, scales
 from fastinit.variance.watch_rows import Row, Seen
@@ -161,7 +161,9 @@ class Block:
             if why := record.measure(x, record.forward):
                 self.unseen[target.name] = why
                 return
-            self.records[target.name] = record
+            if target.name not in self.records:
+                record.forward.began = place_outside(self.accounts)
+                self.records[target.name] = record
         if not self.asked.gradients:
             return
         if x.requires_grad:
@@ -299,6 +301,7 @@ class Block:
         numbers += [m.row for m in self.weights.values()]
         numbers += [m.row for m in (self.weight_gradients or {}).values()]
         numbers += [still for still in stills if still is not None]
+        numbers += [s.began for s in signals if s.began is not None]
         numbers += [s.account.counts for s in signals if s.account is not None]
         self.sent = signals, stills, Transfer(numbers)
 
@@ -316,6 +319,9 @@ class Block:
             id(signal): signal.seen(raw, None if still is None else next(got))
             for signal, raw, still in zip(signals, raws, stills)
         }
+        for signal in signals:
+            if signal.began is not None:
+                signal.place = int(next(got))
         for signal in signals:
             if signal.account is not None:
                 signal.count(seen[id(signal)], next(got))

@@ -13,7 +13,7 @@ without any trace of this, and switching between them compiles nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fastinit.base.hooks import OwnForward, Uncopied
+from fastinit.base.torch_internals import is_transforming
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.fills.layer_kinds import kind_of
@@ -115,6 +116,12 @@ def add(
     counts[CALLS] += 1
 
 
+def place_outside(accounts: Mapping[str, Accounts]) -> Tensor | None:
+    """The place, [1], of a layer that begins outside of graphs; None as long as no graph has run."""
+    clock = next((one.clock for one in accounts.values()), None)
+    return clock.add_(1).clone() if _ran and clock is not None else None
+
+
 @dataclass
 class Account:
     """What graphs have seen of one signal of a layer in a block.
@@ -204,16 +211,12 @@ class Accounts:
     def hooks(self) -> list[Uncopied | OwnForward]:
         """From now on code that is compiled for the target writes these."""
         module = self.target.module
-        set_on: list[Uncopied | OwnForward] = [
-            OwnForward(module),
-            Uncopied(module.register_forward_hook(self._forward_hook())),
-        ]
-        if self.input is not None:
-            hook = module.register_forward_pre_hook(self._input_hook(), with_kwargs=True)
-            set_on.append(Uncopied(hook))
-        return set_on
+        before = module.register_forward_pre_hook(self._input_hook(), with_kwargs=True)
+        after = module.register_forward_hook(self._forward_hook())
+        return [OwnForward(module), Uncopied(before), Uncopied(after)]
 
     # What hooks hold is what dynamo guards: tensors, whose values it does not look at, and constants.
+    # That there are none it does not guard. So both are there whatever is asked, and hold what that is.
 
     def _forward_hook(self) -> Callable[[Any, Any, Any], Any]:
         one, clock, dim = self.forward, self.clock, self.dim
@@ -239,11 +242,12 @@ class Accounts:
         return hook
 
     def _input_hook(self) -> Callable[[Any, Any, Any], None]:
-        assert self.input is not None
-        raw, counts, extremes = self.input.raw, self.input.counts, self.input.extremes
+        one = self.input
+        asked = one is not None
+        raw, counts, extremes = (None,) * 3 if one is None else (one.raw, one.counts, one.extremes)
 
         def hook(module: Any, args: Any, kwargs: Any) -> None:
-            if is_traced() and (x := _plain((args, kwargs))) is not None:
+            if is_traced() and asked and (x := _plain((args, kwargs))) is not None:
                 torch.ops.fastinit.seen_(x, raw, counts, extremes, None, -1, False)
 
         return hook
@@ -254,8 +258,9 @@ _exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # from torc
 
 
 def is_traced() -> bool:
-    """Whether dynamo makes a graph here that will run in this process."""
-    return torch.compiler.is_dynamo_compiling() and not _exporting()
+    """Whether dynamo makes a graph here that will run in this process, of values that can be read."""
+    compiling = torch.compiler.is_dynamo_compiling()
+    return compiling and not _exporting() and not is_transforming()
 
 
 def _plain(output: Any) -> Tensor | None:

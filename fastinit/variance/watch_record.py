@@ -45,7 +45,8 @@ class Signal:
     )  # raw moments and counts, float64 [fields] each
     cut: Cut = field(default_factory=Cut)
     account: Account | None = None  # of calls that ran compiled
-    place: int = 0  # of the first of these among all layers'
+    began: Tensor | None = None  # its place among all layers', if graphs ran before, [1]
+    place: int = 0  # the same, once it was read, also of calls that ran compiled
     failed: int = 0  # how many of these could not be measured
 
     def add(self, raw: Tensor, counted: int) -> None:
@@ -72,9 +73,10 @@ class Signal:
     def count(self, seen: Seen, counts: Tensor) -> None:
         """Adds compiled calls, as they were counted, to the others."""
         numbers = [int(number) for number in counts.tolist()]
+        first = self.place if self.calls else numbers[FIRST]
         seen.calls += numbers[CALLS]
         seen.values += numbers[VALUES]
-        self.place = numbers[FIRST]
+        self.place = min(first, numbers[FIRST] or first)
         self.failed = numbers[FAILED]
 
     def seen(self, raw: Tensor, still: Tensor | None) -> Seen:

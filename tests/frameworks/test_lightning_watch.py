@@ -60,6 +60,8 @@ class Net(lightning.LightningModule):  # type: ignore[misc]
 
 
 class Log(DummyLogger):  # type: ignore[misc]
+    trainer: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.told: dict[int, dict[str, float]] = {}
@@ -71,10 +73,16 @@ class Log(DummyLogger):  # type: ignore[misc]
             self.told[step] = watched
 
 
-def fit(model: Net, folder: Path, monitor: VarianceMonitor, **options: Any) -> Log:
+def fit(
+    model: Net,
+    folder: Path,
+    monitor: VarianceMonitor,
+    checkpoint: Path | None = None,
+    **options: Any,
+) -> Log:
     log = Log()
-    trainer = lightning.Trainer(
-        max_epochs=1,
+    options = {"max_epochs": 1, **options}
+    log.trainer = trainer = lightning.Trainer(
         accelerator="cpu",
         callbacks=[monitor],
         logger=log,
@@ -87,7 +95,7 @@ def fit(model: Net, folder: Path, monitor: VarianceMonitor, **options: Any) -> L
     torch.manual_seed(1)
     data = torch.utils.data.DataLoader(torch.randn(24, 32), batch_size=4)
     model.before = hooks(model.net)  # type: ignore[assignment]
-    trainer.fit(model, data, data)
+    trainer.fit(model, data, data, ckpt_path=checkpoint)
     return log
 
 
@@ -102,6 +110,19 @@ def test_each_nth_step_is_logged(tmp_path: Path) -> None:
     assert model.hooked == [True, False, False, False, False, True]
     assert hooks(model.net) == model.before
     assert all(hooks(copied) == model.before for copied in model.averages)
+
+
+def test_a_training_that_goes_on_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    steps = []
+    for whole, checkpoint in ((4, None), (6, tmp_path / "at.ckpt")):
+        monitor = VarianceMonitor(every=2, to=path)
+        trainer = fit(
+            *(Net(), tmp_path, monitor), max_steps=whole, max_epochs=-1, checkpoint=checkpoint
+        ).trainer
+        trainer.save_checkpoint(tmp_path / "at.ckpt")
+        steps.append([json.loads(line)["step"] for line in path.read_text().splitlines()])
+    assert steps == [[0, 2], [0, 2, 4]]
 
 
 def test_validation_does_not_count(tmp_path: Path) -> None:

@@ -191,6 +191,62 @@ def test_what_was_compiled_and_run_before_is_measured(way: str) -> None:
     assert_same(eager, inside)
 
 
+INPUTS, BOTH = {"inputs": True}, {"gradients": True, "inputs": True}
+ONE_AFTER_ANOTHER: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, INPUTS),
+    (INPUTS, {}),
+    ({"gradients": True}, BOTH),
+    (INPUTS, {"gradients": True}),
+    ({}, {"higher": True}),
+]
+
+
+@pytest.mark.parametrize("both", ONE_AFTER_ANOTHER)
+def test_no_watch_takes_a_graph_that_measures_something_else(
+    both: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    model, x = mlp(1, 8), torch.randn(4, 8)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for asked in both:
+        with watch(model, **asked) as eager:
+            train(model, x)
+        with watch(model, **asked) as inside:
+            train(compiled, x)
+        assert_same(eager, inside)
+
+
+@pytest.mark.parametrize("compiled", [(2,), (0, 4)])
+def test_layers_that_run_compiled_and_others_are_in_their_order(compiled: tuple[int, ...]) -> None:
+    """As where each block is compiled by itself."""
+    model, x = mlp(3, 8), torch.randn(4, 8)
+    for i in compiled:
+        model[i].compile(fullgraph=True, backend="eager")
+    for _ in range(2):
+        with watch(model, gradients=True) as w:
+            train(model, x)
+        assert [layer.name for layer in w.layers] == ["0", "2", "4"]
+
+
+TRANSFORMED: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "vmap": lambda model, x: torch.func.vmap(model)(x),
+    "grad": lambda model, x: torch.func.grad(lambda x: model(x).sum())(x),
+    "vmap of grad": lambda model, x: torch.func.vmap(torch.func.grad(lambda x: model(x).sum()))(x),
+}
+
+
+@pytest.mark.parametrize("way", TRANSFORMED)
+def test_compiled_transforms_run_unmeasured(way: str) -> None:
+    """As they do eagerly."""
+    model, x = mlp(1, 8), torch.randn(4, 8)
+    wanted = TRANSFORMED[way](model, x)
+    compiled = torch.compile(
+        lambda x: TRANSFORMED[way](model, x), fullgraph=True, backend="aot_eager"
+    )
+    with watch(model, gradients=True) as w:
+        assert torch.allclose(compiled(x), wanted)
+    assert w.layers == []
+
+
 def test_no_step_of_a_training_compiles_anew() -> None:
     model, told = mlp(2), list[Measured]()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
