@@ -108,9 +108,9 @@ class Run:
             signal: one of :attr:`signals`.
 
         Raises:
-            ValueError: there is no such signal.
+            ValueError: there is no such signal. Of outputs without a number there is nothing.
         """
-        if signal not in self.signals:
+        if signal not in ("forward", *self.signals):  # which is asked of every run
             raise ValueError(f"signal must be one of {', '.join(self.signals)}, but got {signal!r}")
         return {
             name: [None if math.isnan(value) else value for value in curve]
@@ -155,12 +155,16 @@ class Run:
             file.write(page(self, title).encode())
 
 
+_OTHERWISE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading a line raises that is no watch's."""
+
+
 def _lines(file: IO[bytes], name: str) -> Iterator[Measured]:
     for number, line in enumerate(file, 1):
         try:
             told = json.loads(line)
             yield Measured.of_plain(told, int(told["step"]))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except _OTHERWISE as error:
             if not line.endswith(b"\n"):
                 return  # it was cut short
             raise ValueError(

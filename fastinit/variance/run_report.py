@@ -49,7 +49,8 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--rule) }
 th { color: var(--soft); font-weight: 600 }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page) }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
+  white-space: normal; overflow-wrap: anywhere; min-width: 8rem; max-width: min(24rem, 45vw) }
 td:nth-child(2), th:nth-child(2) { text-align: left }
 .bad { color: light-dark(#be185d, #f472b6); font-weight: 600 }
 li { overflow-wrap: anywhere }
@@ -194,7 +195,7 @@ def _table(run: Run) -> str:
     rows = [head]
     for layer in run.last.layers:
         stds = layer.stds()
-        now, begun = stds.get("forward_std"), first[layer.name]
+        now, begun = stds.get("forward_std"), first.get(layer.name)
         since = f"× {now / begun:.3g}" if now and begun and begun < math.inf else ""
         rows.append(
             [

@@ -95,6 +95,11 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "a list": (b"[1, 2]\n", "line 1, is not what a watch writes"),
     "numbers": (b"1\n2\n", "line 1, is not what a watch writes"),
     "layers of another kind": (b'{"layers": [{"a": 1}], "step": 1}\n', "line 1, is not"),
+    "a step that is no number": (
+        b'{"layers": [], "step": Infinity, "missing": {}}\n',
+        "line 1, is not",
+    ),
+    "depths": (b"[" * 100_000 + b"\n", "line 1, is not what a watch writes"),
     "nothing": (b"", "has no step that was measured"),
     "a first line that was cut": (b'{"step": 0, "prod', "has no step that was measured"),
 }

@@ -95,6 +95,26 @@ def test_a_report_says_what_was_measured(run: Run, tmp_path: Path) -> None:
     assert any(row[7] for row in rows)
 
 
+UNSEEN: dict[str, tuple[list[int], str]] = {
+    "no layer ran": ([], "1 layer"),
+    "an output without values": ([0], "Linear"),
+}
+
+
+@pytest.mark.parametrize("what", UNSEEN)
+def test_a_report_of_what_has_no_numbers(what: str, tmp_path: Path) -> None:
+    model, run = nn.Linear(4, 4), Run()
+    rows, said = UNSEEN[what]
+    with watch(model, every=1, to=run) as w:
+        for _ in range(2):
+            for n in rows:
+                model(torch.randn(n, 4))
+            w.step()
+    run.heat_map()
+    run.report(tmp_path / "report.html")
+    assert said in (tmp_path / "report.html").read_text()
+
+
 def test_it_loads_nothing_and_runs_nothing(run: Run, tmp_path: Path) -> None:
     run.report(tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
