@@ -127,6 +127,17 @@ def integer(name: str, value: Any, *, least: int | None = None) -> int:
     return number
 
 
+def flag(name: str, value: Any) -> bool:
+    """A bool, or raises TypeError: what is only true in an if may have been meant otherwise.
+
+    >>> flag("higher", True)
+    True
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, but got {said(value)}")
+    return value
+
+
 def out_of_range(name: str, wanted: str, value: Any) -> NoReturn:
     """Raises the error of a number that the argument cannot be."""
     raise NumberRangeError(f"{name} must be {wanted}, but got {said(value)}")

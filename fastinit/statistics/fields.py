@@ -146,11 +146,8 @@ class Fields(ABC, Generic[Value]):
 
     @property
     def rms(self) -> Value:
-        """The root of the mean square; NaN where no value is finite.
-
-        And NaN of float64 whose variance float64 does not hold: of values beyond about 1e150, or below
-        1e-150.
-        """
+        """The root of the mean square; NaN where no value is finite, and of float64 whose variance
+        float64 does not hold: of values beyond about 1e150, or below 1e-150."""
         return self._get("rms")
 
     @property
@@ -165,12 +162,12 @@ class Fields(ABC, Generic[Value]):
 
     @property
     def l1(self) -> Value:
-        """The sum of absolute values."""
+        """The sum of absolute values; infinite where float64 does not hold it."""
         return self._get("l1")
 
     @property
     def absmean(self) -> Value:
-        """The mean of absolute values; NaN where no value is finite."""
+        """``l1 / count``; NaN where no value is finite."""
         return self._get("absmean")
 
     @property
@@ -232,7 +229,7 @@ class Fields(ABC, Generic[Value]):
         """
         raw = self.raw
         for other in others:
-            if other.raw.shape != raw.shape:
+            if other.raw.shape[:-1] != raw.shape[:-1]:
                 raise ValueError(
                     f"others must have moments of shape {tuple(raw.shape)}, "
                     f"but got {tuple(other.raw.shape)}"
@@ -336,9 +333,8 @@ class Moments(Fields[float]):
         """
         if not plains:
             return []
-        found = cls.of_rows(
-            torch.tensor([raw_of(p) for p in plains], dtype=torch.float64, device="cpu")
-        )
+        raws = [raw_of(plain) for plain in plains]
+        found = cls.of_rows(torch.tensor(raws, dtype=torch.float64, device="cpu"))
         for one, plain in zip(found, plains):
             one.counts = counts_of(plain)
         return found

@@ -116,8 +116,8 @@ class Histogram(Generic[Value]):
         """The magnitude that a share ``q`` of the finite values does not exceed.
 
         It is the one of rank ceil(q n) of the n in their order, within its bin put where it would be if
-        the logarithms there were spread evenly: never off by more than a factor of 2, exactly 0 where it
-        is 0, and never more than ``absmax``. NaN of nothing.
+        the logarithms there were spread evenly: off by a factor of less than 2 in all bins but the first
+        and the last, exactly 0 where it is 0, and never more than ``absmax``. NaN of nothing.
 
         Args:
             q: from 0 to 1.

@@ -97,7 +97,7 @@ def moments(
 
     Raises:
         TypeError: x is not a tensor of these dtypes; dim or correction is no (whole) number; part is no
-            Part; formats are no names, or histogram is no bool.
+            Part; formats are no names; higher or histogram is no bool.
         ValueError: x is on meta or fake: it has no values; a correction that is not finite; a part of
             another shape, or with ``dim`` a flat range; replicas of a DTensor whose values differ; a
             format that is not known.
@@ -168,9 +168,10 @@ def moments_many(
         raise ValueError(f"parts must be of {len(xs)} tensors, but got {len(given)}")
     correction = number.finite("correction", correction)
     dim = None if dim is None else number.integer("dim", dim)
-    fields = ALL_FIELDS if higher else FIELDS
+    fields = ALL_FIELDS if number.flag("higher", higher) else FIELDS
     counting = Counting.of(formats, histogram)
-    check_scales(counting, dim)
+    if counting.width:
+        check_scales(counting, dim)
     asked = across.lines(xs)
     if asked:
         raws = across.over(asked, xs, dim, lambda: _measured(xs, dim, given, fields))

@@ -18,8 +18,10 @@ if filled up with zeros.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from fastinit.base.number import flag
 
 UNSCALED, BY_TENSOR, BY_POWER, BY_E4M3 = range(4)
 """How a format is scaled, as in csrc/counts.h."""
@@ -116,17 +118,16 @@ class Counting(NamedTuple):
         """Checked.
 
         Raises:
-            TypeError: ``formats`` is a text, or ``histogram`` no bool.
+            TypeError: ``formats`` is a text or no sequence, or ``histogram`` no bool.
             ValueError: a format that is not known, or twice.
         """
-        if isinstance(formats, str) or not isinstance(histogram, bool):
-            raise TypeError(
-                f"formats must be a sequence of names and histogram a bool, but got {formats!r} and "
-                f"{histogram!r}"
-            )
-        names = tuple(formats)
+        if formats == () and histogram is False:  # nearly always, and small tensors are quick
+            return NOTHING
+        if isinstance(formats, str) or not isinstance(formats, Iterable):
+            raise TypeError(f"formats must be a sequence of names, but got {formats!r}")
+        histogram, names = flag("histogram", histogram), tuple(formats)
         for name in names:
-            if name not in FORMATS or names.count(name) > 1:
+            if not isinstance(name, str) or name not in FORMATS or names.count(name) > 1:
                 known = ", ".join(FORMATS)
                 raise ValueError(f"formats must be some of {known}, each once, but got {name!r}")
         return cls(names, histogram)

@@ -362,8 +362,8 @@ def watch(
             stage, say); by default the same.
 
     Raises:
-        TypeError: the model is no module, the scaler or optimizer none; ``to``, ``start`` or
-            ``optimizer`` without ``every``, or ``step`` with it.
+        TypeError: the model is no module, the scaler or optimizer none, a flag no bool; ``to``,
+            ``start`` or ``optimizer`` without ``every``, or ``step`` with it.
         NumberTypeError, NumberRangeError: ``every`` is no whole number from 1 on, or start from 0 on.
         OSError: a file of ``to`` cannot be written to.
         ValueError: there is nothing to watch, or ``layers`` names what is not there; ``residual`` of a

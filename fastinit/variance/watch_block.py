@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from fastinit.base import number
 from fastinit.base.hooks import OwnForward, Uncopied
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
@@ -43,7 +44,7 @@ class Asked:
         counting: what is counted of it.
 
     Raises:
-        TypeError: the scaler is none.
+        TypeError: the scaler is none, or what is to be a bool.
         ValueError: counts of gradients whose scale is to be divided out.
     """
 
@@ -57,6 +58,9 @@ class Asked:
     counting: Counting = NOTHING
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.type == "bool":
+                number.flag(field.name, getattr(self, field.name))
         if self.scaler is not None and not callable(getattr(self.scaler, "scale", None)):
             raise TypeError(
                 f"scaler must have a method scale, as torch.amp.GradScaler, but got {self.scaler!r}"

@@ -347,7 +347,17 @@ def test_merging_is_that_of_all_values() -> None:
     ("call", "error", "says"),
     [
         (lambda x: moments(x, formats="e4m3"), TypeError, "sequence of names"),
-        (lambda x: moments(x, formats=["e4m3"], histogram=1), TypeError, "a bool"),
+        (lambda x: moments(x, formats=None), TypeError, "sequence of names"),
+        (lambda x: moments(x, formats=3), TypeError, "sequence of names"),
+        (lambda x: moments(x, formats=[["e4m3"]]), ValueError, "e4m3, e5m2"),
+        (
+            lambda x: moments(x, formats=["e4m3"], histogram=1),
+            TypeError,
+            "histogram must be a bool",
+        ),
+        (lambda x: moments(x, histogram=None), TypeError, "histogram must be a bool"),
+        (lambda x: moments(x, higher="no"), TypeError, "higher must be a bool"),
+        (lambda x: moments(x, higher=0), TypeError, "higher must be a bool"),
         (lambda x: moments(x, formats=["fp8"]), ValueError, "e4m3, e5m2"),
         (lambda x: moments(x, formats=["e4m3", "e4m3"]), ValueError, "once"),
         (lambda x: moments(x, dim=1, formats=["mxfp8"]), NotImplementedError, "by channel"),
