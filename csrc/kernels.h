@@ -4,7 +4,17 @@
 
 #include "stream.h"
 
-enum Dtype : int { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, FLOAT64 = 3 };
+enum Dtype : int {
+  FLOAT32 = 0,
+  FLOAT16 = 1,
+  BFLOAT16 = 2,
+  FLOAT64 = 3,
+  // What follows is written only, not measured.
+  FLOAT8_E4M3FN = 4,
+  FLOAT8_E5M2 = 5,
+  FLOAT8_E4M3FNUZ = 6,
+  FLOAT8_E5M2FNUZ = 7,
+};
 
 constexpr int MAX_DIMS = 8;
 

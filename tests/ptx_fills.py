@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from same_bits import reference as by_reference
 from fastinit.backends.choose import native
 from fastinit.stream import laws, reference
 from fastinit.stream.laws import Law
+from fastinit.stream.rounding import FLOAT8
 
 LAWS = (
     laws.uniform(-0.3, 0.7),
@@ -118,7 +120,8 @@ def expected(fill: Fill) -> bytes:
 
 
 def every_fill(windows: Sequence[str] = tuple(WINDOWS)) -> list[Fill]:
-    return [Fill(w, law, dtype) for w in windows for law in LAWS for dtype in laws.DTYPES]
+    laws_and_dtypes = [*product(LAWS, laws.DTYPES), *product(LAWS[1:2], FLOAT8)]
+    return [Fill(w, law, dtype) for w in windows for law, dtype in laws_and_dtypes]
 
 
 def add_buffers(memory: Memory, fills: Sequence[Fill]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 Words = Any  # unsigned words or bools, one for each thread or one for all
@@ -115,6 +116,14 @@ def bfloat16(a: Any) -> Any:
     return np.where(np.isnan(a), 0x7FFF, rounded).astype(np.uint16)
 
 
+def eights(high: Any, low: Any, dtype: Any) -> Any:
+    """Two float32 as 8-bit numbers, saturated, in 16 bits."""
+    most = float(ml_dtypes.finfo(dtype).max)
+    kept = (np.clip(a, -most, most).astype(dtype).view(np.uint8) for a in (low, high))
+    first, second = (k.astype(np.uint16) for k in kept)
+    return first | second << np.uint16(8)
+
+
 def both(low: Any, high: Any) -> Words:
     """Two words as one of twice their width."""
     double = f"u{2 * low.dtype.itemsize}"
@@ -203,6 +212,8 @@ CONVERSIONS: dict[str, Callable[..., Any]] = {
     "rn.f16.f32": lambda a: a.astype(np.float16),
     "rn.f16x2.f32": lambda a, b: both(words(b.astype(np.float16)), words(a.astype(np.float16))),
     "rn.bf16x2.f32": lambda a, b: both(bfloat16(b), bfloat16(a)),
+    "rn.satfinite.e4m3x2.f32": lambda a, b: eights(a, b, ml_dtypes.float8_e4m3fn),
+    "rn.satfinite.e5m2x2.f32": lambda a, b: eights(a, b, ml_dtypes.float8_e5m2),
 }
 
 

@@ -52,7 +52,7 @@ def main() -> None:
             triton_kernels.fill(
                 torch.empty(0, dtype=dtype, device="meta").as_strided(*layout),
                 law.kind,
-                laws.DTYPES.index(dtype),
+                laws.WRITTEN.index(dtype),
                 laws.kernel_params(law, dtype),
                 seed,
                 stream,

@@ -153,6 +153,10 @@ void fill_tile_any(const Window& w, const Tiling& t, int64_t tile) {
     case FLOAT32: return fill_tile_of<float>(w, t, tile);
     case FLOAT16: return fill_tile_of<Float16>(w, t, tile);
     case BFLOAT16: return fill_tile_of<Bfloat16>(w, t, tile);
+    case FLOAT8_E4M3FN: return fill_tile_of<Float8E4m3fn>(w, t, tile);
+    case FLOAT8_E5M2: return fill_tile_of<Float8E5m2>(w, t, tile);
+    case FLOAT8_E4M3FNUZ: return fill_tile_of<Float8E4m3fnuz>(w, t, tile);
+    case FLOAT8_E5M2FNUZ: return fill_tile_of<Float8E5m2fnuz>(w, t, tile);
     default: return fill_tile_of<double>(w, t, tile);
   }
 }

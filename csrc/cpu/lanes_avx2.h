@@ -118,4 +118,26 @@ struct Avx2Lane {
     U packed = _mm256_packus_epi32(rounded[0], rounded[1]);
     _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(packed, 0xD8));
   }
+  template <class To>  // one of Float8
+  FASTINIT_FN U float8(F v) {
+    U magnitude = _mm256_and_si256(bits(v), word(0x7fffffffu));
+    U small = _mm256_sub_epi32(bits(add(from_bits(magnitude), from_bits(word(To::MAGIC)))),
+                               word(To::MAGIC));
+    U odd = _mm256_and_si256(shr<To::DROPPED>(magnitude), word(1));
+    U large =
+        shr<To::DROPPED>(_mm256_add_epi32(_mm256_sub_epi32(magnitude, word(To::REBIAS)), odd));
+    U is_small = _mm256_cmpgt_epi32(word(To::LEAST_NORMAL), magnitude);
+    U h = _mm256_min_epu32(_mm256_blendv_epi8(large, small, is_small), word(To::LARGEST));
+    U sign = _mm256_and_si256(shr<24>(bits(v)), word(0x80));
+    if (To::ONE_ZERO) sign = _mm256_andnot_si256(_mm256_cmpeq_epi32(h, word(0)), sign);
+    return _mm256_or_si256(h, sign);
+  }
+  template <int M, int BIAS, bool ONE_ZERO>
+  FASTINIT_FN void store(Float8<M, BIAS, ONE_ZERO>* to, const F v[2]) {
+    typedef Float8<M, BIAS, ONE_ZERO> To;
+    U packed = _mm256_packus_epi32(float8<To>(v[0]), float8<To>(v[1]));  // in halves of each
+    packed = _mm256_permute4x64_epi64(packed, 0xD8);
+    _mm_storeu_si128((__m128i*)to, _mm_packus_epi16(_mm256_castsi256_si128(packed),
+                                                    _mm256_extracti128_si256(packed, 1)));
+  }
 };

@@ -121,4 +121,25 @@ struct Avx512Lane {
                                      31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     _mm512_storeu_si512(to, _mm512_permutex2var_epi16(rounded[0], upper, rounded[1]));
   }
+  template <int M, int BIAS, bool ONE_ZERO>
+  FASTINIT_FN void store(Float8<M, BIAS, ONE_ZERO>* to, const F v[2]) {
+    typedef Float8<M, BIAS, ONE_ZERO> To;
+    for (int i = 0; i < 2; ++i) {
+      U b = _mm512_castps_si512(v[i]), magnitude = _mm512_and_si512(b, word(0x7fffffffu));
+      F magic = _mm512_castsi512_ps(word(To::MAGIC));
+      U small = _mm512_sub_epi32(
+          _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(magnitude), magic)),
+          word(To::MAGIC));
+      U odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, To::DROPPED), word(1));
+      U large = _mm512_srli_epi32(
+          _mm512_add_epi32(_mm512_sub_epi32(magnitude, word(To::REBIAS)), odd), To::DROPPED);
+      U h = _mm512_mask_mov_epi32(large, _mm512_cmplt_epu32_mask(magnitude, word(To::LEAST_NORMAL)),
+                                  small);
+      h = _mm512_min_epu32(h, word(To::LARGEST));
+      U sign = _mm512_and_si512(_mm512_srli_epi32(b, 24), word(0x80));
+      __mmask16 signs = To::ONE_ZERO ? _mm512_test_epi32_mask(h, h) : (__mmask16)0xffff;
+      h = _mm512_mask_or_epi32(h, signs, h, sign);
+      _mm_storeu_si128((__m128i*)(to + 16 * i), _mm512_cvtepi32_epi8(h));
+    }
+  }
 };

@@ -3,6 +3,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../float8.h"
 #include "../stream.h"
 
 // The 16-bit types, as their bits.
@@ -114,6 +115,19 @@ struct ScalarLane {
       h = bits(from_bits(magnitude) + 0.5f) - 0x3f000000u;
     }
     to->bits = (uint16_t)(h | sign);
+  }
+  template <int M, int BIAS, bool ONE_ZERO>
+  FASTINIT_FN void convert(F v, Float8<M, BIAS, ONE_ZERO>* to) {  // saturating
+    typedef Float8<M, BIAS, ONE_ZERO> To;
+    U b = bits(v), magnitude = b & 0x7fffffffu;
+    U h;
+    if (magnitude < To::LEAST_NORMAL)
+      h = bits(from_bits(magnitude) + from_bits(To::MAGIC)) - To::MAGIC;
+    else
+      h = (magnitude - To::REBIAS + (magnitude >> To::DROPPED & 1)) >> To::DROPPED;
+    if (h > To::LARGEST) h = To::LARGEST;
+    if (h || !ONE_ZERO) h |= b >> 24 & 0x80u;
+    to->bits = (uint8_t)(v != v ? To::NOT_A_NUMBER : h);
   }
   template <class T>
   FASTINIT_FN void store(T* to, const F v[4]) {

@@ -6,7 +6,7 @@
 // N blocks of a law; of constants, whose bits are in the piece, without a law.
 template <class T, int LAW, int N>
 FASTINIT_FN void draw(const Schedule& schedule, typename CudaLane<2 * N>::W counters,
-                      const Params& params, uint64_t constant, Stored<T> out[N]) {
+                      const Params& params, uint64_t constant, int dtype, Stored<T> out[N]) {
   if (LAW == CONSTANT) {
     FASTINIT_UNROLL
     for (int i = 0; i < N; ++i) out[i] = Stored<T>::all(constant);
@@ -16,7 +16,8 @@ FASTINIT_FN void draw(const Schedule& schedule, typename CudaLane<2 * N>::W coun
     const auto value = [&](int i) { return f[i / (2 * N)].v[i % (2 * N)]; };
     FASTINIT_UNROLL
     for (int i = 0; i < N; ++i)
-      out[i] = Stored<T>::of(value(4 * i), value(4 * i + 1), value(4 * i + 2), value(4 * i + 3));
+      out[i] =
+          Stored<T>::of(value(4 * i), value(4 * i + 1), value(4 * i + 2), value(4 * i + 3), dtype);
   }
 }
 
@@ -34,6 +35,7 @@ FASTINIT_FN uint32_t fill_whole(const Piece& piece, uint32_t tile) {
   const Schedule schedule = piece.schedule;
   const Params params = piece.params;
   const uint64_t constant = piece.constant;
+  const int dtype = piece.dtype;
   const uint32_t first = (uint32_t)(piece.offset / 4), mine = threadIdx.x * NEIGHBOURS;
   for (; tile < piece.end_tile; tile += gridDim.x) {
     const uint32_t slot = (tile - piece.first_tile) * TILE_SLOTS + mine;
@@ -44,7 +46,7 @@ FASTINIT_FN uint32_t fill_whole(const Piece& piece, uint32_t tile) {
       draw<T, LAW, AT_ONCE>(schedule,
                             CudaLane<2 * AT_ONCE>::template counters<NEIGHBOURS>(
                                 first + slot + done * THREADS, THREADS * NEIGHBOURS),
-                            params, constant, v);
+                            params, constant, dtype, v);
       FASTINIT_UNROLL
       for (int i = 0; i < AT_ONCE; i += NEIGHBOURS)
         Stored<T>::store_neighbours(to + (done + i) * THREADS * 4, v + i);
@@ -80,8 +82,9 @@ FASTINIT_FN uint32_t fill_ragged(const Piece& piece, uint32_t tile) {
       if (from >= piece.length) continue;
       Stored<T> v[1];
       draw<T, LAW, 1>(philox_schedule(seed, stream, (uint32_t)(block >> 32)),
-                      CudaLane<2>::template counters<1>((uint32_t)block, 0), params, constant, v);
-      const bool aligned = (uintptr_t)to % (sizeof(T) == 2 ? 8 : 16) == 0;
+                      CudaLane<2>::template counters<1>((uint32_t)block, 0), params, constant,
+                      piece.dtype, v);
+      const bool aligned = (uintptr_t)to % (sizeof(T) < 4 ? 4 * sizeof(T) : 16) == 0;
       if (piece.step == 1 && aligned && skip == 0 && from + 4 <= piece.length) {
         Stored<T>::store(to, v[0]);
       } else {
@@ -115,7 +118,8 @@ FASTINIT_FN uint32_t fill_any(const Piece& piece, uint32_t tile) {
     case FLOAT32: return fill_of<float>(piece, tile);
     case FLOAT16: return fill_of<Float16>(piece, tile);
     case BFLOAT16: return fill_of<Bfloat16>(piece, tile);
-    default: return fill_of<double>(piece, tile);
+    case FLOAT64: return fill_of<double>(piece, tile);
+    default: return fill_of<Byte>(piece, tile);
   }
 }
 

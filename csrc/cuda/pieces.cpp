@@ -11,7 +11,15 @@ namespace {
 constexpr int64_t MOST_SLOTS = (int64_t)1 << 29;
 constexpr uint64_t CARRY = (uint64_t)1 << 32;  // blocks from one carry of the low word to the next
 
-int64_t item_size(int dtype) { return dtype == FLOAT32 ? 4 : dtype == FLOAT64 ? 8 : 2; }
+int64_t item_size(int dtype) {
+  switch (dtype) {
+    case FLOAT32: return 4;
+    case FLOAT64: return 8;
+    case FLOAT16:
+    case BFLOAT16: return 2;
+    default: return 1;
+  }
+}
 
 template <class T>
 uint64_t bits_of(float value) {
@@ -26,6 +34,10 @@ uint64_t constant_bits(const Window& w) {
     case FLOAT32: return bits_of<float>(w.params.add);
     case FLOAT16: return bits_of<Float16>(w.params.add);
     case BFLOAT16: return bits_of<Bfloat16>(w.params.add);
+    case FLOAT8_E4M3FN: return bits_of<Float8E4m3fn>(w.params.add);
+    case FLOAT8_E5M2: return bits_of<Float8E5m2>(w.params.add);
+    case FLOAT8_E4M3FNUZ: return bits_of<Float8E4m3fnuz>(w.params.add);
+    case FLOAT8_E5M2FNUZ: return bits_of<Float8E5m2fnuz>(w.params.add);
     default: return bits_of<double>(w.params.add);
   }
 }

@@ -25,7 +25,7 @@ class Write(NamedTuple):
     """
 
     tensor: Tensor
-    """With memory, of one of ``laws.DTYPES``, without two elements in one place; it has elements."""
+    """With memory, of one of ``laws.WRITTEN``, without two elements in one place; it has elements."""
     law: Law
     seed: int
     """In [0, 2^64), as ``stream``."""

@@ -81,7 +81,7 @@ class Native(Backend):
         """The law's kernel parameters for a dtype, converted once."""
         assert self.module is not None
         return self.module.PreparedLaw(
-            law.kind, laws.DTYPES.index(dtype), laws.kernel_params(law, dtype)
+            law.kind, laws.WRITTEN.index(dtype), laws.kernel_params(law, dtype)
         )
 
     def fill_many(self, writes: Sequence[Write]) -> None:

@@ -38,7 +38,7 @@ _increment_version = torch.autograd.graph.increment_version
 
 _is_marked = partitioned.is_marked
 _plain_cpu_address = tensors.plain_cpu_address
-_SHORT_WAY = frozenset(laws.DTYPES)
+_SHORT_WAY = frozenset(laws.WRITTEN)
 _WRITABLE = _SHORT_WAY | frozenset(laws.COMPLEX)
 
 

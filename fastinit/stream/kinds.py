@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from fastinit.base.number import FLOAT32_MAX, NumberRangeError
-from fastinit.stream.rounding import below, float32, nearest, round_down, round_up
+from fastinit.stream.rounding import FLOAT8, below, float32, nearest, round_down, round_up
 
 HALF = math.sqrt(0.5)
 """What half of the variance makes of a standard deviation."""
@@ -78,6 +78,12 @@ def _uniform_params(dtype: torch.dtype, a: float, b: float) -> Params:
         lo = hi = nearest(a, dtype)
     first, width = float32(a), float32(float32(b) - float32(a))
     return Params(float32(width * 2.0**-24), first, lo, hi or -0.0)
+
+
+def _constant_params(dtype: torch.dtype, value: float) -> Params:
+    if dtype in FLOAT8 and abs(value) > torch.finfo(dtype).max:
+        raise NumberRangeError(f"constant_ expects a value within {dtype}, but got {value}")
+    return Params(0.0, float32(value))
 
 
 def check_normal(mean: float, std: float, function: str = "normal_") -> None:
@@ -242,7 +248,7 @@ KINDS = (
         ("value",),
         "constant {:g}",
         check=lambda value: None,
-        kernel_params=lambda dtype, value: Params(0.0, float32(value)),
+        kernel_params=_constant_params,
         moments=lambda value: (value, 0.0),
         affine=lambda factor, shift, value: (factor * value + shift,),
         halved=lambda value: (value,),

@@ -20,13 +20,17 @@ import torch
 
 from fastinit.base import number
 from fastinit.stream.kinds import KINDS, Params, check_normal, check_window
+from fastinit.stream.rounding import FLOAT8
 
 UNIFORM, NORMAL, TRUNCATED_NORMAL, CONSTANT = range(len(KINDS))
 """The codes that kernels know a law by: its row in ``KINDS``."""
 CODES = {kind.name: code for code, kind in enumerate(KINDS)}
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""The real dtypes that kernels write; the index is the code that they know a dtype by."""
+"""The real dtypes that kernels write and measure; the index is the code that they know a dtype by."""
+
+WRITTEN = (*DTYPES, *FLOAT8)
+"""Those that they write, some of them only, with their codes."""
 
 COMPLEX = {
     torch.complex32: torch.float16,

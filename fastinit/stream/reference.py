@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastinit.stream.kinds import Params
 from fastinit.stream.laws import CONSTANT, NORMAL, UNIFORM
+from fastinit.stream.rounding import FLOAT8
 
 MASK = 0xFFFF_FFFF
 SIGN = 0x8000_0000
@@ -251,8 +252,8 @@ def fill(
     """Writes a window: element (i, j, ...) of ``tensor`` is the stream's i*strides[0] + ... + offset.
 
     Args:
-        tensor: any shape, strides and device; one of ``laws.DTYPES``, to which values are rounded to
-            nearest even.
+        tensor: any shape, strides and device; one of ``laws.WRITTEN``, to which values are rounded to
+            nearest even, and of 8 bits saturated.
         kind, p, seed, stream: as of :func:`values`; CONSTANT, too, the value of which is ``p.add``.
         strides: one for each dimension of the tensor, not negative.
         offset: not negative; the last element is below 2^63.
@@ -275,4 +276,13 @@ def fill(
     for dim, stride in enumerate(strides):
         steps = torch.arange(tensor.size(dim)) * stride
         index += steps.view(-1, *[1] * (tensor.dim() - 1 - dim))
-    tensor.copy_(values(kind, p, seed, stream, index))
+    tensor.copy_(rounded(values(kind, p, seed, stream, index), tensor.dtype))
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 values in a dtype: to nearest even; of 8 bits saturated, where torch's own conversion
+    makes NaN (or with e5m2 infinities) of what is beyond."""
+    if dtype in FLOAT8:
+        limit = torch.finfo(dtype).max
+        values = minimum(maximum(values, -limit), limit)
+    return values.to(dtype)

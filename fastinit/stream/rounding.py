@@ -7,6 +7,14 @@ import struct
 
 import torch
 
+FLOAT8 = (
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+)
+"""The 8-bit dtypes. Rounding to them saturates: beyond the largest value is the largest value."""
+
 
 def float32(value: float) -> float:
     """The nearest float32, ties to even; infinity beyond its range. Never -0.0."""
@@ -19,7 +27,9 @@ def float32(value: float) -> float:
 def nearest(value: float, dtype: torch.dtype) -> float:
     """The nearest value that ``dtype`` and float32 both hold."""
     value = float32(value)
-    if dtype in (torch.float16, torch.bfloat16):
+    if dtype in FLOAT8:
+        value = min(max(value, -torch.finfo(dtype).max), torch.finfo(dtype).max)
+    if dtype not in (torch.float32, torch.float64):
         value = torch.tensor(value, dtype=torch.float32).to(dtype).item() + 0.0
     return value
 
@@ -42,14 +52,20 @@ def below(value: float, dtype: torch.dtype) -> float:
     return near if near < value else neighbour(near, dtype, -1)
 
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+
+
 def neighbour(value: float, dtype: torch.dtype, direction: int) -> float:
     held = torch.float32 if dtype == torch.float64 else dtype
-    integers = torch.int32 if held == torch.float32 else torch.int16
-    bits = int(torch.tensor(value, dtype=held).view(integers).item())
-    sign = -1 << (31 if held == torch.float32 else 15)
+    integers = _INTEGERS[held.itemsize]
+    bits = int(torch.tensor(value, dtype=torch.float32).to(held).view(integers).item())
+    sign = -1 << (8 * held.itemsize - 1)
     ordered = bits if bits >= 0 else sign - bits  # integers in the order of the values
     ordered += direction
     if value == 0.0 and ordered < 0:  # both zeros stand at 0
         ordered = -1
+    if abs(ordered) >= -sign:  # behind the largest value is nothing where zero has no sign
+        return direction * math.inf
     bits = ordered if ordered >= 0 else sign - ordered
-    return float(torch.tensor(bits, dtype=integers).view(held).item())
+    found = float(torch.tensor(bits, dtype=integers).view(held).item())
+    return found if found == found else direction * math.inf  # 8 bits have no infinity there

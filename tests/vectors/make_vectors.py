@@ -1,9 +1,10 @@
-"""Makes stream.csv: known answers of the number stream, version 1, from the reference.
+"""Makes stream.csv and float8.csv: known answers of the number stream, version 1, from the reference.
 
-The file is frozen: a change of any bit is a new version of the stream, with a file of its own. So
+The files are frozen: a change of any bit is a new version of the stream, with files of its own. So
 this program is run by hand, once for each version, and no test runs it:
 
     python tests/vectors/make_vectors.py > tests/vectors/stream.csv
+    python tests/vectors/make_vectors.py float8 > tests/vectors/float8.csv
 
 One line a case: law, parameters, dtype, seed, stream, index of the first element, and the values of
 16 elements from there on as the hexadecimal bits of the dtype. Parameters are hexadecimal floats.
@@ -14,13 +15,14 @@ from __future__ import annotations
 import csv
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from fastinit.stream import laws, reference
 from fastinit.stream.keys import stream_id
 from fastinit.stream.laws import Law
+from fastinit.stream.rounding import FLOAT8
 
 COUNT = 16
 LAWS = (
@@ -40,8 +42,7 @@ STREAMS = (0, stream_id("weight"), 2**64 - 1)
 # From the start, across 2^32 elements, and across 2^34, where the low word of the block carries.
 STARTS = (0, 2**32 - 7, 2**34 - 9)
 KEYS_OF_EVERY_DTYPE = ((0, 0), (0x243F_6A88_85A3_08D3, stream_id("weight")))
-HEX_DIGITS = {torch.float32: 8, torch.float16: 4, torch.bfloat16: 4, torch.float64: 16}
-INTEGERS = {4: torch.int16, 8: torch.int32, 16: torch.int64}
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def cases() -> Iterator[tuple[Law, torch.dtype, int, int, int]]:
@@ -50,7 +51,13 @@ def cases() -> Iterator[tuple[Law, torch.dtype, int, int, int]]:
             for stream in STREAMS:
                 for start in STARTS:
                     yield law, torch.float32, seed, stream, start
-    for dtype in laws.DTYPES[1:]:
+    yield from of_dtypes(laws.DTYPES[1:])
+
+
+def of_dtypes(
+    dtypes: Sequence[torch.dtype],
+) -> Iterator[tuple[Law, torch.dtype, int, int, int]]:
+    for dtype in dtypes:
         for law in LAWS:
             for seed, stream in KEYS_OF_EVERY_DTYPE:
                 yield law, dtype, seed, stream, STARTS[-1]
@@ -59,12 +66,13 @@ def cases() -> Iterator[tuple[Law, torch.dtype, int, int, int]]:
 def main() -> None:
     lines = csv.writer(sys.stdout, lineterminator="\n")
     lines.writerow(("law", "parameters", "dtype", "seed", "stream", "start", "bits"))
-    for law, dtype, seed, stream, start in cases():
+    asked = of_dtypes(FLOAT8) if sys.argv[1:] == ["float8"] else cases()
+    for law, dtype, seed, stream, start in asked:
         index = torch.arange(start, start + COUNT)
         params = laws.kernel_params(law, dtype)
-        values = reference.values(law.kind, params, seed, stream, index).to(dtype)
-        digits = HEX_DIGITS[dtype]
-        words = [w & (1 << 4 * digits) - 1 for w in values.view(INTEGERS[digits]).tolist()]
+        values = reference.values(law.kind, params, seed, stream, index)
+        digits, held = 2 * dtype.itemsize, reference.rounded(values, dtype)
+        words = [w & (1 << 4 * digits) - 1 for w in held.view(INTEGERS[dtype.itemsize]).tolist()]
         parameters = " ".join(p.hex() for p in law.parameters.values())
         bits = " ".join(f"{w:0{digits}x}" for w in words)
         name = str(dtype).removeprefix("torch.")

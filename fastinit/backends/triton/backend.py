@@ -52,7 +52,7 @@ class Triton(Backend):
 
     def fill_many(self, writes: Sequence[Write]) -> None:
         for tensor, law, seed, stream, strides, offset in writes:
-            dtype, params = laws.DTYPES.index(tensor.dtype), laws.kernel_params(law, tensor.dtype)
+            dtype, params = laws.WRITTEN.index(tensor.dtype), laws.kernel_params(law, tensor.dtype)
             with _current(tensor.device):
                 self.kernels.fill(tensor, law.kind, dtype, params, seed, stream, strides, offset)
 

@@ -25,6 +25,7 @@ from fastinit.stream.kinds import Params
 # A kernel sees globals only if they are constexpr.
 UNIFORM, NORMAL, CONSTANT = map(tl.constexpr, (laws.UNIFORM, laws.NORMAL, laws.CONSTANT))
 FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = map(tl.constexpr, range(len(laws.DTYPES)))
+E4M3FN, E5M2, E4M3FNUZ = (tl.constexpr(len(laws.DTYPES) + i) for i in range(3))
 
 SIGN = tl.constexpr(0x8000_0000)
 PHILOX_M0, PHILOX_M1 = tl.constexpr(0xD251_1F53), tl.constexpr(0xCD9E_8D57)
@@ -250,6 +251,27 @@ def values(block, seed, stream, p, LAW: tl.constexpr):
 
 
 @triton.jit
+def float8(
+    v, MANTISSA: tl.constexpr, BIAS: tl.constexpr, LARGEST: tl.constexpr, ONE_ZERO: tl.constexpr
+):
+    """The bits of an 8-bit type (csrc/float8.h), saturated."""
+    DROPPED: tl.constexpr = 23 - MANTISSA
+    MAGIC: tl.constexpr = (151 - BIAS - MANTISSA) << 23
+    b = bits(v)
+    magnitude = b & 0x7FFF_FFFF
+    small = bits(from_bits(magnitude) + from_bits(tl.full(b.shape, MAGIC, tl.uint32))) - MAGIC
+    rebased = magnitude - (((127 - BIAS) << 23) - ((1 << (DROPPED - 1)) - 1))
+    large = (rebased + ((magnitude >> DROPPED) & 1)) >> DROPPED
+    stored = tl.where(magnitude < ((128 - BIAS) << 23), small, large)
+    stored = tl.where(stored > LARGEST, LARGEST, stored)
+    sign = (b >> 24) & 0x80
+    if ONE_ZERO:
+        sign = tl.where(stored == 0, 0, sign)
+    stored = tl.where(v != v, 0x80 if ONE_ZERO else 0x7F, stored | sign)
+    return stored.to(tl.uint8).to(tl.int8, bitcast=True)
+
+
+@triton.jit
 def convert(v, DTYPE: tl.constexpr):
     """float32 to what is stored: the bits of 16-bit types, rounded to nearest even."""
     if DTYPE == FLOAT16:
@@ -261,8 +283,16 @@ def convert(v, DTYPE: tl.constexpr):
         stored = tl.where(v != v, 0x7FC0, b).to(tl.uint16).to(tl.int16, bitcast=True)
     elif DTYPE == FLOAT64:
         stored = v.to(tl.float64)
-    else:
+    elif DTYPE == FLOAT32:
         stored = v
+    elif DTYPE == E4M3FN:
+        stored = float8(v, 3, 7, 0x7E, False)
+    elif DTYPE == E5M2:
+        stored = float8(v, 2, 15, 0x7B, False)
+    elif DTYPE == E4M3FNUZ:
+        stored = float8(v, 3, 8, 0x7F, True)
+    else:
+        stored = float8(v, 2, 16, 0x7F, True)
     return stored
 
 
@@ -318,6 +348,7 @@ def fill_runs(
         tl.store(data + to[:, None] + at * local, v, mask=mask)
 
 
+STORED_AS = {1: torch.int8, 2: torch.int16}
 INTERPRETED = not isinstance(fill_runs, triton.runtime.JITFunction)
 VERSION = triton.__version__
 BLOCK = 16384 if INTERPRETED else 256  # the interpreter pays for operations, not for elements
@@ -348,7 +379,7 @@ def fill(
 ) -> None:
     """Writes a window: element (i, j, ...) of ``tensor`` is the stream's i*strides[0] + ... + offset.
 
-    The tensor has elements. ``dtype`` is the index in ``laws.DTYPES``.
+    The tensor has elements. ``dtype`` is the index in ``laws.WRITTEN``.
     """
     which = Strided(offset, tuple(tensor.shape), strides)
     outer, length, local = runs(Strided.of(tensor), which)
@@ -357,7 +388,7 @@ def fill(
     slots = (length + 6) // 4 if outer else (skip + length + 3) // 4
     block = min(BLOCK, triton.next_power_of_2(rows * slots)) if INTERPRETED else BLOCK
     fill_runs[(triton.cdiv(rows * slots, block),)](
-        tensor.view(torch.int16) if tensor.element_size() == 2 else tensor,
+        tensor.view(STORED_AS[tensor.element_size()]) if tensor.element_size() < 4 else tensor,
         length,
         local,
         slots,

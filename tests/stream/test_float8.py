@@ -1,0 +1,125 @@
+"""The 8-bit dtypes: how float32 is rounded to them, on every path there is."""
+
+from __future__ import annotations
+
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from same_bits import ISAS, bits, forced
+from torch import Tensor
+
+from fastinit import Fill, Plan, init
+from fastinit.backends.choose import native
+from fastinit.fills.operator import fill_
+from fastinit.stream import laws
+from fastinit.stream.kinds import Params
+from fastinit.stream.rounding import FLOAT8, below, round_down, round_up
+
+NUMPY = {
+    torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn,
+    torch.float8_e5m2: ml_dtypes.float8_e5m2,
+    torch.float8_e4m3fnuz: ml_dtypes.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz: ml_dtypes.float8_e5m2fnuz,
+}
+NORMALS = 10_000_000
+
+
+def saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """What torch and ml_dtypes make of float32 values that are kept within the dtype's range first."""
+    limit = torch.finfo(dtype).max
+    values = values.clamp(-limit, limit)
+    by_torch = values.to(dtype)
+    with np.errstate(invalid="ignore"):  # of NaN
+        numbers = values.flatten().numpy().astype(NUMPY[dtype])
+    known = ~values.flatten().isnan()  # of which each has bits of its own
+    assert bits(by_torch)[known].equal(torch.from_numpy(numbers.view(np.uint8))[known])
+    return by_torch
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_every_half_value(dtype: torch.dtype, half: torch.dtype) -> None:
+    """As a constant: each of the 2^16, but those that the dtype does not reach, which are refused."""
+    values = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(half).float()
+    limit = torch.finfo(dtype).max
+    inside = values[~(values.abs() > limit)]  # NaN too
+    got = torch.empty(len(inside), dtype=dtype)
+    assert native.module is not None
+    for i, value in enumerate(inside.tolist()):  # as fill_ does, in a tenth of the time
+        law = native.module.PreparedLaw(laws.CONSTANT, laws.WRITTEN.index(dtype), Params(add=value))
+        native.module.fill_contiguous(law, got.data_ptr() + i, 1, 0, 0, 1)
+    expected = saturated(inside, dtype)
+    nan = inside.isnan()
+    assert got[nan].float().isnan().all()
+    assert bits(got[~nan]).equal(bits(expected[~nan]))
+    for value in (limit * 1.001, -limit * 1.001, float("inf")):
+        with pytest.raises(ValueError, match="constant_ expects a value within"):
+            fill_(torch.empty(1, dtype=dtype), laws.constant(value), seed=0)
+
+
+# Deep in the subnormals, around the least normal number, most of the range, and far beyond it.
+STDS = (1e-6, 3e-3, 1.0, 300.0, 1e6)
+
+
+@pytest.mark.parametrize("build", ISAS)
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_normals_are_rounded_as_by_torch_and_ml_dtypes(dtype: torch.dtype, build: str) -> None:
+    n = NORMALS // (len(STDS) * len(FLOAT8))
+    for std in STDS:
+        law = laws.normal(0.0, std)
+        with forced(build):
+            wide, got = torch.empty(n), torch.empty(n, dtype=dtype)
+            fill_(wide, law, seed=5)
+            fill_(got, law, seed=5)
+        assert bits(got).equal(bits(saturated(wide, dtype))), std
+
+
+def finite_values(dtype: torch.dtype) -> Tensor:
+    """All that there are, float32, ascending."""
+    values = torch.arange(256, dtype=torch.uint8).view(dtype).float()
+    return values[values.isfinite()].unique()
+
+
+@pytest.mark.parametrize("build", ISAS)
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_every_value_and_every_tie_is_rounded_where_values_are_drawn(
+    dtype: torch.dtype, build: str
+) -> None:
+    """As normal numbers without a spread: constants are converted once, by another text."""
+    finite = finite_values(dtype)
+    middles = (finite[1:] + finite[:-1]) / 2
+    wanted = torch.cat((finite, middles, middles.nextafter(finite[1:]), finite * 1.03)) + 0.0
+    got = torch.empty(len(wanted), 40, dtype=dtype)
+    with forced(build):
+        for row, value in zip(got, wanted.tolist()):
+            fill_(row, laws.normal(value, 0.0), seed=0)
+    assert bits(got).equal(bits(saturated(wanted[:, None].expand(-1, 40).contiguous(), dtype)))
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_neighbours_are_those_of_the_table_of_all_values(dtype: torch.dtype) -> None:
+    finite = finite_values(dtype).tolist()
+    for low, high in itertools.pairwise(finite):
+        middle = (low + high) / 2 + (high - low) / 7
+        assert (round_up(middle, dtype), round_down(middle, dtype)) == (high, low)
+        assert round_up(high, dtype) == round_down(high, dtype) == high
+        assert below(high, dtype) == low
+    most = finite[-1]
+    assert round_up(most * 1.5, dtype) == float("inf")
+    assert round_down(-most * 1.5, dtype) == -float("inf")
+    assert (round_down(most * 1.5, dtype), round_up(-most * 1.5, dtype)) == (most, -most)
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_plans_and_init_write_them(dtype: torch.dtype) -> None:
+    plan = Plan({"weight": Fill.normal(std=0.5), "bias": Fill.uniform(-1.0, 1.0)}, seed=3)
+    model = torch.nn.Linear(300, 200, dtype=dtype, device="meta")
+    plan.apply_(model, device="cpu")
+    weight = init.normal_(torch.empty(200, 300), std=0.5, seed=3, name="weight")
+    assert bits(model.weight).equal(bits(saturated(weight, dtype)))
+    fans = init.kaiming_normal_(torch.empty(200, 300, dtype=dtype), seed=3, name="w")
+    wide = init.kaiming_normal_(torch.empty(200, 300), seed=3, name="w")
+    assert bits(fans).equal(bits(saturated(wide, dtype)))
