@@ -166,7 +166,7 @@ def normal_(
     """Fills with the normal law.
 
     Args:
-        tensor: any shape and strides; float16, bfloat16, float32, float64 or complex, which
+        tensor: any shape and strides; float8, float16, bfloat16, float32, float64 or complex, which
             has the variance asked for: each part has half.
         mean, std: finite, std >= 0.
         generator: the seed is drawn from it; by default from torch's CPU generator.
@@ -182,7 +182,7 @@ def normal_(
         NumberRangeError: std negative, NaN or infinite; mean NaN or infinite; a seed out of range.
         ValueError: both a seed and a generator; an UninitializedParameter; a part without a seed, of
             another name than ``name``, or of another shape than the tensor's.
-        NotImplementedError: an integer, bool, quantised, float8 or sparse tensor.
+        NotImplementedError: an integer, bool, quantised or sparse tensor.
         RuntimeError: elements of the tensor that overlap; an inference tensor outside inference mode.
 
     >>> normal_(torch.empty(2), seed=0).equal(normal_(torch.empty(2), seed=0))

@@ -16,6 +16,7 @@ from fastinit.fills import operator as ops
 from fastinit.fills.seeded import draw_, full_shape, name_of, warn_if_lost, writes_whole
 from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id, substream
+from fastinit.stream.rounding import FLOAT8
 
 
 def eye_(tensor: Tensor, *, part: Part | None = None) -> Tensor:
@@ -150,7 +151,10 @@ def _zero(
         generator=generator,
     ).argsort(dim=1, stable=True)
     with torch.no_grad():
-        tensor.t().scatter_(1, order[:, :zeros], 0)
+        held = (
+            tensor.view(torch.uint8) if tensor.dtype in FLOAT8 else tensor
+        )  # torch scatters no float8
+        held.t().scatter_(1, order[:, :zeros], 0)
 
 
 def centre(tensor: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ def fill_(
     """Writes ``law`` into ``tensor`` and returns it.
 
     Args:
-        tensor: any shape and strides; float16, bfloat16, float32, float64, complex32, complex64 or
-            complex128. A meta or fake tensor is left alone, and no seed is drawn for it. Of a DTensor
+        tensor: any shape and strides; float8, float16, bfloat16, float32, float64, complex32, complex64
+            or complex128. A meta or fake tensor is left alone, and no seed is drawn for it. Of a DTensor
             each rank writes its shard, without communication but for the check that they drew the same
             seed.
         seed: in [0, 2^64); by default one draw from ``generator``.
@@ -91,7 +91,7 @@ def fill_(
     Raises:
         ValueError: both a seed and a generator, a seed out of range, an uninitialised parameter, a
             window that does not fit the tensor or the stream, a Part without a seed.
-        NotImplementedError: an integer, bool or float8 tensor; a kind without plain memory
+        NotImplementedError: an integer or bool tensor; a kind without plain memory
             (``fastinit.elements.tensors.memory``); a DTensor with a window; a tensor of which nobody
             knows the elements (``fastinit.elements.shards.check_held``).
         RuntimeError: a tensor whose elements overlap, one whose memory was freed, one that an
@@ -276,8 +276,8 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
         )
     if tensor.dtype not in _WRITABLE:
         raise NotImplementedError(
-            f"{argument} must have a float16, bfloat16, float32, float64 or complex dtype, but got "
-            f"{tensor.dtype}"
+            f"{argument} must have a float8, float16, bfloat16, float32, float64 or complex dtype, but "
+            f"got {tensor.dtype}"
         )
     if _is_compiling() or tensors.is_traced(tensor):
         return  # what follows looks at the tensor's memory, which a traced tensor has none of

@@ -24,11 +24,13 @@ from fastinit.fills.identity_and_sparse import centre
 from fastinit.fills.seeded import full_shape, name_of, warn_if_lost, writes_whole
 from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id
+from fastinit.stream.rounding import FLOAT8, rounded
 
 _COMPUTED_IN = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
     torch.complex32: torch.complex64,
+    **dict.fromkeys(FLOAT8, torch.float32),
 }
 
 
@@ -57,7 +59,7 @@ def orthogonal_(
         ValueError: fewer than 2 dimensions; both a seed and a generator.
         RuntimeError: a tensor whose elements overlap.
         NumberTypeError, NumberRangeError: a gain that is no number; NaN or infinite.
-        NotImplementedError: an integer, bool, quantised, float8 or sparse tensor.
+        NotImplementedError: an integer, bool, quantised or sparse tensor.
     """
     shape = full_shape(tensor, part)
     if len(shape) < 2:
@@ -76,7 +78,7 @@ def orthogonal_(
     columns = math.prod(tensor.shape[1:])
     matrix = _matrix(rows, columns, tensor, gain, generator, seed, name)
     with torch.no_grad():
-        return tensor.copy_(matrix.reshape(tensor.shape))
+        return tensor.copy_(rounded(matrix.reshape(tensor.shape), tensor.dtype))
 
 
 def delta_orthogonal_(
@@ -124,7 +126,7 @@ def delta_orthogonal_(
     matrix = _matrix(tensor.size(0), tensor.size(1), tensor, gain, generator, seed, name)
     if tensor.numel() > 0:
         with torch.no_grad():
-            centre(tensor.zero_()).copy_(matrix)
+            centre(tensor.zero_()).copy_(rounded(matrix, tensor.dtype))
     return tensor
 
 

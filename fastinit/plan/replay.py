@@ -29,6 +29,7 @@ from fastinit.plan.history import (
 )
 from fastinit.plan.values import Values, part_stream, write_values_
 from fastinit.stream.keys import stream_id, substream
+from fastinit.stream.rounding import rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ class Computed:
             tensor: of the parameter's shape; another dtype gets the values rounded.
             seed: of all random numbers, in [0, 2^64).
         """
-        tensor.detach().copy_(self.value(tensor.device, seed))
+        tensor.detach().copy_(rounded(self.value(tensor.device, seed), tensor.dtype))
 
     def value(
         self, device: torch.device, seed: int, live: Mapping[int, Tensor] | None = None

@@ -18,6 +18,7 @@ from fastinit.plan.fill import Fill
 from fastinit.plan.law_moments import support
 from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.stream.keys import stream_id
+from fastinit.stream.rounding import rounded
 
 CHUNK = 1 << 15
 """Elements whose steps are done at once: their float64 values, a few times, are in the cache."""
@@ -111,7 +112,7 @@ def _write_by_elements_(values: Values, seed: int) -> None:
             drawn = torch.empty(view.shape, dtype=torch.float32, device=view.device)
             ops.fill_(drawn, fill.drawn, seed=seed, stream=stream_id(stream), window=some)
         made = its_steps.run(drawn.double(), fill.steps)
-        view.copy_((made * fill.scale).float())
+        view.copy_(rounded((made * fill.scale).float(), view.dtype))
 
 
 def _ramp(fill: Fill, which: Strided, shape: Sequence[int], device: torch.device) -> Tensor:

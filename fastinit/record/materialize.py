@@ -23,6 +23,7 @@ from fastinit.plan.write import Entry, Progress, check_entries, write_entries
 from fastinit.record.built import check_shared, forget
 from fastinit.record.memories import META, Memory, memory_of
 from fastinit.record.model_record import MANY, ModelRecord, one_law
+from fastinit.stream.rounding import rounded
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -200,7 +201,7 @@ def _computed(
     value = computed.value(place if like is None else like.device, record.seed)
     dtype = contents.dtype if like is None else like.dtype
     # It may be what another memory is made of, or a view of it.
-    return value.to(dtype, copy=True)
+    return value.clone() if value.dtype == dtype else rounded(value, dtype)
 
 
 def _related(record: ModelRecord, own: set[Memory]) -> set[Memory]:

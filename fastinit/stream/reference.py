@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastinit.stream.kinds import Params
 from fastinit.stream.laws import CONSTANT, NORMAL, UNIFORM
-from fastinit.stream.rounding import FLOAT8
+from fastinit.stream.rounding import rounded
 
 MASK = 0xFFFF_FFFF
 SIGN = 0x8000_0000
@@ -277,12 +277,3 @@ def fill(
         steps = torch.arange(tensor.size(dim)) * stride
         index += steps.view(-1, *[1] * (tensor.dim() - 1 - dim))
     tensor.copy_(rounded(values(kind, p, seed, stream, index), tensor.dtype))
-
-
-def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 values in a dtype: to nearest even; of 8 bits saturated, where torch's own conversion
-    makes NaN (or with e5m2 infinities) of what is beyond."""
-    if dtype in FLOAT8:
-        limit = torch.finfo(dtype).max
-        values = minimum(maximum(values, -limit), limit)
-    return values.to(dtype)

@@ -16,6 +16,17 @@ FLOAT8 = (
 """The 8-bit dtypes. Rounding to them saturates: beyond the largest value is the largest value."""
 
 
+def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Values in a dtype, to nearest even; of 8 bits saturated (OFP8's SAT mode), but NaN.
+
+    torch's own conversion of what is beyond 8 bits gives NaN, infinities or the largest value, by dtype,
+    device and version.
+    """
+    if dtype in FLOAT8 and values.dtype != dtype:
+        values = values.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
+    return values.to(dtype)
+
+
 def float32(value: float) -> float:
     """The nearest float32, ties to even; infinity beyond its range. Never -0.0."""
     try:

@@ -11,6 +11,7 @@ import torch
 from same_bits import ISAS, bits, forced
 from torch import Tensor
 
+import fastinit
 from fastinit import Fill, Plan, init
 from fastinit.backends.choose import native
 from fastinit.fills.operator import fill_
@@ -123,3 +124,30 @@ def test_plans_and_init_write_them(dtype: torch.dtype) -> None:
     fans = init.kaiming_normal_(torch.empty(200, 300, dtype=dtype), seed=3, name="w")
     wide = init.kaiming_normal_(torch.empty(200, 300), seed=3, name="w")
     assert bits(fans).equal(bits(saturated(wide, dtype)))
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_what_torch_computes_is_saturated_too(dtype: torch.dtype) -> None:
+    """Structures, steps behind a law, and what a constructor computed."""
+
+    class Computed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = torch.nn.Parameter(
+                torch.randn(20, 30).mul_(1e9).add_(1.0).clamp_(min=-2e9)
+            )
+            self.computed = torch.nn.Parameter(torch.randn(20, 30).exp() * 1e9)
+
+    most = torch.finfo(dtype).max
+    with fastinit.deferred(seed=0):
+        model = Computed()
+    fastinit.materialize_(model, dtype=dtype)
+    assert set(model.steps.float().abs().flatten().tolist()) == {most}
+    assert set(model.computed.float().flatten().tolist()) == {most}
+    for write in (init.orthogonal_, init.delta_orthogonal_, init.sparse_):
+        shape = (20, 16, 3) if write is init.delta_orthogonal_ else (20, 16)
+        argument = {"sparsity": 0.3, "std": 1e6} if write is init.sparse_ else {"gain": 1e6}
+        held, wide = torch.empty(shape, dtype=dtype), torch.empty(shape)
+        for tensor in held, wide:
+            write(tensor, **argument, seed=1, name="w")  # type: ignore[operator]
+        assert bits(held).equal(bits(saturated(wide, dtype))), write.__name__

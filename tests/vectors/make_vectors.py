@@ -22,7 +22,7 @@ import torch
 from fastinit.stream import laws, reference
 from fastinit.stream.keys import stream_id
 from fastinit.stream.laws import Law
-from fastinit.stream.rounding import FLOAT8
+from fastinit.stream.rounding import FLOAT8, rounded
 
 COUNT = 16
 LAWS = (
@@ -71,7 +71,7 @@ def main() -> None:
         index = torch.arange(start, start + COUNT)
         params = laws.kernel_params(law, dtype)
         values = reference.values(law.kind, params, seed, stream, index)
-        digits, held = 2 * dtype.itemsize, reference.rounded(values, dtype)
+        digits, held = 2 * dtype.itemsize, rounded(values, dtype)
         words = [w & (1 << 4 * digits) - 1 for w in held.view(INTEGERS[dtype.itemsize]).tolist()]
         parameters = " ".join(p.hex() for p in law.parameters.values())
         bits = " ".join(f"{w:0{digits}x}" for w in words)
