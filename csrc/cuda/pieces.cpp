@@ -85,15 +85,17 @@ struct Cutter {
   void run(const Window& w) {
     const int64_t n = w.size[0], item = item_size(w.dtype);
     const int64_t before = std::min(n, (int64_t)(-w.offset % 4));  // the end of another's block
-    const bool aligned = w.local[0] == 1 && ((uintptr_t)w.data + before * item) % 16 == 0;
     int64_t at = 0;
     while (at < n) {
       const uint64_t block = (w.offset + at) / 4;
       int64_t most = std::min(MOST_SLOTS, (int64_t)(CARRY - block % CARRY));
       int64_t some = std::min(n - at, most * 4 - (int64_t)((w.offset + at) % 4));
-      const int64_t whole = some > before ? (some - (at ? 0 : before)) / 4 / TILE_SLOTS : 0;
+      const int64_t head = at ? 0 : before;
+      const int64_t whole = some > head ? (some - head) / 4 / TILE_SLOTS : 0;
+      // 16 bytes are several blocks of small types, so that a carry need not begin where they do.
+      const bool aligned = w.local[0] == 1 && ((uintptr_t)w.data + (at + head) * item) % 16 == 0;
       if (aligned && whole) {
-        const int64_t head = at ? 0 : before, body = whole * TILE_SLOTS * 4;
+        const int64_t body = whole * TILE_SLOTS * 4;
         ragged_run(w, at, head);
         Piece p = start(w, at + head, at + head);
         p.whole = true;

@@ -195,9 +195,9 @@ UNWRITABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("bool", lambda: torch.zeros(4, dtype=torch.bool), NotImplementedError, "torch.bool"),
     (
         "float8",
-        lambda: torch.zeros(4).to(torch.float8_e4m3fn),
+        lambda: torch.zeros(4).to(torch.float8_e8m0fnu),
         NotImplementedError,
-        "torch.float8_e4m3fn",
+        "torch.float8_e8m0fnu",
     ),
     (
         "quantised",
