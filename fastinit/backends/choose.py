@@ -124,7 +124,7 @@ def register(new: Backend, before: str) -> None:
 def backend(name: str) -> Iterator[None]:
     """Forces a backend within the block: ``"native"``, ``"triton"``, ``"reference"`` or another's name.
 
-    The values written are the same bits with each of them; moments are equal to 1e-13.
+    The values written are the same bits with each of them; moments are equal to 1e-12.
 
     Raises:
         ValueError: no backend has this name.

@@ -91,7 +91,7 @@ class Backend(ABC):
     def moments_many(self, readings: Sequence[Reading]) -> None:
         """Writes the raw moments of each to its ``raw``: to 12 digits, the same bits on every run.
 
-        Counts and extremes are exact; CPU and GPU agree to 1e-13 otherwise. All readings of a call ask
+        Counts and extremes are exact; CPU and GPU agree to 1e-12 otherwise. All readings of a call ask
         for the higher moments, or none does.
         """
         raise NotImplementedError

@@ -3,7 +3,7 @@
 One read of the data, no temporary of its size, and no wait for the device until a number is looked at.
 The order of all sums is fixed, so the same tensor gives the same bits on every run: on every CPU, for
 every number of threads; and on every GPU, with CUDA or Triton, which sum in pairs of float32, as most
-GPUs have next to no float64. That and the reference agree with the CPU to 1e-13 of the root mean square,
+GPUs have next to no float64. That and the reference agree with the CPU to 1e-12 of the root mean square,
 and exactly in what is counted or compared.
 """
 

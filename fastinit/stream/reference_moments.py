@@ -3,7 +3,7 @@
 The raw moments of a set of values are float64 [7], with the fields below, or [11] where the higher ones
 are asked for. The CPU's kernels sum in one
 order (``csrc/moments.h``), GPUs' in another (``csrc/cuda/runs.cuh``): each gives the same bits on every
-run, and they agree to 1e-13. This sums in a third order, and agrees with them to 12 digits. The merging
+run, and they agree to 1e-12. This sums in a third order, and agrees with them to 12 digits. The merging
 of two is the same everywhere.
 """
 
