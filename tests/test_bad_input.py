@@ -137,9 +137,9 @@ TENSORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "int64": (lambda: torch.full((4, 3), 7), NotImplementedError, r"tensor .*int64"),
     "bool": (lambda: torch.ones(4, 3, dtype=torch.bool), NotImplementedError, "tensor .*bool"),
     "float8": (
-        lambda: torch.ones(4, 3).to(torch.float8_e4m3fn),
+        lambda: torch.ones(4, 3).to(torch.float8_e8m0fnu),
         NotImplementedError,
-        "tensor .*float8_e4m3fn",
+        "tensor .*float8_e8m0fnu",
     ),
     "expanded": (lambda: torch.ones(1, 3).expand(4, 3), RuntimeError, "tensor .*share memory"),
     "unfolded": (lambda: torch.ones(6).unfold(0, 3, 1), RuntimeError, "tensor .*share memory"),

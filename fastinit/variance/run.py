@@ -36,6 +36,7 @@ class Run:
         taken_back: how many measurements there were of steps from which a training went back, as to a
             checkpoint; their numbers are gone.
 
+    >>> import torch
     >>> from torch import nn
     >>> from fastinit import watch
     >>> net, run = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), Run()

@@ -268,9 +268,9 @@ def test_a_bad_model_is_one_line(command: str, model: str, said: str, place: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("init some_nets:int8", "codes must have a float16"),
-        ("inspect some_nets:int8 --shape 8x8", "codes must have a float16"),
-        ("write some_nets:int8 --out out", "codes must have a float16"),
+        ("init some_nets:int8", "codes must have a float8"),
+        ("inspect some_nets:int8 --shape 8x8", "codes must have a float8"),
+        ("write some_nets:int8 --out out", "codes must have a float8"),
         ("inspect some_nets:Picky --shape 2x3x4", "of my own (some_nets.py:54 in half, called at"),
         ("inspect some_nets:Picky --shape 2x3", "IndexError: table has rows 0 to 9, but is asked"),
         ("inspect some_nets:numberless --shape 2x8", "must return a tensor, but got str"),

@@ -101,7 +101,8 @@ def test_watch_needs_no_mebibyte_beyond_a_forward(net: str) -> None:
 
     before, needed = plain(model, x), memory(watched)
     assert needed.peak - before.peak < MIB
-    assert needed.left < 64 << 10
+    # Where graphs would write each unit's extremes, 16 bytes, forward and backward: 96 KiB of 6 layers.
+    assert needed.left < 128 << 10
 
 
 def test_of_attention_one_input_projection_is_copied_at_a_time() -> None:
