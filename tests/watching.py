@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -15,6 +16,15 @@ from fastinit.variance.watch import Watch
 def mlp(depth: int = 4, width: int = 32, inplace: bool = False) -> nn.Sequential:
     pairs = ((nn.Linear(width, width), nn.ReLU(inplace)) for _ in range(depth))
     return nn.Sequential(*(module for pair in pairs for module in pair))
+
+
+def saved(model: nn.Module) -> nn.Module:
+    """A copy, by way of a file."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
 
 
 def assert_moments(m: Moments | None, *values: Tensor) -> None:

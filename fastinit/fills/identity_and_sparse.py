@@ -151,9 +151,8 @@ def _zero(
         generator=generator,
     ).argsort(dim=1, stable=True)
     with torch.no_grad():
-        held = (
-            tensor.view(torch.uint8) if tensor.dtype in FLOAT8 else tensor
-        )  # torch scatters no float8
+        # torch scatters no float8, whose zero is the byte 0
+        held = tensor.view(torch.uint8) if tensor.dtype in FLOAT8 else tensor
         held.t().scatter_(1, order[:, :zeros], 0)
 
 

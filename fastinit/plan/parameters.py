@@ -29,7 +29,7 @@ def distinct_parameters(
 ) -> Iterator[tuple[list[str], nn.Module, nn.Parameter]]:
     """(all names, the module that owns the first, parameter) of each parameter, tied ones once.
 
-    In the order of ``model.named_parameters()``. Names are those of :mod:`fastinit.base.names`.
+    In the order of ``model.named_parameters()``. Names are those of :mod:`fastinit.plan.names`.
     """
     entries: dict[int, tuple[list[str], nn.Module, nn.Parameter]] = {}
     for prefix, _, module in names.walked(model):

@@ -38,10 +38,8 @@ def float32(value: float) -> float:
 def nearest(value: float, dtype: torch.dtype) -> float:
     """The nearest value that ``dtype`` and float32 both hold."""
     value = float32(value)
-    if dtype in FLOAT8:
-        value = min(max(value, -torch.finfo(dtype).max), torch.finfo(dtype).max)
     if dtype not in (torch.float32, torch.float64):
-        value = torch.tensor(value, dtype=torch.float32).to(dtype).item() + 0.0
+        value = rounded(torch.tensor(value, dtype=torch.float32), dtype).item() + 0.0
     return value
 
 

@@ -58,17 +58,16 @@ def _seen_(
     if not gradient and runs_again():
         return
     # By .data no version goes up: what autograd keeps of them is not their values.
-    raw, counts, extremes = raw.data, counts.data, extremes.data
+    account = Account(raw.data, counts.data, extremes.data)
     with torch.no_grad():
         try:
             here = tensors.values(x)
             if gradient and 0 in here.stride():
                 here = here.contiguous()
             new = moments(here, higher=len(raw) == ALL_FIELDS).raw
-            clock = None if clock is None else clock.data
-            add(new, here, raw, counts, extremes, clock, dim, gradient)
+            account.add(new, here, None if clock is None else clock.data, dim, gradient)
         except Exception:  # the user's own step goes on
-            counts[FAILED] += 1
+            account.counts[FAILED] += 1
 
 
 _library.impl("seen_", _seen_, "CompositeExplicitAutograd")
@@ -76,44 +75,6 @@ torch.library.register_fake("fastinit::seen_", lambda *args: None, lib=_library)
 
 _ran = False
 """Whether there was ever a graph with the operator."""
-
-
-def add(
-    new: Tensor,
-    x: Tensor,
-    raw: Tensor,
-    counts: Tensor,
-    extremes: Tensor,
-    clock: Tensor | None,
-    dim: int,
-    gradient: bool,
-) -> None:
-    """Adds a tensor and its raw moments to an account. Nothing but the CPU's is read to do so.
-
-    Args:
-        new: [fields], of x.
-        raw, counts, extremes: of the account.
-        clock: [1], how many layers have begun; of gradients, None.
-        dim: x's dimension of units, if there are extremes of them.
-    """
-    is_first = x.device.type == "cpu" and counts[CALLS].item() == 0
-    raw.copy_(new if is_first else merged(raw, new))
-    if extremes.shape[1]:
-        alive = x.device.type == "cpu" and counts[ALIVE].item() == 1
-        units = Units(gradient, extremes[0], extremes[1], alive=alive)
-        units.add(x, dim, new)
-        counts[VALUES] += units.values
-        if units.alive:
-            counts[ALIVE] = 1
-        else:
-            assert units.high is not None
-            assert units.low is not None
-            extremes[0].copy_(units.high)
-            extremes[1].copy_(units.low)
-    if clock is not None:
-        clock += 1
-        counts[FIRST] = torch.where(counts[CALLS] > 0, counts[FIRST], clock[0])
-    counts[CALLS] += 1
 
 
 def place_outside(accounts: Mapping[str, Accounts]) -> Tensor | None:
@@ -153,6 +114,34 @@ class Account:
         self.counts.zero_()
         self.extremes[0].fill_(-torch.inf)
         self.extremes[1].fill_(torch.inf)
+
+    def add(self, new: Tensor, x: Tensor, clock: Tensor | None, dim: int, gradient: bool) -> None:
+        """Adds a tensor and its raw moments. Nothing but the CPU's is read to do so.
+
+        Args:
+            new: [fields], of x.
+            clock: [1], how many layers have begun; of gradients, None.
+            dim: x's dimension of units, if there are extremes of them.
+        """
+        counts, extremes, on_cpu = self.counts, self.extremes, x.device.type == "cpu"
+        is_first = on_cpu and counts[CALLS].item() == 0
+        self.raw.copy_(new if is_first else merged(self.raw, new))
+        if extremes.shape[1]:
+            alive = on_cpu and counts[ALIVE].item() == 1
+            units = Units(gradient, extremes[0], extremes[1], alive=alive)
+            units.add(x, dim, new)
+            counts[VALUES] += units.values
+            if units.alive:
+                counts[ALIVE] = 1
+            else:
+                assert units.high is not None
+                assert units.low is not None
+                extremes[0].copy_(units.high)
+                extremes[1].copy_(units.low)
+        if clock is not None:
+            clock += 1
+            counts[FIRST] = torch.where(counts[CALLS] > 0, counts[FIRST], clock[0])
+        counts[CALLS] += 1
 
     @property
     def is_alive(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 import pickle
 import sys
@@ -16,7 +15,7 @@ import torch
 from selection import cases
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from watching import assert_alike, hooks, mlp
+from watching import assert_alike, hooks, mlp, saved
 
 from fastinit.variance import watch_compiled
 from fastinit.variance.watch import Watch, watch
@@ -349,14 +348,6 @@ def test_a_scale_is_divided_out() -> None:
     assert_same(*seen)
 
 
-def saved(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    loaded: nn.Module = torch.load(file, weights_only=False)
-    return loaded
-
-
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved])
 def test_copies_made_in_the_block_have_a_forward_as_before(
     copied: Callable[[nn.Module], nn.Module],
@@ -399,4 +390,4 @@ def test_on_a_gpu_the_operator_would_not_wait(gradient: bool) -> None:
     clock = None if gradient else torch.empty(1, dtype=torch.float64, device="meta")
     with pytest.raises(RuntimeError, match="meta"):
         x.sum().item()
-    watch_compiled.add(new, x, *vars(account).values(), clock, -1, gradient)
+    account.add(new, x, clock, -1, gradient)

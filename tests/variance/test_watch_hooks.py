@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
 import pickle
 import threading
 import weakref
@@ -13,7 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from watching import hooks, mlp
+from watching import hooks, mlp, saved
 
 from fastinit.variance.watch import Watch, watch
 from fastinit.variance.watch_record import FOLD
@@ -37,14 +36,6 @@ def test_a_model_that_runs_in_several_threads() -> None:
         assert layer.backward is not None
         assert layer.calls == 4 * calls
         assert layer.forward.count == layer.backward.count == 4 * calls * x.numel()
-
-
-def saved(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    loaded: nn.Module = torch.load(file, weights_only=False)
-    return loaded
 
 
 COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
