@@ -24,14 +24,7 @@ from fastinit.fills.identity_and_sparse import centre
 from fastinit.fills.seeded import full_shape, name_of, warn_if_lost, writes_whole
 from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id
-from fastinit.stream.rounding import FLOAT8, rounded
-
-_COMPUTED_IN = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.complex32: torch.complex64,
-    **dict.fromkeys(FLOAT8, torch.float32),
-}
+from fastinit.stream.rounding import rounded, wide
 
 
 def orthogonal_(
@@ -151,7 +144,7 @@ def _matrix(
     gaussians = torch.empty(
         min(rows, columns),
         max(rows, columns),
-        dtype=_COMPUTED_IN.get(like.dtype, like.dtype),
+        dtype=wide(like.dtype),
         device=like.device,
     )
     stream = ANONYMOUS if name is None else stream_id(name)

@@ -29,7 +29,7 @@ from fastinit.plan.history import (
 )
 from fastinit.plan.values import Values, part_stream, write_values_
 from fastinit.stream.keys import stream_id, substream
-from fastinit.stream.rounding import rounded
+from fastinit.stream.rounding import rounded, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,21 +91,35 @@ class Computed:
             tensor: of the parameter's shape; another dtype gets the values rounded.
             seed: of all random numbers, in [0, 2^64).
         """
-        tensor.detach().copy_(rounded(self.value(tensor.device, seed), tensor.dtype))
+        tensor.detach().copy_(self.value(tensor.device, seed, tensor.dtype))
 
     def value(
-        self, device: torch.device, seed: int, live: Mapping[int, Tensor] | None = None
+        self,
+        device: torch.device,
+        seed: int,
+        dtype: torch.dtype,
+        live: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
-        """What the operations give on a device, with the strides that they give it.
+        """What the operations give on a device, in a dtype, with the strides that they give it.
+
+        Operations take float32 values where those recorded are of fewer bits, and what they give is
+        rounded once: whichever dtype a parameter is recorded or written in, it is the same value,
+        rounded. Only what is recorded as a conversion of dtypes takes values as the dtype has them.
 
         Args:
             live: tensors [numel] in place of contents, by the contents' ``id``. With them gradients lead
                 from the values to these tensors.
         """
+        # What no operation computes is drawn in the dtype, within the bounds of its law.
+        is_drawn = (
+            self.contents.fills and self.scale == 1.0 and self.view.is_plain(self.contents.dtype)
+        )
         replay = _Replay(device, seed, self.names, live)
         with torch.set_grad_enabled(live is not None):
+            if is_drawn and id(self.contents) not in replay.made:
+                replay.made[id(self.contents)] = replay.make(self.contents, dtype)
             values = replay.value(self.contents, self.view)
-            return values if self.scale == 1.0 else values * self.scale
+            return rounded(values if self.scale == 1.0 else values * self.scale, dtype)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Computed):
@@ -152,7 +166,7 @@ def known_values_of(contents: Contents) -> Tensor:
     device = torch.device("cpu") if contents.device.type == "meta" else contents.device
     whole = View(Strided(0, (contents.numel,), (1,)), contents.dtype)
     with torch.no_grad():
-        return _Replay(device, 0, {}).value(contents, whole)
+        return rounded(_Replay(device, 0, {}).value(contents, whole), contents.dtype)
 
 
 class _Replay:
@@ -183,13 +197,13 @@ class _Replay:
         return self.read(contents, view)
 
     def read(self, contents: Contents, view: View) -> Tensor:
-        """A view of contents of which all is made that they were made of."""
+        """A view of contents of which all is made that they were made of, in the dtype it is made in."""
         base = contents.base
         if contents.is_result and isinstance(base, Made) and base.view == view:
             return self.result(base)
         if id(contents) not in self.made:
             self.made[id(contents)] = self.make(contents)
-        return view.on(self.made[id(contents)])
+        return _viewed(self.made[id(contents)], contents.dtype, view)
 
     def result(self, made: Made) -> Tensor:
         """What a call gave."""
@@ -199,21 +213,22 @@ class _Replay:
         out: Tensor = results if isinstance(results, Tensor) else results[made.which]
         return out
 
-    def make(self, contents: Contents) -> Tensor:
-        """The contents, made of others that are."""
-        base = contents.base
-        if isinstance(base, Made):
-            memory = torch.empty(contents.numel, dtype=contents.dtype, device=self.device)
-            base.view.on(memory).copy_(self.result(base))
-        elif base is not None:
-            memory = base.to(self.device, copy=True)
+    def make(self, contents: Contents, dtype: torch.dtype | None = None) -> Tensor:
+        """The contents [numel], made of others that are; by default in the dtype to compute in."""
+        base, recorded = contents.base, contents.dtype
+        if dtype is None:
+            dtype = recorded if _is_written_as_other(contents) else wide(recorded)
+        if isinstance(base, Tensor):
+            memory = base.to(self.device, dtype, copy=True)
         else:
-            memory = torch.empty(contents.numel, dtype=contents.dtype, device=self.device)
+            memory = torch.empty(contents.numel, dtype=dtype, device=self.device)
+        if isinstance(base, Made):
+            _viewed(memory, recorded, base.view).copy_(self.result(base))
         for write in contents.writes:
             if isinstance(write, Filled):
                 self.fill(memory, write)
             else:
-                self.call(write, memory)
+                self.call(write, memory, recorded)
         return memory
 
     def fill(self, memory: Tensor, filled: Filled) -> None:
@@ -236,7 +251,7 @@ class _Replay:
             )
             write_values_([its], self.seed)
 
-    def call(self, call: Call, memory: Tensor | None) -> Any:
+    def call(self, call: Call, memory: Tensor | None, recorded: torch.dtype | None = None) -> Any:
         """What an operation gives, with its tensors as they were then.
 
         Its random numbers are torch's, of a generator whose seed, in [0, 2^63), follows from the stream
@@ -244,21 +259,27 @@ class _Replay:
 
         Args:
             memory: [numel], which it writes; None if it makes a new tensor.
+            recorded: the dtype of that memory when it was recorded.
         """
+        to = _converts_to(call)
+        is_narrow = memory is not None and memory.dtype is not wide(memory.dtype)
 
         def real(leaf: Any) -> Any:
             if isinstance(leaf, Own):
                 assert memory is not None
-                return leaf.view.on(memory)
+                assert recorded is not None
+                return _viewed(memory, recorded, leaf.view)
             if isinstance(leaf, Snapshot):
-                return self.read(leaf.contents, leaf.view)
-            if isinstance(leaf, Given):
-                if version_of(leaf.tensor) != leaf.version:
+                value, dtype = self.read(leaf.contents, leaf.view), leaf.view.dtype
+            elif isinstance(leaf, (Given, Tensor)):
+                value = leaf.tensor if isinstance(leaf, Given) else leaf
+                if isinstance(leaf, Given) and version_of(value) != leaf.version:
                     raise RuntimeError(f"a tensor that {call.line} reads was changed since")
-                return leaf.tensor.to(self.device)
-            if isinstance(leaf, Tensor):
-                return leaf.to(self.device)
-            return self.device if isinstance(leaf, torch.device) else leaf
+                value, dtype = value.to(self.device), value.dtype
+            else:
+                return self.device if isinstance(leaf, torch.device) else leaf
+            converts = to not in (None, dtype)
+            return rounded(value, dtype if converts or is_narrow else wide(value.dtype))
 
         is_leaf = lambda x: isinstance(x, (Own, Snapshot, Given))  # noqa: E731
         args, kwargs = tree_map(real, (call.args, call.kwargs), is_leaf=is_leaf)
@@ -269,3 +290,28 @@ class _Replay:
             stream = stream_id(self.names[call.origin])
             torch.manual_seed(substream(stream, f"seed {self.seed}") >> 1)
             return call.function(*args, **kwargs)
+
+
+def _viewed(memory: Tensor, recorded: torch.dtype, view: View) -> Tensor:
+    """A view of memory [numel] that was recorded in another dtype than it is made in."""
+    if view.dtype is recorded:
+        return view._replace(dtype=memory.dtype).on(memory)
+    return view.on(memory.to(recorded))  # its bits, as numbers of yet another dtype
+
+
+def _is_written_as_other(contents: Contents) -> bool:
+    """Whether a call writes its bits as numbers of another dtype, which therefore must be these."""
+    views = [contents.base.view] if isinstance(contents.base, Made) else []
+    for call in contents.writes:
+        if isinstance(call, Call):
+            views += [x.view for x in leaves((call.args, call.kwargs)) if isinstance(x, Own)]
+    return any(view.dtype is not contents.dtype for view in views)
+
+
+def _converts_to(call: Call) -> torch.dtype | None:
+    """The dtype that a call converts values to, if that is all that it does."""
+    if call.function is torch.ops.aten._to_copy.default:
+        return call.kwargs.get("dtype")
+    if call.function is torch.ops.aten.copy_.default and isinstance(call.args[0], Own):
+        return call.args[0].view.dtype
+    return None

@@ -18,7 +18,7 @@ from fastinit.plan.fill import Fill
 from fastinit.plan.law_moments import support
 from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.stream.keys import stream_id
-from fastinit.stream.rounding import rounded
+from fastinit.stream.rounding import rounded, wide
 
 CHUNK = 1 << 15
 """Elements whose steps are done at once: their float64 values, a few times, are in the cache."""
@@ -63,10 +63,13 @@ def write_whole_(tensor: Tensor, fill: Fill, seed: int, stream: str) -> None:
     """
     structure = STRUCTURES[fill.distribution]
     key = {"seed": seed, "name": stream} if structure.is_random else {}
-    structure.write(tensor, *fill.parameters, **key)
-    if fill.scale != 1.0:
-        with torch.no_grad():
-            tensor.mul_(fill.scale)
+    if fill.scale == 1.0 or tensor.is_meta:
+        structure.write(tensor, *fill.parameters, **key)
+        return
+    with torch.no_grad():  # rounded when it is scaled, not before
+        values = torch.empty_like(tensor, dtype=wide(tensor.dtype))
+        structure.write(values, *fill.parameters, **key)
+        tensor.copy_(rounded(values.mul_(fill.scale), tensor.dtype))
 
 
 def check_shape(fill: Fill, shape: Sequence[int]) -> None:

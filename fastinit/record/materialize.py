@@ -23,7 +23,6 @@ from fastinit.plan.write import Entry, Progress, check_entries, write_entries
 from fastinit.record.built import check_shared, forget
 from fastinit.record.memories import META, Memory, memory_of
 from fastinit.record.model_record import MANY, ModelRecord, one_law
-from fastinit.stream.rounding import rounded
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -71,7 +70,8 @@ def materialize_(
 
     Args:
         device: where; by default where the constructor would have put each parameter.
-        dtype: of floating-point parameters; by default the constructor's.
+        dtype: of floating-point parameters; by default the constructor's. What the constructor
+            computed is computed from float32 values, and rounded once.
         prefix: as of :func:`recorded_plan`.
         parts: as of :meth:`fastinit.Plan.apply_`. A tensor that holds only a part gets the elements that
             the law of its constructor gives the whole; what no chance had a part in is as it was
@@ -146,7 +146,7 @@ def write_recorded_(
         made[memory] = _computed(record, memory, like, others.get(memory, META))
     known = [tensor for _, tensor, _ in (*record.parameters, *record.others)]
     forget(model)
-    _give(record, made, known, search=bool(related))
+    _give(record, made, known, dtype, search=bool(related))
     record.pin_names()
     note_filled(tensor for _, tensor, _ in (*record.parameters, *record.others))
     return model
@@ -198,10 +198,9 @@ def _computed(
         return made
     assert isinstance(contents.base, Made)
     computed = record.computed(memory, contents.base.view)
-    value = computed.value(place if like is None else like.device, record.seed)
     dtype = contents.dtype if like is None else like.dtype
-    # It may be what another memory is made of, or a view of it.
-    return value.clone() if value.dtype == dtype else rounded(value, dtype)
+    value = computed.value(place if like is None else like.device, record.seed, dtype)
+    return value.clone()  # it may be what another memory is made of, or a view of it
 
 
 def _related(record: ModelRecord, own: set[Memory]) -> set[Memory]:
@@ -218,9 +217,17 @@ def _related(record: ModelRecord, own: set[Memory]) -> set[Memory]:
 
 
 def _give(
-    record: ModelRecord, made: dict[Memory, Tensor], known: list[Tensor], search: bool
+    record: ModelRecord,
+    made: dict[Memory, Tensor],
+    known: list[Tensor],
+    dtype: torch.dtype | None,
+    search: bool,
 ) -> None:
-    """Gives all tensors of some memories the new ones, where they are."""
+    """Gives all tensors of some memories the new ones, where they are.
+
+    Args:
+        dtype: that parameters were asked in, and so what gradients lead from to them.
+    """
     count: dict[int, int] = {}
     for tensor in {id(t): t for t in known}.values():
         key = id(tensor.untyped_storage())
@@ -256,7 +263,9 @@ def _give(
         elif not tensor.is_leaf:
             live = _live(of, found) if live is None else live
             computed = record.computed(of[id(tensor)], View.of(tensor))
-            exchange(tensor, computed.value(made[of[id(tensor)]].device, record.seed, live))
+            wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            place = made[of[id(tensor)]].device
+            exchange(tensor, computed.value(place, record.seed, wanted, live))
     for tensor, grad in grads:
         tensor.grad = grad
 
@@ -280,10 +289,10 @@ def _lay_out(made: dict[Memory, Tensor], found: list[tuple[Tensor, Memory]]) -> 
 
 
 def _live(of: dict[int, Memory], found: list[Tensor]) -> dict[int, Tensor]:
-    """The memories of what gradients go to, by the id of their contents."""
+    """The memories that have their values, by the id of their contents."""
     with torch.enable_grad():
         return {
             id(of[id(t)].contents): t.as_strided((of[id(t)].contents.numel,), (1,), 0)
             for t in found
-            if t.is_leaf and t.requires_grad and t.numel() == of[id(t)].contents.numel
+            if t.is_leaf and not t.is_meta and t.numel() == of[id(t)].contents.numel
         }

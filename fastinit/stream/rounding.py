@@ -27,6 +27,17 @@ def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return values.to(dtype)
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """In which values of a dtype are computed: at least float32 of floating-point ones.
+
+    >>> wide(torch.bfloat16), wide(torch.float64), wide(torch.int8)
+    (torch.float32, torch.float64, torch.int8)
+    """
+    if not (dtype.is_floating_point or dtype.is_complex) or dtype.itemsize >= 4 << dtype.is_complex:
+        return dtype
+    return torch.complex64 if dtype.is_complex else torch.float32
+
+
 def float32(value: float) -> float:
     """The nearest float32, ties to even; infinity beyond its range. Never -0.0."""
     try:
