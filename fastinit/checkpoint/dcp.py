@@ -25,7 +25,7 @@ from fastinit.elements.part import Part
 from fastinit.plan.buffers import given
 from fastinit.plan.fit import check_prefix
 from fastinit.plan.plan import Plan
-from fastinit.plan.write import Entry, check_entries, write_entries
+from fastinit.plan.write import Entry, checked
 
 # The dimensions of a chunk in which any tensor's elements are: as many as a tensor can have.
 _DIMS, _UNBOUNDED = 64, 1 << 60
@@ -124,11 +124,11 @@ class PlanReader(StorageReader):
                 whole = part.is_whole and part.shape == tuple(tensor.shape)
                 own = self.plan.aliases.get(name, name)
                 entries.append(Entry(own, tensor, content, None if whole else part))
-        check_entries(entries)
+        ready = checked(entries, self.plan.seed)
         for name, _, part, content in values:
             if tuple(content.shape) != part.shape:
                 raise ValueError(f"{name} has shape {part.shape}, but in the plan {content.shape}")
-        write_entries(entries, self.plan.seed)
+        ready.write()
         for name, tensor, part, content in values:
             shard.copy_(part.pieces(tensor, name), content.contiguous())
         for item, tensor in items:

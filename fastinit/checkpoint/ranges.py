@@ -14,7 +14,7 @@ from fastinit.elements.strided import Piece
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
 from fastinit.plan.values import Values, part_stream, write_values_
-from fastinit.plan.write import Entry, write_entries
+from fastinit.plan.write import Entry, checked
 
 
 class Range(NamedTuple):
@@ -68,7 +68,7 @@ class Ranges:
             else:
                 assert isinstance(content, (Fill, Computed))  # what others have, they write
                 whole = torch.empty(source.shape, dtype=source.dtype)
-                write_entries([Entry(source.name, whole, content)], self.seed)
+                checked([Entry(source.name, whole, content)], self.seed).write()
             self._whole = source, whole
         return self._whole[1]
 

@@ -25,7 +25,7 @@ from fastinit.plan.names import named_buffers
 from fastinit.plan.parameters import check_place, distinct_parameters, reshard_, wanted_dtype
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
-from fastinit.plan.write import Entry, check_entries
+from fastinit.plan.write import Entry, checked
 from fastinit.record.materialize import recorded_buffers, recorded_plan
 
 
@@ -116,7 +116,7 @@ def sources(
         as_stored = torch.empty(shape, dtype=wanted_dtype(parameter, dtype), device="meta")
         entries.append(Entry(fit.name, as_stored, content))
         contents[id(parameter)] = fit.name, content if values is None else values
-    check_entries(entries)
+    checked(entries, plan.seed)
     known = _known_buffers(model, plan, scope)
     held: dict[str, dict[int, tuple[Tensor, Part | None]]] = {}
     for own, tensor in _named_state(model):

@@ -17,7 +17,7 @@ from fastinit.plan.fit import Fitted, Scope
 from fastinit.plan.names import Model
 from fastinit.plan.parameters import adopt_, memory_for
 from fastinit.plan.replay import Computed
-from fastinit.plan.write import Entry, Progress, check_entries, write_entries
+from fastinit.plan.write import Checked, Entry, Progress, checked
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -44,18 +44,19 @@ class Prepared(NamedTuple):
     """All that is to be written, checked."""
 
     planned: Sequence[Fitted]
-    entries: list[Entry]
+    checked: Checked
     memory: dict[int, nn.Parameter]
     """What is new, by the id of what is on meta."""
     restoring: Restoring
 
-    def texts(self) -> dict[DeviceMesh, str]:
-        """What is written to DTensors on each mesh, in words that are the same on all of its ranks."""
-        found: dict[DeviceMesh, list[tuple[str, Fill | Computed]]] = {}
-        for entry in self.entries:
-            if shard.is_dtensor(entry.tensor):
-                found.setdefault(entry.tensor.device_mesh, []).append((entry.name, entry.fill))
-        return {mesh: text_of(some) for mesh, some in found.items()}
+
+def texts(plan: Planned, planned: Sequence[Fitted]) -> dict[DeviceMesh, str]:
+    """What is written to DTensors on each mesh, in words that are the same on all of its ranks."""
+    found: dict[DeviceMesh, list[tuple[str, Fill | Computed]]] = {}
+    for name, parameter, _ in planned:
+        if type(parameter) not in shard.PLAIN and shard.is_dtensor(parameter):
+            found.setdefault(parameter.device_mesh, []).append((name, plan[name]))
+    return {mesh: text_of(some) for mesh, some in found.items()}
 
 
 def prepared(
@@ -66,6 +67,7 @@ def prepared(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
     buffers: Mode,
+    progress: Progress | None,
 ) -> Prepared:
     """Given parameters of a model, or parts of them, and buffers, as ``Plan.apply_`` checks them.
 
@@ -73,17 +75,18 @@ def prepared(
         planned: the parameters.
         scope: of the buffers that are looked at.
         buffers: what is done about those that are not as the constructor made them.
+        progress: called while they are written.
     """
     real = memory_for([(name, p) for name, p, _ in planned], device, dtype)
-    entries = [Entry(n, real.get(id(p), p), plan[n], part) for n, p, part in planned]
-    check_entries(entries)
+    entries = (Entry(n, real.get(id(p), p), plan[n], part) for n, p, part in planned)
+    ready = checked(entries, plan.seed, progress)
     restoring = check_buffers(model, plan.buffers, plan.seed, device, buffers, scope)
-    return Prepared(planned, entries, real, restoring)
+    return Prepared(planned, ready, real, restoring)
 
 
-def write_prepared_(plan: Planned, model: M, ready: Prepared, progress: Progress | None) -> M:
+def write_prepared_(model: M, ready: Prepared) -> M:
     """Writes them, puts back buffers, and returns the model."""
-    write_entries(ready.entries, plan.seed, progress)
+    ready.checked.write()
     adopt_(model, ready.memory)
     ready.restoring.run()
     note_filled(parameter for _, parameter, _ in ready.planned)

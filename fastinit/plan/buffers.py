@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer
 
 from fastinit.base.text import listing
@@ -19,7 +19,7 @@ from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part
 from fastinit.plan.fit import ALL, Scope
-from fastinit.plan.names import Model, joined, named_modules
+from fastinit.plan.names import Model, Walk, joined
 from fastinit.plan.replay import Computed
 
 Mode = Literal["check", "restore", "keep"]
@@ -29,9 +29,6 @@ MODES = ("check", "restore", "keep")
 
 SMALL = 1 << 20
 """Elements: of smaller buffers a copy is kept; larger ones must stay as they are to be known."""
-
-_OF_ALL = frozenset(vars(nn.Module()))
-"""Attributes that a module of any kind has: none of them is a tensor."""
 
 # Rounding to bfloat16, the coarsest that models are cast to; other devices' arithmetic is far closer.
 _TOLERANCE = 2.0**-7
@@ -209,18 +206,11 @@ def compared(
 
 def _places(model: Model, scope: Scope) -> Iterator[_Place]:
     """The buffers, and those plain attributes that are on meta."""
-    for prefix, module in named_modules(model):
-        own = vars(module)
-        found = [(module._buffers, key, buffer) for key, buffer in module._buffers.items()]
-        found += [(own, key, own[key]) for key in own if key not in _OF_ALL and _is_meta(own[key])]
-        for owner, key, tensor in found:
-            if isinstance(tensor, Tensor) and not isinstance(tensor, UninitializedBuffer):
-                names, part = scope.planned([joined(prefix, key)], tensor)
-                yield _Place(names[0], owner, key, tensor, part)
-
-
-def _is_meta(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_meta
+    walk = model if isinstance(model, Walk) else Walk.of(model)
+    for prefix, owner, key, tensor in walk.others:
+        if not isinstance(tensor, UninitializedBuffer):
+            names, part = scope.planned([joined(prefix, key)], tensor)
+            yield _Place(names[0], owner, key, tensor, part)
 
 
 def _usable(known: Values | Computed | None) -> Values | Computed | None:

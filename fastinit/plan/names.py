@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, MutableMapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -26,15 +27,62 @@ _WRAPPERS = (
 """Where each is defined, and under which key it has what it wraps."""
 
 
-class Walked(list[tuple[str, str, nn.Module]]):
-    """What :func:`walked` gives of a model that does not change, for those who look at it often."""
+_OF_ALL = frozenset(vars(nn.Module()))
+"""Attributes that a module of any kind has: none of them is a tensor."""
 
 
-Model = nn.Module | Walked
+class Walk(NamedTuple):
+    """What a model has, found in one pass: most of its cost is to bring each module into the cache."""
+
+    modules: list[tuple[str, str, nn.Module]]
+    """As of :func:`walked`."""
+    parameters: list[tuple[list[str], nn.Module, nn.Parameter]]
+    """As of :func:`fastinit.plan.parameters.distinct_parameters`."""
+    others: list[tuple[str, MutableMapping[str, Any], str, Tensor]]
+    """The buffers of each module, and those of its plain attributes that are on meta: the module's first
+    name, where it has them, under which key, and the tensor."""
+
+    @classmethod
+    def of(cls, model: nn.Module, *, others: bool = True) -> Walk:
+        """Looks at a model.
+
+        Args:
+            others: whether more than its parameters is looked for.
+        """
+        found = cls([], [], [])
+        known: dict[int, tuple[list[str], nn.Module, nn.Parameter]] = {}
+        seen: set[int] = set()
+        for each in walked(model):
+            prefix, _, module = each
+            found.modules.append(each)
+            for key, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                name = joined(prefix, key)
+                if (entry := known.get(id(parameter))) is not None:
+                    entry[0].append(name)
+                else:
+                    entry = known[id(parameter)] = ([name], module, parameter)
+                    found.parameters.append(entry)
+            if not others or id(module) in seen:
+                continue
+            seen.add(id(module))
+            own = vars(module)
+            for key, value in module._buffers.items():
+                if isinstance(value, Tensor):
+                    found.others.append((prefix, module._buffers, key, value))
+            for key in own:
+                if key not in _OF_ALL and isinstance(value := own[key], Tensor) and value.is_meta:
+                    found.others.append((prefix, own, key, value))
+        return found
+
+
+Model = nn.Module | Walk
+"""A model, or what :meth:`Walk.of` found in it, for as long as it does not change."""
 
 
 def named_modules(
-    model: Model, *, remove_duplicate: bool = True
+    model: nn.Module, *, remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
     """As ``model.named_modules``; but a module that wraps another has no part in that one's name.
 
@@ -46,19 +94,10 @@ def named_modules(
     return ((name, module) for name, _, module in walked(model, remove_duplicate))
 
 
-def walked(model: Model, remove_duplicate: bool = False) -> Iterable[tuple[str, str, nn.Module]]:
+def walked(
+    model: nn.Module, remove_duplicate: bool = False
+) -> Iterator[tuple[str, str, nn.Module]]:
     """(name as of :func:`named_modules`, name as of ``model.named_modules``, module)."""
-    if not isinstance(model, Walked):
-        return _walked(model, remove_duplicate)
-    if not remove_duplicate:
-        return model
-    first: dict[int, tuple[str, str, nn.Module]] = {}
-    for each in model:
-        first.setdefault(id(each[2]), each)
-    return first.values()
-
-
-def _walked(model: nn.Module, remove_duplicate: bool) -> Iterator[tuple[str, str, nn.Module]]:
     seen: set[int] = set()
     wraps: dict[type, str | None] = {}
     deepest = sys.getrecursionlimit()
@@ -93,7 +132,7 @@ def _walked(model: nn.Module, remove_duplicate: bool) -> Iterator[tuple[str, str
 
 def named_buffers(model: Model) -> Iterator[tuple[str, Tensor]]:
     """All buffers, by each of their names, as :func:`named_modules` has them."""
-    for name, module in named_modules(model, remove_duplicate=False):
+    for name, _, module in model.modules if isinstance(model, Walk) else walked(model):
         for key, buffer in module._buffers.items():
             if buffer is not None:
                 yield joined(name, key), buffer

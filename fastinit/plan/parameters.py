@@ -16,7 +16,7 @@ from fastinit.base.holders import exchange
 from fastinit.base.text import listing
 from fastinit.base.torch_internals import end_fsdp2_forward, fsdp2_modules
 from fastinit.elements import shards as shard
-from fastinit.plan import names
+from fastinit.plan.names import Model, Walk
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -25,31 +25,21 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def distinct_parameters(
-    model: names.Model,
+    model: Model,
 ) -> Iterator[tuple[list[str], nn.Module, nn.Parameter]]:
     """(all names, the module that owns the first, parameter) of each parameter, tied ones once.
 
     In the order of ``model.named_parameters()``. Names are those of :mod:`fastinit.plan.names`.
     """
-    entries: dict[int, tuple[list[str], nn.Module, nn.Parameter]] = {}
-    for prefix, _, module in names.walked(model):
-        for key, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            name = names.joined(prefix, key)
-            if (entry := entries.get(id(parameter))) is not None:
-                entry[0].append(name)
-            else:
-                entries[id(parameter)] = ([name], module, parameter)
-    yield from entries.values()
+    walk = model if isinstance(model, Walk) else Walk.of(model, others=False)
+    return iter(walk.parameters)
 
 
-def meshes_of(model: names.Model) -> set[DeviceMesh]:
+def meshes_of(walk: Walk) -> set[DeviceMesh]:
     """The device meshes that its parameters are on."""
     return {
         parameter.device_mesh
-        for _, _, module in names.walked(model)
-        for parameter in module._parameters.values()
+        for _, _, parameter in walk.parameters
         if type(parameter) not in shard.PLAIN and shard.is_dtensor(parameter)
     }
 

@@ -25,13 +25,13 @@ from fastinit.base.text import listing
 from fastinit.elements import shards as shard
 from fastinit.fills.agreement import agreeing
 from fastinit.plan import groups
-from fastinit.plan.applied import prepared, write_prepared_
+from fastinit.plan.applied import prepared, texts, write_prepared_
 from fastinit.plan.buffers import Known, Mode
 from fastinit.plan.difference import Difference
 from fastinit.plan.fill import Fill
 from fastinit.plan.fit import Parts, Scope, fitted
 from fastinit.plan.json_form import plan_from_json, plan_to_json
-from fastinit.plan.names import Walked, walked
+from fastinit.plan.names import Walk
 from fastinit.plan.parameters import check_here, distinct_parameters, meshes_of, reshard_
 from fastinit.plan.replay import Computed
 from fastinit.plan.write import Progress
@@ -278,15 +278,15 @@ class Plan(Mapping[str, Fill | Computed]):
         """
         reshard_(model)
         with no_collection():
-            walk = Walked(walked(model))
-            with agreeing(meshes_of(walk), self.seed) as texts:
+            walk = Walk.of(model)
+            with agreeing(meshes_of(walk), self.seed) as said:
                 scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
                 scope.check(walk, (*self._fills, *self._aliases, *self._buffers))
                 planned = fitted(walk, self._fills, self._aliases, scope=scope)
                 check_here(model, ((name, parameter) for name, parameter, _ in planned))
-                ready = prepared(self, walk, planned, scope, device, dtype, buffers)
-                texts.update(ready.texts())
-            return write_prepared_(self, model, ready, progress)
+                ready = prepared(self, walk, planned, scope, device, dtype, buffers, progress)
+                said.update(texts(self, planned))
+            return write_prepared_(model, ready)
 
     def diff(self, other: Plan) -> list[Difference]:
         """The parameters that the other plan would initialise otherwise, or lacks, or has beyond this.

@@ -37,17 +37,14 @@ class Values(NamedTuple):
     """Of the full tensor."""
 
 
-def write_values_(values: Sequence[Values], seed: int, others: Sequence[ops.Request] = ()) -> None:
-    """Writes all, and others; those of laws in one launch or parallel region for each device."""
-    requests = [
-        *others,
-        *(
-            ops.Request(tensor, fill.law, seed, stream_id(stream), which)
-            for tensor, fill, stream, which, _ in values
-            if fill.has_law
-        ),
-    ]
-    ops.fill_many_(requests)
+def write_values_(values: Sequence[Values], seed: int, batch: ops.Batch | None = None) -> None:
+    """Writes all, and a batch; those of laws in one launch or parallel region for each device."""
+    batch = batch or ops.Batch()
+    for tensor, fill, stream, which, _ in values:
+        if fill.has_law:
+            request = ops.Request(tensor, fill.law, seed, stream_id(stream), which)
+            batch.add(request, stream)
+    batch.run()
     for some in values:
         if not some.fill.is_elementwise:
             write_whole_(some.tensor, some.fill, seed, some.stream)

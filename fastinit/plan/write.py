@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,102 +41,133 @@ class Entry(NamedTuple):
     """Of the parameter, where the tensor is one and does not say so itself."""
 
 
-def check_entries(entries: Sequence[Entry]) -> None:
-    """Raises, naming the parameter, unless all can be written.
+class Checked:
+    """Entries that can all be written: what :func:`checked` gives."""
+
+    def __init__(self, batches: list[_Batch], progress: Progress | None) -> None:
+        self._batches = batches
+        self._progress = progress
+
+    def write(self) -> None:
+        """Writes them, once: those with a law in one launch or parallel region for each device."""
+        total = sum(batch.elements for batch in self._batches)
+        written = 0
+        for batch in self._batches:
+            batch.write()
+            written += batch.elements
+            if self._progress is not None:
+                self._progress(written, total)
+
+
+def checked(entries: Iterable[Entry], seed: int, progress: Progress | None = None) -> Checked:
+    """Checks that all can be written, and raises, naming the parameter, if one cannot.
+
+    Args:
+        progress: called after each of several batches, in which they are then written. Of DTensors it
+            is told of the elements of this rank.
 
     Raises:
         NotImplementedError, RuntimeError, ValueError: as ``fastinit.ops.check_writable``, and as the
             function of a distribution of whole tensors; a part outside its parameter; a tensor of
             which nobody knows the elements (``fastinit.elements.shards.check_held``).
     """
-    for name, tensor, fill, part in entries:
-        ops.check_target(tensor, name, part)
-        if part is not None:
-            part.pieces(shard.local(tensor), name)
+    batches = [_Batch(seed)]
+    for entry in entries:
+        if progress is not None and batches[-1].elements >= BATCH:
+            batches.append(_Batch(seed))
+        batches[-1].add(entry, counted=progress is not None)
+    return Checked(batches, progress)
+
+
+class _Batch:
+    """Entries that are written together."""
+
+    def __init__(self, seed: int) -> None:
+        self.elements = 0
+        self._seed = seed
+        self._of_laws = ops.Batch()  # of one law, whatever this rank has of it
+        self._others: list[Entry] = []
+
+    def add(self, entry: Entry, *, counted: bool) -> None:
+        """Checks one and keeps it; its elements are only counted for whoever asks."""
+        name, tensor, fill, part = entry
+        if counted:
+            self.elements += shard.local(tensor).numel()
         if isinstance(fill, Fill) and fill.has_law and not fill.parts:
-            continue  # of any shape and dtype
-        shape = tuple(tensor.shape) if part is None else part.shape
-        if isinstance(fill, Computed):
-            if fill.shape != shape:
-                raise ValueError(f"{name} has shape {shape}, but was recorded as {fill.shape}")
-            continue
-        try:
-            check_shape(fill, shape)
-        except (ValueError, RuntimeError, NotImplementedError) as error:
-            raise type(error)(f"{name}: {error}") from None
-        if tensor.is_complex() and not all(f.has_law for f in _fills(fill) if f.is_elementwise):
-            raise NotImplementedError(
-                f"{name} is complex, but steps and arange are of real values: {fill}"
-            )
+            stream = stream_id(fill.stream or name)
+            self._of_laws.add(ops.Request(tensor, fill.law, self._seed, stream, part), name)
+            return
+        _check(entry)
+        self._others.append(entry)
 
-
-def write_entries(entries: Sequence[Entry], seed: int, progress: Progress | None = None) -> None:
-    """Writes all, those with a law in one launch or parallel region for each device.
-
-    Args:
-        progress: called after each of several batches, in which they are then written. Of DTensors it
-            is told of the elements of this rank.
-    """
-    if progress is None:
-        _write(entries, seed)
-        return
-    total = sum(shard.local(entry.tensor).numel() for entry in entries)
-    written = 0
-    for batch in _batches(entries):
-        _write(batch, seed)
-        written += sum(shard.local(entry.tensor).numel() for entry in batch)
-        progress(written, total)
-
-
-def _write(entries: Sequence[Entry], seed: int) -> None:
-    plain: list[ops.Request] = []  # of one law, whatever this rank has of it
-    stages: list[list[Values]] = [[]]  # other bases, then the first part of each, the second, ...
-    copies: list[tuple[Tensor, Tensor]] = []
-    sharded: list[Tensor] = []
-    for name, tensor, fill, given in entries:
-        if isinstance(fill, Fill) and fill.has_law and not fill.parts:
-            number = stream_id(fill.stream or name)
-            plain.append(ops.Request(tensor, fill.law, seed, number, given))
-            continue
-        blocks: list[_Blocks] | None = None
-        shape = tuple(tensor.shape)
-        if (part := shard.part_of(tensor, name, given)) is not None:
-            shape = part.shape
-            blocks = _by_blocks(fill, shape)
-            if blocks is None or not isinstance(fill, Fill):
-                _write_shard(name, tensor, fill, seed, given)
+    def write(self) -> None:
+        seed = self._seed
+        stages: list[list[Values]] = [
+            []
+        ]  # other bases, then the first part of each, the second, ...
+        copies: list[tuple[Tensor, Tensor]] = []
+        sharded: list[Tensor] = []
+        for name, tensor, fill, given in self._others:
+            blocks: list[_Blocks] | None = None
+            shape = tuple(tensor.shape)
+            if (part := shard.part_of(tensor, name, given)) is not None:
+                shape = part.shape
+                blocks = _by_blocks(fill, shape)
+                if blocks is None or not isinstance(fill, Fill):
+                    _write_shard(name, tensor, fill, seed, given)
+                    continue
+                sharded.append(tensor)
+                pieces = part.pieces(shard.local(tensor), name)
+            elif isinstance(fill, Computed):
+                fill.write_(tensor, seed)
                 continue
-            sharded.append(tensor)
-            pieces = part.pieces(shard.local(tensor), name)
-        elif isinstance(fill, Computed):
-            fill.write_(tensor, seed)
-            continue
-        else:
-            if fill.parts and not tensor.is_contiguous():
-                contiguous = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-                copies.append((tensor, contiguous))
-                tensor = contiguous
-            pieces = [Piece(tensor, whole(shape))]
-        if (base := fill.base) is not None:
-            for view, which in pieces:
-                stages[0].append(Values(view, base, fill.stream or name, which, shape))
-        for place, its in enumerate(fill.parts):
-            stage = 0 if base is None else place + 1  # fused parts have no element in common
-            stages += [[]] if stage == len(stages) else []
-            if blocks is not None:
-                held = _held(pieces, blocks[place], its.own)
             else:
-                held = iter([Piece(its.region.on(tensor.detach()), its.which)])
-            stream = part_stream(fill, place, name)
-            of = its.region.sizes if its.own else shape
-            stages[stage] += [Values(v, its.fill, stream, which, of) for v, which in held]
-    write_values_(stages[0], seed, plain)
-    for values in stages[1:]:
-        write_values_(values, seed)
-    for tensor, copy in copies:
-        tensor.detach().copy_(copy)
-    for tensor in sharded:  # the local tensors have counters of their own
-        torch.autograd.graph.increment_version(tensor)
+                if fill.parts and not tensor.is_contiguous():
+                    contiguous = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+                    copies.append((tensor, contiguous))
+                    tensor = contiguous
+                pieces = [Piece(tensor, whole(shape))]
+            if (base := fill.base) is not None:
+                for view, which in pieces:
+                    stages[0].append(Values(view, base, fill.stream or name, which, shape))
+            for place, its in enumerate(fill.parts):
+                stage = 0 if base is None else place + 1  # fused parts have no element in common
+                stages += [[]] if stage == len(stages) else []
+                if blocks is not None:
+                    held = _held(pieces, blocks[place], its.own)
+                else:
+                    held = iter([Piece(its.region.on(tensor.detach()), its.which)])
+                stream = part_stream(fill, place, name)
+                of = its.region.sizes if its.own else shape
+                stages[stage] += [Values(v, its.fill, stream, which, of) for v, which in held]
+        write_values_(stages[0], seed, self._of_laws)
+        for values in stages[1:]:
+            write_values_(values, seed)
+        for tensor, copy in copies:
+            tensor.detach().copy_(copy)
+        for tensor in sharded:  # the local tensors have counters of their own
+            torch.autograd.graph.increment_version(tensor)
+
+
+def _check(entry: Entry) -> None:
+    """Raises unless an entry of more than one law can be written."""
+    name, tensor, fill, part = entry
+    ops.check_target(tensor, name, part)
+    if part is not None:
+        part.pieces(shard.local(tensor), name)
+    shape = tuple(tensor.shape) if part is None else part.shape
+    if isinstance(fill, Computed):
+        if fill.shape != shape:
+            raise ValueError(f"{name} has shape {shape}, but was recorded as {fill.shape}")
+        return
+    try:
+        check_shape(fill, shape)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise type(error)(f"{name}: {error}") from None
+    if tensor.is_complex() and not all(f.has_law for f in _fills(fill) if f.is_elementwise):
+        raise NotImplementedError(
+            f"{name} is complex, but steps and arange are of real values: {fill}"
+        )
 
 
 _Blocks = list[tuple[Strided, int]]
@@ -181,17 +212,6 @@ def _write_shard(
     name: str, tensor: Tensor, fill: Fill | Computed, seed: int, part: Part | None
 ) -> None:
     """What needs the full tensor: that is made, written, and its elements of this rank copied."""
-    shard.write_whole_(tensor, lambda full: _write([Entry(name, full, fill)], seed), part, name)
-
-
-def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    batch: list[Entry] = []
-    elements = 0
-    for entry in entries:
-        batch.append(entry)
-        elements += shard.local(entry.tensor).numel()
-        if elements >= BATCH:
-            yield batch
-            batch, elements = [], 0
-    if batch:
-        yield batch
+    shard.write_whole_(
+        tensor, lambda full: checked([Entry(name, full, fill)], seed).write(), part, name
+    )

@@ -19,7 +19,7 @@ from fastinit.plan.history import Made, View
 from fastinit.plan.names import named_buffers
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
-from fastinit.plan.write import Entry, Progress, check_entries, write_entries
+from fastinit.plan.write import Entry, Progress, checked
 from fastinit.record.built import check_shared, forget
 from fastinit.record.memories import META, Memory, memory_of
 from fastinit.record.model_record import MANY, ModelRecord, one_law
@@ -139,8 +139,7 @@ def write_recorded_(
     others = {memory: place_of(memory, device) for _, _, memory in record.others}
     related = _related(record, {*made, *others})
     others |= {memory: place_of(memory, device) for memory in related}
-    check_entries(entries)
-    write_entries(entries, plan.seed, progress)
+    checked(entries, plan.seed, progress).write()
     for memory in [*results, *[other for other in others if other not in made]]:
         like = made.get(memory)
         made[memory] = _computed(record, memory, like, others.get(memory, META))

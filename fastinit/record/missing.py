@@ -132,8 +132,8 @@ def fill_missing_(
         elif wanted:
             planned = [each for some in wanted for each in _planned(some, known, scope)]
             scope = scope._replace(only=_names_of_buffers(wanted, scope))
-            ready = prepared(known, model, planned, scope, place, dtype, "restore")
-            write_prepared_(known, model, ready, progress)
+            ready = prepared(known, model, planned, scope, place, dtype, "restore", progress)
+            write_prepared_(model, ready)
     noted = [each._replace(note=notes.get(id(each.item.tensor), each.note)) for each in found]
     return _audit(model, noted, ties, known, scope)
 

@@ -16,7 +16,7 @@ from fastinit.base.hooks import Uncopied
 from fastinit.base.text import listing
 from fastinit.plan import parameters
 from fastinit.plan.plan import Plan
-from fastinit.plan.write import Entry, write_entries
+from fastinit.plan.write import Entry, checked
 from fastinit.record.block import writes_recorded
 from fastinit.record.materialize import place_of, recorded_plan
 from fastinit.record.memories import memory_of
@@ -164,7 +164,7 @@ class _Stream(TorchFunctionMode):
         name, memory = self.names[id(parameter)], memory_of(parameter)
         assert memory is not None
         real = parameters.allocate(parameter, place_of(memory), parameter.dtype)
-        write_entries([Entry(name, real, self.plan[name])], self.plan.seed)
+        checked([Entry(name, real, self.plan[name])], self.plan.seed).write()
         factor = self.scale_of(parameter)
         if factor != 1.0:
             with torch.no_grad():
