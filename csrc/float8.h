@@ -23,6 +23,12 @@ struct Float8 {
   static constexpr uint32_t MAGIC = (uint32_t)(127 + 24 - BIAS - MANTISSA) << 23;
 };
 
+// Types whose values may be stored divided by a scale.
+template <class T>
+constexpr bool MAY_BE_SCALED = false;
+template <int M, int BIAS, bool ONE_ZERO>
+constexpr bool MAY_BE_SCALED<Float8<M, BIAS, ONE_ZERO>> = true;
+
 typedef Float8<3, 7, false> Float8E4m3fn;
 typedef Float8<2, 15, false> Float8E5m2;
 typedef Float8<3, 8, true> Float8E4m3fnuz;

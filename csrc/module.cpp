@@ -26,8 +26,8 @@ struct PreparedLaw {
   Params params;
 };
 
-PreparedLaw prepare(int law, int dtype, const std::array<float, 9>& p) {
-  return {law, dtype, {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8]}};
+PreparedLaw prepare(int law, int dtype, const std::array<float, 10>& p) {
+  return {law, dtype, {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9]}};
 }
 
 Window make_window(const PreparedLaw& law, uintptr_t data, uint64_t seed, uint64_t stream) {

@@ -91,13 +91,20 @@ struct Params {
   float x_mul, x_add;  // truncated normal: 2p - 1 from the centred word
   float t_mul;         // truncated normal: the nearer tail's probability from the distance to it
   float t_below, t_above;
+  float scale;  // what is stored is a value divided by this; constants, and lo and hi, are already
 };
+
+// What is stored of a value, before it is rounded.
+template <class L>
+FASTINIT_FN typename L::F stored(typename L::F v, const Params& p, bool scaled) {
+  return scaled ? L::div(v, L::set(p.scale)) : v;
+}
 
 // Uniform: u = (word >> 8) * 2^-24 in [0, 1); mul carries the 2^-24.
 template <class L>
-FASTINIT_FN typename L::F uniform(typename L::U word, const Params& p) {
+FASTINIT_FN typename L::F uniform(typename L::U word, const Params& p, bool scaled = false) {
   typename L::F v = L::fma(L::from_int(L::template shr<8>(word)), L::set(p.mul), L::set(p.add));
-  return L::min(L::max(v, L::set(p.lo)), L::set(p.hi));
+  return L::min(L::max(stored<L>(v, p, scaled), L::set(p.lo)), L::set(p.hi));
 }
 
 // Normal: Box-Muller, z = sqrt(-2 ln u) * (cosine, sine), u = (radius word + 1/2) * 2^-32.
@@ -188,7 +195,8 @@ struct Tail {
 };
 
 template <class L>
-FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p) {
+FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p,
+                                           bool scaled = false) {
   typename L::U centred = L::xor_bits(word, 0x80000000u);
   typename L::F x = L::fma(L::from_int(centred), L::set(p.x_mul), L::set(p.x_add));
   typename L::F t = L::fma(L::from_uint(L::not_unless_negative(word, x)), L::set(p.t_mul),
@@ -214,18 +222,20 @@ FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p) 
   z = L::mul(L::fma(z, l, L::set(0x1.40d92ep+0f)), x);
   z = L::template each<Tail>(l, x, z);
   z = L::fma(z, L::set(p.mul), L::set(p.add));
-  return L::min(L::max(z, L::set(p.lo)), L::set(p.hi));
+  return L::min(L::max(stored<L>(z, p, scaled), L::set(p.lo)), L::set(p.hi));
 }
 
 // ---------------------------------------------------------------------------------------------
-// A group: the L::BLOCKS blocks from an aligned counter on, through a law, in element order.
+// A group: the L::BLOCKS blocks from an aligned counter on, through a law, in element order. Only of what
+// MAY_BE_SCALED the scale is looked at.
 
 enum Law : int { UNIFORM = 0, NORMAL = 1, TRUNCATED_NORMAL = 2, CONSTANT = 3 };
 
-template <class L, int LAW>
+template <class L, int LAW, bool MAY_BE_SCALED = false>
 FASTINIT_FN void group(const Schedule& schedule, typename L::W block_lo, const Params& p,
                        typename L::F out[4 * L::BLOCKS / L::WIDTH]) {
   constexpr int VECTORS = 4 * L::BLOCKS / L::WIDTH;
+  const bool scaled = MAY_BE_SCALED && p.scale != 1.0f;
   typename L::W w[4];
   philox<L>(schedule, block_lo, w);
   if (LAW == NORMAL) {
@@ -235,8 +245,8 @@ FASTINIT_FN void group(const Schedule& schedule, typename L::W block_lo, const P
     for (int i = 0; i < VECTORS / 2; ++i) {
       typename L::F z[2];
       normal_pair<L>(radius_words[i], angle_words[i], z);
-      z[0] = L::fma(z[0], L::set(p.mul), L::set(p.add));
-      z[1] = L::fma(z[1], L::set(p.mul), L::set(p.add));
+      z[0] = stored<L>(L::fma(z[0], L::set(p.mul), L::set(p.add)), p, scaled);
+      z[1] = stored<L>(L::fma(z[1], L::set(p.mul), L::set(p.add)), p, scaled);
       L::zip(z, out + 2 * i);
     }
   } else {
@@ -244,6 +254,7 @@ FASTINIT_FN void group(const Schedule& schedule, typename L::W block_lo, const P
     L::in_order(w, words);
     FASTINIT_UNROLL
     for (int i = 0; i < VECTORS; ++i)
-      out[i] = LAW == UNIFORM ? uniform<L>(words[i], p) : truncated_normal<L>(words[i], p);
+      out[i] = LAW == UNIFORM ? uniform<L>(words[i], p, scaled)
+                              : truncated_normal<L>(words[i], p, scaled);
   }
 }

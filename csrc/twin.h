@@ -40,6 +40,7 @@ struct Twin {
   FASTINIT_FN F add(F x, F y) { return {L::add(x.a, y.a), L::add(x.b, y.b)}; }
   FASTINIT_FN F sub(F x, F y) { return {L::sub(x.a, y.a), L::sub(x.b, y.b)}; }
   FASTINIT_FN F mul(F x, F y) { return {L::mul(x.a, y.a), L::mul(x.b, y.b)}; }
+  FASTINIT_FN F div(F x, F y) { return {L::div(x.a, y.a), L::div(x.b, y.b)}; }
   FASTINIT_FN F fma(F x, F y, F z) { return {L::fma(x.a, y.a, z.a), L::fma(x.b, y.b, z.b)}; }
   FASTINIT_FN F fnma(F x, F y, F z) { return {L::fnma(x.a, y.a, z.a), L::fnma(x.b, y.b, z.b)}; }
   FASTINIT_FN F sqrt(F x) { return {L::sqrt(x.a), L::sqrt(x.b)}; }

@@ -18,6 +18,9 @@ bounds in standard deviations (``sigma=True``) and, keyword-only:
 ``part``
     :class:`fastinit.Part`: which elements of the full parameter the tensor holds. It gets the values
     that these have in the whole, and fans are those of the full shape. (A DTensor says it itself.)
+``scale``
+    of a float8 tensor: value / scale is stored, one float32 division, rounded once, and then rounded and
+    saturated as without a scale. (Of :func:`variance_scaling_` it is JAX's argument, another thing.)
 
 A number is any of Python's or NumPy's, or a tensor without dimensions, but no bool. What is none raises
 NumberTypeError (a TypeError and ValueError), and one out of range NumberRangeError (a ValueError and
@@ -131,6 +134,7 @@ def uniform_(
     seed: int | None = None,
     name: str | None = None,
     part: Part | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Fills with the uniform law on [a, b).
 
@@ -140,7 +144,7 @@ def uniform_(
         a, b: finite, a <= b; b itself is never drawn unless a == b, in no dtype. Of float16 and
             bfloat16, values that would round to b are the dtype's largest below it (of [0, 1) 0.024 %
             and 0.20 % of all), and where the dtype has no value in [a, b), all are the nearest to a.
-        generator, seed, name, part: as for :func:`normal_`.
+        generator, seed, name, part, scale: as for :func:`normal_`.
 
     Raises:
         NumberRangeError: bounds reversed, NaN, infinite or beyond the tensor's dtype; and as
@@ -148,9 +152,18 @@ def uniform_(
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(
-            uniform_, (tensor,), tensor, a=a, b=b, generator=generator, seed=seed, name=name
+            uniform_,
+            (tensor,),
+            tensor,
+            a=a,
+            b=b,
+            generator=generator,
+            seed=seed,
+            name=name,
+            part=part,
+            scale=scale,
         )
-    return draw_(tensor, laws.uniform(a, b), generator, seed, name, part)
+    return draw_(tensor, laws.uniform(a, b), generator, seed, name, part, scale)
 
 
 def normal_(
@@ -162,6 +175,7 @@ def normal_(
     seed: int | None = None,
     name: str | None = None,
     part: Part | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Fills with the normal law.
 
@@ -175,13 +189,18 @@ def normal_(
             stream.
         part: which elements of the full parameter these are; by default all. It needs a seed, as other
             ranks have to draw the same.
+        scale: of a float8 tensor, what values are divided by before they are rounded and stored: any
+            number in float32's range, rounded to float32; by default 1. The law is that of the values,
+            which are what is stored times the scale.
 
     Raises:
         TypeError: ``tensor`` is none, or a name or part has the wrong type.
         NumberTypeError: a number or seed that is none (``fastinit.base.number``).
-        NumberRangeError: std negative, NaN or infinite; mean NaN or infinite; a seed out of range.
+        NumberRangeError: std negative, NaN or infinite; mean NaN or infinite; a seed out of range;
+            a scale that is 0, negative, NaN or infinite.
         ValueError: both a seed and a generator; an UninitializedParameter; a part without a seed, of
-            another name than ``name``, or of another shape than the tensor's.
+            another name than ``name``, or of another shape than the tensor's; a scale, and the tensor is
+            none of 8 bits.
         NotImplementedError: an integer, bool, quantised or sparse tensor.
         RuntimeError: elements of the tensor that overlap; an inference tensor outside inference mode.
 
@@ -203,8 +222,9 @@ def normal_(
             seed=seed,
             name=name,
             part=part,
+            scale=scale,
         )
-    return draw_(tensor, laws.normal(mean, std), generator, seed, name, part)
+    return draw_(tensor, laws.normal(mean, std), generator, seed, name, part, scale)
 
 
 def trunc_normal_(
@@ -219,13 +239,14 @@ def trunc_normal_(
     seed: int | None = None,
     name: str | None = None,
     part: Part | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Fills with the normal law conditioned on [a, b].
 
     The values' own std is below ``std``; :func:`variance_scaling_` makes up for that.
 
     Args:
-        tensor, generator, seed, name, part: as for :func:`normal_`.
+        tensor, generator, seed, name, part, scale: as for :func:`normal_`.
         mean, std: of the normal law that is cut.
         a, b: the bounds, which may be infinite: values, whatever the std, as in torch; or, with
             ``sigma``, multiples of std, counted from the mean. No value is outside, in no dtype: one
@@ -241,14 +262,14 @@ def trunc_normal_(
     """
     make = laws.truncated_normal_by_sigma if sigma else laws.truncated_normal
     law = make(mean, std, a, b)
-    _, mean, std, a, b = law
+    mean, std, a, b = law.arguments
     if (mean < a - 2 * std or mean > b + 2 * std) and not tensor.is_meta:
         warnings.warn(
             "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
             "The values are all from the tail of the distribution.",
             stacklevel=2,
         )
-    return draw_(tensor, law, generator, seed, name, part)
+    return draw_(tensor, law, generator, seed, name, part, scale)
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:

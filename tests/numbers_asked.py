@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -54,6 +55,8 @@ def of_init(name: str, argument: str, **others: Any) -> Callable[[Any], Tensor]:
 
     def call(value: Any) -> Tensor:
         tensor = torch.full((4, 4, 3) if name in ("dirac_", "delta_orthogonal_") else (4, 4), 7.0)
+        if argument == "scale" and "scale" not in RANDOM[name]:
+            tensor = tensor.to(torch.float8_e5m2)
         before, state = tensor.clone(), torch.get_rng_state()
         given = {"seed": 3, **others, argument: value}
         if name == "dirac_":
@@ -61,7 +64,7 @@ def of_init(name: str, argument: str, **others: Any) -> Callable[[Any], Tensor]:
         try:
             return getattr(init, name)(tensor, **given)
         except Exception:
-            assert tensor.equal(before)
+            assert tensor.view(torch.uint8).equal(before.view(torch.uint8))
             assert torch.get_rng_state().equal(state)
             raise
 
@@ -112,6 +115,9 @@ def arguments_of_init() -> Iterator[tuple[str, Argument]]:
                     yield f"{key}[{place}]", Argument(of_pair, takes, named=f"fan[{place}]")
                 continue
             yield key, Argument(of_init(name, argument, **others), takes, optional=key in DEFAULTED)
+        if "scale" in inspect.signature(getattr(init, name)).parameters and "scale" not in its:
+            call = of_init(name, "scale")  # what a float8 tensor's values are divided by
+            yield f"fastinit.init.{name}:scale", Argument(call, positive, optional=True)
         call = of_init(name, "seed", **needed)
         yield (
             f"fastinit.init.{name}:seed",
@@ -341,6 +347,9 @@ ARGUMENTS |= {
         lambda v: Part((12, 6)).select(0, v),
         in_range(0, 12),
         whole=True,
+    ),
+    "fastinit.stream.laws.scaled:scale": Argument(
+        lambda v: laws.scaled(laws.normal(), v).scale, positive
     ),
     # statistics
     "fastinit.moments:correction": Argument(lambda v: moments(X, v), finite),

@@ -122,6 +122,7 @@ def expected(fill: Fill) -> bytes:
 
 def every_fill(windows: Sequence[str] = tuple(WINDOWS)) -> list[Fill]:
     laws_and_dtypes = [*product(LAWS, laws.DTYPES), *product(LAWS[1:2], FLOAT8)]
+    laws_and_dtypes += zip((laws.scaled(law, 0.3) for law in LAWS), FLOAT8)
     return [Fill(w, law, dtype) for w in windows for law, dtype in laws_and_dtypes]
 
 

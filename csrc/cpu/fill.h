@@ -63,7 +63,7 @@ struct Source {
  private:
   void edge(T* to, uint32_t block_lo) {
     Edge::F v[4 * Edge::BLOCKS / Edge::WIDTH];
-    group<Edge, LAW>(schedule, Edge::counters(block_lo), params, v);
+    group<Edge, LAW, MAY_BE_SCALED<T>>(schedule, Edge::counters(block_lo), params, v);
     Edge::store(to, v);
   }
 
@@ -73,7 +73,7 @@ struct Source {
     Wide::W counters = Wide::counters(block_lo);
     for (int64_t i = 0; i < groups; ++i) {
       Wide::F v[4 * Wide::BLOCKS / Wide::WIDTH];
-      group<Wide, LAW>(s, counters, p, v);
+      group<Wide, LAW, MAY_BE_SCALED<T>>(s, counters, p, v);
       Wide::store(to, v);
       counters = Wide::plus(counters, Wide::BLOCKS);
       to += 4 * Wide::BLOCKS;

@@ -29,6 +29,7 @@ struct Avx2Lane {
   FASTINIT_FN F add(F a, F b) { return _mm256_add_ps(a, b); }
   FASTINIT_FN F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   FASTINIT_FN F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  FASTINIT_FN F div(F a, F b) { return _mm256_div_ps(a, b); }
   FASTINIT_FN F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   FASTINIT_FN F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
   FASTINIT_FN F sqrt(F a) { return _mm256_sqrt_ps(a); }

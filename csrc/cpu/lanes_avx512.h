@@ -30,6 +30,7 @@ struct Avx512Lane {
   FASTINIT_FN F add(F a, F b) { return _mm512_add_ps(a, b); }
   FASTINIT_FN F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   FASTINIT_FN F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  FASTINIT_FN F div(F a, F b) { return _mm512_div_ps(a, b); }
   FASTINIT_FN F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   FASTINIT_FN F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
   FASTINIT_FN F sqrt(F a) { return _mm512_sqrt_ps(a); }

@@ -36,6 +36,7 @@ struct ScalarLane {
   FASTINIT_FN F add(F a, F b) { return a + b; }
   FASTINIT_FN F sub(F a, F b) { return a - b; }
   FASTINIT_FN F mul(F a, F b) { return a * b; }
+  FASTINIT_FN F div(F a, F b) { return a / b; }
   FASTINIT_FN F fma(F a, F b, F c) { return __builtin_fmaf(a, b, c); }
   FASTINIT_FN F fnma(F a, F b, F c) { return __builtin_fmaf(-a, b, c); }
   FASTINIT_FN F sqrt(F a) { return __builtin_sqrtf(a); }

@@ -12,7 +12,7 @@ FASTINIT_FN void draw(const Schedule& schedule, typename CudaLane<2 * N>::W coun
     for (int i = 0; i < N; ++i) out[i] = Stored<T>::all(constant);
   } else {
     typename CudaLane<2 * N>::F f[2];
-    group<CudaLane<2 * N>, LAW>(schedule, counters, params, f);
+    group<CudaLane<2 * N>, LAW, MAY_BE_SCALED<T>>(schedule, counters, params, f);
     const auto value = [&](int i) { return f[i / (2 * N)].v[i % (2 * N)]; };
     FASTINIT_UNROLL
     for (int i = 0; i < N; ++i)

@@ -128,6 +128,9 @@ struct CudaLane {
   FASTINIT_FN F sub(F a, F b) {
     return map<F>([&](int i) { return __fsub_rn(a.v[i], b.v[i]); });
   }
+  FASTINIT_FN F div(F a, F b) {
+    return map<F>([&](int i) { return __fdiv_rn(a.v[i], b.v[i]); });
+  }
   FASTINIT_FN F sqrt(F a) {
     return map<F>([&](int i) { return __fsqrt_rn(a.v[i]); });
   }

@@ -83,6 +83,8 @@ struct Stored<double> {
 struct Byte {
   uint8_t bits;
 };
+template <>
+constexpr bool MAY_BE_SCALED<Byte> = true;
 
 template <class T>  // one of Float8
 FASTINIT_FN uint32_t four_bytes(float a, float b, float c, float d, T) {

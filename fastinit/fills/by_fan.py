@@ -24,6 +24,7 @@ def xavier_uniform_(
     name: str | None = None,
     fan: Fans | None = None,
     part: Part | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Fills with the uniform law of std gain * sqrt(2 / (fan_in + fan_out)): Glorot & Bengio 2010.
 
@@ -31,7 +32,7 @@ def xavier_uniform_(
         tensor: at least 2-D, unless ``fan`` is given: [out, in, ...], trailing sizes count for both
             fans.
         gain: see :func:`fastinit.fills.fans.calculate_gain`.
-        generator, seed, name, part: as for :func:`fastinit.init.normal_`.
+        generator, seed, name, part, scale: as for :func:`fastinit.init.normal_`.
         fan: (fan_in, fan_out), by default from the shape.
 
     Raises:
@@ -39,7 +40,7 @@ def xavier_uniform_(
         NumberRangeError: a gain that is negative, NaN or infinite.
     """
     std = fans.xavier_std(_fans(tensor, fan, part), gain)
-    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name, part)
+    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name, part, scale)
 
 
 def xavier_normal_(
@@ -51,13 +52,14 @@ def xavier_normal_(
     name: str | None = None,
     fan: Fans | None = None,
     part: Part | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Fills with the normal law of std gain * sqrt(2 / (fan_in + fan_out)): Glorot & Bengio 2010.
 
     Arguments and errors are those of :func:`xavier_uniform_`.
     """
     std = fans.xavier_std(_fans(tensor, fan, part), gain)
-    return draw_(tensor, laws.normal(0.0, std), generator, seed, name, part)
+    return draw_(tensor, laws.normal(0.0, std), generator, seed, name, part, scale)
 
 
 def kaiming_uniform_(
@@ -71,6 +73,7 @@ def kaiming_uniform_(
     name: str | None = None,
     fan: Fans | None = None,
     part: Part | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Fills with the uniform law of std gain(nonlinearity, a) / sqrt(fan): He et al. 2015.
 
@@ -81,7 +84,7 @@ def kaiming_uniform_(
         mode: "fan_in" keeps the variance of activations, "fan_out" of gradients; case does
             not matter.
         nonlinearity: see :func:`fastinit.fills.fans.calculate_gain`.
-        generator, seed, name, part: as for :func:`fastinit.init.normal_`.
+        generator, seed, name, part, scale: as for :func:`fastinit.init.normal_`.
         fan: (fan_in, fan_out), by default from the shape.
 
     Raises:
@@ -105,12 +108,13 @@ def kaiming_uniform_(
             name=name,
             fan=fan,
             part=part,
+            scale=scale,
         )
     if 0 in full_shape(tensor, part):
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     std = fans.kaiming_std(_fans(tensor, fan, part), a, mode, nonlinearity)
-    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name, part)
+    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name, part, scale)
 
 
 def kaiming_normal_(
@@ -124,6 +128,7 @@ def kaiming_normal_(
     name: str | None = None,
     fan: Fans | None = None,
     part: Part | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Fills with the normal law of std gain(nonlinearity, a) / sqrt(fan): He et al. 2015.
 
@@ -133,7 +138,7 @@ def kaiming_normal_(
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     std = fans.kaiming_std(_fans(tensor, fan, part), a, mode, nonlinearity)
-    return draw_(tensor, laws.normal(0.0, std), generator, seed, name, part)
+    return draw_(tensor, laws.normal(0.0, std), generator, seed, name, part, scale)
 
 
 def variance_scaling_(
@@ -177,6 +182,7 @@ def lecun_normal_(
     name: str | None = None,
     fan: Fans | None = None,
     part: Part | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Fills with a truncated normal of variance 1 / fan_in: LeCun et al. 1998, for selu.
 
@@ -184,7 +190,7 @@ def lecun_normal_(
     there.
     """
     law = fans.variance_scaling(_fans(tensor, fan, part), 1.0, "fan_in", "truncated_normal")
-    return draw_(tensor, law, generator, seed, name, part)
+    return draw_(tensor, law, generator, seed, name, part, scale)
 
 
 def lecun_uniform_(
@@ -195,13 +201,14 @@ def lecun_uniform_(
     name: str | None = None,
     fan: Fans | None = None,
     part: Part | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Fills with the uniform law of variance 1 / fan_in: LeCun et al. 1998.
 
     :func:`variance_scaling_` with distribution "uniform"; arguments and errors are there.
     """
     law = fans.variance_scaling(_fans(tensor, fan, part), 1.0, "fan_in", "uniform")
-    return draw_(tensor, law, generator, seed, name, part)
+    return draw_(tensor, law, generator, seed, name, part, scale)
 
 
 def _fans(tensor: Tensor, fan: Fans | None, part: Part | None) -> Fans:

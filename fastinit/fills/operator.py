@@ -123,7 +123,8 @@ def fill_(
         torch.ops.fastinit.fill_(
             tensor,
             law.kind,
-            [law.p0, law.p1, law.p2, law.p3],  # torch 2.6 traces no slice of a named tuple
+            # torch 2.6 traces no slice of a named tuple
+            [law.p0, law.p1, law.p2, law.p3, law.scale],
             keys.signed(seed) if seed is not None else None,
             keys.signed(stream),
             generator,

@@ -13,6 +13,7 @@ from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part, check_part
 from fastinit.fills import operator as ops
+from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id
 from fastinit.stream.laws import Law
 
@@ -30,12 +31,16 @@ def draw_(
     seed: int | None,
     name: str | None,
     part: Part | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """``ops.fill_`` with the stream of ``name``; to be called by the public function itself."""
     if getattr(tensor, "requires_grad", False) and _is_computed(tensor):
         warn_if_lost(tensor, stacklevel=4)
     if part is not None:
         name = name_of(name, part)
+    if scale is not None:
+        law = laws.scaled(law, scale)
+        laws.check_scalable(law, tensor.dtype)
     return ops.fill_(
         tensor,
         law,

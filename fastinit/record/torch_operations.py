@@ -211,6 +211,8 @@ def fill_of(
         if given["seed"] is not None or given["strides"] is not None:
             return None
         law = laws.Law(given["kind"], *given["parameters"])
+        if law.scale != 1.0:
+            return None  # a Fill is of values, not of quotients
         return law_fill(law.name, *law.arguments)
     if not args[0].is_floating_point():
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal, localcontext
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ class Params(NamedTuple):
     t_mul: float = 0.0
     t_below: float = 0.0
     t_above: float = 0.0
+    scale: float = 1.0
 
 
 class Kind(NamedTuple):
@@ -50,7 +52,8 @@ class Kind(NamedTuple):
     check: Callable[..., None]
     """Of ``*p``. Raises NumberRangeError unless they are a law."""
     kernel_params: Callable[..., Params]
-    """Of (dtype, ``*p``): what a kernel takes, for a tensor of the dtype."""
+    """Of (dtype, scale, ``*p``): what a kernel takes, for a tensor of the dtype that stores values
+    divided by the scale."""
     moments: Callable[..., tuple[float, float]]
     """Of ``*p``: mean and standard deviation."""
     affine: Callable[..., Sequence[float]]
@@ -70,20 +73,34 @@ def _check_uniform(a: float, b: float) -> None:
         )
 
 
-def _uniform_params(dtype: torch.dtype, a: float, b: float) -> Params:
-    if max(abs(a), abs(b)) > torch.finfo(dtype).max:
-        raise NumberRangeError(f"uniform_ expects bounds within {dtype}, but got a={a}, b={b}")
-    lo, hi = round_up(a, dtype), below(b, dtype)
+def _over(value: float, scale: float) -> float:
+    """The quotient, exactly: a Fraction, unless there is nothing to divide."""
+    if scale == 1.0 or not math.isfinite(value):
+        return value
+    return Fraction(value) / Fraction(scale)  # type: ignore[return-value]  # which is compared as one
+
+
+def _said(scale: float) -> str:
+    return f", scale={scale}" if scale != 1.0 else ""
+
+
+def _uniform_params(dtype: torch.dtype, scale: float, a: float, b: float) -> Params:
+    low, high = _over(a, scale), _over(b, scale)
+    if max(abs(low), abs(high)) > torch.finfo(dtype).max:
+        said = f"a={a}, b={b}{_said(scale)}"
+        raise NumberRangeError(f"uniform_ expects bounds within {dtype}, but got {said}")
+    lo, hi = round_up(low, dtype), below(high, dtype)
     if lo > hi:  # nothing representable in [a, b): the nearest value
-        lo = hi = nearest(a, dtype)
+        lo = hi = nearest(low, dtype)
     first, width = float32(a), float32(float32(b) - float32(a))
-    return Params(float32(width * 2.0**-24), first, lo, hi or -0.0)
+    return Params(float32(width * 2.0**-24), first, lo, hi or -0.0, scale=scale)
 
 
-def _constant_params(dtype: torch.dtype, value: float) -> Params:
-    if dtype in FLOAT8 and abs(value) > torch.finfo(dtype).max:
-        raise NumberRangeError(f"constant_ expects a value within {dtype}, but got {value}")
-    return Params(0.0, float32(value))
+def _constant_params(dtype: torch.dtype, scale: float, value: float) -> Params:
+    if dtype in FLOAT8 and abs(_over(value, scale)) > torch.finfo(dtype).max:
+        said = f"{value}{_said(scale)}"
+        raise NumberRangeError(f"constant_ expects a value within {dtype}, but got {said}")
+    return Params(0.0, float32(float32(value) / scale))  # once more is not to be seen: 53 > 2 * 24
 
 
 def check_normal(mean: float, std: float, function: str = "normal_") -> None:
@@ -117,13 +134,14 @@ def check_window(a: float, b: float) -> None:
 
 
 def _truncated_normal_params(
-    dtype: torch.dtype, mean: float, std: float, a: float, b: float
+    dtype: torch.dtype, scale: float, mean: float, std: float, a: float, b: float
 ) -> Params:
-    lo, hi = round_up(a, dtype), round_down(b, dtype)
+    low, high = _over(a, scale), _over(b, scale)
+    lo, hi = round_up(low, dtype), round_down(high, dtype)
     if lo > hi:
-        lo = hi = nearest(a, dtype)
+        lo = hi = nearest(low, dtype)
     if std == 0.0 or a == b:  # one value; the quantile still wants a probability, any one in (0, 1)
-        value = min(max(float32(min(max(mean, a), b)), lo), hi)
+        value = min(max(float32(float32(min(max(mean, a), b)) / scale), lo), hi)
         return Params(0.0, value, t_below=0.5, t_above=0.5)
     alpha, beta = (a - mean) / std, (b - mean) / std
     below_a, above_a = normal_tail(-alpha), normal_tail(alpha)
@@ -143,6 +161,7 @@ def _truncated_normal_params(
         t_mul=step,
         t_below=float32(below_a + mass * 2.0**-33),
         t_above=float32(above_b + mass * 2.0**-33),
+        scale=scale,
     )
 
 
@@ -220,7 +239,9 @@ KINDS = (
         ("mean", "std"),
         "normal",
         check_normal,
-        kernel_params=lambda dtype, mean, std: Params(float32(std), float32(mean)),
+        kernel_params=lambda dtype, scale, mean, std: Params(
+            float32(std), float32(mean), scale=scale
+        ),
         moments=lambda mean, std: (mean, std),
         affine=lambda factor, shift, mean, std: (factor * mean + shift, abs(factor) * std),
         halved=lambda mean, std: (mean, std * HALF),

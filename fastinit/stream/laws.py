@@ -20,7 +20,7 @@ import torch
 
 from fastinit.base import number
 from fastinit.stream.kinds import KINDS, Params, check_normal, check_window
-from fastinit.stream.rounding import FLOAT8
+from fastinit.stream.rounding import FLOAT8, float32
 
 UNIFORM, NORMAL, TRUNCATED_NORMAL, CONSTANT = range(len(KINDS))
 """The codes that kernels know a law by: its row in ``KINDS``."""
@@ -44,7 +44,8 @@ _traced = torch.compiler.is_dynamo_compiling
 class Law(NamedTuple):
     """A distribution with its parameters: ``kind`` (a code above) and up to four numbers.
 
-    uniform: a, b. normal: mean, std. truncated_normal: mean, std, a, b. constant: value.
+    uniform: a, b. normal: mean, std. truncated_normal: mean, std, a, b. constant: value. ``scale`` is
+    what values are divided by where they are stored (:func:`scaled`).
     """
 
     kind: int
@@ -52,6 +53,7 @@ class Law(NamedTuple):
     p1: float = 0.0
     p2: float = 0.0
     p3: float = 0.0
+    scale: float = 1.0
 
     @property
     def name(self) -> str:
@@ -84,8 +86,10 @@ class Law(NamedTuple):
             NumberRangeError: as the constructor, of the new parameters.
         """
         if factor == 0.0 and self.kind != CONSTANT:
-            return constant(shift)
-        return make(self.name, *KINDS[self.kind].affine(factor, shift, *self.arguments))
+            made = constant(shift)
+        else:
+            made = make(self.name, *KINDS[self.kind].affine(factor, shift, *self.arguments))
+        return made._replace(scale=self.scale) if self.scale != 1.0 else made
 
     def split_complex(self) -> Law:
         """The law of the real and of the imaginary part of a complex value with this law's variance.
@@ -93,7 +97,7 @@ class Law(NamedTuple):
         As ``torch.Tensor.normal_`` does for complex tensors: each part has half the variance, and the
         mean. (torch's complex ``uniform_`` forgets to halve it.)
         """
-        return Law(self.kind, *KINDS[self.kind].halved(*self.arguments))
+        return Law(self.kind, *KINDS[self.kind].halved(*self.arguments))._replace(scale=self.scale)
 
     def __str__(self) -> str:
         return KINDS[self.kind].text.format(*self.arguments)
@@ -160,6 +164,18 @@ def constant(value: float) -> Law:
     return Law(CONSTANT, _number("value", value))
 
 
+def scaled(law: Law, scale: float) -> Law:
+    """The law, of whose values value / scale is stored: one float32 division, rounded once.
+
+    Args:
+        scale: positive, within float32's range and rounded to it.
+
+    Raises:
+        NumberTypeError, NumberRangeError: it is no such number.
+    """
+    return law._replace(scale=number.positive("scale", scale))
+
+
 def _checked(kind: int, *parameters: float) -> Law:
     KINDS[kind].check(*parameters)
     return Law(kind, *parameters)
@@ -181,11 +197,20 @@ def kernel_params(law: Law, dtype: torch.dtype) -> Params:
 
     ``lo`` and ``hi`` are the dtype's first and last value in the law's interval. Rounding is monotonic:
     clamped to them before, no other values change than those that would be rounded out of the interval.
+    Of a scaled law they are quotients, so that what is stored, times the scale, is in the interval.
     Of two zeros a backend's ``max`` may give either. ``lo`` is never -0.0 and ``hi`` never 0.0: then
     all ways of clamping agree.
 
     Raises:
         NumberRangeError: uniform bounds beyond the dtype, as ``torch.Tensor.uniform_`` does: there is
             nothing between its largest value and them.
+        ValueError: values are to be divided by a scale, and the dtype is none of 8 bits.
     """
-    return KINDS[law.kind].kernel_params(dtype, *law.arguments)
+    check_scalable(law, dtype)
+    return KINDS[law.kind].kernel_params(dtype, float32(law.scale), *law.arguments)
+
+
+def check_scalable(law: Law, dtype: torch.dtype) -> None:
+    """Raises ValueError for a law that is scaled, unless a tensor of the dtype may be."""
+    if law.scale != 1.0 and dtype not in FLOAT8:
+        raise ValueError(f"scale is for float8 dtypes, but got scale={law.scale} and {dtype}")

@@ -131,9 +131,14 @@ def xor_sign(value: Tensor, word: Tensor) -> Tensor:
 # --- laws ------------------------------------------------------------------------------------------
 
 
+def stored(value: Tensor, p: Params) -> Tensor:
+    # By a tensor: torch may multiply by the reciprocal of a number.
+    return value / torch.full_like(value, p.scale) if p.scale != 1.0 else value
+
+
 def uniform(word: Tensor, p: Params) -> Tensor:
     v = fma(from_int(word >> 8), p.mul, p.add)
-    return minimum(maximum(v, p.lo), p.hi)
+    return minimum(maximum(stored(v, p), p.lo), p.hi)
 
 
 KAPPA = 7291 / 8192
@@ -214,11 +219,11 @@ def truncated_normal(word: Tensor, p: Params) -> Tensor:
     z = fma(z, ell, h("0x1.40d92ep+0")) * x
     z = torch.where(ell > TAIL, tail_quantile(ell) * x, z)
     z = fma(z, p.mul, p.add)
-    return minimum(maximum(z, p.lo), p.hi)
+    return minimum(maximum(stored(z, p), p.lo), p.hi)
 
 
 def values(kind: int, p: Params, seed: int, stream: int, index: Tensor) -> Tensor:
-    """The values of some elements of a stream, before they are rounded to a dtype.
+    """The values of some elements of a stream, divided by the scale, before they are rounded to a dtype.
 
     Args:
         kind: the code of a law, but CONSTANT (``fastinit.stream.laws``); p: its parameters.
@@ -235,7 +240,7 @@ def values(kind: int, p: Params, seed: int, stream: int, index: Tensor) -> Tenso
         pair = torch.stack((place & 2, place | 1), -1)
         radius_word, angle_word = w.gather(-1, pair).unbind(-1)
         z0, z1 = normal_pair(radius_word, angle_word)
-        return fma(torch.where(place & 1 == 0, z0, z1), p.mul, p.add)
+        return stored(fma(torch.where(place & 1 == 0, z0, z1), p.mul, p.add), p)
     word = w.gather(-1, place.unsqueeze(-1)).squeeze(-1)
     return uniform(word, p) if kind == UNIFORM else truncated_normal(word, p)
 

@@ -86,7 +86,7 @@ REQUEST = np.dtype(
         ("data", "u8"),
         ("law", "i4"),
         ("dtype", "i4"),
-        ("params", "f4", 9),
+        ("params", "f4", 10),
         *((name, "u8") for name in ("seed", "stream", "offset")),
         ("dims", "i4"),
         *((name, "i8", 8) for name in ("size", "local", "global")),

@@ -34,10 +34,10 @@ bool same(uint32_t word, const Params& p) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 10) return 2;
-  float x[9];
-  for (int i = 0; i < 9; ++i) x[i] = strtof(argv[i + 1], nullptr);
-  const Params p = {x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8]};
+  if (argc != 11) return 2;
+  float x[10];
+  for (int i = 0; i < 10; ++i) x[i] = strtof(argv[i + 1], nullptr);
+  const Params p = {x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8], x[9]};
   const uint64_t threads = std::max(1u, std::thread::hardware_concurrency()), all = 1ull << 31;
   std::atomic<int64_t> others{0};
   std::vector<std::thread> pool;

@@ -55,6 +55,7 @@ struct alignas(16) double2 {
 #define __fadd_rn(a, b) ((a) + (b))
 #define __fsub_rn(a, b) ((a) - (b))
 #define __fmul_rn(a, b) ((a) * (b))
+#define __fdiv_rn(a, b) ((a) / (b))
 #define __fmaf_rn __builtin_fmaf
 #define __fsqrt_rn __builtin_sqrtf
 #define fminf(a, b) cuda_min(a, b)

@@ -89,7 +89,7 @@ def test_variance_scaling_modes() -> None:
 def test_every_distribution_has_the_std_asked_for() -> None:
     # Against SciPy's moments of the laws; 1e-9 is what its truncated normal is good for.
     law = fans.variance_scaling((4, 9), 2.0, "fan_out", "truncated_normal")
-    _, mean, std, a, b = law
+    mean, std, a, b = law.arguments
     assert stats.truncnorm.std(a / std, b / std, mean, std) == pytest.approx(
         math.sqrt(2 / 9), rel=1e-9
     )

@@ -35,7 +35,7 @@ def arguments() -> list[str]:
     words = []
     for name, (a, b) in WINDOWS.items():
         law = laws.truncated_normal(0.0, 1.0, a, b)
-        numbers = (*law[1:], *laws.kernel_params(law, torch.float32))
+        numbers = (*law.arguments, *laws.kernel_params(law, torch.float32))
         words += [name, *(number.hex() for number in numbers)]
     return words
 

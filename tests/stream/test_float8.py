@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from same_bits import ISAS, bits, forced
+from same_bits import ISAS, TRITON, bits, forced
 from torch import Tensor
 
 import fastinit
@@ -98,6 +99,75 @@ def test_every_value_and_every_tie_is_rounded_where_values_are_drawn(
         for row, value in zip(got, wanted.tolist()):
             fill_(row, laws.normal(value, 0.0), seed=0)
     assert bits(got).equal(bits(saturated(wanted[:, None].expand(-1, 40).contiguous(), dtype)))
+
+
+# Any number, powers of two, and such that quotients are denormal, or infinite but for saturation.
+SCALES = (0.3, 2.0**-6, 448.0, 3e38, 2.0**-126)
+
+
+@pytest.mark.parametrize("build", ["reference", *ISAS, *TRITON])
+def test_a_scale_divides_exactly(build: str) -> None:
+    n = 3000
+    for dtype, scale in itertools.product(FLOAT8, SCALES):
+        with forced(build):
+            wide = init.normal_(torch.empty(n), 0.1, 2.0, seed=1)
+            got = init.normal_(torch.empty(n, dtype=dtype), 0.1, 2.0, seed=1, scale=scale)
+        quotients = wide / torch.full_like(wide, scale)
+        assert bits(got).equal(bits(saturated(quotients, dtype))), (dtype, scale)
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_what_is_stored_times_the_scale_is_in_the_law_s_interval(dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    for scale in (0.011, 0.37, 0.5, 12.0):
+        a, b = -3.0, 4.0
+        held = Fraction(float(torch.tensor(scale)))
+        for write in (init.uniform_, init.trunc_normal_):
+            got = torch.empty(20_000, dtype=dtype)
+            if max(-a, b) / scale > most and write is init.uniform_:
+                with pytest.raises(ValueError, match=r"bounds within .*scale="):
+                    write(got, a=a, b=b, seed=0, scale=scale)
+                continue
+            values = [
+                Fraction(v) * held
+                for v in write(got, a=a, b=b, seed=0, scale=scale).float().unique().tolist()
+            ]
+            assert a <= min(values)
+            assert max(values) < b or (write is not init.uniform_ and max(values) == b)
+            finite = [Fraction(v) * held for v in finite_values(dtype).tolist()]
+            assert min(values) == min(v for v in finite if v >= a)  # and none is left out
+    got = fill_(torch.empty(3, dtype=dtype), laws.scaled(laws.constant(1.0), 0.3), seed=0)
+    assert bits(got).equal(bits(saturated(torch.ones(3) / torch.full((3,), 0.3), dtype)))
+    with pytest.raises(ValueError, match=r"constant_ expects a value within .*scale="):
+        fill_(got, laws.scaled(laws.constant(most), 0.3), seed=0)
+
+
+def test_scales_are_for_8_bits_and_nothing_is_written_otherwise() -> None:
+    for dtype in (*laws.DTYPES, torch.complex64, torch.int8):
+        tensor = torch.zeros(4, dtype=dtype)
+        state = torch.get_rng_state()
+        for target in (tensor, tensor.to("meta")):
+            with pytest.raises(ValueError, match=f"scale is for float8 .* {dtype}"):
+                init.kaiming_normal_(target, fan=(1, 1), scale=2.0)
+        with pytest.raises((ValueError, NotImplementedError)):
+            fill_(tensor, laws.scaled(laws.normal(), 2.0))
+        assert not tensor.any()
+        assert torch.get_rng_state().equal(state)
+
+
+def test_a_constructor_with_a_scale_is_recorded_as_it_runs() -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            held = torch.empty(30, 20, dtype=torch.float8_e4m3fn)
+            self.weight = torch.nn.Parameter(init.normal_(held, scale=0.01), requires_grad=False)
+
+    with fastinit.deferred(seed=0):
+        model = Scaled()
+    fastinit.materialize_(model)
+    assert model.weight.float().square().mean().sqrt() == pytest.approx(
+        100.0, rel=0.15
+    )  # 6 of 1/sqrt(2n)
 
 
 @pytest.mark.parametrize("dtype", FLOAT8)

@@ -63,7 +63,7 @@ def test_a_word_of_the_stream_is_a_word_of_philox() -> None:
 
 
 def known_answers() -> Iterator[dict[str, str]]:
-    for name in ("stream.csv", "float8.csv"):
+    for name in ("stream.csv", "float8.csv", "float8_scaled.csv"):
         with (VECTORS / name).open(newline="") as file:
             yield from csv.DictReader(file)
 
@@ -84,6 +84,7 @@ def test_known_answers(name: str, step: int) -> None:
             law = Law(
                 laws.CODES[line["law"]],
                 *(float.fromhex(p) for p in line["parameters"].split()),
+                scale=float.fromhex(line.get("scale", "0x1p+0")),
             )
             words = line["bits"].split()
             tensor = torch.empty(len(words), dtype=getattr(torch, line["dtype"]))
@@ -94,7 +95,7 @@ def test_known_answers(name: str, step: int) -> None:
             mask = (1 << 4 * digits) - 1
             integers = tensor.view(INTEGERS[tensor.element_size()]).tolist()
             assert [f"{word & mask:0{digits}x}" for word in integers] == words, line
-        assert count == math.ceil(500 / step)
+        assert count == math.ceil(580 / step)
 
 
 EVERYWHERE = (*ISAS, *TRITON)
@@ -157,6 +158,11 @@ EXTREME = [
     *((torch.float32, laws.normal(0.0, std)) for std in (1e-45, 1e-40, 2e38)),
     *((torch.float64, laws.normal(0.0, std)) for std in (1e-45, 2e38)),
     *((dtype, laws.uniform(-1.0, 1.0)) for dtype in laws.WRITTEN),
+    *(
+        (dtype, laws.scaled(law, scale))
+        for dtype, scale in zip(FLOAT8, (0.3, 2.0**-7, 2.0**-126, 3e38))
+        for law in (laws.normal(1.0, scale), laws.truncated_normal(0.0, scale, -scale, scale))
+    ),
     *((dtype, laws.uniform(-1e-50, 1e-44)) for dtype in laws.DTYPES),
     *((torch.float32, laws.uniform(-x, 2 * x)) for x in (1e-45, 1e-40, 1e-32, 1e38)),
 ]

@@ -1,18 +1,21 @@
-"""Makes stream.csv and float8.csv: known answers of the number stream, version 1, from the reference.
+"""Makes the tables beside it: known answers of the number stream, version 1, from the reference.
 
 The files are frozen: a change of any bit is a new version of the stream, with files of its own. So
 this program is run by hand, once for each version, and no test runs it:
 
     python tests/vectors/make_vectors.py > tests/vectors/stream.csv
     python tests/vectors/make_vectors.py float8 > tests/vectors/float8.csv
+    python tests/vectors/make_vectors.py float8_scaled > tests/vectors/float8_scaled.csv
 
 One line a case: law, parameters, dtype, seed, stream, index of the first element, and the values of
-16 elements from there on as the hexadecimal bits of the dtype. Parameters are hexadecimal floats.
+16 elements from there on as the hexadecimal bits of the dtype. Parameters are hexadecimal floats, as is
+the scale that values are divided by.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,7 +25,7 @@ import torch
 from fastinit.stream import laws, reference
 from fastinit.stream.keys import stream_id
 from fastinit.stream.laws import Law
-from fastinit.stream.rounding import FLOAT8, rounded
+from fastinit.stream.rounding import FLOAT8, float32, rounded
 
 COUNT = 16
 LAWS = (
@@ -63,10 +66,18 @@ def of_dtypes(
                 yield law, dtype, seed, stream, STARTS[-1]
 
 
+def scaled() -> Iterator[tuple[Law, torch.dtype, int, int, int]]:
+    """A scale for each key: any number, and a power of two."""
+    for case, scale in zip(of_dtypes(FLOAT8), itertools.cycle((float32(0.3), 2.0**-5))):
+        yield (laws.scaled(case[0], scale), *case[1:])
+
+
 def main() -> None:
     lines = csv.writer(sys.stdout, lineterminator="\n")
-    lines.writerow(("law", "parameters", "dtype", "seed", "stream", "start", "bits"))
-    asked = of_dtypes(FLOAT8) if sys.argv[1:] == ["float8"] else cases()
+    made = sys.argv[1:]
+    columns = ["law", "parameters", "dtype", "seed", "stream", "start", "bits"]
+    lines.writerow(columns + ["scale"] * (made == ["float8_scaled"]))
+    asked = cases() if not made else scaled() if made == ["float8_scaled"] else of_dtypes(FLOAT8)
     for law, dtype, seed, stream, start in asked:
         index = torch.arange(start, start + COUNT)
         params = laws.kernel_params(law, dtype)
@@ -76,7 +87,8 @@ def main() -> None:
         parameters = " ".join(p.hex() for p in law.parameters.values())
         bits = " ".join(f"{w:0{digits}x}" for w in words)
         name = str(dtype).removeprefix("torch.")
-        lines.writerow((law.name, parameters, name, f"{seed:x}", f"{stream:x}", start, bits))
+        line = [law.name, parameters, name, f"{seed:x}", f"{stream:x}", start, bits]
+        lines.writerow(line + [law.scale.hex()] * (law.scale != 1.0))
 
 
 if __name__ == "__main__":

@@ -134,10 +134,15 @@ def xor_sign(value, word):
 
 
 @triton.jit
-def uniform(word, p):
-    mul, add, lo, hi, _, _, _, _, _ = p
+def stored(v, scale, SCALED: tl.constexpr):
+    return tl.div_rn(v, set_(v, scale)) if SCALED else v
+
+
+@triton.jit
+def uniform(word, p, SCALED: tl.constexpr):
+    mul, add, lo, hi, _, _, _, _, _, scale = p
     v = tl.fma(from_int(word >> 8), mul, add)
-    return minimum(maximum(v, lo), hi)
+    return minimum(maximum(stored(v, scale, SCALED), lo), hi)
 
 
 KAPPA = tl.constexpr(7291 / 8192)
@@ -193,8 +198,8 @@ def tail_quantile(ell):
 
 
 @triton.jit
-def truncated_normal(word, p):
-    mul, add, lo, hi, x_mul, x_add, t_mul, t_below, t_above = p
+def truncated_normal(word, p, SCALED: tl.constexpr):
+    mul, add, lo, hi, x_mul, x_add, t_mul, t_below, t_above, scale = p
     centred = word ^ SIGN
     x = tl.fma(from_int(centred), x_mul, x_add)
     base = tl.where(x < 0, t_below, t_above)
@@ -219,7 +224,7 @@ def truncated_normal(word, p):
     z = tl.fma(z, ell, h("0x1.40d92ep+0")) * x
     z = tl.where(ell > TAIL, tail_quantile(ell) * x, z)
     z = tl.fma(z, mul, add)
-    return minimum(maximum(z, lo), hi)
+    return minimum(maximum(stored(z, scale, SCALED), lo), hi)
 
 
 # --- fills ---------------------------------------------------------------------------------------
@@ -232,7 +237,7 @@ def in_order(a, b, c, d):
 
 
 @triton.jit
-def values(block, seed, stream, p, LAW: tl.constexpr):
+def values(block, seed, stream, p, LAW: tl.constexpr, SCALED: tl.constexpr):
     """The four float32 values of each block: [n] to [n, 4]."""
     if LAW == CONSTANT:
         return tl.full((block.shape[0], 4), p[1], tl.float32)
@@ -241,12 +246,14 @@ def values(block, seed, stream, p, LAW: tl.constexpr):
     if LAW == NORMAL:
         z0, z1 = normal_pair(w0, w1)
         z2, z3 = normal_pair(w2, w3)
-        return tl.fma(in_order(z0, z1, z2, z3), p[0], p[1])
+        return stored(tl.fma(in_order(z0, z1, z2, z3), p[0], p[1]), p[9], SCALED)
     elif LAW == UNIFORM:
-        return in_order(uniform(w0, p), uniform(w1, p), uniform(w2, p), uniform(w3, p))
+        v0, v1 = uniform(w0, p, SCALED), uniform(w1, p, SCALED)
+        v2, v3 = uniform(w2, p, SCALED), uniform(w3, p, SCALED)
+        return in_order(v0, v1, v2, v3)
     else:
-        z0, z1 = truncated_normal(w0, p), truncated_normal(w1, p)
-        z2, z3 = truncated_normal(w2, p), truncated_normal(w3, p)
+        z0, z1 = truncated_normal(w0, p, SCALED), truncated_normal(w1, p, SCALED)
+        z2, z3 = truncated_normal(w2, p, SCALED), truncated_normal(w3, p, SCALED)
         return in_order(z0, z1, z2, z3)
 
 
@@ -314,6 +321,7 @@ def fill_runs(
     p,
     LAW: tl.constexpr,
     DTYPE: tl.constexpr,
+    SCALED: tl.constexpr,
     DIMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -324,7 +332,7 @@ def fill_runs(
     # The interpreter does not know the annotations, and keeps [2^31, 2^32) in 32 bits.
     offset, seed, stream = start * 0 + offset, start * 0 + seed, start * 0 + stream
     if DIMS == 0:  # one run: scalars, so that the compiler sees which stores are aligned
-        v = convert(values((offset >> 2) + slot, seed, stream, p, LAW), DTYPE)
+        v = convert(values((offset >> 2) + slot, seed, stream, p, LAW, SCALED), DTYPE)
         at = slot[:, None] * 4 + (columns - skip)
         if (start * 4 >= skip) & ((start + BLOCK) * 4 - skip <= length):
             tl.store(data + at * local, v)
@@ -342,7 +350,7 @@ def fill_runs(
             row = rest
             to += index * locals_[DIMS - 1 - i]
             first += index * globals_[DIMS - 1 - i]
-        v = convert(values((first >> 2) + slot, seed, stream, p, LAW), DTYPE)
+        v = convert(values((first >> 2) + slot, seed, stream, p, LAW, SCALED), DTYPE)
         at = slot[:, None] * 4 + columns - (first & 3)[:, None]
         mask = inside[:, None] & (at >= 0) & (at < length)
         tl.store(data + to[:, None] + at * local, v, mask=mask)
@@ -401,6 +409,7 @@ def fill(
         tuple(p),
         LAW=kind,
         DTYPE=dtype,
+        SCALED=p.scale != 1.0,
         DIMS=len(outer),
         BLOCK=block,
         enable_fp_fusion=False,
