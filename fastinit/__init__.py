@@ -17,6 +17,7 @@ from fastinit.fills import agreement  # users set fastinit.agreement.check
 from fastinit.fills import operator as ops  # and call fastinit.ops.fill_ with a window
 from fastinit.patching import patch, patched, unpatch
 from fastinit.plan.fill import Fill
+from fastinit.plan.master import master_
 from fastinit.plan.plan import Plan
 from fastinit.record.audit import Audit, audit
 from fastinit.record.block import deferred
@@ -67,6 +68,7 @@ __all__ = [
     "init",
     "linear_moments",
     "lsuv_",
+    "master_",
     "materialize_",
     "moments",
     "moments_many",

@@ -310,8 +310,9 @@ def _is_written_as_other(contents: Contents) -> bool:
 
 def _converts_to(call: Call) -> torch.dtype | None:
     """The dtype that a call converts values to, if that is all that it does."""
-    if call.function is torch.ops.aten._to_copy.default:
+    name = str(call.function)
+    if name == "aten._to_copy.default":
         return call.kwargs.get("dtype")
-    if call.function is torch.ops.aten.copy_.default and isinstance(call.args[0], Own):
+    if name == "aten.copy_.default" and isinstance(call.args[0], Own):
         return call.args[0].view.dtype
     return None
