@@ -56,6 +56,11 @@ def is_up() -> bool:
     return dist is not None and bool(dist.is_available() and dist.is_initialized())
 
 
+def here() -> int:
+    """This process's global rank; alone it is 0."""
+    return torch.distributed.get_rank() if is_up() else 0
+
+
 def members(group: Group = None) -> list[int]:
     """The global ranks of a group, in its own order; of a mesh, row-major. TypeError: it is no group."""
     if group is None and not is_up():
@@ -71,10 +76,18 @@ def members(group: Group = None) -> list[int]:
 
 def place(group: Group = None) -> int:
     """Which of the :func:`members` this rank is. Raises ValueError unless it is one."""
-    here, those = torch.distributed.get_rank() if is_up() else 0, members(group)
-    if here not in those:
+    those = members(group)
+    if here() not in those:
         raise ValueError(_OUTSIDE)
-    return those.index(here)
+    return those.index(here())
+
+
+def group_of(ranks: Sequence[int]) -> ProcessGroup | None:
+    """A process group of exactly these, the oldest that this rank is in; None without one."""
+    if not is_up():
+        return None
+    groups = internals.process_groups()
+    return next((one for one in groups if sorted(members(one)) == sorted(ranks)), None)
 
 
 def lines(group: Group) -> list[ProcessGroup]:

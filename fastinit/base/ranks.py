@@ -21,6 +21,8 @@ from fastinit.base import torch_internals as internals
 from fastinit.base.process_groups import PATIENCE, all_gather, lines
 from fastinit.base.process_groups import Grid as Grid
 from fastinit.base.process_groups import Group as Group
+from fastinit.base.process_groups import group_of as group_of
+from fastinit.base.process_groups import here as here
 from fastinit.base.process_groups import is_up as is_up
 from fastinit.base.process_groups import members as members
 from fastinit.base.process_groups import place as place

@@ -7,12 +7,14 @@ pass. Where torch has a public way that does, that is taken.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import math
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -254,12 +256,39 @@ def awaited(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def loads_from_nothing(module: torch.nn.Module, key: str) -> bool:
+    """Whether a load of no values calls a buffer loaded, as BatchNorm's of its count of batches does.
+
+    Without it, what torch says was loaded is taken to be.
+    """
+    load = getattr(type(module), "_load_from_state_dict", None)
+    if load in (None, getattr(torch.nn.Module, "_load_from_state_dict", None)):
+        return False
+    missing: list[str] = []
+    with suppress(Exception):  # of a function that wants a file's
+        twin, own = copy.copy(module), module._buffers.items()
+        buffers = {name: b if b is None else torch.zeros_like(b) for name, b in own}
+        no_hooks = OrderedDict[Any, Any]()
+        vars(twin).update(_parameters={}, _buffers=buffers, _load_state_dict_pre_hooks=no_hooks)
+        load(twin, {}, "", {}, True, missing, [], [])
+        return key not in missing
+    return False
+
+
 def default_store() -> Any:
     """What the ranks of the default group can leave each other words in.
 
     Without it, ranks hear that another has ended, but not why.
     """
     return torch.distributed.distributed_c10d._get_default_store()
+
+
+def process_groups() -> list[Any]:
+    """The process groups that this rank is in, in the order in which they were made.
+
+    Without it, the ranks of a group that somebody else uses cannot be asked anything.
+    """
+    return list(torch.distributed.distributed_c10d._world.pg_map)
 
 
 def fsdp2_modules() -> list[torch.nn.Module]:

@@ -6,11 +6,12 @@ that is asked for, with the bits of :meth:`fastinit.Plan.apply_`. Nothing is rea
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +20,13 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from fastinit.base.ranks import listing
+from fastinit.base import ranks
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
 from fastinit.plan.buffers import given
 from fastinit.plan.fit import check_prefix
 from fastinit.plan.plan import Plan
-from fastinit.plan.write import Entry, checked
+from fastinit.plan.write import Checked, Entry, checked
 
 # The dimensions of a chunk in which any tensor's elements are: as many as a tensor can have.
 _DIMS, _UNBOUNDED = 64, 1 << 60
@@ -44,6 +45,15 @@ class _AnyShape:
             ChunkStorageMetadata(torch.Size([0] * _DIMS), torch.Size([_UNBOUNDED] * _DIMS))
         ]
     )
+
+
+class _Asked(NamedTuple):
+    """What a rank is asked for."""
+
+    ready: Checked
+    values: list[tuple[str, Tensor, Part, Tensor]]
+    """(name, where to, which elements of the whole, the whole), of what the plan has values of."""
+    items: list[tuple[ReadItem, Tensor]]
 
 
 class PlanReader(StorageReader):
@@ -65,7 +75,7 @@ class PlanReader(StorageReader):
         OSError, ValueError: as :meth:`fastinit.Plan.load`. ValueError: a prefix without its dot.
         TypeError: no plan. Where ranks differ, or a
             tensor cannot be written, ``dcp.load`` raises torch's ``CheckpointException`` on all ranks,
-            which names the rank.
+            which names the rank, and no rank has written anything.
     """
 
     def __init__(self, plan: Plan | str | PathLike[str], *, prefix: str = "") -> None:
@@ -90,24 +100,41 @@ class PlanReader(StorageReader):
         """There is nothing to open."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Tells the coordinator which plan this rank has."""
-        return replace(plan, storage_data=_digest(self.plan))
+        """Tells the coordinator which rank this is, and which plan it has."""
+        return replace(plan, storage_data=(ranks.here(), _digest(self.plan)))
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Raises ValueError unless all ranks have the same plan and seed."""
-        said = [plan.storage_data for plan in plans]
+        """Tells each which ranks load. Raises ValueError unless all have the same plan and seed."""
+        those, said = zip(*(plan.storage_data for plan in plans))
         if others := [rank for rank, its in enumerate(said) if its != said[0]]:
             raise ValueError(
-                f"ranks {listing(others)} have another plan or seed than rank 0, so that their "
+                f"ranks {ranks.listing(others)} have another plan or seed than rank 0, so that their "
                 f"values would not be of one model"
             )
-        return plans
+        return [replace(plan, storage_data=those) for plan in plans]
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Writes what is asked for, all in one parallel region or launch for each device."""
+        """Writes what is asked for, all in one parallel region or launch for each device.
+
+        Nothing is written on any rank unless all can write theirs.
+        """
+        group = ranks.group_of(plan.storage_data)
+        with ranks.together(group, "loading a plan") if group is not None else nullcontext():
+            asked = self._asked(plan, planner)
+        asked.ready.write()
+        for name, tensor, part, content in asked.values:
+            shard.copy_(part.pieces(tensor, name), content.contiguous())
+        for item, tensor in asked.items:
+            planner.commit_tensor(item, tensor)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    def _asked(self, plan: LoadPlan, planner: LoadPlanner) -> _Asked:
+        """What this rank is asked for, checked."""
         entries, values = [], []
-        done: set[object] = set()
         items: list[tuple[ReadItem, Tensor]] = []
+        done: set[object] = set()
         for item in plan.items:
             name = item.dest_index.fqn.removeprefix(self.prefix)
             tensor, part = _target(item, planner)
@@ -128,14 +155,7 @@ class PlanReader(StorageReader):
         for name, _, part, content in values:
             if tuple(content.shape) != part.shape:
                 raise ValueError(f"{name} has shape {part.shape}, but in the plan {content.shape}")
-        ready.write()
-        for name, tensor, part, content in values:
-            shard.copy_(part.pieces(tensor, name), content.contiguous())
-        for item, tensor in items:
-            planner.commit_tensor(item, tensor)
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
+        return _Asked(ready, values, items)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | PathLike[str]) -> bool:

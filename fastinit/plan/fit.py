@@ -6,6 +6,7 @@ expert parallelism. Whoever passes it says which (:data:`Parts`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
 from fastinit.elements.part import Part, check_part, one_shape
 from fastinit.elements.shards import is_dtensor
-from fastinit.plan.names import Model, named_buffers
+from fastinit.plan.names import Model, Walk, joined, named_buffers, walked
 from fastinit.plan.parameters import distinct_parameters
 
 
@@ -171,6 +172,34 @@ class Scope(NamedTuple):
         if idle := self.only.idle(names):
             under = f" under {self.prefix}" if self.prefix else ""
             raise ValueError(f"no parameter{under} matches {listing('pattern', idle)}")
+
+    def check_met(self, model: Model, aliases: Mapping[str, str]) -> None:
+        """Each pattern, of which the plan has something, has to meet something of the model.
+
+        With ``parts`` other ranks may have it, which a UserWarning says. Otherwise it is a ValueError.
+
+        Args:
+            aliases: of tied parameters of the plan, which go by any of their names.
+        """
+        if self.only is None:
+            return
+        names = {name for place in self.places(model) for name in place.names}
+        planned = {aliases.get(name, name) for name in names}
+        names |= planned.union(alias for alias, name in aliases.items() if name in planned)
+        for name, buffer in named_buffers(model):
+            names.update(self.planned([name], buffer)[0])
+        for path, _, module in model.modules if isinstance(model, Walk) else walked(model):
+            own = (key for key, value in vars(module).items() if isinstance(value, Tensor))
+            names.update(self.prefix + joined(path, key) for key in own)
+        if not (idle := self.only.idle(names)):
+            return
+        said = f"the model has nothing of what matches {listing('pattern', idle)}"
+        if self.parts is None:
+            raise ValueError(said)
+        warnings.warn(
+            f"{said}; by parts= others are taken to hold it, and here nothing of it is written",
+            stacklevel=3,
+        )
 
     def has(self, *names: str) -> bool:
         """Whether what goes by these names is meant."""

@@ -250,7 +250,7 @@ class Plan(Mapping[str, Fill | Computed]):
                 :class:`fastinit.Part`, which says the elements and the name in the plan. The modules of
                 ``fastinit.frameworks`` give such maps, also of what is kept elsewhere. Others (None)
                 are the plan's of their names. What the plan has beyond these is then taken to be on
-                other ranks.
+                other ranks; a pattern in ``only`` that matches nothing else is a UserWarning.
             progress: called with (elements written, elements in all) after each of several batches,
                 in which the parameters are then written; the values are the same.
             buffers: of those that are not as the constructor made them (to 2^-7 of their largest
@@ -262,8 +262,9 @@ class Plan(Mapping[str, Fill | Computed]):
                 memory; a buffer on meta that the plan does not know, or without a ``device``; buffers
                 that are not as they were made; parameters that the plan lacks or the model lacks;
                 parameters that the plan ties and the model does not, or the other way round; a pattern
-                that matches nothing; a prefix without its dot; a dtype that is not floating-point; a
-                    Part of another shape than the tensor's, or two of one name that say two full shapes.
+                that matches nothing of the plan or, without ``parts``, of the model; a prefix without
+                its dot; a dtype that is not floating-point; a Part of another shape than the tensor's,
+                or two of one name that say two full shapes.
             TypeError: a dtype that is none, patterns or a prefix that are no text.
             RuntimeError: ranks with DTensors on one mesh apply different plans, or one of them failed.
             NotImplementedError, RuntimeError: a parameter that cannot be written
@@ -283,6 +284,7 @@ class Plan(Mapping[str, Fill | Computed]):
                 scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
                 scope.check(walk, (*self._fills, *self._aliases, *self._buffers))
                 planned = fitted(walk, self._fills, self._aliases, scope=scope)
+                scope.check_met(walk, self._aliases)
                 check_here(model, ((name, parameter) for name, parameter, _ in planned))
                 ready = prepared(self, walk, planned, scope, device, dtype, buffers, progress)
                 said.update(texts(self, planned))

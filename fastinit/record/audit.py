@@ -18,7 +18,12 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fastinit.base import text
 from fastinit.base.ranks import Group, gathered_texts, members
-from fastinit.base.torch_internals import is_persistent, storage_id, version_of
+from fastinit.base.torch_internals import (
+    is_persistent,
+    loads_from_nothing,
+    storage_id,
+    version_of,
+)
 from fastinit.elements import shards as shard
 from fastinit.plan import groups
 from fastinit.plan.buffers import Pending, compared
@@ -30,6 +35,7 @@ from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed
 from fastinit.record.built import built, constructor_plan
 from fastinit.record.memories import is_changed, memory_of
+from fastinit.record.model_record import MADE_LATER, NOT_RECORDED
 
 State = Literal[
     "loaded",
@@ -221,12 +227,17 @@ def held(model: nn.Module) -> list[Held]:
     return [*parameters.values(), *others.values()]
 
 
-def state_of(item: Held, plan: Plan, scope: Scope = ALL) -> tuple[State, str]:
+LACKING = f"{NOT_RECORDED} ({MADE_LATER})"
+"""Said of what has no values, where the constructor's plan is all there is."""
+
+
+def state_of(item: Held, plan: Plan, scope: Scope = ALL, *, lacking: str = "") -> tuple[State, str]:
     """What is known of a tensor, with a note.
 
     Args:
         plan: of what can be written.
         scope: what the model's tensors are in the plan.
+        lacking: the note of what has neither values nor a place in the plan.
     """
     tensor, is_parameter = item.tensor, item.kind == "parameter"
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
@@ -243,7 +254,7 @@ def state_of(item: Held, plan: Plan, scope: Scope = ALL) -> tuple[State, str]:
             return "recorded", ""
         memory = memory_of(tensor)
         is_left = memory is not None and not memory.contents.is_written
-        return "unwritten", "left unwritten by its constructor" if is_left else ""
+        return "unwritten", "left unwritten by its constructor" if is_left else lacking
     if (filled := is_filled(tensor)) is not None:
         return ("filled" if filled else "written"), ""
     if names and not is_parameter:
@@ -266,6 +277,16 @@ def is_loaded(item: Held) -> bool:
     """Whether it is on meta, but the values are known that a load put there within the block."""
     memory = memory_of(item.tensor) if item.kind == "parameter" and item.tensor.is_meta else None
     return memory is not None and memory.contents.follows_a_load and not is_changed(item.tensor)
+
+
+def is_claimed(item: Held) -> bool:
+    """Whether its module calls a buffer loaded of which a file has nothing, as BatchNorm's count is.
+
+    So its name is not among the missing, and what is in its memory stays there.
+    """
+    if item.kind != "buffer" or item.is_offloaded:
+        return False
+    return all(loads_from_nothing(place.module, place.key) for place in item.places)
 
 
 def is_replaced(item: Held) -> bool:
@@ -310,7 +331,8 @@ def audit(model: nn.Module, plan: Plan | None = None) -> Audit:
     """
     known = constructor_plan(model) if plan is None else plan
     known = Plan({}) if known is None else known
-    return Audit(tuple(audited(item, *state_of(item, known)) for item in held(model)))
+    lacking = LACKING if plan is None else ""
+    return Audit(tuple(audited(i, *state_of(i, known, lacking=lacking)) for i in held(model)))
 
 
 def audited(item: Held, state: State, note: str = "") -> Audited:

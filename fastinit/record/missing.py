@@ -25,12 +25,14 @@ from fastinit.plan.replay import known_values
 from fastinit.plan.rows import held_rows
 from fastinit.plan.write import Progress
 from fastinit.record.audit import (
+    LACKING,
     Audit,
     Audited,
     Held,
     State,
     audited,
     held,
+    is_claimed,
     is_loaded,
     is_replaced,
     state_of,
@@ -86,9 +88,10 @@ def fill_missing_(
         ValueError: tensors without values of which the plan knows nothing, or that were written on meta,
             where nothing is kept (a load without ``assign=True``); tensors on meta that are not among
             the missing; names that the model lacks; without ``missing``, parameters of which nothing
-            tells whether they were loaded, where others were written since ``to_empty``, or with a
-            plan that has other values than were loaded within the block of ``deferred``; and as
-            :meth:`Plan.apply_`. All are listed, and the model is as it was.
+            tells whether they were loaded, where others were written since ``to_empty``, where nothing
+            is known of the model (no block, no plan, nothing on meta), or with a plan that has other
+            values than were loaded within the block of ``deferred``; and as :meth:`Plan.apply_`. All
+            are listed, and the model is as it was.
         NotImplementedError, RuntimeError, TypeError: as :meth:`Plan.apply_`.
 
     >>> from fastinit import deferred
@@ -109,11 +112,17 @@ def fill_missing_(
     scope = Scope(prefix, parts=parts)
     scope.check(model, ())
     known = constructor_plan(model, scope) if plan is None else plan
+    if known is None and missing is None and not any(p.is_meta for p in model.parameters()):
+        raise ValueError(
+            f"nothing was filled: nothing tells what was loaded, as this model was {LACKING}; "
+            f"say plan=, and missing= ([]: all was loaded)"
+        )
     known = Plan({}) if known is None else known
     if seed is not None:
         known = Plan(known, seed=seed, aliases=known.aliases, buffers=known.buffers)
     named = None if missing is None else Named(missing)
-    found = [_decided(item, known, scope, named) for item in held(model)]
+    lacking = LACKING if plan is None else ""
+    found = [_decided(item, known, scope, named, lacking) for item in held(model)]
     problems = [] if named is None else named.problems([each.item for each in found])
     if plan is not None:
         known, other = _with_loaded(known, found, model, scope)
@@ -150,8 +159,8 @@ class _Found(NamedTuple):
     """Of a parameter, those that are; by default all."""
 
 
-def _decided(item: Held, plan: Plan, scope: Scope, named: Named | None) -> _Found:
-    state, note = state_of(item, plan, scope)
+def _decided(item: Held, plan: Plan, scope: Scope, named: Named | None, lacking: str) -> _Found:
+    state, note = state_of(item, plan, scope, lacking=lacking)
     is_stored = item.kind in ("parameter", "buffer")
     if named is not None and state != "lazy" and (rows := named.rows(item, scope)) is not None:
         return _Found(item, state, note, True, rows)
@@ -163,6 +172,8 @@ def _decided(item: Held, plan: Plan, scope: Scope, named: Named | None) -> _Foun
     if named.has(item):
         return _Found(item, state, note, state not in ("lazy", "made", "unwritten"))
     is_there = item.is_offloaded or not item.tensor.is_meta
+    if is_there and is_claimed(item):
+        return _Found(item, state, "its module calls it loaded where no file has it", False)
     return _Found(item, "loaded" if is_there else state, note, False)
 
 

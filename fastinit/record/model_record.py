@@ -31,10 +31,9 @@ _SHARDED_LATER = (
     "; sharding makes other parameters, of which nothing is recorded: take plan = recorded_plan(model) "
     "before fully_shard, parallelize_module or distribute_module, then plan.apply_(model, device=...)"
 )
-_MADE_LATER = (
-    "; what is made, copied or converted after its block is not: do that within it, or after "
-    "materialize_, which takes device= and dtype="
-)
+NOT_RECORDED = "not recorded by fastinit.deferred()"
+MADE_LATER = "what is made, copied or converted after its block is not"
+_INSTEAD = ": do that within it, or after materialize_, which takes device= and dtype="
 
 
 class ModelRecord:
@@ -102,8 +101,8 @@ class ModelRecord:
         if strange:
             sharded = any(is_dtensor(parameter) for parameter in model.parameters())
             raise ValueError(
-                f"not recorded by fastinit.deferred(): {listing('tensor', strange)}"
-                + (_SHARDED_LATER if sharded else _MADE_LATER)
+                f"{NOT_RECORDED}: {listing('tensor', strange)}"
+                + (_SHARDED_LATER if sharded else f"; {MADE_LATER}{_INSTEAD}")
             )
         self.memories = [(name, memory) for name, _, memory in (*self.parameters, *self.others)]
         seeds = {memory.seed for _, memory in self.memories}

@@ -50,6 +50,30 @@ def test_dispatch_modes_are_counted_left_and_paused() -> None:
     assert x.tolist() == [5.0, 5.0]
 
 
+def test_what_modules_load_from_nothing() -> None:
+    batches = nn.BatchNorm1d(2)
+    before = batches.num_batches_tracked._version
+    found = {key: internals.loads_from_nothing(batches, key) for key in batches._buffers}
+    assert [key for key, is_so in found.items() if is_so] == ["num_batches_tracked"]
+    assert batches.num_batches_tracked._version == before
+    plain = nn.Module()
+    plain.register_buffer("x", torch.zeros(2))
+    assert not internals.loads_from_nothing(plain, "x")
+
+
+def test_process_groups_are_found_in_their_order() -> None:
+    dist = torch.distributed
+    dist.is_available() or pytest.skip("a torch without distributed")
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
+    try:
+        groups = [dist.group.WORLD, *map(dist.new_group, ([0, 1], [2, 3], [1, 3], [1]))]
+        assert internals.process_groups() == [g for i, g in enumerate(groups) if i != 2]
+    finally:
+        dist.destroy_process_group()
+
+
 def test_modules_of_fsdp2_are_found() -> None:
     torch.distributed.is_available() or pytest.skip("a torch without distributed")
     from torch.distributed.fsdp import fully_shard

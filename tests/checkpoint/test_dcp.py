@@ -1,5 +1,6 @@
 """torch.distributed.checkpoint: a plan that is loaded as a checkpoint, and checkpoints that are made."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -192,6 +193,30 @@ def test_ranks_with_other_plans() -> None:
         reader = checkpoint.PlanReader(other if dist.get_rank() else plan)
         with pytest.raises(dcp.CheckpointException, match="ranks 1 have another plan or seed"):
             dcp.load({k: v for k, v in state.items() if k in plan}, storage_reader=reader)
+
+
+@on_ranks(3)
+def test_what_one_rank_cannot_write_no_rank_has_written() -> None:
+    """Whatever it is that cannot be: of all ranks, of some of them, and not of each alone."""
+    here, plan = dist.get_rank(), Plan({"a": Fill.constant(2.0), "b": Fill.orthogonal()})
+    pair = dist.new_group([1, 2])
+    for group, ranks in ((None, [0, 1, 2]), (pair, [1, 2])):
+        if here not in ranks:
+            continue
+        for bad in ({"b": torch.ones(3)}, {"b": torch.ones(2, 2, dtype=torch.int64)}):
+            state = {"a": torch.ones(3), "b": torch.ones(2, 2)} | (bad if here == 1 else {})
+            with pytest.raises(dcp.CheckpointException, match=r"rank 1 failed: \w+: b\b") as no:
+                dcp.load(state, storage_reader=checkpoint.PlanReader(plan), process_group=group)
+            assert set(no.value.failures) == set(range(len(ranks)))
+            assert torch.equal(state["a"], torch.ones(3))
+    alone = {"a": torch.ones(3)} if here else {"b": torch.ones(3)}
+    with pytest.raises(dcp.CheckpointException) if not here else contextlib.nullcontext():
+        dcp.load(alone, storage_reader=checkpoint.PlanReader(plan), no_dist=True)
+    assert here == 0 or torch.equal(alone["a"], torch.full((3,), 2.0))
+    want = {"a": torch.full((3,), 2.0)}
+    state = {"a": torch.zeros(3)}
+    dcp.load(state, storage_reader=checkpoint.PlanReader(plan))  # they are all still together
+    assert torch.equal(state["a"], want["a"])
 
 
 @on_ranks(2)

@@ -1,5 +1,6 @@
 """apply_ to a part: what is asked for is written, as in the whole model, and nothing else is touched."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 import fastinit
-from fastinit import Fill, Plan, recipes
+from fastinit import Fill, Part, Plan, recipes
 
 
 class Block(nn.Module):
@@ -291,6 +292,41 @@ def test_a_plan_of_many_names_is_asked_for_many_of_them() -> None:
     plan.apply_(layer, prefix="h.7.", only=names[7:8])
     with pytest.raises(ValueError, match="the model has no parameters"):
         plan.apply_(nn.Module(), only=names)
+
+
+@pytest.mark.parametrize("name", ["h.3.up.*", "head.*", "h.1.norm.*", "h.2.norm.running_mean"])
+def test_what_a_part_lacks_is_said(name: str, recorded: tuple[Net, Plan]) -> None:
+    """Of parts others may have it; who has no parts has all that is asked for, buffers too."""
+    _, plan = recorded
+    stage = nn.ModuleDict({"0": nn.Linear(6, 12), "1": nn.Identity(), "2": nn.BatchNorm1d(6)})
+    del stage["2"].running_mean
+    before = {own: tensor.clone() for own, tensor in tensors(stage).items()}
+    with pytest.raises(ValueError, match=r"no parameter under h\.2|the model has nothing of"):
+        plan.apply_(stage, prefix="h.2.", only=name)
+    shapes = {own: tuple(tensor.shape) for own, tensor in before.items()}
+    where = {own: Part(shape, name=own.replace("0.", "h.2.up.")) for own, shape in shapes.items()}
+    with pytest.warns(UserWarning, match=rf"matches pattern {re.escape(name)};") as told:
+        plan.apply_(stage, parts=where, only=name)
+    assert told[0].filename == __file__
+    with pytest.warns(UserWarning, match=rf"matches pattern {re.escape(name)};"):
+        plan.apply_(stage, parts=where, only=(name, "h.2.up.bias"))
+    for own, tensor in tensors(stage).items():
+        assert torch.equal(tensor, before[own]) is (own != "0.bias"), own
+
+
+@pytest.mark.parametrize("name", ["head.*", "embed.weight", "h.0.norm.*_mean", "scale", "*"])
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_nothing_is_said_of_what_is_there(
+    name: str, is_cut: bool, plan: Plan, recwarn: pytest.WarningsRecorder
+) -> None:
+    """By any name of what is tied, as a buffer, and as a plain attribute that has its values."""
+    with fastinit.deferred():
+        model = Net()
+        model.scale = model.head.weight.sum()
+    plan = fastinit.recorded_plan(model)
+    fastinit.materialize_(model)
+    plan.apply_(model, only=name, parts={} if is_cut else None)
+    assert not recwarn.list
 
 
 # --- dtypes ----------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -132,8 +134,57 @@ def test_whole_or_by_a_plan_of_a_twin() -> None:
     assert torch.equal(eager.head.weight, expected.head.weight)
     assert torch.equal(eager.noise, expected.noise)
     assert eager.embed.weight is before
-    assert done.loaded == [*FILE, "norm.num_batches_tracked"]
+    assert done.loaded == [*FILE]
+    assert "norm.num_batches_tracked" in done.names("made")
     assert set(done.filled) == {*FILLED, "noise"}
+
+
+class Counted(nn.Module):
+    """Loads what no file has, as BatchNorm does; the other buffer is missing like any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(3))
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        state.setdefault(f"{prefix}steps", self.steps)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+class Failing(Counted):
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        if f"{prefix}mean" not in state:
+            raise KeyError("mean")
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+@pytest.mark.parametrize(
+    ("make", "claimed"),
+    [
+        (lambda: nn.BatchNorm1d(3), ["num_batches_tracked"]),
+        (lambda: nn.InstanceNorm2d(3, track_running_stats=True), ["num_batches_tracked"]),
+        (lambda: nn.BatchNorm2d(3, track_running_stats=False), []),
+        (Counted, ["steps"]),
+        (Failing, []),
+    ],
+)
+@pytest.mark.parametrize("value", [0.0, -77.0])
+def test_what_a_module_calls_loaded_is_not_said_to_be(
+    make: Callable[[], nn.Module], claimed: list[str], value: float
+) -> None:
+    with deferred():
+        model = make()
+    model.to_empty(device="cpu")
+    for buffer in model.buffers():
+        buffer.fill_(value)
+    versions = [buffer._version for buffer in model.buffers()]
+    done = fill_missing_(model, [name for name, _ in model.named_parameters()])
+    assert done.names("changed" if value else "made") == claimed
+    noted = [each.name for each in done.tensors if "its module calls it loaded" in each.note]
+    assert noted == claimed
+    assert set(done.loaded) == {name for name, _ in model.named_buffers()} - set(claimed)
+    assert [buffer._version for buffer in model.buffers()] == versions
 
 
 def test_a_recipe_fills_a_new_head() -> None:
@@ -218,6 +269,28 @@ def no_record() -> tuple[nn.Module, Any]:
     return nn.Linear(2, 2, device="meta"), None
 
 
+def layers() -> nn.Sequential:
+    with deferred():
+        return nn.Sequential(nn.Linear(2, 2))
+
+
+def copied() -> tuple[nn.Module, Any]:
+    return copy.deepcopy(layers()), None
+
+
+def pickled() -> tuple[nn.Module, Any]:
+    return pickle.loads(pickle.dumps(layers())), None
+
+
+def with_a_copied_layer() -> tuple[nn.Module, Any]:
+    model = layers()
+    return model.append(copy.deepcopy(model[0])), None
+
+
+def copied_and_emptied() -> tuple[nn.Module, Any]:
+    return copy.deepcopy(layers()).to_empty(device="cpu"), None
+
+
 def left_unwritten() -> tuple[nn.Module, Any]:
     return left(), None
 
@@ -264,7 +337,11 @@ REFUSED: dict[Callable[[], tuple[nn.Module, Any]], str] = {
     replaced_by_hand: "nothing tells whether these were loaded",
     untold: "nothing tells whether these were loaded, .*: tensors copy, out.weight, norm.bias",
     no_plan: "the plan does not have them: tensor head.weight",
-    no_record: "the plan does not have them: tensors weight, bias",
+    no_record: r"not recorded by fastinit.deferred\(\) .*copied.*: tensors weight, bias",
+    copied: r"not recorded by .*copied.*: tensors 0\.weight, 0\.bias",
+    pickled: r"not recorded by .*copied.*: tensors 0\.weight, 0\.bias",
+    with_a_copied_layer: r"not recorded by .*copied.*: tensors 1\.weight, 1\.bias$",
+    copied_and_emptied: r"nothing tells what was loaded, as this model was not recorded by .*copied",
     left_unwritten: "left unwritten by its constructor: tensor w$",
     of_another_shape: "of other shapes here: embed.weight, out.weight",
     renamed: "the model has no tensor lm_head.weight",
