@@ -1,6 +1,7 @@
 // The 8-bit floating-point types, as their bits. OCP 8-bit Floating Point Specification (OFP8) 1.0:
 // E4M3 and E5M2 ("fn": without infinities); and the "fnuz" forms of GPUs by AMD and Graphcore, with a
-// bias that is one more, no negative zero, and one NaN in its place.
+// bias that is one more, no negative zero, and one NaN in its place. And E2M1, the 4-bit one of OCP's
+// Microscaling Formats (MX) 1.0, which has finite numbers only.
 #pragma once
 #include <stdint.h>
 
@@ -10,7 +11,12 @@ struct Float8 {
 
   static constexpr int MANTISSA = MANTISSA_, BIAS = BIAS_;
   static constexpr bool ONE_ZERO = ONE_ZERO_;
-  static constexpr uint32_t LARGEST = ONE_ZERO ? 0x7f : MANTISSA == 3 ? 0x7e : 0x7b;
+  static constexpr uint32_t LARGEST = ONE_ZERO        ? 0x7f
+                                      : MANTISSA == 3 ? 0x7e
+                                      : MANTISSA == 2 ? 0x7b
+                                                      : 0x07;
+  static constexpr int EXPONENT = (int)(LARGEST >> MANTISSA) - BIAS;  // of the largest number
+  static constexpr int BITS = MANTISSA == 1 ? 4 : 8;
   static constexpr uint32_t NOT_A_NUMBER = ONE_ZERO ? 0x80 : 0x7f;
 
   // A magnitude's float32 bits, from LEAST_NORMAL on: without the float32's own bias and with this
@@ -33,3 +39,4 @@ typedef Float8<3, 7, false> Float8E4m3fn;
 typedef Float8<2, 15, false> Float8E5m2;
 typedef Float8<3, 8, true> Float8E4m3fnuz;
 typedef Float8<2, 16, true> Float8E5m2fnuz;
+typedef Float8<1, 1, false> Float4E2m1;

@@ -72,6 +72,18 @@ static inline Window canonical(const Window& w) {
   return c;
 }
 
+// Blocks of values that share a scale. `window` is of blocks: its sizes count them, its data is their packed
+// values, with local strides in bytes; its global strides and offset count elements of the stream.
+enum BlockFormat : int { MXFP8 = 0, MXFP8_E5M2 = 1, MXFP4 = 2, NVFP4 = 3 };
+
+struct BlockWindow {
+  Window window;
+  uint8_t* scale;
+  int64_t scale_local[MAX_DIMS];
+  int format;
+  float tensor_scale;  // of NVFP4
+};
+
 // A window is cut into tiles of `rows` x `columns` elements, the unit of work. Columns run along the
 // last dimension, whose global stride is the smallest; rows run along the dimension, other than that,
 // whose local stride is the smallest. Tiles of a transposed tensor are then short runs of the stream
@@ -111,6 +123,10 @@ static inline Tiling tiling(const Window& w) {  // w is canonical
 typedef void FillTile(const Window& w, const Tiling& t, int64_t tile);
 extern FillTile fill_tile_baseline, fill_tile_avx2, fill_tile_avx512;
 
+// Writes n blocks of a window from one on, in row-major order.
+typedef void FillBlocks(const BlockWindow& w, int64_t first, int64_t n);
+extern FillBlocks fill_blocks_baseline, fill_blocks_avx2, fill_blocks_avx512;
+
 struct Sums;  // cpu/moments.h
 
 // Adds `steps` groups of neighbours, `pitch` elements apart, to sums: if `wide`, in float64 around
@@ -140,6 +156,7 @@ extern Tally tally_baseline, tally_avx2, tally_avx512;
 struct Isa {
   const char* name;
   FillTile* fill_tile;
+  FillBlocks* fill_blocks;
   Accumulate* accumulate;
   AccumulatePowers* powers;
   Tally* tally;
@@ -151,3 +168,4 @@ const Isa& best_isa();
 
 // Fills any number of canonical windows in one parallel region of at most `threads` threads.
 void fill_many_cpu(const Isa& isa, const Window* windows, int64_t count, int threads);
+void fill_blocks_cpu(const Isa& isa, const BlockWindow* windows, int64_t count, int threads);

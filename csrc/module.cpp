@@ -99,6 +99,41 @@ void fill_many(const std::vector<Request>& requests, int threads) {
   fill_many_cpu(*chosen, windows.data(), (int64_t)windows.size(), threads);
 }
 
+// Of blocks: packed values, scales; sizes in blocks, strides of packed values in bytes, of scales, and global
+// ones and the offset in elements; the format and the tensor's scale.
+typedef std::tuple<PreparedLaw, uintptr_t, uintptr_t, uint64_t, uint64_t, uint64_t, Ints, Ints,
+                   Ints, Ints, int, float>
+    BlockRequest;
+
+void fill_blocks(const std::vector<BlockRequest>& requests, int threads) {
+  std::vector<BlockWindow> windows;
+  for (const BlockRequest& r : requests) {
+    const auto& [law, data, scale, seed, stream, offset, size, local, scale_local, global, format,
+                 tensor_scale] = r;
+    const size_t dims = size.size();
+    if (dims < 1 || dims > MAX_DIMS || dims != local.size() || dims != scale_local.size() ||
+        dims != global.size())
+      throw std::invalid_argument("blocks have 1 to " + std::to_string(MAX_DIMS) +
+                                  " dimensions, with one stride of each kind");
+    check_address(data, product(size));
+    check_address(scale, product(size));
+    BlockWindow b{make_window(law, data, seed, stream),
+                  reinterpret_cast<uint8_t*>(scale),
+                  {},
+                  format,
+                  tensor_scale};
+    b.window.offset = offset;
+    b.window.dims = (int)dims;
+    for (size_t d = 0; d < dims; ++d) {
+      b.window.size[d] = size[d], b.window.local[d] = local[d], b.window.global[d] = global[d];
+      b.scale_local[d] = scale_local[d];
+    }
+    windows.push_back(b);
+  }
+  py::gil_scoped_release nogil;
+  fill_blocks_cpu(*chosen, windows.data(), (int64_t)windows.size(), threads);
+}
+
 // What the CUDA kernel gets for requests. There without CUDA too, for the tests that run the kernel
 // on the CPU.
 struct Pieces {
@@ -213,6 +248,7 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init(&prepare), py::arg("law"), py::arg("dtype"), py::arg("params"));
   m.def("fill_contiguous", &fill_contiguous);
   m.def("fill_many", &fill_many);
+  m.def("fill_blocks", &fill_blocks);
   py::class_<Readings>(m, "Readings")
       .def(py::init<const std::vector<Asked>&, bool>(), py::arg("readings"),
            py::arg("higher") = false)

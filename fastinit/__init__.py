@@ -15,6 +15,7 @@ from fastinit.base.number import NumberRangeError, NumberTypeError
 from fastinit.elements.part import Part
 from fastinit.fills import agreement  # users set fastinit.agreement.check
 from fastinit.fills import operator as ops  # and call fastinit.ops.fill_ with a window
+from fastinit.fills.blocks import Blocks
 from fastinit.patching import patch, patched, unpatch
 from fastinit.plan.fill import Fill
 from fastinit.plan.master import master_
@@ -44,6 +45,7 @@ sys.modules.update(
 __version__ = version()
 __all__ = [
     "Audit",
+    "Blocks",
     "ChannelMoments",
     "CoordCheck",
     "DeferredError",

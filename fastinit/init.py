@@ -65,10 +65,10 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastinit.elements.part import Part
+from fastinit.fills.blocks import Blocks, Target
 from fastinit.fills.by_fan import (
     kaiming_normal_,
     kaiming_uniform_,
@@ -84,6 +84,7 @@ from fastinit.fills.fans import (
     calculate_gain,
 )
 from fastinit.fills.identity_and_sparse import dirac_, eye_, sparse_
+from fastinit.fills.operator import fill_
 from fastinit.fills.orthogonal import delta_orthogonal_, orthogonal_
 from fastinit.fills.seeded import LostWriteWarning, check_reaches, draw_, warn_if_lost
 from fastinit.stream import laws
@@ -126,7 +127,7 @@ __all__ = [
 
 
 def uniform_(
-    tensor: Tensor,
+    tensor: Target,
     a: float = 0.0,
     b: float = 1.0,
     generator: torch.Generator | None = None,
@@ -135,7 +136,7 @@ def uniform_(
     name: str | None = None,
     part: Part | None = None,
     scale: float | None = None,
-) -> Tensor:
+) -> Target:
     """Fills with the uniform law on [a, b).
 
     Args:
@@ -167,7 +168,7 @@ def uniform_(
 
 
 def normal_(
-    tensor: Tensor,
+    tensor: Target,
     mean: float = 0.0,
     std: float = 1.0,
     generator: torch.Generator | None = None,
@@ -176,7 +177,7 @@ def normal_(
     name: str | None = None,
     part: Part | None = None,
     scale: float | None = None,
-) -> Tensor:
+) -> Target:
     """Fills with the normal law.
 
     Args:
@@ -228,7 +229,7 @@ def normal_(
 
 
 def trunc_normal_(
-    tensor: Tensor,
+    tensor: Target,
     mean: float = 0.0,
     std: float = 1.0,
     a: float = -2.0,
@@ -240,7 +241,7 @@ def trunc_normal_(
     name: str | None = None,
     part: Part | None = None,
     scale: float | None = None,
-) -> Tensor:
+) -> Target:
     """Fills with the normal law conditioned on [a, b].
 
     The values' own std is below ``std``; :func:`variance_scaling_` makes up for that.
@@ -272,7 +273,7 @@ def trunc_normal_(
     return draw_(tensor, law, generator, seed, name, part, scale)
 
 
-def constant_(tensor: Tensor, val: float) -> Tensor:
+def constant_(tensor: Target, val: float) -> Target:
     """Fills with ``val``; any dtype that torch's own fill_ can write, which this is.
 
     Raises:
@@ -281,22 +282,28 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(constant_, (tensor,), tensor, val=val)
+    if isinstance(tensor, Blocks):
+        return fill_(tensor, laws.constant(val))
     check_reaches(tensor)
     warn_if_lost(tensor)
     with torch.no_grad():
         return tensor.fill_(val)
 
 
-def ones_(tensor: Tensor) -> Tensor:
+def ones_(tensor: Target) -> Target:
     """Fills with 1; otherwise as :func:`constant_`."""
+    if isinstance(tensor, Blocks):
+        return fill_(tensor, laws.constant(1.0))
     check_reaches(tensor)
     warn_if_lost(tensor)
     with torch.no_grad():
         return tensor.fill_(1.0)
 
 
-def zeros_(tensor: Tensor) -> Tensor:
+def zeros_(tensor: Target) -> Target:
     """Fills with 0; otherwise as :func:`constant_`."""
+    if isinstance(tensor, Blocks):
+        return fill_(tensor, laws.constant(0.0))
     check_reaches(tensor)
     warn_if_lost(tensor)
     with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 import fastinit
 from fastinit import (
+    Blocks,
     ChannelMoments,
     Fill,
     Moments,
@@ -350,6 +352,21 @@ ARGUMENTS |= {
     ),
     "fastinit.stream.laws.scaled:scale": Argument(
         lambda v: laws.scaled(laws.normal(), v).scale, positive
+    ),
+    **{
+        f"fastinit.Blocks{of}:fixed_scale": Argument(
+            call, lambda x: 2.0**-120 <= x <= 2.0**117, optional=True
+        )
+        for of, call in {
+            "": lambda v: replace(Blocks.empty((1, 16), "nvfp4"), fixed_scale=v).fixed_scale,
+            ".empty": lambda v: Blocks.empty((1, 16), "nvfp4", fixed_scale=v).fixed_scale,
+        }.items()
+    },
+    "fastinit.Blocks.empty:shape": Argument(
+        lambda v: Blocks.empty((v, 32), "mxfp4").shape,
+        lambda n: 0 <= n < 100,
+        whole=True,
+        named="shape[0]",
     ),
     # statistics
     "fastinit.moments:correction": Argument(lambda v: moments(X, v), finite),

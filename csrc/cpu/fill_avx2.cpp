@@ -12,6 +12,9 @@ namespace {
 typedef Avx2Lane Edge;
 typedef Twin<Twin<Avx2Lane>> Wide;
 }  // namespace
-#include "fill.h"
+#include "blocks.h"
 
 void fill_tile_avx2(const Window& w, const Tiling& t, int64_t tile) { fill_tile_any(w, t, tile); }
+void fill_blocks_avx2(const BlockWindow& w, int64_t first, int64_t n) {
+  fill_blocks_any(w, first, n);
+}

@@ -41,10 +41,13 @@ const Cpu cpu;
 
 const Isa ISAS[] = {
 #if defined(FASTINIT_X86)
-    {"avx512", fill_tile_avx512, accumulate_avx512, powers_avx512, tally_avx512, cpu.avx512()},
-    {"avx2", fill_tile_avx2, accumulate_avx2, powers_avx2, tally_avx2, cpu.avx2()},
+    {"avx512", fill_tile_avx512, fill_blocks_avx512, accumulate_avx512, powers_avx512, tally_avx512,
+     cpu.avx512()},
+    {"avx2", fill_tile_avx2, fill_blocks_avx2, accumulate_avx2, powers_avx2, tally_avx2,
+     cpu.avx2()},
 #endif
-    {"baseline", fill_tile_baseline, accumulate_baseline, powers_baseline, tally_baseline, true},
+    {"baseline", fill_tile_baseline, fill_blocks_baseline, accumulate_baseline, powers_baseline,
+     tally_baseline, true},
 };
 const int ISA_COUNT = sizeof(ISAS) / sizeof(ISAS[0]);
 

@@ -117,18 +117,20 @@ struct ScalarLane {
     }
     to->bits = (uint16_t)(h | sign);
   }
+  template <class To>  // one of Float8, saturating
+  FASTINIT_FN U float8(F v) {
+    const U b = bits(v), magnitude = b & 0x7fffffffu;
+    const U small = bits(from_bits(magnitude) + from_bits(To::MAGIC)) - To::MAGIC;
+    const U large = (magnitude - To::REBIAS + (magnitude >> To::DROPPED & 1)) >> To::DROPPED;
+    U h = magnitude < To::LEAST_NORMAL ? small : large;
+    h = h < To::LARGEST ? h : To::LARGEST;
+    const U sign = b >> (32 - To::BITS) & 1u << (To::BITS - 1);
+    return h || !To::ONE_ZERO ? h | sign : h;
+  }
   template <int M, int BIAS, bool ONE_ZERO>
-  FASTINIT_FN void convert(F v, Float8<M, BIAS, ONE_ZERO>* to) {  // saturating
+  FASTINIT_FN void convert(F v, Float8<M, BIAS, ONE_ZERO>* to) {
     typedef Float8<M, BIAS, ONE_ZERO> To;
-    U b = bits(v), magnitude = b & 0x7fffffffu;
-    U h;
-    if (magnitude < To::LEAST_NORMAL)
-      h = bits(from_bits(magnitude) + from_bits(To::MAGIC)) - To::MAGIC;
-    else
-      h = (magnitude - To::REBIAS + (magnitude >> To::DROPPED & 1)) >> To::DROPPED;
-    if (h > To::LARGEST) h = To::LARGEST;
-    if (h || !ONE_ZERO) h |= b >> 24 & 0x80u;
-    to->bits = (uint8_t)(v != v ? To::NOT_A_NUMBER : h);
+    to->bits = (uint8_t)(v != v ? To::NOT_A_NUMBER : float8<To>(v));
   }
   template <class T>
   FASTINIT_FN void store(T* to, const F v[4]) {

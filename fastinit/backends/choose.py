@@ -34,6 +34,22 @@ def choose(device: torch.device) -> Backend:
     return _unless(only, "fill", device, only.serves(device))
 
 
+def choose_blocks(device: torch.device) -> Backend:
+    """The backend that fills block formats on ``device``: the forced one, or the first that can.
+
+    Raises:
+        RuntimeError: a backend is forced that cannot.
+    """
+    only = forced()
+    if only is None:
+        return next(b for b in BACKENDS if _why_no_blocks(b, device) is None)
+    return _unless(only, "fill blocks of", device, _why_no_blocks(only, device))
+
+
+def _why_no_blocks(backend: Backend, device: torch.device) -> str | None:
+    return backend.serves(device) or backend.serves_blocks(device)
+
+
 def choose_measuring(device: torch.device, higher: bool = False) -> Backend:
     """The backend that measures tensors on ``device``: the forced one, or the first that can.
 
@@ -81,20 +97,25 @@ def native_is_chosen() -> bool:
     return BACKENDS[0] is native and forced() is None and native.serves(CPU) is None
 
 
-def explain(device: torch.device, higher: bool = False) -> str:
-    """The backend that fills on a device, or measures higher moments, and why not those before it."""
+def explain(device: torch.device, higher: bool = False, blocks: bool = False) -> str:
+    """The backend that fills (or measures higher moments, or fills blocks), and why not others."""
     passed: list[str] = []
     for candidate in BACKENDS:
-        reason = _why_unmeasured(candidate, device, True) if higher else candidate.serves(device)
+        if blocks:
+            reason = _why_no_blocks(candidate, device)
+        else:
+            reason = (
+                _why_unmeasured(candidate, device, True) if higher else candidate.serves(device)
+            )
         if reason is None:
             return str(candidate.name) + "".join(f"; {text}" for text in passed)
         passed.append(f"not {candidate.name}: {reason}")
     raise AssertionError("the reference serves every device")
 
 
-def _why_reference(device: torch.device, higher: bool) -> str | None:
+def _why_reference(device: torch.device, higher: bool, blocks: bool) -> str | None:
     """Why nobody before the reference serves a device; None where that is forced."""
-    return explain(device, higher) if forced() is None else None
+    return explain(device, higher, blocks) if forced() is None else None
 
 
 native = Native()

@@ -35,6 +35,26 @@ class Write(NamedTuple):
     offset: int
 
 
+class BlockWrite(NamedTuple):
+    """One window of blocks to fill (``fastinit.stream.blocks``), checked and real."""
+
+    data: Tensor
+    """uint8 [..., bytes of a block], which are neighbours in memory."""
+    scale: Tensor
+    """uint8 [...]: of each block. It has elements."""
+    law: Law
+    seed: int
+    stream: int
+    strides: tuple[int, ...]
+    """One for each dimension of the scales: that of the first values of blocks in the stream."""
+    offset: int
+    """Of the first value; a multiple of a block's size, as the strides."""
+    format: str
+    """One of ``fastinit.stream.blocks.ELEMENTS``."""
+    tensor_scale: float
+    """Of "nvfp4", a float32 number; else 1."""
+
+
 class Reading(NamedTuple):
     """One tensor to measure: what a backend sees."""
 
@@ -83,6 +103,14 @@ class Backend(ABC):
     @abstractmethod
     def fill_many(self, writes: Sequence[Write]) -> None:
         """Fills each with the bits that the reference writes (``fastinit.stream.reference``)."""
+
+    def serves_blocks(self, device: torch.device) -> str | None:
+        """None, or the reason why it cannot fill block formats on ``device``, where it fills tensors."""
+        return "it has no kernel for block formats"
+
+    def fill_blocks(self, writes: Sequence[BlockWrite]) -> None:
+        """Fills each with the bits that the reference writes (``fastinit.stream.blocks``)."""
+        raise NotImplementedError
 
     def serves_moments(self, device: torch.device) -> str | None:
         """None, or the reason why it cannot measure tensors on ``device``."""

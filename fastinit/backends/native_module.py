@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastinit.backends import slow
-from fastinit.backends.contract import Backend, Counted, Reading, Write
-from fastinit.stream import laws
+from fastinit.backends.contract import Backend, BlockWrite, Counted, Reading, Write
+from fastinit.stream import blocks, laws
 
 if TYPE_CHECKING:
     from fastinit.stream.formats import Counting
@@ -111,6 +112,22 @@ class Native(Backend):
         with torch.cuda.device(device):  # which gives no other one a context
             pieces.fill(device.index, stream_, staging.data_ptr() if staging is not None else 0)
 
+    def serves_blocks(self, device: torch.device) -> str | None:
+        return None if device.type == "cpu" else "the native build fills block formats on CPUs only"
+
+    def fill_blocks(self, writes: Sequence[BlockWrite]) -> None:
+        assert self.module is not None
+        requests = [
+            (
+                self.prepared(write.law, torch.float32),
+                *window,
+                *(FORMATS.index(write.format), write.tensor_scale),
+            )
+            for write in writes
+            for window in _block_windows(write, self.module.MAX_DIMS)
+        ]
+        self.module.fill_blocks(requests, torch.get_num_threads())
+
     def moments_many(self, readings: Sequence[Reading]) -> None:
         assert self.module is not None
         device = readings[0].tensor.device
@@ -131,6 +148,26 @@ class Native(Backend):
         numbers = [row.numbers() for row in counting.rows]
         asked = [(_asked(reading), moments.data_ptr()) for reading, moments in counted]
         self.module.Counts(numbers, counting.histogram, asked).count(torch.get_num_threads())
+
+
+FORMATS = tuple(blocks.ELEMENTS)
+"""By the code that kernels know a block format by."""
+
+
+def _block_windows(write: BlockWrite, most: int) -> Iterator[tuple[Any, ...]]:
+    """Of windows of one to ``most`` dimensions: addresses, key, sizes, and strides of each kind."""
+    data, scale, _, seed, stream, strides, offset, *_ = write
+    dims: list[tuple[int, ...]] = []  # neighbours that are one run everywhere as one
+    for size, *steps in zip(scale.shape, data.stride(), scale.stride(), strides):
+        if dims and all(up == size * step for up, step in zip(dims[-1][1:], steps)):
+            dims[-1] = (dims[-1][0] * size, *steps)
+        elif size > 1:
+            dims.append((size, *steps))
+    outer, inner = dims[:-most], dims[-most:] or [(1, 0, 0, 0)]
+    for index in itertools.product(*(range(size) for size, *_ in outer)):
+        to, at, on = (sum(i * dim[k] for i, dim in zip(index, outer)) for k in (1, 2, 3))
+        key = data.data_ptr() + to, scale.data_ptr() + at, seed, stream, offset + on
+        yield (*key, *zip(*inner))
 
 
 def _asked(r: Reading) -> tuple[int, int, Sequence[int], Sequence[int], bool, int]:

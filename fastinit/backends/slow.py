@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastinit.backends.contract import Backend, Reading, Write
+from fastinit.backends.contract import Backend, BlockWrite, Reading, Write
 from fastinit.base import installed
-from fastinit.stream import laws, reference, reference_moments
+from fastinit.stream import blocks, laws, reference, reference_moments
 
 UNWANTED = "FASTINIT_NATIVE=OFF"
 """How setup.py's reason begins where the user wanted no native module."""
@@ -65,9 +65,9 @@ class Reference(Backend):
 
     name = "reference"
 
-    def __init__(self, why: Callable[[torch.device, bool], str | None]) -> None:
-        """``why`` tells why nobody else serves a device (and its higher moments, if so), or None where
-        this backend was asked for."""
+    def __init__(self, why: Callable[[torch.device, bool, bool], str | None]) -> None:
+        """``why`` tells why nobody else serves a device (and its higher moments or blocks, if so), or
+        None where this backend was asked for."""
         self.why = why
 
     def serves(self, device: torch.device) -> str | None:
@@ -85,16 +85,24 @@ class Reference(Backend):
             params = laws.kernel_params(law, tensor.dtype)
             reference.fill(tensor, law.kind, params, seed, stream, strides, offset)
 
+    def serves_blocks(self, device: torch.device) -> str | None:
+        return None
+
+    def fill_blocks(self, writes: Sequence[BlockWrite]) -> None:
+        self._count([write.data for write in writes], blocks=True)
+        for write in writes:
+            blocks.fill(*write)
+
     def moments_many(self, readings: Sequence[Reading]) -> None:
         self._count([reading.tensor for reading in readings], readings[0].higher)
         for tensor, shape, strides, by_column, raw in readings:
             view = tensor.as_strided(shape, strides)
             raw.copy_(reference_moments.moments(view, by_column, raw.shape[-1]))
 
-    def _count(self, tensors: Sequence[Tensor], higher: bool = False) -> None:
+    def _count(self, tensors: Sequence[Tensor], higher: bool = False, blocks: bool = False) -> None:
         """Counts what is done on a kind of device unasked, and says it when that is much."""
         device = tensors[0].device
-        if (why := self.why(device, higher)) is not None:
+        if (why := self.why(device, higher, blocks)) is not None:
             _done[device.type] += sum(tensor.numel() for tensor in tensors)
             if _done[device.type] >= LARGE:
                 _say(device.type, why)

@@ -10,13 +10,14 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastinit.elements.part import Part
 from fastinit.fills import fans
+from fastinit.fills.blocks import Blocks, Target
 from fastinit.fills.fans import Fans, check_fans
 from fastinit.fills.seeded import draw_, full_shape
 from fastinit.stream import laws
 
 
 def xavier_uniform_(
-    tensor: Tensor,
+    tensor: Target,
     gain: float = 1.0,
     generator: torch.Generator | None = None,
     *,
@@ -25,7 +26,7 @@ def xavier_uniform_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
-) -> Tensor:
+) -> Target:
     """Fills with the uniform law of std gain * sqrt(2 / (fan_in + fan_out)): Glorot & Bengio 2010.
 
     Args:
@@ -44,7 +45,7 @@ def xavier_uniform_(
 
 
 def xavier_normal_(
-    tensor: Tensor,
+    tensor: Target,
     gain: float = 1.0,
     generator: torch.Generator | None = None,
     *,
@@ -53,7 +54,7 @@ def xavier_normal_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
-) -> Tensor:
+) -> Target:
     """Fills with the normal law of std gain * sqrt(2 / (fan_in + fan_out)): Glorot & Bengio 2010.
 
     Arguments and errors are those of :func:`xavier_uniform_`.
@@ -63,7 +64,7 @@ def xavier_normal_(
 
 
 def kaiming_uniform_(
-    tensor: Tensor,
+    tensor: Target,
     a: float = 0,
     mode: str = "fan_in",
     nonlinearity: str = "leaky_relu",
@@ -74,7 +75,7 @@ def kaiming_uniform_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
-) -> Tensor:
+) -> Target:
     """Fills with the uniform law of std gain(nonlinearity, a) / sqrt(fan): He et al. 2015.
 
     Args:
@@ -118,7 +119,7 @@ def kaiming_uniform_(
 
 
 def kaiming_normal_(
-    tensor: Tensor,
+    tensor: Target,
     a: float = 0,
     mode: str = "fan_in",
     nonlinearity: str = "leaky_relu",
@@ -129,7 +130,7 @@ def kaiming_normal_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
-) -> Tensor:
+) -> Target:
     """Fills with the normal law of std gain(nonlinearity, a) / sqrt(fan): He et al. 2015.
 
     Arguments, errors and warnings are those of :func:`kaiming_uniform_`.
@@ -142,7 +143,7 @@ def kaiming_normal_(
 
 
 def variance_scaling_(
-    tensor: Tensor,
+    tensor: Target,
     scale: float = 1.0,
     mode: str = "fan_in",
     distribution: str = "truncated_normal",
@@ -152,7 +153,7 @@ def variance_scaling_(
     name: str | None = None,
     fan: Fans | None = None,
     part: Part | None = None,
-) -> Tensor:
+) -> Target:
     """Fills with mean 0 and variance scale / n, as ``variance_scaling`` of JAX and TensorFlow.
 
     Args:
@@ -175,7 +176,7 @@ def variance_scaling_(
 
 
 def lecun_normal_(
-    tensor: Tensor,
+    tensor: Target,
     generator: torch.Generator | None = None,
     *,
     seed: int | None = None,
@@ -183,7 +184,7 @@ def lecun_normal_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
-) -> Tensor:
+) -> Target:
     """Fills with a truncated normal of variance 1 / fan_in: LeCun et al. 1998, for selu.
 
     As in JAX and Keras: :func:`variance_scaling_` with its defaults; arguments and errors are
@@ -194,7 +195,7 @@ def lecun_normal_(
 
 
 def lecun_uniform_(
-    tensor: Tensor,
+    tensor: Target,
     generator: torch.Generator | None = None,
     *,
     seed: int | None = None,
@@ -202,7 +203,7 @@ def lecun_uniform_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
-) -> Tensor:
+) -> Target:
     """Fills with the uniform law of variance 1 / fan_in: LeCun et al. 1998.
 
     :func:`variance_scaling_` with distribution "uniform"; arguments and errors are there.
@@ -211,5 +212,5 @@ def lecun_uniform_(
     return draw_(tensor, law, generator, seed, name, part, scale)
 
 
-def _fans(tensor: Tensor, fan: Fans | None, part: Part | None) -> Fans:
+def _fans(tensor: Tensor | Blocks, fan: Fans | None, part: Part | None) -> Fans:
     return fans.fans_of(full_shape(tensor, part)) if fan is None else check_fans(fan)

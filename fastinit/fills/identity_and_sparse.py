@@ -165,7 +165,7 @@ def centre(tensor: Tensor) -> Tensor:
 
 def _check(tensor: Tensor, part: Part | None) -> None:
     # Integers and booleans are fine here, and torch itself refuses what it cannot write.
-    if tensor.is_floating_point() or tensor.is_complex():
+    if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.is_complex():
         ops.check_target(tensor, part=part)
     tensors.check_memory(tensor)
     warn_if_lost(tensor, stacklevel=4)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fastinit.backends import choose as backends
-from fastinit.backends.contract import Write
+from fastinit.backends.contract import BlockWrite, Write
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
 from fastinit.elements.strided import Piece, Strided, whole
+from fastinit.fills.blocks import Blocks, writes_of
 from fastinit.fills.writable import check_writable, is_short_way
 from fastinit.stream import keys, laws
 from fastinit.stream.laws import Law
@@ -40,7 +41,7 @@ class Request(NamedTuple):
     By default they are 0, 1, 2, ... in row-major order.
     """
 
-    tensor: Tensor
+    tensor: Tensor | Blocks
     law: Law
     seed: int
     stream: int = keys.ANONYMOUS
@@ -54,6 +55,8 @@ class Batch:
         self._writes: dict[torch.device, list[Write]] = {}
         self._sharded: list[Tensor] = []
         self._copied: list[tuple[Tensor, Tensor]] = []
+        self._blocks: dict[torch.device, list[BlockWrite]] = {}
+        self._scales: list[tuple[Tensor, float]] = []
         self._at_once = not _is_compiling()
 
     def add(self, request: Request, argument: str) -> None:
@@ -67,6 +70,9 @@ class Batch:
         """
         tensor, law, seed, stream, window = request
         seed = keys.check_seed(seed)
+        if isinstance(tensor, Blocks):
+            self._add_blocks(tensor, law, seed, stream, window, argument)
+            return
         if self._at_once and is_short_way(tensor):  # most are: nothing but what each needs
             which = whole(tensor.shape)
             if window == which or (window is None and not _is_marked(tensor)):
@@ -98,13 +104,39 @@ class Batch:
                 laws.kernel_params(write.law, write.tensor.dtype)
                 some.append(write)
 
+    def _add_blocks(
+        self,
+        blocks: Blocks,
+        law: Law,
+        seed: int,
+        stream: int,
+        window: Window | Strided | Part | None,
+        argument: str,
+    ) -> None:
+        if window is not None and not isinstance(window, Part):
+            raise TypeError(
+                f"which elements {argument} holds must be a fastinit.Part, but got {window}"
+            )
+        made, whole = writes_of(blocks, law, seed, stream, window, argument)
+        self._blocks.setdefault(blocks.device, []).extend(made)
+        if blocks.tensor_scale is not None and whole is not None:
+            self._scales.append((shard.local(blocks.tensor_scale), whole))
+        self._sharded += [t for t in (blocks.data, blocks.scale) if shard.is_dtensor(t) or made]
+
     def run(self) -> None:
         """Writes them, once."""
         chosen = {device: backends.choose(device) for device in self._writes}
+        for_blocks = {
+            device: backends.choose_blocks(device) for device, its in self._blocks.items() if its
+        }
         with torch.no_grad():
             for device, some in self._writes.items():
                 chosen[device].fill_many(some)
                 _increment_version([write.tensor for write in some])
+            for device, backend in for_blocks.items():
+                backend.fill_blocks(self._blocks[device])
+            for held, number in self._scales:
+                held.detach().fill_(number)
             for view, plain in self._copied:
                 view.copy_(plain)
         _increment_version(self._sharded)  # the local tensors have counters of their own

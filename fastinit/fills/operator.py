@@ -14,6 +14,7 @@ from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
 from fastinit.elements.strided import Strided
 from fastinit.fills import agreement
+from fastinit.fills.blocks import Blocks, Target
 from fastinit.fills.many import Batch as Batch
 from fastinit.fills.many import Request as Request
 from fastinit.fills.many import Window as Window
@@ -42,14 +43,14 @@ _plain_cpu_address = tensors.plain_cpu_address
 
 
 def fill_(
-    tensor: Tensor,
+    tensor: Target,
     law: Law,
     *,
     seed: int | None = None,
     stream: int = keys.ANONYMOUS,
     generator: torch.Generator | None = None,
     window: Window | Strided | Part | None = None,
-) -> Tensor:
+) -> Target:
     """Writes ``law`` into ``tensor`` and returns it.
 
     Args:
@@ -74,6 +75,9 @@ def fill_(
             tensor outside inference mode; a DTensor for which ranks drew different seeds
             (``fastinit.agreement``).
     """
+    if isinstance(tensor, Blocks):
+        _fill_blocks(tensor, law, seed, stream, generator, window)
+        return tensor
     # The short way, for a few elements as for billions: nothing here but what each call needs.
     if (
         window is None
@@ -132,6 +136,34 @@ def fill_(
             which.offset if which is not None else 0,
         )
     return tensor
+
+
+def _fill_blocks(
+    blocks: Blocks,
+    law: Law,
+    seed: int | None,
+    stream: int,
+    generator: torch.Generator | None,
+    window: Window | Strided | Part | None,
+) -> None:
+    if _traced() or _dispatch_modes():
+        raise NotImplementedError(
+            "Blocks are no tensors: a compiled function, or a block that records or fakes operations, "
+            "does not see them written"
+        )
+    if seed is not None and generator is not None:
+        raise ValueError("seed and generator exclude each other, but got both")
+    request = Request(blocks, law, 0 if seed is None else seed, stream, window)
+    batch = Batch()
+    batch.add(request, "tensor")  # what can't be written draws no seed
+    if seed is None and law.kind != _CONSTANT and blocks.numel() and not blocks.is_meta:
+        if window is not None or shard.is_dtensor(blocks.data):
+            seed = draw_seed(blocks.data, seed, generator)
+        else:
+            seed = _draw_seed(generator)
+        batch = Batch()
+        batch.add(request._replace(seed=seed), "tensor")
+    batch.run()
 
 
 def draw_seed(tensor: Tensor, seed: int | None, generator: torch.Generator | None) -> int:

@@ -13,6 +13,7 @@ from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part, check_part
 from fastinit.fills import operator as ops
+from fastinit.fills.blocks import Blocks, Target
 from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id
 from fastinit.stream.laws import Law
@@ -25,22 +26,22 @@ class LostWriteWarning(UserWarning):
 
 
 def draw_(
-    tensor: Tensor,
+    tensor: Target,
     law: Law,
     generator: torch.Generator | None,
     seed: int | None,
     name: str | None,
     part: Part | None = None,
     scale: float | None = None,
-) -> Tensor:
+) -> Target:
     """``ops.fill_`` with the stream of ``name``; to be called by the public function itself."""
-    if getattr(tensor, "requires_grad", False) and _is_computed(tensor):
+    if isinstance(tensor, Tensor) and tensor.requires_grad and _is_computed(tensor):
         warn_if_lost(tensor, stacklevel=4)
     if part is not None:
         name = name_of(name, part)
     if scale is not None:
         law = laws.scaled(law, scale)
-        laws.check_scalable(law, tensor.dtype)
+        laws.check_scalable(law, torch.float32 if isinstance(tensor, Blocks) else tensor.dtype)
     return ops.fill_(
         tensor,
         law,
@@ -65,7 +66,7 @@ def name_of(name: str | None, part: Part | None) -> str | None:
     return its if name is None else name
 
 
-def full_shape(tensor: Tensor, part: Part | None = None) -> Sequence[int]:
+def full_shape(tensor: Tensor | Blocks, part: Part | None = None) -> Sequence[int]:
     """The shape of the parameter that a tensor is, or that it is a part of.
 
     Raises:
@@ -73,9 +74,12 @@ def full_shape(tensor: Tensor, part: Part | None = None) -> Sequence[int]:
         NotImplementedError: it is a part, and nothing says which
         (``fastinit.elements.shards.check_held``).
     """
-    _check_tensor(tensor)
+    if not isinstance(tensor, Blocks):
+        _check_tensor(tensor)
     if part is not None:
         return check_part(part).shape
+    if isinstance(tensor, Blocks):
+        return tensor.shape
     if not _is_compiling():
         shard.check_held(tensor)
     return tensors.sizes(tensor)

@@ -52,6 +52,11 @@ def check_writable(tensor: Tensor, argument: str = "tensor") -> None:
             f"{argument} must have a float8, float16, bfloat16, float32, float64 or complex dtype, but "
             f"got {tensor.dtype}"
         )
+    check_place(tensor, argument)
+
+
+def check_place(tensor: Tensor, argument: str) -> None:
+    """Raises unless a tensor of any dtype has memory that can be written; see ``fill_``."""
     if _is_compiling() or tensors.is_traced(tensor):
         return  # what follows looks at the tensor's memory, which a traced tensor has none of
     partitioned.check_stays(tensor, argument)

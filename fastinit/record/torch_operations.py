@@ -211,8 +211,6 @@ def fill_of(
         if given["seed"] is not None or given["strides"] is not None:
             return None
         law = laws.Law(given["kind"], *given["parameters"])
-        if law.scale != 1.0:
-            return None  # a Fill is of values, not of quotients
         return law_fill(law.name, *law.arguments)
     if not args[0].is_floating_point():
         return None
@@ -230,6 +228,14 @@ def fill_of(
     if name == "normal_":
         return law_fill("normal", given["mean"], given["std"])
     return law_fill("uniform", given["from"], given["to"])
+
+
+def is_scaled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation writes values that are divided by a scale, which no Fill is."""
+    if func is not _OURS:
+        return False
+    given = arguments(func, args, kwargs)
+    return laws.Law(given["kind"], *given["parameters"]).scale != 1.0
 
 
 @lru_cache(maxsize=4096)

@@ -58,6 +58,10 @@ def write(
     if len(written) > 1:
         return _write_several(recording, func, args, kwargs, written, memories, is_away, draws)
     (target,), (memory,) = written, memories
+    if operations.is_scaled(func, args, kwargs):
+        raise recording.refusals.refuse(
+            f"a fill with scale= at {{line}}, which is how values are stored, and not in a plan: {HINT}"
+        )
     fill = operations.fill_of(func, args, kwargs, is_known)
     if is_away:
         if fill is None:  # otherwise there is nothing to learn from it

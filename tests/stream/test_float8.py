@@ -155,19 +155,16 @@ def test_scales_are_for_8_bits_and_nothing_is_written_otherwise() -> None:
         assert torch.get_rng_state().equal(state)
 
 
-def test_a_constructor_with_a_scale_is_recorded_as_it_runs() -> None:
+def test_a_constructor_with_a_scale_is_refused() -> None:
     class Scaled(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             held = torch.empty(30, 20, dtype=torch.float8_e4m3fn)
             self.weight = torch.nn.Parameter(init.normal_(held, scale=0.01), requires_grad=False)
 
-    with fastinit.deferred(seed=0):
-        model = Scaled()
-    fastinit.materialize_(model)
-    assert model.weight.float().square().mean().sqrt() == pytest.approx(
-        100.0, rel=0.15
-    )  # 6 of 1/sqrt(2n)
+    refused = pytest.raises(fastinit.DeferredError, match=r"scale= at .*test_float8.py:\d+")
+    with refused, fastinit.deferred(seed=0):
+        Scaled()
 
 
 @pytest.mark.parametrize("dtype", FLOAT8)

@@ -6,10 +6,12 @@ this program is run by hand, once for each version, and no test runs it:
     python tests/vectors/make_vectors.py > tests/vectors/stream.csv
     python tests/vectors/make_vectors.py float8 > tests/vectors/float8.csv
     python tests/vectors/make_vectors.py float8_scaled > tests/vectors/float8_scaled.csv
+    python tests/vectors/make_vectors.py blocks > tests/vectors/blocks.csv
 
 One line a case: law, parameters, dtype, seed, stream, index of the first element, and the values of
 16 elements from there on as the hexadecimal bits of the dtype. Parameters are hexadecimal floats, as is
-the scale that values are divided by.
+the scale that values are divided by. Of block formats these are two blocks: the bytes of their packed
+values and of their scales, and the scale of the tensor.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from fastinit.stream import laws, reference
+from fastinit.stream import blocks, laws, reference
+from fastinit.stream.formats import FORMATS
 from fastinit.stream.keys import stream_id
 from fastinit.stream.laws import Law
 from fastinit.stream.rounding import FLOAT8, float32, rounded
@@ -72,9 +75,36 @@ def scaled() -> Iterator[tuple[Law, torch.dtype, int, int, int]]:
         yield (laws.scaled(case[0], scale), *case[1:])
 
 
+def of_blocks() -> Iterator[tuple[object, ...]]:
+    seed, stream = KEYS_OF_EVERY_DTYPE[1]
+    yield "law", "parameters", "format", "seed", "stream", "start", "data", "scale", "tensor_scale"
+    for name in blocks.ELEMENTS:
+        size, start = FORMATS[name].block, 2**34 - FORMATS[name].block
+        for law in LAWS:
+            whole = blocks.tensor_scale_of(law) if name == "nvfp4" else 1.0
+            params = laws.kernel_params(law, torch.float32)
+            index = torch.arange(start, start + 2 * size).view(2, size)
+            values = reference.values(law.kind, params, seed, stream, index)
+            data, scale = (t.numpy().tobytes().hex() for t in blocks.quantised(values, name, whole))
+            parameters = " ".join(p.hex() for p in law.parameters.values())
+            key = f"{seed:x}", f"{stream:x}", start
+            yield (
+                law.name,
+                parameters,
+                name,
+                *key,
+                data,
+                scale,
+                whole.hex() if name == "nvfp4" else "",
+            )
+
+
 def main() -> None:
     lines = csv.writer(sys.stdout, lineterminator="\n")
     made = sys.argv[1:]
+    if made == ["blocks"]:
+        lines.writerows(of_blocks())
+        return
     columns = ["law", "parameters", "dtype", "seed", "stream", "start", "bits"]
     lines.writerow(columns + ["scale"] * (made == ["float8_scaled"]))
     asked = cases() if not made else scaled() if made == ["float8_scaled"] else of_dtypes(FLOAT8)
