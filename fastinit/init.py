@@ -21,6 +21,10 @@ bounds in standard deviations (``sigma=True``) and, keyword-only:
 ``scale``
     of a float8 tensor: value / scale is stored, one float32 division, rounded once, and then rounded and
     saturated as without a scale. (Of :func:`variance_scaling_` it is JAX's argument, another thing.)
+``exact``
+    of a float64 tensor: values are drawn in float64, of 53 random bits. Otherwise they are the float32
+    values, widened: then another dtype gives the same ones, rounded, but float64 has no more than 2^32
+    of them.
 
 A number is any of Python's or NumPy's, or a tensor without dimensions, but no bool. What is none raises
 NumberTypeError (a TypeError and ValueError), and one out of range NumberRangeError (a ValueError and
@@ -136,6 +140,7 @@ def uniform_(
     name: str | None = None,
     part: Part | None = None,
     scale: float | None = None,
+    exact: bool = False,
 ) -> Target:
     """Fills with the uniform law on [a, b).
 
@@ -145,7 +150,7 @@ def uniform_(
         a, b: finite, a <= b; b itself is never drawn unless a == b, in no dtype. Of float16 and
             bfloat16, values that would round to b are the dtype's largest below it (of [0, 1) 0.024 %
             and 0.20 % of all), and where the dtype has no value in [a, b), all are the nearest to a.
-        generator, seed, name, part, scale: as for :func:`normal_`.
+        generator, seed, name, part, scale, exact: as for :func:`normal_`.
 
     Raises:
         NumberRangeError: bounds reversed, NaN, infinite or beyond the tensor's dtype; and as
@@ -163,8 +168,9 @@ def uniform_(
             name=name,
             part=part,
             scale=scale,
+            exact=exact,
         )
-    return draw_(tensor, laws.uniform(a, b), generator, seed, name, part, scale)
+    return draw_(tensor, laws.uniform(a, b), generator, seed, name, part, scale, exact)
 
 
 def normal_(
@@ -177,6 +183,7 @@ def normal_(
     name: str | None = None,
     part: Part | None = None,
     scale: float | None = None,
+    exact: bool = False,
 ) -> Target:
     """Fills with the normal law.
 
@@ -193,6 +200,10 @@ def normal_(
         scale: of a float8 tensor, what values are divided by before they are rounded and stored: any
             number in float32's range, rounded to float32; by default 1. The law is that of the values,
             which are what is stored times the scale.
+        exact: of a float64 or complex128 tensor, values are drawn in float64: of 53 random bits, up to
+            8.57 standard deviations. They are others than those of float32, and are made on the CPU by
+            plain torch, a million or two a second, whatever the device. By default float64 gets the
+            float32 values, widened, up to 6.76 standard deviations.
 
     Raises:
         TypeError: ``tensor`` is none, or a name or part has the wrong type.
@@ -201,7 +212,7 @@ def normal_(
             a scale that is 0, negative, NaN or infinite.
         ValueError: both a seed and a generator; an UninitializedParameter; a part without a seed, of
             another name than ``name``, or of another shape than the tensor's; a scale, and the tensor is
-            none of 8 bits.
+            none of 8 bits; exact, and it is neither float64 nor complex128.
         NotImplementedError: an integer, bool, quantised or sparse tensor.
         RuntimeError: elements of the tensor that overlap; an inference tensor outside inference mode.
 
@@ -224,8 +235,9 @@ def normal_(
             name=name,
             part=part,
             scale=scale,
+            exact=exact,
         )
-    return draw_(tensor, laws.normal(mean, std), generator, seed, name, part, scale)
+    return draw_(tensor, laws.normal(mean, std), generator, seed, name, part, scale, exact)
 
 
 def trunc_normal_(
@@ -241,13 +253,14 @@ def trunc_normal_(
     name: str | None = None,
     part: Part | None = None,
     scale: float | None = None,
+    exact: bool = False,
 ) -> Target:
     """Fills with the normal law conditioned on [a, b].
 
     The values' own std is below ``std``; :func:`variance_scaling_` makes up for that.
 
     Args:
-        tensor, generator, seed, name, part, scale: as for :func:`normal_`.
+        tensor, generator, seed, name, part, scale, exact: as for :func:`normal_`.
         mean, std: of the normal law that is cut.
         a, b: the bounds, which may be infinite: values, whatever the std, as in torch; or, with
             ``sigma``, multiples of std, counted from the mean. No value is outside, in no dtype: one
@@ -270,7 +283,7 @@ def trunc_normal_(
             "The values are all from the tail of the distribution.",
             stacklevel=2,
         )
-    return draw_(tensor, law, generator, seed, name, part, scale)
+    return draw_(tensor, law, generator, seed, name, part, scale, exact)
 
 
 def constant_(tensor: Target, val: float) -> Target:

@@ -22,16 +22,23 @@ forced = _forced.get
 """The backend that a block of :func:`backend` forces, or None."""
 
 
-def choose(device: torch.device) -> Backend:
+def choose(device: torch.device, exact: bool = False) -> Backend:
     """The backend that fills tensors on ``device``: the forced one, or the first that can.
+
+    Args:
+        exact: with values that are drawn in float64.
 
     Raises:
         RuntimeError: a backend is forced that cannot.
     """
     only = forced()
     if only is None:
-        return next(b for b in BACKENDS if b.serves(device) is None)
-    return _unless(only, "fill", device, only.serves(device))
+        return next(b for b in BACKENDS if _why_unfilled(b, device, exact) is None)
+    return _unless(only, "fill", device, _why_unfilled(only, device, exact))
+
+
+def _why_unfilled(backend: Backend, device: torch.device, exact: bool) -> str | None:
+    return backend.serves(device) or (backend.serves_exact(device) if exact else None)
 
 
 def choose_blocks(device: torch.device) -> Backend:

@@ -112,6 +112,10 @@ class Backend(ABC):
         """Fills each with the bits that the reference writes (``fastinit.stream.blocks``)."""
         raise NotImplementedError
 
+    def serves_exact(self, device: torch.device) -> str | None:
+        """None, or the reason why :meth:`fill_many` takes no laws that are drawn in float64 there."""
+        return "it draws in float32"
+
     def serves_moments(self, device: torch.device) -> str | None:
         """None, or the reason why it cannot measure tensors on ``device``."""
         return "it measures none"

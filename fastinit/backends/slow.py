@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastinit.backends.contract import Backend, BlockWrite, Reading, Write
 from fastinit.base import installed
-from fastinit.stream import blocks, laws, reference, reference_moments
+from fastinit.stream import blocks, exact, laws, reference, reference_moments
 
 UNWANTED = "FASTINIT_NATIVE=OFF"
 """How setup.py's reason begins where the user wanted no native module."""
@@ -73,6 +73,9 @@ class Reference(Backend):
     def serves(self, device: torch.device) -> str | None:
         return None
 
+    def serves_exact(self, device: torch.device) -> str | None:
+        return None
+
     def serves_moments(self, device: torch.device) -> str | None:
         return None
 
@@ -80,10 +83,11 @@ class Reference(Backend):
         return None
 
     def fill_many(self, writes: Sequence[Write]) -> None:
-        self._count([write.tensor for write in writes])
+        self._count([write.tensor for write in writes if not write.law.exact])  # nobody else's
         for tensor, law, seed, stream, strides, offset in writes:
             params = laws.kernel_params(law, tensor.dtype)
-            reference.fill(tensor, law.kind, params, seed, stream, strides, offset)
+            values = exact.values if law.exact else reference.values
+            reference.fill(tensor, law.kind, params, seed, stream, strides, offset, values)
 
     def serves_blocks(self, device: torch.device) -> str | None:
         return None
@@ -101,6 +105,8 @@ class Reference(Backend):
 
     def _count(self, tensors: Sequence[Tensor], higher: bool = False, blocks: bool = False) -> None:
         """Counts what is done on a kind of device unasked, and says it when that is much."""
+        if not tensors:
+            return
         device = tensors[0].device
         if (why := self.why(device, higher, blocks)) is not None:
             _done[device.type] += sum(tensor.numel() for tensor in tensors)

@@ -26,6 +26,7 @@ def xavier_uniform_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
+    exact: bool = False,
 ) -> Target:
     """Fills with the uniform law of std gain * sqrt(2 / (fan_in + fan_out)): Glorot & Bengio 2010.
 
@@ -33,7 +34,7 @@ def xavier_uniform_(
         tensor: at least 2-D, unless ``fan`` is given: [out, in, ...], trailing sizes count for both
             fans.
         gain: see :func:`fastinit.fills.fans.calculate_gain`.
-        generator, seed, name, part, scale: as for :func:`fastinit.init.normal_`.
+        generator, seed, name, part, scale, exact: as for :func:`fastinit.init.normal_`.
         fan: (fan_in, fan_out), by default from the shape.
 
     Raises:
@@ -41,7 +42,7 @@ def xavier_uniform_(
         NumberRangeError: a gain that is negative, NaN or infinite.
     """
     std = fans.xavier_std(_fans(tensor, fan, part), gain)
-    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name, part, scale)
+    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name, part, scale, exact)
 
 
 def xavier_normal_(
@@ -54,13 +55,14 @@ def xavier_normal_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
+    exact: bool = False,
 ) -> Target:
     """Fills with the normal law of std gain * sqrt(2 / (fan_in + fan_out)): Glorot & Bengio 2010.
 
     Arguments and errors are those of :func:`xavier_uniform_`.
     """
     std = fans.xavier_std(_fans(tensor, fan, part), gain)
-    return draw_(tensor, laws.normal(0.0, std), generator, seed, name, part, scale)
+    return draw_(tensor, laws.normal(0.0, std), generator, seed, name, part, scale, exact)
 
 
 def kaiming_uniform_(
@@ -75,6 +77,7 @@ def kaiming_uniform_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
+    exact: bool = False,
 ) -> Target:
     """Fills with the uniform law of std gain(nonlinearity, a) / sqrt(fan): He et al. 2015.
 
@@ -85,7 +88,7 @@ def kaiming_uniform_(
         mode: "fan_in" keeps the variance of activations, "fan_out" of gradients; case does
             not matter.
         nonlinearity: see :func:`fastinit.fills.fans.calculate_gain`.
-        generator, seed, name, part, scale: as for :func:`fastinit.init.normal_`.
+        generator, seed, name, part, scale, exact: as for :func:`fastinit.init.normal_`.
         fan: (fan_in, fan_out), by default from the shape.
 
     Raises:
@@ -110,12 +113,13 @@ def kaiming_uniform_(
             fan=fan,
             part=part,
             scale=scale,
+            exact=exact,
         )
     if 0 in full_shape(tensor, part):
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     std = fans.kaiming_std(_fans(tensor, fan, part), a, mode, nonlinearity)
-    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name, part, scale)
+    return draw_(tensor, fans.uniform_of_std(std), generator, seed, name, part, scale, exact)
 
 
 def kaiming_normal_(
@@ -130,6 +134,7 @@ def kaiming_normal_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
+    exact: bool = False,
 ) -> Target:
     """Fills with the normal law of std gain(nonlinearity, a) / sqrt(fan): He et al. 2015.
 
@@ -139,7 +144,7 @@ def kaiming_normal_(
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     std = fans.kaiming_std(_fans(tensor, fan, part), a, mode, nonlinearity)
-    return draw_(tensor, laws.normal(0.0, std), generator, seed, name, part, scale)
+    return draw_(tensor, laws.normal(0.0, std), generator, seed, name, part, scale, exact)
 
 
 def variance_scaling_(
@@ -153,6 +158,7 @@ def variance_scaling_(
     name: str | None = None,
     fan: Fans | None = None,
     part: Part | None = None,
+    exact: bool = False,
 ) -> Target:
     """Fills with mean 0 and variance scale / n, as ``variance_scaling`` of JAX and TensorFlow.
 
@@ -163,7 +169,7 @@ def variance_scaling_(
         mode: n is "fan_in", "fan_out", "fan_avg" (their mean) or "fan_geo_avg" (geometric mean).
         distribution: "normal", "uniform" or "truncated_normal", cut at two standard deviations and
             widened so that the values have the variance asked for.
-        generator, seed, name, part: as for :func:`fastinit.init.normal_`.
+        generator, seed, name, part, exact: as for :func:`fastinit.init.normal_`.
         fan: (fan_in, fan_out), by default from the shape.
 
     Raises:
@@ -172,7 +178,7 @@ def variance_scaling_(
         NumberRangeError: a scale that is negative, NaN or infinite.
     """
     law = fans.variance_scaling(_fans(tensor, fan, part), scale, mode, distribution)
-    return draw_(tensor, law, generator, seed, name, part)
+    return draw_(tensor, law, generator, seed, name, part, exact=exact)
 
 
 def lecun_normal_(
@@ -184,6 +190,7 @@ def lecun_normal_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
+    exact: bool = False,
 ) -> Target:
     """Fills with a truncated normal of variance 1 / fan_in: LeCun et al. 1998, for selu.
 
@@ -191,7 +198,7 @@ def lecun_normal_(
     there.
     """
     law = fans.variance_scaling(_fans(tensor, fan, part), 1.0, "fan_in", "truncated_normal")
-    return draw_(tensor, law, generator, seed, name, part, scale)
+    return draw_(tensor, law, generator, seed, name, part, scale, exact)
 
 
 def lecun_uniform_(
@@ -203,13 +210,14 @@ def lecun_uniform_(
     fan: Fans | None = None,
     part: Part | None = None,
     scale: float | None = None,
+    exact: bool = False,
 ) -> Target:
     """Fills with the uniform law of variance 1 / fan_in: LeCun et al. 1998.
 
     :func:`variance_scaling_` with distribution "uniform"; arguments and errors are there.
     """
     law = fans.variance_scaling(_fans(tensor, fan, part), 1.0, "fan_in", "uniform")
-    return draw_(tensor, law, generator, seed, name, part, scale)
+    return draw_(tensor, law, generator, seed, name, part, scale, exact)
 
 
 def _fans(tensor: Tensor | Blocks, fan: Fans | None, part: Part | None) -> Fans:

@@ -52,7 +52,8 @@ class Batch:
     """Requests that can be written: what is added is checked, and :meth:`run` writes all."""
 
     def __init__(self) -> None:
-        self._writes: dict[torch.device, list[Write]] = {}
+        self._writes: dict[tuple[torch.device, bool], list[Write]] = {}
+        """By device, and whether they are exact."""
         self._sharded: list[Tensor] = []
         self._copied: list[tuple[Tensor, Tensor]] = []
         self._blocks: dict[torch.device, list[BlockWrite]] = {}
@@ -73,12 +74,14 @@ class Batch:
         if isinstance(tensor, Blocks):
             self._add_blocks(tensor, law, seed, stream, window, argument)
             return
+        if law.exact:
+            laws.check_dtype(law, tensor.dtype, argument)
         if self._at_once and is_short_way(tensor):  # most are: nothing but what each needs
             which = whole(tensor.shape)
             if window == which or (window is None and not _is_marked(tensor)):
                 if tensor.numel():
                     laws.kernel_params(law, tensor.dtype)  # which may refuse the law
-                    self._writes.setdefault(tensor.device, []).append(
+                    self._writes.setdefault((tensor.device, bool(law.exact)), []).append(
                         Write(tensor, law, seed, stream, which.strides, 0)
                     )
                 return
@@ -99,7 +102,7 @@ class Batch:
                 view = tensors.local(part)
                 part = torch.empty(part.shape, dtype=part.dtype, device=part.device)
                 self._copied.append((view, part))
-            some = self._writes.setdefault(part.device, [])
+            some = self._writes.setdefault((part.device, bool(law.exact)), [])
             for write in writes(part, law, seed, stream, which):
                 laws.kernel_params(write.law, write.tensor.dtype)
                 some.append(write)
@@ -125,13 +128,13 @@ class Batch:
 
     def run(self) -> None:
         """Writes them, once."""
-        chosen = {device: backends.choose(device) for device in self._writes}
+        chosen = {key: backends.choose(*key) for key in self._writes}
         for_blocks = {
             device: backends.choose_blocks(device) for device, its in self._blocks.items() if its
         }
         with torch.no_grad():
-            for device, some in self._writes.items():
-                chosen[device].fill_many(some)
+            for key, some in self._writes.items():
+                chosen[key].fill_many(some)
                 _increment_version([write.tensor for write in some])
             for device, backend in for_blocks.items():
                 backend.fill_blocks(self._blocks[device])
@@ -199,6 +202,6 @@ def writes(tensor: Tensor, law: Law, seed: int, stream: int, which: Strided) -> 
     strides, offset = tuple(2 * s for s in strides), 2 * offset
     if law.kind == laws.CONSTANT:  # a real number: the imaginary part is 0
         yield Write(pairs[..., 0], law, seed, stream, strides, offset)
-        yield Write(pairs[..., 1], laws.constant(0.0), seed, stream, strides, offset + 1)
+        yield Write(pairs[..., 1], law._replace(p0=0.0), seed, stream, strides, offset + 1)
     else:
         yield Write(pairs, law.split_complex(), seed, stream, (*strides, 1), offset)

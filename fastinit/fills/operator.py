@@ -87,6 +87,7 @@ def fill_(
         and (dtype := tensor.dtype) in SHORT_WAY
         and _native_is_chosen()
         and not _is_marked(tensor)
+        and not law.exact
     ):
         assert _native is not None  # it is chosen
         prepared = _prepared(law, dtype)  # which may refuse the law, before a seed is drawn
@@ -128,7 +129,7 @@ def fill_(
             tensor,
             law.kind,
             # torch 2.6 traces no slice of a named tuple
-            [law.p0, law.p1, law.p2, law.p3, law.scale],
+            [law.p0, law.p1, law.p2, law.p3, law.scale, float(law.exact)],
             keys.signed(seed) if seed is not None else None,
             keys.signed(stream),
             generator,
@@ -223,7 +224,7 @@ def _fill_real(
     window = Window(tuple(strides), offset) if strides is not None else None
     mask = (1 << 64) - 1
     asked = writes(tensor, law, seed & mask, stream & mask, elements(tensor, window))
-    backends.choose(tensor.device).fill_many(list(asked))
+    backends.choose(tensor.device, exact=bool(law.exact)).fill_many(list(asked))
     _increment_version(tensor)
 
 

@@ -33,15 +33,16 @@ def draw_(
     name: str | None,
     part: Part | None = None,
     scale: float | None = None,
+    exact: bool = False,
 ) -> Target:
     """``ops.fill_`` with the stream of ``name``; to be called by the public function itself."""
     if isinstance(tensor, Tensor) and tensor.requires_grad and _is_computed(tensor):
         warn_if_lost(tensor, stacklevel=4)
     if part is not None:
         name = name_of(name, part)
-    if scale is not None:
-        law = laws.scaled(law, scale)
-        laws.check_scalable(law, torch.float32 if isinstance(tensor, Blocks) else tensor.dtype)
+    if scale is not None or exact is not False:
+        law = laws.exactly(law if scale is None else laws.scaled(law, scale), exact)
+        laws.check_dtype(law, torch.float32 if isinstance(tensor, Blocks) else tensor.dtype)
     return ops.fill_(
         tensor,
         law,

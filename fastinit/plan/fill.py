@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -56,6 +56,8 @@ class Fill:
         stream: the name whose numbers are drawn, by default the parameter's own. With another
             parameter's name and distribution, the values are that parameter's.
         steps: what is done to each value, in this order (:meth:`then`).
+        exact: of a law; values are drawn and go through steps in float64 (``init.normal_``), for
+            float64 and complex128 parameters alone. By default they are float32 values, widened.
 
     Raises:
         ValueError: unknown distribution or step, wrong number of parameters or arguments; steps after a
@@ -76,11 +78,14 @@ class Fill:
     parts: tuple[FillPart, ...] = ()
     stream: str | None = None
     steps: tuple[Step, ...] = ()
+    exact: bool = False
 
     def __post_init__(self) -> None:
         checked = distributions.check(self.distribution, self.parameters)
         object.__setattr__(self, "scale", number.positive("scale", self.scale))
         object.__setattr__(self, "parameters", checked)
+        if number.flag("exact", self.exact) and self.distribution not in CODES:
+            raise ValueError(f"exact is of {', '.join(CODES)}, but got {self.distribution!r}")
         object.__setattr__(self, "steps", its_steps.checked(self.steps))
         if self.steps:
             self._check_takes_steps()
@@ -108,26 +113,32 @@ class Fill:
         self.__post_init__()  # NaN is another when it is unpickled
 
     @classmethod
-    def uniform(cls, a: float = 0.0, b: float = 1.0) -> Fill:
+    def uniform(cls, a: float = 0.0, b: float = 1.0, *, exact: bool = False) -> Fill:
         """The uniform law on [a, b)."""
-        return cls("uniform", (a, b))
+        return cls("uniform", (a, b), exact=exact)
 
     @classmethod
-    def normal(cls, mean: float = 0.0, std: float = 1.0) -> Fill:
+    def normal(cls, mean: float = 0.0, std: float = 1.0, *, exact: bool = False) -> Fill:
         """The normal law."""
-        return cls("normal", (mean, std))
+        return cls("normal", (mean, std), exact=exact)
 
     @classmethod
     def truncated_normal(
-        cls, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
+        cls,
+        mean: float = 0.0,
+        std: float = 1.0,
+        a: float = -2.0,
+        b: float = 2.0,
+        *,
+        exact: bool = False,
     ) -> Fill:
         """The normal law conditioned on [a, b]; a and b are values, not multiples of std."""
-        return cls("truncated_normal", (mean, std, a, b))
+        return cls("truncated_normal", (mean, std, a, b), exact=exact)
 
     @classmethod
-    def constant(cls, value: float) -> Fill:
-        """One value everywhere."""
-        return cls("constant", (value,))
+    def constant(cls, value: float, *, exact: bool = False) -> Fill:
+        """One value everywhere: rounded to float32, unless it is exact."""
+        return cls("constant", (value,), exact=exact)
 
     @classmethod
     def orthogonal(cls, gain: float = 1.0) -> Fill:
@@ -212,7 +223,7 @@ class Fill:
             value = torch.tensor([self.law.p0], dtype=torch.float64)
             _ = its_steps.image(float(value), float(value), (step,)) if value == value else None
             result = float(its_steps.run(value, (step,)))
-            return Fill("constant", (result,), parts=parts, stream=self.stream)
+            return self._of("constant", (result,), parts)
         if not self.steps and self.distribution in CODES:
             return replace(
                 self, parameters=self.law.arguments, scale=1.0, steps=(step,), parts=parts
@@ -261,13 +272,17 @@ class Fill:
         if not self.is_elementwise:
             return None
         if factor == 0.0:
-            return Fill("constant", (shift,), parts=tuple(parts), stream=self.stream)
+            return self._of("constant", (shift,), parts)
         if self.has_law:
             made = self.law.affine(factor, shift)
-            return Fill(made.name, made.arguments, parts=tuple(parts), stream=self.stream)
+            return self._of(made.name, made.arguments, parts)
         moved = replace(self, parts=()).then("mul", factor)
         moved = moved if shift == 0.0 else moved.then("add", shift)
         return replace(moved, parts=tuple(parts))
+
+    def _of(self, name: str, numbers: tuple[float, ...], parts: Iterable[FillPart]) -> Fill:
+        """Another law of the same numbers, without scale and steps."""
+        return Fill(name, numbers, parts=tuple(parts), stream=self.stream, exact=self.exact)
 
     def with_part(self, view: Tensor, fill: Fill, *, own: bool = False) -> Fill:
         """This Fill, with ``fill`` written over a part of the parameter.
@@ -330,12 +345,12 @@ class Fill:
         """
         if not self.has_law:
             raise TypeError(f"{self} is not a law of single values")
-        return _law(self.distribution, self.parameters, self.scale)
+        return _law(self.distribution, self.parameters, self.scale, self.exact)
 
     @property
     def drawn(self) -> Law:
         """The law that the steps and the scale come after."""
-        return laws.make(self.distribution, *self.parameters)
+        return _law(self.distribution, self.parameters, 1.0, self.exact)
 
     @property
     def mean(self) -> float:
@@ -375,6 +390,8 @@ class Fill:
             said.append(f"stream={self.stream!r}")
         if self.steps:
             said.append(f"steps=({', '.join(map(str, self.steps))},)")
+        if self.exact:
+            said.append("exact=True")
         return f"Fill({', '.join(said)})"
 
     def __str__(self) -> str:
@@ -393,6 +410,6 @@ _tile = lru_cache(maxsize=1024)(tile)
 
 
 @lru_cache(maxsize=4096)
-def _law(distribution: str, parameters: tuple[float, ...], scale: float) -> Law:
+def _law(distribution: str, parameters: tuple[float, ...], scale: float, exact: bool) -> Law:
     # Asked for at each write of a model, whose parameters are of few laws.
-    return laws.make(distribution, *(scale * p for p in parameters))
+    return laws.exactly(laws.make(distribution, *(scale * p for p in parameters)), exact)

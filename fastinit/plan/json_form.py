@@ -96,6 +96,8 @@ def fill_to_json(fill: Fill) -> dict[str, object]:
         out["scale"] = fill.scale
     if fill.stream is not None:
         out["stream"] = fill.stream
+    if fill.exact:
+        out["exact"] = True
     if fill.steps:
         out["steps"] = [step.flat for step in fill.steps]
     if fill.parts:
@@ -118,10 +120,13 @@ def _fill(fields: _Object) -> Fill:
     else:
         stream = fields.take_or("stream", _text, None)
     steps = fields.take_or("steps", _list_of(_step), ())
+    exact = fields.take_or("exact", _flag, False)
     parts = fields.take_or("parts", _list_of(_part), ())
     fields.close()
     try:
-        return Fill(distribution, tuple(parameters), scale, tuple(parts), stream, tuple(steps))
+        return Fill(
+            distribution, tuple(parameters), scale, tuple(parts), stream, tuple(steps), exact
+        )
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{fields.where}{error}") from None
 

@@ -99,7 +99,7 @@ STEPS = {
     ),
     "sigmoid": Operation(functions.sigmoid),
     "softplus": Operation(functions.softplus),
-    "sqrt": Operation(lambda x: x.sqrt()),
+    "sqrt": Operation(functions.sqrt),
     "tanh": Operation(functions.tanh),
 }
 """By name. Each means what torch means by it; ``inverse_softplus`` is x + log(-expm1(-x))."""

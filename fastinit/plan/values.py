@@ -109,10 +109,11 @@ def _write_by_elements_(values: Values, seed: int) -> None:
         if fill.distribution == RAMP:
             drawn = _ramp(fill, some, shape, view.device)
         else:
-            drawn = torch.empty(view.shape, dtype=torch.float32, device=view.device)
+            dtype = torch.float64 if fill.exact else torch.float32
+            drawn = torch.empty(view.shape, dtype=dtype, device=view.device)
             ops.fill_(drawn, fill.drawn, seed=seed, stream=stream_id(stream), window=some)
-        made = its_steps.run(drawn.double(), fill.steps)
-        view.copy_(rounded((made * fill.scale).float(), view.dtype))
+        made = its_steps.run(drawn.double(), fill.steps) * fill.scale
+        view.copy_(rounded(made if fill.exact else made.float(), view.dtype))
 
 
 def _ramp(fill: Fill, which: Strided, shape: Sequence[int], device: torch.device) -> Tensor:

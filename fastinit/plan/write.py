@@ -15,6 +15,7 @@ from fastinit.fills import operator as ops
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
 from fastinit.plan.values import Values, check_shape, part_stream, write_values_
+from fastinit.stream import laws
 from fastinit.stream.keys import stream_id
 
 Progress = Callable[[int, int], None]
@@ -164,6 +165,8 @@ def _check(entry: Entry) -> None:
         check_shape(fill, shape)
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise type(error)(f"{name}: {error}") from None
+    for law in (f.drawn for f in _fills(fill) if f.exact):
+        laws.check_dtype(law, tensor.dtype, name)
     if tensor.is_complex() and not all(f.has_law for f in _fills(fill) if f.is_elementwise):
         raise NotImplementedError(
             f"{name} is complex, but steps and arange are of real values: {fill}"

@@ -53,7 +53,7 @@ def vit_jax(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fil
     if isinstance(module, nn.Conv2d):
         if part == "bias":
             return ZERO
-        return Fill.truncated_normal(**fans.variance_scaling(fans.fans_of(shape)).parameters)
+        return Fill.truncated_normal(*fans.variance_scaling(fans.fans_of(shape)).arguments)
     return _others(name, module, shape, config)
 
 

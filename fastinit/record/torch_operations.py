@@ -211,7 +211,7 @@ def fill_of(
         if given["seed"] is not None or given["strides"] is not None:
             return None
         law = laws.Law(given["kind"], *given["parameters"])
-        return law_fill(law.name, *law.arguments)
+        return law_fill(law.name, *law.arguments, exact=bool(law.exact))
     if not args[0].is_floating_point():
         return None
     if name == "zero_":
@@ -239,9 +239,9 @@ def is_scaled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def law_fill(name: str, *numbers: float) -> Fill:
+def law_fill(name: str, *numbers: float, exact: bool = False) -> Fill:
     """The Fill of a law. A model is initialised with few of them, each asked for many times."""
-    return Fill(name, numbers)
+    return Fill(name, numbers, exact=exact)
 
 
 _OURS, _BATCH_NORM = torch.ops.fastinit.fill_.default, torch.ops.aten.native_batch_norm.default

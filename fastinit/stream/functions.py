@@ -8,6 +8,7 @@ kernel of its own, so that none are contracted. To about 1e-15 of the value; wha
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 _LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42fee00000p-1"), float.fromhex("0x1.a39ef35793c76p-33")
 _MANTISSA, _BIAS = (1 << 52) - 1, 1023
 _TAYLOR = [1.0 / math.factorial(n) for n in range(18)]  # of exp; below 1/2 the rest is under 1e-20
+_COS = [(-1.0) ** n / math.factorial(2 * n) for n in range(10)]  # the rest is under 1e-20, and
+_SIN = [(-1.0) ** n / math.factorial(2 * n + 1) for n in range(9)]  # under 1e-19
 _ATANH = [1.0 / (2 * n + 1) for n in range(13)]  # below 0.172 the rest is under 1e-20
 
 
@@ -26,13 +29,13 @@ def exp(x: Tensor) -> Tensor:
     r = (x - k * _LN2_HIGH) - k * _LN2_LOW
     exponent = k.to(torch.int64)
     half = exponent >> 1  # in two, as 2^k may be beyond float64 where the product is not
-    return _series(r, _TAYLOR) * _power_of_2(half) * _power_of_2(exponent - half)
+    return series(r, _TAYLOR) * _power_of_2(half) * _power_of_2(exponent - half)
 
 
 def expm1(x: Tensor) -> Tensor:
     """e to the x, minus 1, also where x is small."""
     near = x.clamp(-0.5, 0.5)
-    return torch.where(x == near, near * _series(near, _TAYLOR[1:]), exp(x) - 1.0)
+    return torch.where(x == near, near * series(near, _TAYLOR[1:]), exp(x) - 1.0)
 
 
 def log(x: Tensor) -> Tensor:
@@ -92,7 +95,7 @@ def inverse_softplus(x: Tensor) -> Tensor:
     return x + log(-expm1(-x))
 
 
-def _series(x: Tensor, coefficients: list[float]) -> Tensor:
+def series(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     """c0 + c1 x + c2 x^2 + ..., by Horner."""
     *rest, last = coefficients
     total = torch.full_like(x, last)
@@ -101,8 +104,32 @@ def _series(x: Tensor, coefficients: list[float]) -> Tensor:
     return total
 
 
+def sqrt(x: Tensor) -> Tensor:
+    """The square root, rounded once (beyond 2^-900 to 2^900, as torch has it).
+
+    torch's own goes to a vector library that is an ulp off in one of a hundred: what is left of x tells.
+    """
+    y = torch.sqrt(x)
+    high = y * (2.0**27 + 1.0)
+    high = high - (high - y)  # Veltkamp's upper half, so that the products below are exact
+    low, square = y - high, y * y
+    left = (x - square) - (((high * high - square) + high * low * 2.0) + low * low)
+    above = (y.view(torch.int64) & ~_MANTISSA).view(
+        torch.float64
+    ) * 2.0**-52  # y's distance to the next
+    below = torch.where(y.view(torch.int64) & _MANTISSA == 0, above * 0.5, above)
+    near = torch.where(left > y * above, y + above, torch.where(left <= -y * below, y - below, y))
+    return torch.where((x > 2.0**-900) & (x < 2.0**900), near, y)
+
+
+def cos_sin(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of at most an eighth of a turn, in radians."""
+    square = x * x
+    return series(square, _COS), x * series(square, _SIN)
+
+
 def _twice_atanh(s: Tensor) -> Tensor:
-    return s * 2.0 * _series(s * s, _ATANH)
+    return s * 2.0 * series(s * s, _ATANH)
 
 
 def _power_of_2(k: Tensor) -> Tensor:

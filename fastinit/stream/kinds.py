@@ -54,6 +54,8 @@ class Kind(NamedTuple):
     kernel_params: Callable[..., Params]
     """Of (dtype, scale, ``*p``): what a kernel takes, for a tensor of the dtype that stores values
     divided by the scale."""
+    exact_params: Callable[..., Params]
+    """Of ``*p``: what draws them in float64 (``fastinit.stream.exact``)."""
     moments: Callable[..., tuple[float, float]]
     """Of ``*p``: mean and standard deviation."""
     affine: Callable[..., Sequence[float]]
@@ -94,6 +96,10 @@ def _uniform_params(dtype: torch.dtype, scale: float, a: float, b: float) -> Par
         lo = hi = nearest(low, dtype)
     first, width = float32(a), float32(float32(b) - float32(a))
     return Params(float32(width * 2.0**-24), first, lo, hi or -0.0, scale=scale)
+
+
+def _exact_uniform_params(a: float, b: float) -> Params:
+    return Params((b - a) * 2.0**-53, a, a, max(a, math.nextafter(b, -math.inf)))
 
 
 def _constant_params(dtype: torch.dtype, scale: float, value: float) -> Params:
@@ -144,10 +150,8 @@ def _truncated_normal_params(
         value = min(max(float32(float32(min(max(mean, a), b)) / scale), lo), hi)
         return Params(0.0, value, t_below=0.5, t_above=0.5)
     alpha, beta = (a - mean) / std, (b - mean) / std
-    below_a, above_a = normal_tail(-alpha), normal_tail(alpha)
-    below_b, above_b = normal_tail(-beta), normal_tail(beta)
-    # The mass of the window, from the tail that holds less: no cancellation.
-    mass = below_b - below_a if beta < -alpha else above_a - above_b
+    below_a, above_b = normal_tail(-alpha), normal_tail(beta)
+    mass = _mass(alpha, beta)
     step = float32(mass * 2.0**-32)
     if step < 2.0**-126:  # below float32's normal numbers: the window is one value wide
         step, mass = 0.0, 0.0
@@ -163,6 +167,32 @@ def _truncated_normal_params(
         t_above=float32(above_b + mass * 2.0**-33),
         scale=scale,
     )
+
+
+def _exact_truncated_normal_params(mean: float, std: float, a: float, b: float) -> Params:
+    if std == 0.0 or a == b:
+        return Params(0.0, min(max(mean, a), b), a, b, t_below=0.5, t_above=0.5)
+    alpha, beta = (a - mean) / std, (b - mean) / std
+    below_a, above_b = normal_tail(-alpha), normal_tail(beta)
+    mass = _mass(alpha, beta)
+    return Params(
+        mul=std,
+        add=mean,
+        lo=a,
+        hi=b,
+        x_mul=mass * 2.0**-52,
+        x_add=below_a - above_b + mass * 2.0**-53,
+        t_mul=mass * 2.0**-53,
+        t_below=below_a + mass * 2.0**-54,
+        t_above=above_b + mass * 2.0**-54,
+    )
+
+
+def _mass(alpha: float, beta: float) -> float:
+    """P(alpha < Z < beta), from the tail that holds less: no cancellation."""
+    if beta < -alpha:
+        return normal_tail(-beta) - normal_tail(-alpha)
+    return normal_tail(alpha) - normal_tail(beta)
 
 
 @lru_cache(maxsize=4096)
@@ -230,6 +260,7 @@ KINDS = (
         "uniform",
         _check_uniform,
         _uniform_params,
+        _exact_uniform_params,
         moments=lambda a, b: ((a + b) / 2, (b - a) / math.sqrt(12.0)),
         affine=lambda factor, shift, a, b: sorted((factor * a + shift, factor * b + shift)),
         halved=lambda a, b: ((a + b) / 2 - (b - a) / 2 * HALF, (a + b) / 2 + (b - a) / 2 * HALF),
@@ -242,6 +273,7 @@ KINDS = (
         kernel_params=lambda dtype, scale, mean, std: Params(
             float32(std), float32(mean), scale=scale
         ),
+        exact_params=lambda mean, std: Params(std, mean),
         moments=lambda mean, std: (mean, std),
         affine=lambda factor, shift, mean, std: (factor * mean + shift, abs(factor) * std),
         halved=lambda mean, std: (mean, std * HALF),
@@ -252,6 +284,7 @@ KINDS = (
         "truncated normal",
         _check_truncated_normal,
         _truncated_normal_params,
+        _exact_truncated_normal_params,
         _truncated_normal_moments,
         affine=lambda factor, shift, mean, std, a, b: (
             factor * mean + shift,
@@ -270,6 +303,7 @@ KINDS = (
         "constant {:g}",
         check=lambda value: None,
         kernel_params=_constant_params,
+        exact_params=lambda value: Params(0.0, value),
         moments=lambda value: (value, 0.0),
         affine=lambda factor, shift, value: (factor * value + shift,),
         halved=lambda value: (value,),

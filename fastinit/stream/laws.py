@@ -38,6 +38,9 @@ COMPLEX = {
     torch.complex128: torch.float64,
 }
 
+EXACT = (torch.float64, torch.complex128)
+"""The dtypes that values drawn in float64 may have."""
+
 _traced = torch.compiler.is_dynamo_compiling
 
 
@@ -45,7 +48,8 @@ class Law(NamedTuple):
     """A distribution with its parameters: ``kind`` (a code above) and up to four numbers.
 
     uniform: a, b. normal: mean, std. truncated_normal: mean, std, a, b. constant: value. ``scale`` is
-    what values are divided by where they are stored (:func:`scaled`).
+    what values are divided by where they are stored (:func:`scaled`); ``exact`` says whether they are
+    drawn in float64 (:func:`exactly`).
     """
 
     kind: int
@@ -54,6 +58,7 @@ class Law(NamedTuple):
     p2: float = 0.0
     p3: float = 0.0
     scale: float = 1.0
+    exact: float = False  # a bool, which torch's operator hands on as a number
 
     @property
     def name(self) -> str:
@@ -89,7 +94,7 @@ class Law(NamedTuple):
             made = constant(shift)
         else:
             made = make(self.name, *KINDS[self.kind].affine(factor, shift, *self.arguments))
-        return made._replace(scale=self.scale) if self.scale != 1.0 else made
+        return self._as_this(made)
 
     def split_complex(self) -> Law:
         """The law of the real and of the imaginary part of a complex value with this law's variance.
@@ -97,10 +102,14 @@ class Law(NamedTuple):
         As ``torch.Tensor.normal_`` does for complex tensors: each part has half the variance, and the
         mean. (torch's complex ``uniform_`` forgets to halve it.)
         """
-        return Law(self.kind, *KINDS[self.kind].halved(*self.arguments))._replace(scale=self.scale)
+        return self._as_this(Law(self.kind, *KINDS[self.kind].halved(*self.arguments)))
+
+    def _as_this(self, other: Law) -> Law:
+        """Another law, stored and drawn as this one."""
+        return other._replace(scale=self.scale, exact=self.exact)
 
     def __str__(self) -> str:
-        return KINDS[self.kind].text.format(*self.arguments)
+        return KINDS[self.kind].text.format(*self.arguments) + (" in float64" if self.exact else "")
 
 
 def make(name: str, *parameters: float) -> Law:
@@ -176,6 +185,15 @@ def scaled(law: Law, scale: float) -> Law:
     return law._replace(scale=number.positive("scale", scale))
 
 
+def exactly(law: Law, exact: bool) -> Law:
+    """The law, whose values are drawn in float64 if so: of 53 random bits, by ``fastinit.stream.exact``.
+
+    Raises:
+        TypeError: ``exact`` is no bool.
+    """
+    return law._replace(exact=True) if number.flag("exact", exact) else law
+
+
 def _checked(kind: int, *parameters: float) -> Law:
     KINDS[kind].check(*parameters)
     return Law(kind, *parameters)
@@ -193,7 +211,9 @@ def _number(name: str, value: float) -> float:
 
 @lru_cache(maxsize=4096)
 def kernel_params(law: Law, dtype: torch.dtype) -> Params:
-    """The float32 parameters with which a kernel draws ``law`` for a tensor of ``dtype``.
+    """The parameters with which a kernel draws ``law`` for a tensor of ``dtype``: float32 values.
+
+    Of an exact law they are float64 values, for ``fastinit.stream.exact``.
 
     ``lo`` and ``hi`` are the dtype's first and last value in the law's interval. Rounding is monotonic:
     clamped to them before, no other values change than those that would be rounded out of the interval.
@@ -204,13 +224,25 @@ def kernel_params(law: Law, dtype: torch.dtype) -> Params:
     Raises:
         NumberRangeError: uniform bounds beyond the dtype, as ``torch.Tensor.uniform_`` does: there is
             nothing between its largest value and them.
-        ValueError: values are to be divided by a scale, and the dtype is none of 8 bits.
+        ValueError: as :func:`check_dtype`.
     """
-    check_scalable(law, dtype)
+    check_dtype(law, dtype)
+    if law.exact:
+        return KINDS[law.kind].exact_params(*law.arguments)
     return KINDS[law.kind].kernel_params(dtype, float32(law.scale), *law.arguments)
 
 
-def check_scalable(law: Law, dtype: torch.dtype) -> None:
-    """Raises ValueError for a law that is scaled, unless a tensor of the dtype may be."""
+def check_dtype(law: Law, dtype: torch.dtype, argument: str = "tensor") -> None:
+    """Raises ValueError for a law that no tensor of the dtype can have.
+
+    Args:
+        argument: what the error calls the tensor.
+    """
     if law.scale != 1.0 and dtype not in FLOAT8:
-        raise ValueError(f"scale is for float8 dtypes, but got scale={law.scale} and {dtype}")
+        raise ValueError(
+            f"scale is for float8 dtypes, but got scale={law.scale} and {argument} of {dtype}"
+        )
+    if law.exact and dtype not in EXACT:
+        raise ValueError(
+            f"exact=True is for float64 and complex128 dtypes, but {argument} is {dtype}"
+        )

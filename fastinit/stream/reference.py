@@ -8,6 +8,8 @@ value is rounded to the tensor's dtype as it is stored; ``lo`` and ``hi`` keep i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -253,6 +255,7 @@ def fill(
     stream: int,
     strides: tuple[int, ...],
     offset: int,
+    values: Callable[[int, Params, int, int, Tensor], Tensor] = values,
 ) -> None:
     """Writes a window: element (i, j, ...) of ``tensor`` is the stream's i*strides[0] + ... + offset.
 
@@ -262,20 +265,21 @@ def fill(
         kind, p, seed, stream: as of :func:`values`; CONSTANT, too, the value of which is ``p.add``.
         strides: one for each dimension of the tensor, not negative.
         offset: not negative; the last element is below 2^63.
+        values: what gives them; of laws in float64 that of ``fastinit.stream.exact``.
     """
     if kind == CONSTANT:
         # copy_ gives a NaN of other bits; fill_ refuses what overflows float16.
         if p.add != p.add:
             tensor.fill_(p.add)
         else:
-            tensor.copy_(torch.tensor(p.add, dtype=torch.float32))
+            tensor.copy_(torch.tensor(p.add, dtype=torch.float64))
         return
     if tensor.numel() > CHUNK:
         dim = max(range(tensor.dim()), key=tensor.size)
         half = tensor.size(dim) // 2
-        fill(tensor.narrow(dim, 0, half), kind, p, seed, stream, strides, offset)
+        fill(tensor.narrow(dim, 0, half), kind, p, seed, stream, strides, offset, values)
         rest = tensor.narrow(dim, half, tensor.size(dim) - half)
-        fill(rest, kind, p, seed, stream, strides, offset + half * strides[dim])
+        fill(rest, kind, p, seed, stream, strides, offset + half * strides[dim], values)
         return
     index = torch.full(tensor.shape, offset, dtype=torch.int64)
     for dim, stride in enumerate(strides):

@@ -7,6 +7,7 @@ this program is run by hand, once for each version, and no test runs it:
     python tests/vectors/make_vectors.py float8 > tests/vectors/float8.csv
     python tests/vectors/make_vectors.py float8_scaled > tests/vectors/float8_scaled.csv
     python tests/vectors/make_vectors.py blocks > tests/vectors/blocks.csv
+    python tests/vectors/make_vectors.py exact > tests/vectors/exact.csv
 
 One line a case: law, parameters, dtype, seed, stream, index of the first element, and the values of
 16 elements from there on as the hexadecimal bits of the dtype. Parameters are hexadecimal floats, as is
@@ -24,7 +25,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from fastinit.stream import blocks, laws, reference
+from fastinit.stream import blocks, exact, laws, reference
 from fastinit.stream.formats import FORMATS
 from fastinit.stream.keys import stream_id
 from fastinit.stream.laws import Law
@@ -99,6 +100,13 @@ def of_blocks() -> Iterator[tuple[object, ...]]:
             )
 
 
+def exact_ones() -> Iterator[tuple[Law, torch.dtype, int, int, int]]:
+    for law in LAWS:
+        for seed, stream in KEYS_OF_EVERY_DTYPE:
+            for start in STARTS:
+                yield laws.exactly(law, True), torch.float64, seed, stream, start
+
+
 def main() -> None:
     lines = csv.writer(sys.stdout, lineterminator="\n")
     made = sys.argv[1:]
@@ -107,11 +115,13 @@ def main() -> None:
         return
     columns = ["law", "parameters", "dtype", "seed", "stream", "start", "bits"]
     lines.writerow(columns + ["scale"] * (made == ["float8_scaled"]))
-    asked = cases() if not made else scaled() if made == ["float8_scaled"] else of_dtypes(FLOAT8)
+    tables = {"float8": lambda: of_dtypes(FLOAT8), "float8_scaled": scaled, "exact": exact_ones}
+    asked = tables[made[0]]() if made else cases()
     for law, dtype, seed, stream, start in asked:
         index = torch.arange(start, start + COUNT)
         params = laws.kernel_params(law, dtype)
-        values = reference.values(law.kind, params, seed, stream, index)
+        make = exact.values if law.exact else reference.values
+        values = make(law.kind, params, seed, stream, index)
         digits, held = 2 * dtype.itemsize, rounded(values, dtype)
         words = [w & (1 << 4 * digits) - 1 for w in held.view(INTEGERS[dtype.itemsize]).tolist()]
         parameters = " ".join(p.hex() for p in law.parameters.values())

@@ -1,0 +1,118 @@
+"""Fills in float64: in plans and their JSON, with steps, in checkpoints and recorded models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import fastinit
+from fastinit import Fill, Plan, checkpoint, init
+from fastinit.stream import functions
+
+FILLS = {
+    "uniform": Fill.uniform(-1.0, 1.0, exact=True),
+    "normal": Fill.normal(std=0.02, exact=True),
+    "truncated": Fill.truncated_normal(exact=True).scaled(0.3),
+    "constant": Fill.constant(0.1, exact=True),
+    "steps": Fill.normal(exact=True).then("exp").scaled(0.3),
+    "float32": Fill.normal(),
+    "part": Fill.normal().with_part(
+        torch.empty(8, 6, device="meta")[2:5], Fill.uniform(exact=True).then("log1p")
+    ),
+}
+PLAN = Plan(FILLS, seed=9)
+
+
+def model(dtype: torch.dtype = torch.float64) -> nn.ParameterDict:
+    return nn.ParameterDict({n: nn.Parameter(torch.full((8, 6), 7.0, dtype=dtype)) for n in FILLS})
+
+
+def test_values() -> None:
+    made = PLAN.apply_(model())
+    alone = init.normal_(
+        torch.empty(8, 6, dtype=torch.float64), 0.0, 0.02, seed=9, name="normal", exact=True
+    )
+    assert torch.equal(made["normal"].detach(), alone)
+    assert made["constant"].unique().tolist() == [0.1]
+    drawn = init.normal_(torch.empty(8, 6, dtype=torch.float64), seed=9, name="steps", exact=True)
+    assert torch.equal(made["steps"].detach(), functions.exp(drawn) * 0.3)
+    for name in ("float32", "part"):
+        first = made[name].detach()[:2]
+        assert torch.equal(first, first.float().double())
+    part = made["part"].detach()[2:5]
+    assert not torch.equal(part, part.float().double())
+
+
+def test_json() -> None:
+    again = Plan.from_json(PLAN.to_json())
+    assert again == PLAN
+    assert again["normal"].exact
+    assert PLAN.diff(
+        Plan({n: f for n, f in FILLS.items() if n != "normal"} | {"normal": Fill.normal(std=0.02)})
+    )
+    assert '"exact": true' in PLAN.to_json()
+    with pytest.raises(ValueError, match="exact must be true or false"):
+        Plan.from_json(PLAN.to_json().replace('"exact": true', '"exact": 1'))
+
+
+def test_what_is_made_of_one_is_one() -> None:
+    fill = Fill.normal(exact=True)
+    for made in (fill.scaled(2.0), fill.then("exp"), fill.affine(-2.0, 1.0), fill.affine(0.0, 0.1)):
+        assert made is not None
+        assert made.exact
+        assert made.drawn.exact
+    assert Fill.constant(0.1, exact=True).then("mul", 3.0).law.p0 == 0.1 * 3.0
+    assert "float64" in str(fill)
+    assert eval(repr(fill)) == fill
+    with pytest.raises(ValueError, match="exact is of uniform"):
+        Fill("orthogonal", (1.0,), exact=True)
+    with pytest.raises(TypeError, match="exact must be a bool"):
+        Fill.normal(exact=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name for name in FILLS if name != "float32"])
+def test_parameters_of_other_dtypes_are_named_and_nothing_is_written(name: str) -> None:
+    plan = Plan({"float32": FILLS["float32"], name: FILLS[name]})
+    made = nn.ParameterDict({n: nn.Parameter(torch.full((8, 6), 7.0)) for n in plan})
+    with pytest.raises(ValueError, match=f"{name} is torch.float32"):
+        plan.apply_(made)
+    assert made["float32"].unique().tolist() == [7.0]
+    meta = nn.ParameterDict({n: nn.Parameter(p.detach().to("meta")) for n, p in model().items()})
+    with pytest.raises(ValueError, match=r"is torch\.bfloat16"):
+        PLAN.apply_(meta, device="cpu", dtype=torch.bfloat16)
+
+
+def test_checkpoints_and_recorded_models(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(8, 6, dtype=torch.float64))
+            init.xavier_normal_(self.weight, exact=True)
+            self.other = nn.Parameter(self.weight * 3.0)
+
+    def recorded() -> nn.Module:
+        with fastinit.deferred(seed=4):
+            return Net()
+
+    assert fastinit.recorded_plan(recorded())["weight"].exact
+    made = fastinit.materialize_(recorded())
+    alone = init.xavier_normal_(
+        torch.empty(8, 6, dtype=torch.float64), seed=4, name="weight", exact=True
+    )
+    assert torch.equal(made.weight.detach(), alone)
+    assert torch.equal(made.other.detach(), alone * 3.0)
+    checkpoint.write(recorded(), tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    assert torch.equal(load_file(file)["weight"], alone)
+    model = recorded()
+    with pytest.raises(ValueError, match=r"is torch\.float32"):
+        fastinit.materialize_(model, dtype=torch.float32)
+    assert model.weight.is_meta
+    masters = fastinit.master_(
+        {"weight": torch.empty(8, 6, dtype=torch.float64)}, fastinit.recorded_plan(model)
+    )
+    assert torch.equal(masters["weight"], alone)
