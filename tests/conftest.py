@@ -25,6 +25,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path: Path) -> Iterator[None]:
+    """Nobody looks for examples in tests, which takes seconds."""
+    found = yield
+    return [f for f in found if type(f) is pytest.Module or not file_path.name.startswith("test_")]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _what_was_before_is_apart() -> None:
     """So is what the modules before have left: further imports, programs that were decoded."""

@@ -6,6 +6,7 @@ import ast
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,12 @@ import pytest
 import fastinit
 from docs.architecture import FLOORS, PACKAGE, Import, imports, modules, picture, room_of
 
-ALL = list(imports())
+
+@cache
+def arrows() -> list[Import]:
+    """All imports of modules by modules."""
+    return list(imports())
+
 
 EXCEPTIONS: dict[str, str] = {}
 """Arrows ("module -> module") that break a rule, each with a reason; to be emptied."""
@@ -40,13 +46,13 @@ def test_every_module_is_in_a_room() -> None:
 def test_a_room_imports_no_room_above_it() -> None:
     """Late and typing imports too: what a function imports when it is called is used all the same."""
     floors = {room: floor for floor, room in enumerate(FLOORS)}
-    up = [a for a in ALL if floors[room_of(a.imported)] > floors[room_of(a.module)]]
+    up = [a for a in arrows() if floors[room_of(a.imported)] > floors[room_of(a.module)]]
     broken("imports a room above its own", up)
 
 
 def test_no_modules_import_each_other() -> None:
     graph: dict[str, set[str]] = {}
-    for arrow in ALL:
+    for arrow in arrows():
         if not arrow.late and str(arrow) not in EXCEPTIONS:
             graph.setdefault(arrow.module, set()).add(arrow.imported)
     try:
@@ -73,18 +79,18 @@ def test_what_a_folder_never_imports(here: str, never: str) -> None:
     assert any(inside(name, never) for name in modules())
     broken(
         f"{here} imports {never}",
-        [a for a in ALL if inside(a.module, here) and inside(a.imported, never)],
+        [a for a in arrows() if inside(a.module, here) and inside(a.imported, never)],
     )
 
 
 def test_nobody_imports_the_command_line() -> None:
-    found = [a for a in ALL if room_of(a.imported) == "command" != room_of(a.module)]
+    found = [a for a in arrows() if room_of(a.imported) == "command" != room_of(a.module)]
     broken("imports command/", found)
 
 
 def test_the_package_is_imported_by_nobody_inside() -> None:
     """Its names are for users; inside, what is meant is imported from where it is."""
-    broken("imports from fastinit itself", [a for a in ALL if a.imported == "" and a.module])
+    broken("imports from fastinit itself", [a for a in arrows() if a.imported == "" and a.module])
 
 
 def _named(tree: ast.AST, name: str) -> Iterator[int]:
@@ -188,7 +194,7 @@ def test_each_room_says_which_rooms_it_may_import() -> None:
             continue
         sentence = text.partition("It may import ")[2].partition(".")[0]
         may = set(sentence.replace("\n", " ").replace(" and ", ", ").split(", "))
-        used = {room_of(a.imported) for a in ALL if room_of(a.module) == room} - {room}
+        used = {room_of(a.imported) for a in arrows() if room_of(a.module) == room} - {room}
         assert used <= may, f"{room} imports {used - may}, which its docstring does not say"
 
 
@@ -207,7 +213,7 @@ def test_what_the_packages_list_names_is_there() -> None:
 
 
 def test_the_exceptions_are_needed() -> None:
-    assert set(EXCEPTIONS) <= {str(arrow) for arrow in ALL}
+    assert set(EXCEPTIONS) <= {str(arrow) for arrow in arrows()}
 
 
 def test_modules_that_users_are_told_of_are_imported_by_their_names() -> None:

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels as fill() launches them, for GPUs that are not here.
 
-    python tests/triton_ptx.py < fills.json > launches.json
+    python tests/triton_ptx.py fills.json > launches.json
 
 Run without TRITON_INTERPRET. Writes for each of the fills that it reads what to launch, and the kernel's
 hash for it and for several keys; and for each kernel the PTX, and the resources that ptxas gave it.
@@ -37,11 +37,11 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def main() -> None:
-    """For each fill of standard input its launch: grid and arguments ("data": the tensor's)."""
+    """For each fill of the file its launch: grid and arguments ("data": the tensor's)."""
     compiler = Compiler(triton_kernels.fill_runs)
     triton_kernels.fill_runs = compiler
     kernels, launches = {}, []
-    for fill in json.load(sys.stdin):
+    for fill in json.loads(Path(sys.argv[1]).read_text()):
         triton.runtime.driver.set_active(Driver(fill["arch"]))
         dtype = getattr(torch, fill["dtype"])
         law = laws.Law(*fill["law"])

@@ -69,3 +69,22 @@ def run(
         status = process.exitcode
         process.close()
         return CompletedProcess(["-c", *given], status, out.read(), err.read())
+
+
+def compiling(cache: Path, program: str, *arguments: str) -> str:
+    """What a program says that compiles with Triton, in a process that does not interpret it.
+
+    Args:
+        cache: an empty folder for what is compiled.
+        program: a file, or a module.
+    """
+    code = """
+        import runpy, sys
+        run = runpy.run_path if sys.argv[1].endswith(".py") else runpy.run_module
+        del sys.argv[0]
+        run(sys.argv[0], run_name="__main__")
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = run(code, program, *arguments, env=environment | {"TRITON_CACHE_DIR": str(cache)})
+    assert done.returncode == 0, done.stderr
+    return done.stdout

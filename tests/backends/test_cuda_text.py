@@ -386,7 +386,8 @@ Run = Callable[..., tuple[str, bytes]]
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Runs one of BUILDS: what it says, and what it writes. They are built two at a time."""
     at = tmp_path_factory.mktemp("cuda_text")
-    optional = {*MISTAKES, *(f"{what}, all types" for what in ("fill", "moments", "higher"))}
+    optional = {*MISTAKES, "moments"}
+    optional |= {f"{what}, all types" for what in ("fill", "moments", "higher")}
     wanted_too = asked(request, "name") | asked(request, "program")
     builds = {name: how for name, how in BUILDS.items() if name not in optional - wanted_too}
 
@@ -473,13 +474,14 @@ def test_barriers_and_shuffles(run: Run, order: str) -> None:
     assert got == work.expected
 
 
+@pytest.mark.slow  # the higher ones come with these, and are compared with the same
 @pytest.mark.parametrize(
     ("program", "order", "dtypes", "large"),
     [
-        pytest.param("moments", "forward", TWO, False, marks=pytest.mark.slow),
+        ("moments", "forward", TWO, False),
         ("moments", "reverse", TWO, False),
         ("moments", "1", TWO, True),
-        pytest.param("moments, all types", "forward", laws.DTYPES, False, marks=pytest.mark.slow),
+        ("moments, all types", "forward", laws.DTYPES, False),
     ],
 )
 def test_moments_in_any_order_are_those_of_gpus(
@@ -498,18 +500,23 @@ def test_moments_by_threads_at_once(run: Run) -> None:
     assert got == work.expected
 
 
+ANY = ("forward", "reverse", "1")
+
+
 @pytest.mark.parametrize(
-    ("program", "orders", "dtypes"),
+    ("program", "orders", "dtypes", "large"),
     [
-        ("higher", ("forward", "reverse", "1"), TWO),
-        ("higher, TSan", ("threads",), (torch.float32,)),
-        pytest.param("higher, all types", ("forward",), laws.DTYPES, marks=pytest.mark.slow),
+        ("higher", ANY, TWO, False),
+        ("higher", ("1",), TWO, True),
+        pytest.param("higher", ANY, TWO, True, marks=pytest.mark.slow),
+        ("higher, TSan", ("threads",), (torch.float32,), False),
+        pytest.param("higher, all types", ("forward",), laws.DTYPES, True, marks=pytest.mark.slow),
     ],
 )
 def test_higher_moments_in_any_order(
-    run: Run, program: str, orders: Sequence[str], dtypes: tuple[torch.dtype, ...]
+    run: Run, program: str, orders: Sequence[str], dtypes: tuple[torch.dtype, ...], large: bool
 ) -> None:
-    work = readings(dtypes, large="TSan" not in program, few="TSan" in program)
+    work = readings(dtypes, large, few="TSan" in program)
     outputs = [run(program, work.given, order, data=work.data) for order in orders]
     said, got = outputs[0]
     assert not said

@@ -5,13 +5,9 @@ Counts are those of one compiler. One that the ledger has no lines of may take a
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from selection import cases
+from warm import compiling
 
 from benchmarks import sass, sass_moments
 from benchmarks.gpus import GPU, GPUS
@@ -90,16 +86,8 @@ def triton_moments(
 ) -> list[sass_moments.Moments]:
     """In a process of its own, because this one interprets Triton."""
     some = {"some": sorted(SOME), "all": TRITON}[request.param]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.sass_triton", *some],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = sass_moments.from_csv(done.stdout)
+    said = compiling(tmp_path_factory.mktemp("triton"), "benchmarks.sass_triton", *some)
+    lines = sass_moments.from_csv(said)
     assert {f"{line.arch}:{line.dtype}" for line in lines} == set(some)
     return lines
 

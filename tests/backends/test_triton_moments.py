@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import torch
 from same_bits import ISAS, TRITON, bits, drawn
 from selection import cases
 from torch import Tensor
+from warm import compiling
 
 from fastinit import linear_moments
 from fastinit.backends import choose as backends
@@ -126,20 +125,8 @@ def readings(x: Tensor, dim: int | None = None) -> list[Reading]:
 
 
 def compiled(folder: Path, some: list[Case]) -> list[dict[str, Any]]:
-    """Runs this file as a script: in a process of its own, because this one interprets."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {
-        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3])),
-        "TRITON_CACHE_DIR": str(folder),
-    }
-    done = subprocess.run(
-        [sys.executable, __file__, json.dumps(some)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    records: list[dict[str, Any]] = json.loads(done.stdout)
+    """Runs this file as a script."""
+    records: list[dict[str, Any]] = json.loads(compiling(folder, __file__, json.dumps(some)))
     return records
 
 

@@ -6,10 +6,7 @@ It is compiled in a process of its own, as this one interprets Triton, and run b
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +31,7 @@ from ptx_operations import Fault
 from ptx_text import Program
 from same_bits import TRITON
 from selection import cases
+from warm import compiling
 
 from fastinit.stream import laws
 
@@ -123,17 +121,10 @@ def compiled(
         }
         for fill in fills
     ]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, root / "tests/triton_ptx.py"],
-        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        | {"PYTHONPATH": str(root), "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))},
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
+    folder = tmp_path_factory.mktemp("triton")
+    (file := folder / "fills.json").write_text(json.dumps(given))
+    program = Path(__file__).parents[1] / "triton_ptx.py"
+    made = json.loads(compiling(folder, str(program), str(file)))
     return [
         Compiled(fill, made["kernels"][launch["kernel"]], launch)
         for fill, launch in zip(fills, made["launches"], strict=True)
