@@ -3,8 +3,8 @@
 Each rank has a flat range of every parameter, ceil(elements / ranks) of them, in a tensor that the
 parameter keeps (``ds_tensor``); the parameter itself is empty meanwhile. Nothing is communicated.
 
-Stages 1 and 2 cut no parameters, but copies that the optimizer makes of them: write the model before
-``deepspeed.initialize``.
+Stages 1 and 2 cut no parameters, but float32 copies that the optimizer makes of them, and steps: write
+the model before ``deepspeed.initialize``, and the copies (:func:`masters`) after it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,32 @@ def parts(model: nn.Module) -> dict[str, list[Held]]:
     for names, module, parameter in distinct_parameters(model):
         if hasattr(parameter, "ds_id"):
             found[names[0]] = [_held(names[0], module, parameter)]
+    return found
+
+
+def masters(model: nn.Module) -> list[tuple[Tensor, Part]]:
+    """What this rank's optimizer keeps in float32 of each parameter, for :func:`fastinit.master_`.
+
+    Args:
+        model: given to ``deepspeed.initialize``, of stage 1 or 2.
+
+    Returns:
+        The pieces, each of one parameter, of which other ranks have the rest.
+
+    Raises:
+        ValueError: the model has none: it was not given, or is of another stage.
+    """
+    found, is_linked = [], False
+    for names, _, parameter in distinct_parameters(model):
+        is_linked |= hasattr(parameter, "_hp_mapping")
+        if (piece := getattr(parameter, "_hp_mapping", None)) is not None:
+            first, length = piece.lp_fragment_address.start, piece.lp_fragment_address.numel
+            part = Part(tuple(parameter.shape), flat=(first, length), name=names[0])
+            found.append((piece.hp_fragment, part))
+    if not is_linked:
+        raise ValueError(
+            "model has no master weights of ZeRO 1 or 2: deepspeed.initialize makes them"
+        )
     return found
 
 

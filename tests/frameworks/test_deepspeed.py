@@ -129,6 +129,39 @@ def test_what_the_optimizer_would_overwrite_is_refused(stage: int, precision: st
         assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+@on_ranks(2)
+def test_master_weights_of_bfloat16_are_those_of_float32(stage: int) -> None:
+    """DeepSpeed's own are the bfloat16 values; written by the plan they are what was rounded."""
+    from fastinit.frameworks import deepspeed as ours
+
+    deepspeed = started()
+    config: dict[str, Any] = {**CONFIG, "zero_optimization": {"stage": stage}}
+    config["bf16"] = {"enabled": True}
+    plan = Plan.from_model(Net(), rule, seed=3)
+    expected = dict(plan.apply_(Net()).named_parameters())
+    model = plan.apply_(Net().to(torch.bfloat16))
+    with pytest.raises(ValueError, match=r"deepspeed\.initialize makes them"):
+        ours.masters(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    masters = fastinit.master_(ours.masters(engine.module), plan)
+    held = torch.tensor([float(sum(part.numel for _, part in masters))])
+    torch.distributed.all_reduce(held)
+    assert held.item() == sum(p.numel() for p in expected.values())
+    for tensor, part in masters:
+        first, length = part.flat or (0, 0)
+        whole = expected[part.name or ""].detach().flatten()
+        assert torch.equal(tensor, whole[first : first + length]), part.name
+    for name, parameter in engine.module.named_parameters():
+        whole = deepspeed.utils.safe_get_full_fp32_param(parameter)
+        assert torch.equal(whole, expected[name].detach()), name
+    engine.backward(engine(torch.arange(11)).float().sum())
+    engine.step()  # of which the parameters are the masters, rounded
+    for name, parameter in engine.module.named_parameters():
+        assert torch.equal(parameter.detach(), expected[name].detach().bfloat16()), name
+
+
 @on_ranks(4)
 def test_what_is_gathered_needs_no_parts() -> None:
     from fastinit.frameworks import deepspeed as ours
