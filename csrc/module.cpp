@@ -164,6 +164,17 @@ Read make_read(const Asked& asked) {
   return r;
 }
 
+// The moments of contiguous values: the short way.
+void moments_contiguous(int dtype, uintptr_t data, int64_t n, uintptr_t result, bool higher,
+                        int threads) {
+  check_address(data, n);
+  check_address(result, 1);
+  const Read read{reinterpret_cast<const void*>(data), dtype, false, 1, {n}, {1}};
+  double* const to = reinterpret_cast<double*>(result);
+  py::gil_scoped_release nogil;
+  moments_many_cpu(*chosen, &read, &to, higher, 1, threads);
+}
+
 struct Readings {
   std::vector<Read> reads;
   std::vector<double*> results;
@@ -249,6 +260,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("fill_contiguous", &fill_contiguous);
   m.def("fill_many", &fill_many);
   m.def("fill_blocks", &fill_blocks);
+  m.def("moments_contiguous", &moments_contiguous);
   py::class_<Readings>(m, "Readings")
       .def(py::init<const std::vector<Asked>&, bool>(), py::arg("readings"),
            py::arg("higher") = false)

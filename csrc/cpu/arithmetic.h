@@ -7,7 +7,7 @@
 #endif
 
 // While it lives, results are rounded to nearest and denormal numbers are numbers, which
-// torch.set_flush_denormal(True) takes for zeros. Threads that are started meanwhile inherit it.
+// torch.set_flush_denormal(True) takes for zeros.
 class PlainArithmetic {
  public:
 #ifdef __SSE2__

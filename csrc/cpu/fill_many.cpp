@@ -2,11 +2,9 @@
 #include <vector>
 
 #include "../kernels.h"
-#include "arithmetic.h"
 #include "parallel.h"
 
 void fill_many_cpu(const Isa& isa, const Window* windows, int64_t count, int threads) {
-  const PlainArithmetic plain;
   std::vector<Tiling> tilings;
   std::vector<int64_t> first{0};
   int64_t total = 0;

@@ -303,7 +303,7 @@ class Moments(Fields[float]):
     """
 
     _DIMS = 1
-    _numbers: list[float] | None = None
+    _numbers: dict[str, float] | None = None
 
     @classmethod
     def of_rows(cls, rows: Tensor, counted: Counting = NOTHING) -> list[Moments]:
@@ -312,18 +312,20 @@ class Moments(Fields[float]):
         counts = [Counts(counted, some) if counted.width else None for some in numbers.long()]
         found = [cls(raw, counts=some) for raw, some in zip(raws, counts)]
         for one, numbers in zip(found, _fields_of(raws, 1).t().tolist()):
-            one._numbers = numbers
+            one._numbers = dict(zip(one.fields, numbers))
         return found
 
-    def _value(self, field: str) -> float:
+    def _values(self) -> dict[str, float]:
         if self._numbers is None:
-            self._numbers = self._derived().tolist()
-        return self._numbers[self.fields.index(field)]
+            self._numbers = dict(zip(self.fields, self._derived().tolist()))
+        return self._numbers
+
+    def _value(self, field: str) -> float:
+        return self._values()[field]
 
     def plain(self) -> dict[str, Any]:
         """All fields by their names; ``formats`` and ``histogram`` if they were asked for."""
-        fields = {field: self._value(field) for field in self.fields}
-        return fields | plain_counts(self.formats, self.histogram)
+        return self._values() | plain_counts(self.formats, self.histogram)
 
     @classmethod
     def of_plain(cls, plains: Sequence[Mapping[str, Any]]) -> list[Moments]:

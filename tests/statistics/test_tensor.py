@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
@@ -130,6 +133,28 @@ def test_channels_are_measured_as_if_alone(dtype: torch.dtype, layout: str, dim:
         for field in ("mean", "var"):
             alone = torch.tensor([getattr(e, field) for e in expected], dtype=torch.float64)
             torch.testing.assert_close(getattr(m, field), alone, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_of_fork_has_threads_although_torch_has_lost_its() -> None:
+    x = torch.randn(1_000_000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        x.mul(2)  # which starts torch's
+        expected = moments(x).raw.tolist()
+        if (child := os.fork()) == 0:
+            os._exit(moments(x).raw.tolist() != expected)
+    finally:
+        torch.set_num_threads(before)
+    ended, waited = (0, 0), 0.0
+    while not ended[0] and waited < 30:
+        time.sleep(0.01)
+        ended, waited = os.waitpid(child, os.WNOHANG), waited + 0.01
+    if not ended[0]:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
 
 
 @pytest.mark.parametrize("dtype", laws.DTYPES)

@@ -197,7 +197,7 @@ def check(x: Tensor, m: Moments, mean: Tensor, var: Tensor, tolerance: float) ->
 
 
 def test_threads_take_denormal_numbers_as_they_are() -> None:
-    """Helpers too, which inherit what the caller has set."""
+    """All of them, whatever the caller or torch has set."""
     x = (normal(700_000) * 2.0**-130).bfloat16()
     expected = moments(x).raw
     assert expected[0] == len(x)
