@@ -38,8 +38,8 @@ FASTINIT_FN int width_of(const Counting& c) {
 // A tensor of which values are counted. Blocks lie along the last dimension of what is not read by column.
 struct Counted {
   Read read;
-  const Moments* moments;  // of the whole tensor, for its largest magnitude
-  int64_t* counts;         // width_of() of them, or so many for each column; 0 before
+  Moments* moments;  // of the whole tensor, for its largest magnitude
+  int64_t* counts;   // width_of() of them, or so many for each column; 0 before
 };
 
 FASTINIT_FN uint32_t magnitude(float x) { return ScalarLane::bits(x) & 0x7fffffffu; }
@@ -85,8 +85,9 @@ FASTINIT_FN Bounds bounds_of(const Format& f, double scale) {
 
 // A tensor's part of the scales, which its largest magnitude decides.
 FASTINIT_FN float tensor_scale(const Format& f, const Moments& m) {
+  if (f.scaling != BY_TENSOR && f.scaling != BY_E4M3) return 0;
   const double most = m.max > -m.min ? m.max : -m.min;
-  if (f.scaling < BY_TENSOR || !(most > 0)) return 0;
+  if (!(most > 0)) return 0;
   const float largest = f.scaling == BY_TENSOR ? f.largest : f.largest * 448.0f;
   return ScalarLane::from_bits(magnitude(most)) / largest;
 }
@@ -127,3 +128,8 @@ struct Prepared {
 // Counts any number of tensors' values in one parallel region of at most `threads` threads.
 void count_many_cpu(const Isa& isa, const Counting& how, const Counted* counted, int64_t count,
                     int threads);
+
+// Measures their moments too (as moments_many_cpu), in the same read. These scale no format, nothing is read
+// by column, and blocks lie along all values.
+void measure_and_count_cpu(const Isa& isa, const Counting& how, const Counted* counted,
+                           int64_t count, bool higher, int threads);

@@ -218,12 +218,15 @@ struct Counts {
     }
     for (const auto& [reading, moments] : asked) {
       check_address(moments, 1);
-      counted.push_back({make_read(reading), reinterpret_cast<const Moments*>(moments),
+      counted.push_back({make_read(reading), reinterpret_cast<Moments*>(moments),
                          reinterpret_cast<int64_t*>(std::get<5>(reading))});
     }
   }
   void count(int threads) const {
     count_many_cpu(*chosen, how, counted.data(), (int64_t)counted.size(), threads);
+  }
+  void measure(bool higher, int threads) const {
+    measure_and_count_cpu(*chosen, how, counted.data(), (int64_t)counted.size(), higher, threads);
   }
 };
 
@@ -277,7 +280,8 @@ PYBIND11_MODULE(_native, m) {
   py::class_<Counts>(m, "Counts")
       .def(py::init<const std::vector<FormatNumbers>&, bool,
                     const std::vector<std::pair<Asked, uintptr_t>>&>())
-      .def("count", &Counts::count, py::call_guard<py::gil_scoped_release>());
+      .def("count", &Counts::count, py::call_guard<py::gil_scoped_release>())
+      .def("measure", &Counts::measure, py::call_guard<py::gil_scoped_release>());
   py::class_<Pieces>(m, "Pieces")
       .def(py::init<const std::vector<Request>&>())
       .def("__len__", [](const Pieces& p) { return p.pieces.size(); })

@@ -133,6 +133,8 @@ struct Work {
   int64_t tasks, parts;   // in all; results of tasks: one, or one for each lane
 };
 
+class Counter;  // cpu/counter.h
+
 static inline Work work_of(const Read& r) {
   Work w{1, 1, 1, 0, 0};
   for (int d = 0; d < r.dims - r.by_column; ++d) w.rows *= r.size[d];
@@ -147,5 +149,6 @@ static inline Work work_of(const Read& r) {
 // Measures any number of reads in one parallel region of at most `threads` threads. Each read has one
 // result, or one for each of its columns, where `results` of it points to: Moments, or if they are
 // `higher`, these and Higher behind them. The order of all sums is fixed: the number of threads changes no bit.
+// `counters`, one for each read if there are any, are shown each chunk of neighbours while it is in the cache.
 void moments_many_cpu(const Isa& isa, const Read* reads, double* const* results, bool higher,
-                      int64_t count, int threads);
+                      int64_t count, int threads, const Counter* counters = nullptr);

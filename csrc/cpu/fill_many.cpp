@@ -21,7 +21,6 @@ void fill_many_cpu(const Isa& isa, const Window* windows, int64_t count, int thr
 
 void fill_blocks_cpu(const Isa& isa, const BlockWindow* windows, int64_t count, int threads) {
   constexpr int64_t TASK = 2048;  // blocks
-  const PlainArithmetic plain;
   std::vector<int64_t> first{0};
   int64_t total = 0;
   for (int64_t i = 0; i < count; ++i) {

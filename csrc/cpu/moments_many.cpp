@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "arithmetic.h"
+#include "counter.h"
 #include "looks.h"
 #include "moments.h"
 #include "parallel.h"
@@ -142,10 +143,11 @@ struct Job : Work {
   const Isa& isa;
   const Read* read;
   bool higher;
+  const Counter* counter;
   Results results;
 
-  Job(const Isa& i, const Read& r, bool h)
-      : Work(work_of(r)), isa(i), read(&r), higher(h), results(parts, h) {}
+  Job(const Isa& i, const Read& r, bool h, const Counter* c)
+      : Work(work_of(r)), isa(i), read(&r), higher(h), counter(c), results(parts, h) {}
 
   void work(int64_t task) {
     if (read->by_column)
@@ -159,6 +161,7 @@ struct Job : Work {
     const int last = r.dims - 1;
     const int64_t item = item_size(r.dtype), run = r.stride[last] == 1 ? r.size[last] : 1;
     alignas(64) char buffer[CHUNK * sizeof(double)];
+    std::vector<int64_t> counts = counter ? counter->none() : std::vector<int64_t>();
     const int64_t end = rows < (task + 1) * TASK ? rows : (task + 1) * TASK;
     for (int64_t at = task * TASK; at < end; at += CHUNK) {
       const int64_t n = end - at < CHUNK ? end - at : CHUNK;
@@ -177,7 +180,9 @@ struct Job : Work {
         const Moments m = chunk(isa.accumulate, at, r.dtype, n);
         results.add(task, m, higher ? higher_of_chunk(isa.powers, at, r.dtype, n, m) : Higher{});
       });
+      if (counter) counter->tally(x, n, counts.data());
     }
+    if (counter) counter->add(counts.data());
   }
 
   void work_on_columns(int64_t task) {
@@ -234,13 +239,13 @@ struct Job : Work {
 }  // namespace
 
 void moments_many_cpu(const Isa& isa, const Read* reads, double* const* results, bool higher,
-                      int64_t count, int threads) {
+                      int64_t count, int threads, const Counter* counters) {
   const PlainArithmetic plain;
   std::vector<Job> jobs;
   std::vector<int64_t> first{0};
   int64_t values = 0;
   for (int64_t i = 0; i < count; ++i) {
-    jobs.emplace_back(isa, reads[i], higher);
+    jobs.emplace_back(isa, reads[i], higher, counters ? counters + i : nullptr);
     first.push_back(first.back() + jobs.back().tasks);
     values += jobs.back().rows * jobs.back().columns;
   }

@@ -141,6 +141,15 @@ class Backend(ABC):
             view = tensor.as_strided(shape, strides)
             to.copy_(reference_counts.counts(view, by_column, counting, moments))
 
+    def measure_and_count(self, counted: Sequence[Counted], counting: Counting) -> None:
+        """:meth:`moments_many` to where the moments of each are, and :meth:`count_many`.
+
+        By default one after the other. A backend may do both in one read: the moments scale no format,
+        nothing is by column, and blocks lie along all values.
+        """
+        self.moments_many([reading._replace(raw=moments) for reading, moments in counted])
+        self.count_many(counted, counting)
+
     def serves_products(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """None, or the reason why :meth:`product_moments` takes no tensors of this device and dtype."""
         return "it multiplies none"

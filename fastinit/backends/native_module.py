@@ -16,6 +16,7 @@ import torch
 from fastinit.backends import slow
 from fastinit.backends.contract import Backend, BlockWrite, Counted, Reading, Write
 from fastinit.stream import blocks, laws
+from fastinit.stream.reference_moments import ALL_FIELDS
 
 if TYPE_CHECKING:
     from fastinit.stream.formats import Counting
@@ -145,9 +146,21 @@ class Native(Backend):
         if counted[0].moments.device.type != "cpu":
             super().count_many(counted, counting)
             return
+        self._counts(counted, counting).count(torch.get_num_threads())
+
+    def measure_and_count(self, counted: Sequence[Counted], counting: Counting) -> None:
+        moments = counted[0].moments
+        if moments.device.type != "cpu":
+            super().measure_and_count(counted, counting)
+            return
+        higher = len(moments) == ALL_FIELDS
+        self._counts(counted, counting).measure(higher, torch.get_num_threads())
+
+    def _counts(self, counted: Sequence[Counted], counting: Counting) -> Any:
+        assert self.module is not None
         numbers = [row.numbers() for row in counting.rows]
         asked = [(_asked(reading), moments.data_ptr()) for reading, moments in counted]
-        self.module.Counts(numbers, counting.histogram, asked).count(torch.get_num_threads())
+        return self.module.Counts(numbers, counting.histogram, asked)
 
 
 FORMATS = tuple(blocks.ELEMENTS)

@@ -29,17 +29,38 @@ def check_scales(counting: Counting, dim: int | None) -> None:
         )
 
 
+def zero_counts(channels: Sequence[int], counting: Counting, device: torch.device) -> Tensor:
+    return torch.zeros(*channels, counting.width, dtype=torch.int64, device=device)
+
+
+def are_counted_at_once(x: Tensor, dim: int | None, part: Part | None, counting: Counting) -> bool:
+    """Whether values are counted as they are measured: in the same order, and with nobody else's."""
+    return (
+        bool(counting.width and x.numel() and not counting.needs_largest)
+        and dim is None
+        and (part is None or part.is_whole)
+        and (not counting.in_blocks or _has_blocks_in_a_row(x))
+    )
+
+
+def _has_blocks_in_a_row(x: Tensor) -> bool:
+    """Whether each block along the last dimension begins where the one before ends."""
+    return x.dim() <= 1 or (x.is_contiguous() and x.shape[-1] % BLOCK == 0)
+
+
 def counted(
     xs: Sequence[Tensor],
     dim: int | None,
     parts: Sequence[Part | None],
     raws: Sequence[Tensor],
     counting: Counting,
+    known: Sequence[Tensor | None],
 ) -> list[Tensor]:
     """int64 [width] or [channels, width], of what this rank holds of each.
 
     Args:
         raws: raw moments of all of each.
+        known: what was counted already, as it was measured.
 
     Raises:
         NotImplementedError: a part whose blocks, or whose tensor's largest magnitude, are not all here.
@@ -48,10 +69,12 @@ def counted(
     asked: dict[torch.device, list[Counted]] = {}
     split: list[tuple[Tensor, Tensor]] = []
     with internals.without_modes(), torch.no_grad():
-        for i, (x, part, raw) in enumerate(zip(xs, parts, raws)):
+        for i, (x, part, raw, counts) in enumerate(zip(xs, parts, raws, known)):
+            if counts is not None:
+                found.append(counts)
+                continue
             here = checked(x, i, dim, part)
-            shape = raw.shape[:-1]  # of channels
-            found.append(torch.zeros(*shape, counting.width, dtype=torch.int64, device=raw.device))
+            found.append(zero_counts(raw.shape[:-1], counting, raw.device))  # of channels
             if across.is_outside(x) or not here.numel():
                 continue
             _check_part(x, i, part, counting)
@@ -95,10 +118,10 @@ def _check_part(x: Tensor, i: int, part: Part | None, counting: Counting) -> Non
 
 def _rows_of(x: Tensor, counts: Tensor, split: list[tuple[Tensor, Tensor]]) -> Iterator[Reading]:
     """What is to be read where the last dimension has to stay the last one."""
-    row = x.shape[-1] if x.dim() else 1
-    if (x.is_contiguous() and row % BLOCK == 0) or x.dim() <= 1:
+    if _has_blocks_in_a_row(x):
         yield Reading(x, (x.numel(),), (x.stride(0) if x.dim() == 1 else 1,), False, counts)
         return
+    row = x.shape[-1]
     _, shape, strides = Strided.of(x.select(-1, 0)).in_memory_order()
     few = min(len(shape), MAX_DIMS - 1)
     outer = list(itertools.product(*map(range, shape[few:])))

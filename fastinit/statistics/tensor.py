@@ -17,20 +17,25 @@ import torch
 from torch import Tensor
 
 from fastinit.backends import choose as backends
-from fastinit.backends.contract import Reading
+from fastinit.backends.contract import Counted, Reading
 from fastinit.base import number
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part
 from fastinit.statistics import across
-from fastinit.statistics.counting import check_scales, counted
+from fastinit.statistics.counting import (
+    are_counted_at_once,
+    check_scales,
+    counted,
+    zero_counts,
+)
 from fastinit.statistics.fields import ChannelMoments as ChannelMoments
 from fastinit.statistics.fields import Moments as Moments
 from fastinit.statistics.formats import Counts
 from fastinit.statistics.reading import checked, readings_of
 from fastinit.stream import laws
-from fastinit.stream.formats import Counting
+from fastinit.stream.formats import NOTHING, Counting
 from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS, merged
 
 _traced = torch.compiler.is_dynamo_compiling
@@ -180,13 +185,14 @@ def moments_many(
     if counting.width:
         check_scales(counting, dim)
     asked = across.lines(xs)
+    known: list[Tensor | None] = [None] * len(xs)
     if asked:
-        raws = across.over(asked, xs, dim, lambda: _measured(xs, dim, given, fields))
+        raws = across.over(asked, xs, dim, lambda: _measured(xs, dim, given, fields, NOTHING)[0])
     else:
-        raws = _measured(xs, dim, given, fields)
+        raws, known = _measured(xs, dim, given, fields, counting)
     counts: list[Counts] | list[None] = [None] * len(xs)
     if counting.width:
-        count = partial(counted, xs, dim, given, raws, counting)
+        count = partial(counted, xs, dim, given, raws, counting, known)
         numbers = across.over(asked, xs, dim, count, counting) if asked else count()
         counts = [Counts(counting, some) for some in numbers]
     whole = [Part(tuple(x.shape)) if shard.is_dtensor(x) else p for x, p in zip(xs, given)]
@@ -221,15 +227,21 @@ def _of_plain_memory(x: Tensor, fields: int) -> Tensor | None:
 
 
 def _measured(
-    xs: Sequence[Tensor], dim: int | None, parts: Sequence[Part | None], fields: int
-) -> list[Tensor]:
-    """The raw moments of what this rank holds."""
+    xs: Sequence[Tensor],
+    dim: int | None,
+    parts: Sequence[Part | None],
+    fields: int,
+    counting: Counting,
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The raw moments of what this rank holds, and counts of what takes one read for both."""
     here = [checked(x, i, dim, part) for i, (x, part) in enumerate(zip(xs, parts))]
     raws: list[Tensor] = []
     readings: dict[torch.device, list[Reading]] = {}
+    both: dict[torch.device, list[Counted]] = {}
+    counts: list[Tensor | None] = [None] * len(xs)
     split: list[tuple[Tensor, Tensor]] = []
     with internals.without_modes(), torch.no_grad():
-        for x, whole in zip(here, xs):
+        for i, (x, whole) in enumerate(zip(here, xs)):
             if across.is_outside(whole):
                 raw = across.nothing(1 if dim is None else whole.shape[dim], fields)
                 raws.append(raw[0] if dim is None else raw)
@@ -237,7 +249,15 @@ def _measured(
             shape = (fields,) if dim is None else (x.shape[dim], fields)
             raws.append(torch.empty(shape, dtype=torch.float64, device=x.device))
             tensors.memory(raws[-1], "the moments")
-            readings.setdefault(x.device, []).extend(readings_of(x, dim, raws[-1], split))
+            some = list(readings_of(x, dim, raws[-1], split))
+            if len(some) == 1 and are_counted_at_once(x, dim, parts[i], counting):
+                counts[i] = to = zero_counts((), counting, x.device)
+                both.setdefault(x.device, []).append(Counted(some[0]._replace(raw=to), raws[-1]))
+            else:
+                readings.setdefault(x.device, []).extend(some)
+        for device, pairs in both.items():
+            chosen = backends.choose_measuring(device, fields == ALL_FIELDS)
+            chosen.measure_and_count(pairs, counting)
         for device, some in readings.items():
             if some:  # a tensor without channels has nothing to read
                 backends.choose_measuring(device, some[0].higher).moments_many(some)
@@ -246,4 +266,4 @@ def _measured(
             for result in results[1:]:
                 total = merged(total, result)
             all_of_it.copy_(total)
-    return raws
+    return raws, counts

@@ -148,6 +148,11 @@ class Counting(NamedTuple):
         return any(row.scaling != UNSCALED for row in self.rows)
 
     @property
+    def needs_largest(self) -> bool:
+        """Whether the largest magnitude of all values decides a scale, and has to be known before."""
+        return any(row.scaling in (BY_TENSOR, BY_E4M3) for row in self.rows)
+
+    @property
     def in_blocks(self) -> bool:
         """Whether values of the last dimension share scales."""
         return any(row.block for row in self.rows)

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import torch
-from same_bits import ISAS, forced
+from same_bits import ISAS, drawn, forced
 from torch import Tensor
 
 from fastinit import Part
@@ -411,3 +411,29 @@ def test_the_table_is_that_of_the_standards() -> None:
         blocks = {UNSCALED: 0, BY_TENSOR: 0, BY_POWER: 32, BY_E4M3: 16}
         assert row.block == blocks[row.scaling]
         assert exponent >= 2
+
+
+@pytest.mark.parametrize("name", ISAS)
+@pytest.mark.parametrize("dtype", laws.DTYPES)
+def test_counted_in_the_read_of_the_moments_or_behind_it_is_the_same(
+    dtype: torch.dtype, name: str
+) -> None:
+    """A format that is scaled by the largest value is counted behind it, and takes the others along."""
+    at_once = [n for n, row in FORMATS.items() if row.scaling not in (BY_TENSOR, BY_E4M3)]
+    long = drawn(600_011, seed=3, reach=20).to(dtype)  # more than a task has
+    long[1000], long[599_000] = math.inf, 0
+    some = long[:9600]
+    others = (some.view(100, 96), some.view(96, 100).t(), some.view(100, 96)[::2, 3:60])
+    for x in (long, some[::3], some[:77], some[:0], some[0], some.view(10, 30, 32), *others):
+        with forced(name):
+            for higher in (False, True):
+                plain = moments(x, higher=higher)
+                once = moments(x, formats=at_once, histogram=True, higher=higher)
+                behind = moments(x, formats=ALL, histogram=True, higher=higher)
+                assert once.raw.numpy().tobytes() == plain.raw.numpy().tobytes()
+                assert once.histogram is not None
+                assert behind.histogram is not None
+                assert once.histogram.plain() == behind.histogram.plain()
+                for format in at_once:
+                    shares = [m.formats[format].plain() for m in (once, behind)]
+                    assert str(shares[0]) == str(shares[1])  # NaN of no values
