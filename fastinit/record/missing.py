@@ -8,14 +8,12 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
-from fastinit.base.torch_internals import storage_id
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Run
-from fastinit.elements.strided import Strided
 from fastinit.plan import parameters
 from fastinit.plan.applied import prepared, write_prepared_
 from fastinit.plan.buffers import check_buffers
@@ -24,6 +22,7 @@ from fastinit.plan.plan import Plan
 from fastinit.plan.replay import known_values
 from fastinit.plan.rows import held_rows
 from fastinit.plan.write import Progress
+from fastinit.record.alike import Alike
 from fastinit.record.audit import (
     LACKING,
     Audit,
@@ -253,6 +252,7 @@ def _ties(
     ties: dict[int, Held] = {}
     notes: dict[int, str] = {}
     problems = []
+    alike = Alike([[each.item.tensor for each in group] for group in groups.values()])
     for group in groups.values():
         there = [
             each.item
@@ -261,7 +261,7 @@ def _ties(
         ]
         source, *others = [*there, *(e.item for e in group if e.item not in there)]
         for item in others:
-            if item in there and not _is_same(item.tensor, source.tensor):
+            if item in there and not alike.are(item.tensor, source.tensor):
                 notes[id(item.tensor)] = f"not tied to {source.names[0]} again, as both were loaded"
                 continue
             if item.tensor.shape != source.tensor.shape:
@@ -271,16 +271,6 @@ def _ties(
                 )
             ties[id(item.tensor)] = source
     return ties, notes, problems
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two are the same memory, or were loaded with the same values."""
-    if shard.is_dtensor(one) or shard.is_dtensor(other) or one.is_meta or other.is_meta:
-        return False
-    if (one.dtype, one.shape, one.device) != (other.dtype, other.shape, other.device):
-        return False
-    is_one = storage_id(one) == storage_id(other) and Strided.of(one) == Strided.of(other)
-    return is_one or torch.equal(one, other)
 
 
 @contextmanager

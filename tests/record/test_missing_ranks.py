@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from fastinit import audit, deferred, fill_missing_, materialize_
+from fastinit import agreement, audit, deferred, fill_missing_, materialize_
 
 
 class Net(nn.Module):
@@ -103,3 +103,37 @@ def test_ranks_that_know_different_things_say_so() -> None:
     assert said.tensors[0].note == "filled on rank 0; recorded on rank 1"
     assert said.names("made") == ["table"]
     assert all(len(line) <= 80 for line in str(said).splitlines())
+
+
+def untied() -> Net:
+    """As what cuts parameters one by one, tensor parallelism say, leaves a tied one."""
+    model = sharded().to_empty(device="cpu")
+    model.out.weight = nn.Parameter(torch.empty_like(model.embed.weight))
+    for parameter in model.parameters():
+        parameter.data.fill_(2.0)
+    return model
+
+
+@on_ranks(2)
+def test_what_was_loaded_by_both_names_is_tied_if_it_is_so_on_all_ranks() -> None:
+    rank = torch.distributed.get_rank()
+    for apart, check in ((None, "once"), (0, "once"), (1, "once"), (None, "never")):
+        model = untied()
+        model.out.weight.data.fill_(3.0 if rank == apart else 2.0)
+        agreement.check = check  # type: ignore[assignment]
+        done = fill_missing_(model, [])
+        agreement.check = "once"
+        is_tied = apart is None and check == "once"
+        assert (model.out.weight is model.embed.weight) is is_tied
+        assert done.tied == ({"out.weight": "embed.weight"} if is_tied else {})
+        [note] = [each.note for each in done.tensors if each.name == "out.weight"] or [""]
+        assert note.startswith("" if is_tied else "not tied to embed.weight again")
+        assert done.all_merge() == done
+
+
+@on_ranks(2)
+def test_ranks_that_loaded_different_names_do_not_wait_for_each_other() -> None:
+    model = untied()
+    fill_missing_(model, ["out.weight"] if torch.distributed.get_rank() else [])
+    assert model.out.weight is model.embed.weight
+    assert bool((model.out.weight.full_tensor() == 2.0).all())  # type: ignore[attr-defined]
