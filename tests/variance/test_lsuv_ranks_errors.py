@@ -374,3 +374,17 @@ def test_a_rank_that_dies_ends_the_others(layout: str) -> None:
     for good, said in (answers[rank] for rank in (0, 2, 3)):
         assert good, said
         assert said.startswith("RanksLost: in lsuv_"), said
+
+
+@pytest.mark.parametrize("layout", cases(LAYOUTS, {"FSDP2", "a group", "columns, then rows"}))
+@on_ranks(WORLD)
+def test_a_batch_without_rows_is_what_it_is_in_one_process(layout: str) -> None:
+    shard, parts = LAYOUTS[layout]
+    plain, x = net(), data()[:0]
+    model = shard(copy.deepcopy(plain))
+    group = {"group": dist.group.WORLD} if layout == "a group" else {}
+    before = [shards.local(parameter).clone() for parameter in model.parameters()]
+    said = message(lambda: fastinit.lsuv_(model, mine(x, parts, dist.get_rank()), **group))
+    assert said == message(lambda: fastinit.lsuv_(plain, x))
+    assert "has fewer than two values" in said
+    assert all(map(torch.equal, map(shards.local, model.parameters()), before))

@@ -480,3 +480,16 @@ def test_names_are_given_by_a_function() -> None:
     with fastinit.watch(Block(), full_name="stage.{}".format) as watched:
         pass
     assert list(watched.missing) == ["stage.up", "stage.down"]
+
+
+@pytest.mark.parametrize("shard", [tensor_parallel, fsdp])
+@on_ranks(WORLD)
+def test_a_batch_without_rows_has_no_values(shard: Callable[[nn.Module], Any]) -> None:
+    model, x = shard(Net())[0], tokens()[:0, 0]  # torch cannot view [0, 2, 16] by columns of ranks
+    got, expected = (
+        json.loads(seen(m, x, g)) for m, g in ((model, dist.group.WORLD), (Net(), None))
+    )
+    for a, b in zip(got["layers"], expected["layers"], strict=True):
+        for moments in ("forward", "backward", "input", "weight"):
+            assert (a[moments] or {}).get("count") == (b[moments] or {}).get("count"), moments
+        assert a["forward"]["count"] == 0
