@@ -37,6 +37,11 @@ class Stored(NamedTuple):
         return self.which.numel
 
     @property
+    def values(self) -> int:
+        """How many values of the model these are."""
+        return self.numel * self.source.each
+
+    @property
     def nbytes(self) -> int:
         """How many bytes."""
         return self.numel * self.source.dtype.itemsize

@@ -10,6 +10,7 @@ from hashlib import blake2b
 import torch
 
 from fastinit.checkpoint.entries import Stored
+from fastinit.checkpoint.packed import Packed
 from fastinit.checkpoint.ranges import Range, Ranges
 from fastinit.checkpoint.sources import Held, Source
 from fastinit.elements.part import Part
@@ -24,7 +25,7 @@ HASHED = 1 << 25
 def digest(source: Source, seed: int) -> str:
     """Of one source: of what a plan says of it, or of the values that this rank has or can make."""
     content = source.content
-    if isinstance(content, Fill):
+    if isinstance(content, (Fill, Packed)):
         return _hash(repr((seed, astuple(content))).encode())
     if content is None:
         return ""
@@ -36,11 +37,12 @@ def fingerprint(tensors: Sequence[Stored], seed: int, digests: Mapping[Source, s
     """Of all that a checkpoint holds.
 
     Args:
-        digests: of each source; of one that ranks have in parts, those of all parts.
+        digests: of each source that ranks agreed on; of one that they have in parts, those of all parts.
     """
     what = [
-        (name, source.name, source.shape, str(source.dtype), *which, digests[source])
+        (name, source.name, source.shape, str(source.dtype), *which, its)
         for name, source, which in tensors
+        for its in (digests[source] if source in digests else digest(source, seed),)
     ]
     return _hash(f"{STREAM_VERSION} {seed} {what!r}".encode())
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import nn
 
 from fastinit.base import text
@@ -18,6 +18,7 @@ from fastinit.base.text import listing
 from fastinit.checkpoint.entries import stored_tensors
 from fastinit.checkpoint.fingerprint import fingerprint
 from fastinit.checkpoint.many import Ranks, agreed
+from fastinit.checkpoint.quantised import Asked, Storage, quantised
 from fastinit.checkpoint.ranges import Ranges
 from fastinit.checkpoint.safetensors import IS_SHARD, Shard, index, shards
 from fastinit.checkpoint.shard_bytes import Done, first_wrong
@@ -41,10 +42,12 @@ class Layout:
     Args:
         shards: in order.
         seed: of the numbers.
+        quantization: what ``config.json`` says of weights in 8 bits or fewer, if there are any.
     """
 
     shards: tuple[Shard, ...]
     seed: int
+    quantization: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -55,7 +58,7 @@ class Layout:
     @property
     def elements(self) -> int:
         """Elements of all tensors."""
-        return sum(tensor.numel for shard in self.shards for tensor in shard.tensors)
+        return sum(tensor.values for shard in self.shards for tensor in shard.tensors)
 
     @property
     def size(self) -> int:
@@ -73,7 +76,7 @@ def layout(
     plan: Plan | None = None,
     *,
     shard_size: int | str = SHARD_SIZE,
-    dtype: torch.dtype | None = None,
+    dtype: Storage | None = None,
     parts: Parts | None = None,
     group: Group = None,
     no_dist: bool = False,
@@ -89,17 +92,17 @@ def planned_by(
     model: nn.Module,
     plan: Plan | None,
     shard_size: int | str,
-    dtype: torch.dtype | None,
+    dtype: Storage | None,
     parts: Parts | None,
 ) -> Layout:
     """:func:`layout` of some ranks, which are together."""
-    model = unwrapped(model)
-    own, seed = sources(model, plan, dtype, parts)
+    model, asked = unwrapped(model), Asked.of(dtype)
+    own, seed = sources(model, plan, asked.dtype, parts)
     all_sources, digests = agreed(own, seed, those)
     held = {source.name for source in all_sources.values()}
     if nowhere := [name for name in plan or () if name not in held]:
         raise ValueError(f"the plan does not fit: no rank has {listing('parameter', nowhere)}")
-    tensors = stored_tensors(model, all_sources)
+    tensors, config = quantised(model, all_sources, stored_tensors(model, all_sources), asked)
     metadata = {
         "format": "pt",
         _STREAM: str(STREAM_VERSION),
@@ -107,7 +110,7 @@ def planned_by(
         _DTYPES: " ".join(sorted({str(t.source.dtype).removeprefix("torch.") for t in tensors})),
         _PLAN: fingerprint(tensors, seed, digests),
     }
-    found = Layout(tuple(shards(tensors, shard_size, metadata)), seed)
+    found = Layout(tuple(shards(tensors, shard_size, metadata)), seed, config)
     headers = blake2b(b"".join(shard.header for shard in found.shards), digest_size=16)
     if len({*those.told(headers.hexdigest(), "a checkpoint: its files")}) > 1:
         raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastinit.checkpoint.entries import Stored
+from fastinit.checkpoint.packed import Packed
 from fastinit.checkpoint.sources import Source
 from fastinit.elements.strided import Piece
 from fastinit.plan.fill import Fill
@@ -45,7 +46,11 @@ class Ranges:
         stages: list[list[Values]] = [[]]  # the bases, then the first parts, the second, ...
         for some in ranges:
             content = some.stored.source.content
-            if isinstance(content, Fill) and not some.stored.needs_whole:
+            if isinstance(content, Packed):
+                content.write_(
+                    some.out.view(torch.uint8), some.start * some.out.itemsize, self.seed
+                )
+            elif isinstance(content, Fill) and not some.stored.needs_whole:
                 for stage, values in _values_of(some, content):
                     stages += [[] for _ in range(stage + 1 - len(stages))]
                     stages[stage].append(values)

@@ -113,7 +113,7 @@ def index(files: Sequence[Shard]) -> str:
     tensors = [(tensor, shard.file) for shard in files for tensor in shard.tensors]
     document = {
         "metadata": {
-            "total_parameters": sum(tensor.numel for tensor, _ in tensors),
+            "total_parameters": sum(tensor.values for tensor, _ in tensors),
             "total_size": sum(tensor.nbytes for tensor, _ in tensors),
         },
         "weight_map": {tensor.name: file for tensor, file in tensors},

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastinit.checkpoint.packed import Packed
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part, one_shape
@@ -54,17 +55,20 @@ class Source:
         content: what a plan says of it, or its values; None if only other ranks know.
         is_parameter: and no buffer.
         by: the only rank that can make it, by its place in the group; None if all can, or each its part.
+        each: how many of the model's values an element has: 2 of two in a byte, 0 of a scale.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    content: Fill | Computed | Tensor | Held | None
+    content: Fill | Computed | Tensor | Packed | Held | None
     is_parameter: bool = False
     by: int | None = None
+    each: int = 1
 
     def __repr__(self) -> str:
-        what = self.content if isinstance(self.content, (Fill, Computed)) else "values"
+        its = self.content
+        what = its if isinstance(its, (Fill, Computed, Packed)) else "values"
         return f"Source({self.name!r}, {self.shape}, {self.dtype}, {what})"
 
     @property

@@ -10,6 +10,7 @@ its bytes is computed again.
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 import time
 import warnings
@@ -44,6 +45,7 @@ from fastinit.checkpoint.planning import (
     layout,
     planned_by,
 )
+from fastinit.checkpoint.quantised import Asked, Storage
 from fastinit.checkpoint.ranges import Ranges
 from fastinit.checkpoint.safetensors import INDEX, Shard
 from fastinit.checkpoint.shard_bytes import Done, make
@@ -88,7 +90,7 @@ def write(
     plan: Plan | None = None,
     *,
     shard_size: int | str = SHARD_SIZE,
-    dtype: torch.dtype | None = None,
+    dtype: Storage | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
     verify: bool = False,
@@ -102,6 +104,14 @@ def write(
     already is stored with them. Memory is taken for a few chunks of 32 MiB, and for a parameter that
     can only be made whole (orthogonal, computed by the constructor) of up to 256 MiB in float32.
 
+    In 8 bits and fewer the files are those of compressed-tensors, with its ``quantization_config`` in
+    ``config.json``: packed values and scales, made of float32 values in one pass. Without patterns these
+    are the weights of every ``torch.nn.Linear``, but for the one that gives logits
+    (``get_output_embeddings``), and experts that are stored as matrices; of patterns the first that
+    matches counts. A tensor's scale follows from its law: of float8 the least power of two with which
+    nothing saturates, of nvfp4 as of :class:`fastinit.Blocks`. So weights are of one law of a plan, and
+    have whole blocks in each row.
+
     Where a process group is up, all its ranks have to call it, and share the work. What a plan says, or
     each rank has, is divided among them by files; of parameters that are on several ranks (DTensors)
     each writes its own elements where they belong in the files, and nothing is gathered. Of buffers
@@ -112,7 +122,9 @@ def write(
             ranks have to see it.
         plan: what the parameters shall be, and the seed; by default what was recorded.
         shard_size: the most bytes of tensors in a file, as a number or as in ``"5GB"``, ``"500MB"``.
-        dtype: of floating-point parameters; by default the model's.
+        dtype: of floating-point parameters; by default the model's. Or the format of linear layers'
+            weights, with bfloat16 for the rest: "float8_e4m3fn" (also as a dtype), "mxfp8", "mxfp4" or
+            "nvfp4"; or such formats by patterns of the weights' names. See below.
         progress: called with (bytes done, bytes in all), of what this rank writes and verifies.
         overwrite: removes another model's shards first, and those that are damaged, instead of refusing.
         verify: computes every byte of the shards that are there again; by default their size and header
@@ -123,7 +135,8 @@ def write(
         no_dist: this rank writes alone, whatever groups there are.
 
     Raises:
-        ValueError: a plan that does not fit the model, a tensor that cannot be stored, or another
+        ValueError: a plan that does not fit the model; a tensor that cannot be stored, or not in its
+            format; a pattern that matches no linear weight; a format that is not known; another
             model's (seed's, dtype's, plan's) shards in the directory, or damaged ones; with ``verify``
             it names the tensor in which the first wrong byte is. Ranks that differ in what shall be
             written, or do not have every element of a parameter together.
@@ -163,7 +176,7 @@ def write(
         partials: dict[str, str] = {}
         if those.is_first:
             _make_room(folder, others, todo.size)
-            _save_config(unwrapped(model), folder, dtype)
+            _save_config(unwrapped(model), folder, Asked.of(dtype).dtype, planned.quantization)
             for shard in todo.shards:
                 if shard.is_apart:
                     partial = partial_path(folder / shard.file)
@@ -275,16 +288,28 @@ def _write_mine(
     return busy
 
 
-def _save_config(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
+def _save_config(
+    model: nn.Module,
+    folder: Path,
+    dtype: torch.dtype | None,
+    quantization: dict[str, Any] | None,
+) -> None:
     """The files beside the weights, as save_pretrained writes them; they come before the weights."""
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "save_pretrained"):
+        if quantization is not None:
+            path = folder / "config.json"
+            there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            there["quantization_config"] = quantization
+            write_text(path, json.dumps(there, indent=2) + "\n")
         return
     config = copy.deepcopy(config)
     name = str(dtype or next(p.dtype for p in model.parameters() if p.is_floating_point()))
     # transformers 5 calls it dtype; before, it was torch_dtype.
     setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", name.split(".")[1])
     config.architectures = [type(model).__name__]
+    if quantization is not None:
+        config.quantization_config = quantization
     with tempfile.TemporaryDirectory() as place:
         config.save_pretrained(place)
         generation = getattr(model, "generation_config", None)

@@ -24,6 +24,28 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class StoredAs(str, Enum):
+    """What the parameters of a checkpoint can be stored as: a dtype, or a format of linear weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float8_e4m3fn = "float8_e4m3fn"
+    mxfp8 = "mxfp8"
+    mxfp4 = "mxfp4"
+    nvfp4 = "nvfp4"
+
+    @property
+    def storage(self) -> str | None:
+        """The format, if it is one; checkpoint.write has the others from the model."""
+        return None if self.value in Dtype.__members__ else self.value
+
+    @property
+    def others(self) -> Dtype:
+        """The dtype of what has no format."""
+        return Dtype.bfloat16 if self.storage else Dtype(self.value)
+
+
 class Format(str, Enum):
     """Those of a checkpoint."""
 
@@ -41,6 +63,12 @@ Model = Annotated[
 ]
 Seed = Annotated[
     int | None, typer.Option(help="In [0, 2^64); by default the plan's, without one 0.")
+]
+OfCheckpoint = Annotated[
+    StoredAs,
+    typer.Option(
+        help="Of the parameters; in 8 bits and fewer those of linear layers, the rest in bfloat16."
+    ),
 ]
 OfParameters = Annotated[Dtype, typer.Option(help="Of the parameters.")]
 SavedPlan = Annotated[

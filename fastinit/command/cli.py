@@ -27,9 +27,11 @@ from fastinit.command.asked import (
     Dtype,
     Format,
     Model,
+    OfCheckpoint,
     OfParameters,
     SavedPlan,
     Seed,
+    StoredAs,
     Threads,
 )
 from fastinit.plan.parameters import distinct_parameters, held
@@ -204,7 +206,7 @@ def write_command(
     model_name: Model,
     out: Annotated[Path, typer.Option(help="The directory, which is made if there is none.")],
     seed: Seed = None,
-    dtype: OfParameters = Dtype.float32,
+    dtype: OfCheckpoint = StoredAs.float32,
     saved: SavedPlan = None,
     threads: Threads = None,
     shard_size: Annotated[
@@ -232,7 +234,7 @@ def write_command(
 
     Example: python -m fastinit write llama-3.1-70b --out llama --dtype bfloat16 --dry-run
 
-    Example: torchrun --nproc-per-node 8 -m fastinit write llama-3.1-70b --out llama --dtype bfloat16
+    Example: torchrun --nproc-per-node 8 -m fastinit write llama-3.1-70b --out llama --dtype nvfp4
     """
     from fastinit import checkpoint
     from fastinit.checkpoint import safetensors as checkpoint_files
@@ -240,16 +242,20 @@ def write_command(
     options.directory("--out", out)
     if form is Format.dcp and (verify or dry_run):
         raise ValueError("--format dcp has neither --verify nor --dry-run")
+    if form is Format.dcp and dtype.storage is not None:
+        raise ValueError(f"--format dcp has no --dtype {dtype.value}")
     limit = checkpoint_files.parse_size(shard_size)
     asked = Asked(seed, saved, threads)
     started = time.perf_counter()
-    model, recipe = asked.planned(model_name, dtype)
+    model, recipe = asked.planned(model_name, dtype.others)
     plan = None if saved is None else recipe  # else also what has values already is stored
     about = f"{type(model).__name__}, {dtype.value}, seed {recipe.seed}"
     with job.joined() as speaks:
         if dry_run:
             if speaks:
-                planned = checkpoint.layout(model, plan, shard_size=limit, no_dist=True)
+                planned = checkpoint.layout(
+                    model, plan, shard_size=limit, dtype=dtype.storage, no_dist=True
+                )
                 seconds = time.perf_counter() - started
                 rates = checkpoint.measure_rates(planned, out)
                 typer.echo(
@@ -269,6 +275,7 @@ def write_command(
                 out,
                 plan,
                 shard_size=limit,
+                dtype=dtype.storage,
                 progress=on_progress,
                 overwrite=overwrite,
                 verify=verify,

@@ -94,11 +94,11 @@ def shard_table(shards: Sequence[Shard]) -> str:
     """The files of a checkpoint with the number of their tensors and elements, and their bytes."""
     rows = [("file", "tensors", "elements", "bytes")]
     for shard in shards:
-        elements = sum(tensor.numel for tensor in shard.tensors)
+        elements = sum(tensor.values for tensor in shard.tensors)
         rows.append((shard.file, str(len(shard.tensors)), text.count(elements), f"{shard.size:,}"))
     totals = [
         sum(len(shard.tensors) for shard in shards),
-        sum(tensor.numel for shard in shards for tensor in shard.tensors),
+        sum(tensor.values for shard in shards for tensor in shard.tensors),
         sum(shard.size for shard in shards),
     ]
     rows.append(("total", str(totals[0]), text.count(totals[1]), f"{totals[2]:,}"))

@@ -14,6 +14,7 @@ import warm
 from fastinit import checkpoint, recipes
 from fastinit.backends import installation
 from fastinit.base import memory, text
+from fastinit.checkpoint import quantised
 from fastinit.command import report
 from fastinit.plan.plan import Fill, Plan
 
@@ -22,7 +23,7 @@ pytest.importorskip("transformers")
 
 from typer.testing import CliRunner
 
-from fastinit.command import cli
+from fastinit.command import asked, cli
 
 TINY = {
     "model_type": "llama",
@@ -120,6 +121,20 @@ def test_write_says_what_it_did_and_goes_on(config: str, tmp_path, capsys) -> No
     assert cli.main([*arguments, "--seed", "4"]) == 2
     assert "was written with seed 0, not 4" in capsys.readouterr().err
     assert cli.main([*arguments, "--seed", "4", "--overwrite"]) == 0
+
+
+def test_write_in_a_format_keeps_the_rest_in_bfloat16(config: str, tmp_path, capsys) -> None:
+    names = {*asked.Dtype.__members__, *quantised.SCHEMES}
+    assert {stored.value for stored in asked.StoredAs} == names
+    out = tmp_path / "out"
+    arguments = ["write", config, "--out", str(out), "--dtype", "nvfp4"]
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert cli.main(arguments) == 0
+    assert f"{(out / 'model.safetensors').stat().st_size:,}" in planned
+    said = json.loads((out / "config.json").read_text())
+    assert said["dtype"] == "bfloat16"
+    assert said["quantization_config"]["format"] == "nvfp4-pack-quantized"
 
 
 def test_a_saved_plan_goes_to_every_command(config: str, tmp_path, capsys) -> None:

@@ -179,6 +179,7 @@ OF_ONE = {
         ("--shape 8x8 --out no/such/depth.png", "there is no directory no/such"),
     ],
     "write": [
+        ("--dtype nvfp4 --format dcp", "--format dcp has no --dtype nvfp4"),
         ("--shard-size 5", "shard size must be as in 5GB"),
         ("--shard-size 0GB", "shard size must be as in 5GB"),
         ("--shard-size -5GB", "shard size must be as in 5GB"),

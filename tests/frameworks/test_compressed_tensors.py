@@ -1,0 +1,137 @@
+"""Weights in 8 bits and fewer are loaded by compressed-tensors, and by transformers with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastinit import Blocks, checkpoint, deferred, init, materialize_
+from fastinit.checkpoint.quantised import FLOAT8, SCHEMES
+
+pytestmark = pytest.mark.frameworks
+pytest.importorskip("compressed_tensors", reason="make frameworks")
+
+SEED, STD = 3, 0.02
+PRESETS = {FLOAT8: "FP8_DYNAMIC", "mxfp8": "MXFP8A16", "mxfp4": "MXFP4A16", "nvfp4": "NVFP4A16"}
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+}
+
+
+def llama(**more: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with deferred(SEED):
+        return LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=STD, **more))
+
+
+def values(name: str, shape: tuple[int, ...], format: str) -> torch.Tensor:
+    """What a weight is, in float32, once it was rounded to a format."""
+    key: dict[str, Any] = {"std": STD, "seed": SEED, "name": name}
+    if format != FLOAT8:
+        return init.normal_(Blocks.empty(shape, format), **key).values()
+    eight = torch.empty(shape, dtype=torch.float8_e4m3fn)
+    scale = 2.0**-11  # the least above 6.7637 * 0.02 / 448
+    return init.normal_(eight, scale=scale, **key).float() * scale
+
+
+def check(model: Any, formats: dict[str, str]) -> None:
+    """That a loaded model has the values of formats; bfloat16 is what compressed-tensors computes in."""
+    plain = materialize_(llama(), dtype=torch.bfloat16).state_dict()
+    for name, have in model.state_dict().items():
+        if (module := name.removesuffix(".weight")) in formats:
+            want = values(name, tuple(have.shape), formats[module])
+            # Scales and products are rounded to bfloat16, and nvfp4's scale is divided before.
+            torch.testing.assert_close(have.float(), want, rtol=3 * 2.0**-8, atol=0.0, msg=name)
+        elif name in plain:
+            assert have.equal(plain[name]), name
+
+
+@pytest.mark.parametrize("format", SCHEMES)
+def test_a_scheme_is_a_preset(format: str) -> None:
+    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
+
+    layout = checkpoint.layout(llama(), dtype=format)
+    its = QuantizationConfig.model_validate(layout.quantization).config_groups["group_0"]
+    preset = preset_name_to_scheme(PRESETS[format], ["Linear"])
+    for args in (its.weights, preset.weights):  # what weights without zeros' codes do not have
+        args.zp_dtype = None
+    assert its.weights == preset.weights
+    assert its.input_activations == preset.input_activations
+    assert its.format == SCHEMES[format].format
+
+
+@pytest.mark.parametrize("dequantize", [False, True])
+@pytest.mark.parametrize("format", SCHEMES)
+def test_from_pretrained(tmp_path: Path, format: str, dequantize: bool) -> None:
+    from transformers import CompressedTensorsConfig, LlamaForCausalLM
+
+    checkpoint.write(llama(), tmp_path, dtype=format, shard_size="40KB")
+    given = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
+    model, said = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True, **given)
+    assert not any(said.values()), said
+    assert model(torch.arange(8)[None]).logits.isfinite().all()  # which unpacks
+    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"}
+    check(model, dict.fromkeys(linear, format))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_formats_by_pattern(tmp_path: Path, tied: bool) -> None:
+    from transformers import LlamaForCausalLM
+
+    asked = {"*.mlp.*": "mxfp4", "*.o_proj.*": "nvfp4", "model.layers.0.*": torch.float8_e4m3fn}
+    checkpoint.write(llama(tie_word_embeddings=tied), tmp_path, dtype=asked)
+    ignored = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["ignore"]
+    assert "lm_head" in ignored
+    assert "model.layers.1.self_attn.q_proj" in ignored
+    model, said = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(said.values()), said
+    model(torch.arange(8)[None])
+    formats = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name not in ignored:
+            kind = "mxfp4" if ".mlp." in name else "nvfp4" if "o_proj" in name else FLOAT8
+            formats[name] = kind
+    assert len(formats) == 2 * 4 + 3
+    if not tied:
+        check(model, formats)
+
+
+@pytest.mark.parametrize("format", SCHEMES)
+def test_experts_are_unpacked_one_by_one(tmp_path: Path, format: str) -> None:
+    """Mixtral's, of which a class holds one parameter and a file has linear layers."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+    from safetensors.torch import load_file
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    with deferred(SEED):
+        sizes = {**SIZES, "num_hidden_layers": 1, "num_local_experts": 2}
+        model = MixtralForCausalLM(MixtralConfig(**sizes, initializer_range=STD))
+    written = checkpoint.write(model, tmp_path, dtype=format)
+    config = QuantizationConfig.model_validate(written.layout.quantization)
+    assert (
+        "model.layers.0.block_sparse_moe.gate" in config.ignore
+    )  # the router, a linear layer of vLLM's
+    scheme = config.config_groups["group_0"]
+    compressor = BaseCompressor.get_value_from_registry(scheme.format)
+    there = load_file(tmp_path / "model.safetensors")
+    fused = "model.layers.0.mlp.experts.gate_up_proj"
+    want = values(fused, (2, 2 * 128, 64), format)
+    for expert in range(2):
+        for place, name in enumerate(("w1", "w3")):
+            prefix = f"model.layers.0.block_sparse_moe.experts.{expert}.{name}."
+            its = {k.removeprefix(prefix): v for k, v in there.items() if k.startswith(prefix)}
+            have = compressor.decompress(its, scheme)["weight"].float()
+            rows = want[expert, 128 * place : 128 * (place + 1)]
+            torch.testing.assert_close(have, rows, rtol=3 * 2.0**-8, atol=0.0)
