@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +54,25 @@ class BlockWrite(NamedTuple):
     """One of ``fastinit.stream.blocks.ELEMENTS``."""
     tensor_scale: float
     """Of "nvfp4", a float32 number; else 1."""
+
+    def windows(self, most: int) -> Iterator[tuple[Any, ...]]:
+        """The same as windows of one to ``most`` dimensions, neighbours merged where they are one.
+
+        Of each the places of the first block's data and scale, its first value's offset, and by
+        dimension the sizes and the strides of data, scales and values.
+        """
+        dims: list[tuple[int, ...]] = []
+        for size, *steps in zip(
+            self.scale.shape, self.data.stride(), self.scale.stride(), self.strides
+        ):
+            if dims and all(up == size * step for up, step in zip(dims[-1][1:], steps)):
+                dims[-1] = (dims[-1][0] * size, *steps)
+            elif size > 1:
+                dims.append((size, *steps))
+        outer, inner = dims[:-most], dims[-most:] or [(1, 0, 0, 0)]
+        for index in itertools.product(*(range(size) for size, *_ in outer)):
+            to, at, on = (sum(i * dim[k] for i, dim in zip(index, outer)) for k in (1, 2, 3))
+            yield (to, at, self.offset + on, *zip(*inner))
 
 
 class Reading(NamedTuple):

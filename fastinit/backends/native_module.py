@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 
 CPU = torch.device("cpu")
+FORMATS = tuple(blocks.ELEMENTS)
+"""By the code that kernels know a block format by."""
 
 
 class Native(Backend):
@@ -121,11 +122,12 @@ class Native(Backend):
         requests = [
             (
                 self.prepared(write.law, torch.float32),
-                *window,
+                *(write.data.data_ptr() + to, write.scale.data_ptr() + at),
+                *(write.seed, write.stream, offset, *shape),
                 *(FORMATS.index(write.format), write.tensor_scale),
             )
             for write in writes
-            for window in _block_windows(write, self.module.MAX_DIMS)
+            for to, at, offset, *shape in write.windows(self.module.MAX_DIMS)
         ]
         self.module.fill_blocks(requests, torch.get_num_threads())
 
@@ -161,26 +163,6 @@ class Native(Backend):
         numbers = [row.numbers() for row in counting.rows]
         asked = [(_asked(reading), moments.data_ptr()) for reading, moments in counted]
         return self.module.Counts(numbers, counting.histogram, asked)
-
-
-FORMATS = tuple(blocks.ELEMENTS)
-"""By the code that kernels know a block format by."""
-
-
-def _block_windows(write: BlockWrite, most: int) -> Iterator[tuple[Any, ...]]:
-    """Of windows of one to ``most`` dimensions: addresses, key, sizes, and strides of each kind."""
-    data, scale, _, seed, stream, strides, offset, *_ = write
-    dims: list[tuple[int, ...]] = []  # neighbours that are one run everywhere as one
-    for size, *steps in zip(scale.shape, data.stride(), scale.stride(), strides):
-        if dims and all(up == size * step for up, step in zip(dims[-1][1:], steps)):
-            dims[-1] = (dims[-1][0] * size, *steps)
-        elif size > 1:
-            dims.append((size, *steps))
-    outer, inner = dims[:-most], dims[-most:] or [(1, 0, 0, 0)]
-    for index in itertools.product(*(range(size) for size, *_ in outer)):
-        to, at, on = (sum(i * dim[k] for i, dim in zip(index, outer)) for k in (1, 2, 3))
-        key = data.data_ptr() + to, scale.data_ptr() + at, seed, stream, offset + on
-        yield (*key, *zip(*inner))
 
 
 def _asked(r: Reading) -> tuple[int, int, Sequence[int], Sequence[int], bool, int]:

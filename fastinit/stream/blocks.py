@@ -1,7 +1,8 @@
 """Block formats in plain torch: float32 values as elements of few bits, of which some share a scale.
 
-Line for line this is ``csrc/cpu/blocks.h``. Blocks lie along the last dimension. A value is divided by
-its block's scale, rounded to nearest even, and saturated; what that scale is, says
+Line for line this is ``csrc/cpu/blocks.h``, and in Triton ``backends/triton/blocks.py``. Blocks lie
+along the last dimension. A value is divided by its block's scale, rounded to nearest even, and
+saturated; what that scale is, says
 
 - of the ``mx`` formats OCP's Microscaling Formats (MX) v1.0, section 6.3: the power of two
   2^(floor(log2 absmax) - the exponent of the element's largest number), at least 2^-127. Division by it

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastinit.backends.contract import Backend, Reading, Write
+from fastinit.backends.contract import Backend, BlockWrite, Reading, Write
 from fastinit.stream import laws
 
 
@@ -55,6 +55,16 @@ class Triton(Backend):
             dtype, params = laws.WRITTEN.index(tensor.dtype), laws.kernel_params(law, tensor.dtype)
             with _current(tensor.device):
                 self.kernels.fill(tensor, law.kind, dtype, params, seed, stream, strides, offset)
+
+    def serves_blocks(self, device: torch.device) -> str | None:
+        return None
+
+    def fill_blocks(self, writes: Sequence[BlockWrite]) -> None:
+        from fastinit.backends.triton import blocks  # which imports triton
+
+        for write in writes:
+            with _current(write.scale.device):
+                blocks.fill(write)
 
     def serves_moments(self, device: torch.device) -> str | None:
         return self.serves(device)

@@ -259,9 +259,14 @@ def values(block, seed, stream, p, LAW: tl.constexpr, SCALED: tl.constexpr):
 
 @triton.jit
 def float8(
-    v, MANTISSA: tl.constexpr, BIAS: tl.constexpr, LARGEST: tl.constexpr, ONE_ZERO: tl.constexpr
+    v,
+    MANTISSA: tl.constexpr,
+    BIAS: tl.constexpr,
+    LARGEST: tl.constexpr,
+    ONE_ZERO: tl.constexpr,
+    BITS: tl.constexpr = 8,
 ):
-    """The bits of an 8-bit type (csrc/float8.h), saturated."""
+    """The bits of a type of 8 bits, or 4 (csrc/float8.h), saturated."""
     DROPPED: tl.constexpr = 23 - MANTISSA
     MAGIC: tl.constexpr = (151 - BIAS - MANTISSA) << 23
     b = bits(v)
@@ -271,7 +276,7 @@ def float8(
     large = (rebased + ((magnitude >> DROPPED) & 1)) >> DROPPED
     stored = tl.where(magnitude < ((128 - BIAS) << 23), small, large)
     stored = tl.where(stored > LARGEST, LARGEST, stored)
-    sign = (b >> 24) & 0x80
+    sign = (b >> (32 - BITS)) & (1 << (BITS - 1))
     if ONE_ZERO:
         sign = tl.where(stored == 0, 0, sign)
     stored = tl.where(v != v, 0x80 if ONE_ZERO else 0x7F, stored | sign)
