@@ -1,0 +1,47 @@
+"""``python -m benchmarks.low_precision``: normals in few bits beside bfloat16, on one thread."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.timing import machine, race
+from fastinit import Blocks, init
+from fastinit.base.text import table
+from fastinit.stream.blocks import ELEMENTS
+from fastinit.stream.rounding import FLOAT8
+
+
+def contenders(side: int) -> dict[str, Callable[[], object]]:
+    found: dict[str, Callable[[], object]] = {}
+    for dtype in (torch.bfloat16, *FLOAT8):
+        tensor = torch.empty(side, side, dtype=dtype)
+        found[str(dtype).removeprefix("torch.")] = lambda t=tensor: init.normal_(t, seed=0)
+    eight = torch.empty(side, side, dtype=FLOAT8[0])
+    found["float8_e4m3fn, scale=0.3"] = lambda: init.normal_(eight, seed=0, scale=0.3)
+    for format in ELEMENTS:
+        blocks = Blocks.empty((side, side), format)
+        found[format] = lambda b=blocks: init.normal_(b, seed=0)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=2048, help="of the square tensor (2048)")
+    parser.add_argument("--rounds", type=int, default=15, help="of which the median counts (15)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    timings = race(contenders(options.side), options.rounds)
+    base, count = timings["bfloat16"].median, options.side**2
+    rows = [["normal", "ns a value", "of bfloat16's"]]
+    for name, timing in timings.items():
+        each = timing.median / count * 1e9
+        rows.append([name, f"{each:.3f} ±{timing.spread:.0%}", f"{timing.median / base:.2f}"])
+    print(machine()["cpu"])
+    print(table(rows, "<>>"))
+
+
+if __name__ == "__main__":
+    main()
