@@ -92,7 +92,8 @@ sweep: $(STAMP) $(SWEEP_STAMP)
 
 frameworks: $(STAMP) $(FRAMEWORKS_STAMP)
 	RANKS_IMPORT="megatron.core.models.gpt.gpt_layer_specs deepspeed lightning.pytorch transformers peft \
-	  torchtitan.trainer olmo_core.train.train_module.transformer.common" \
+	  torchtitan.trainer torchtitan.components.quantization.utils deepspeed.runtime.zero.muon.muon_optimizer \
+	  olmo_core.train.train_module.transformer.common" \
 	  DS_ACCELERATOR=cpu PYTHONPATH=.:tests \
 	  $(FRAMEWORKS_VENV)/bin/python -m pytest -m frameworks --durations 10 tests/frameworks
 
