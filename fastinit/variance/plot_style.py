@@ -94,6 +94,14 @@ def split(name: str) -> tuple[str, str]:
     return ".".join(words[: last + 1]), ".".join(words[last + 1 :])
 
 
+def shown(name: str) -> str:
+    """A name in a picture, where it has room: on one line, and not as TeX."""
+    short = " ".join(abbreviated(name, ROOM).split())
+    if len(short) > ROOM:  # its end is what differs
+        short = "…" + short[1 - ROOM :]
+    return short.replace("$", r"\$") or "the model"
+
+
 def labels(names: Sequence[str], most: int) -> list[tuple[int, str]]:
     """Places with a name, where there is room for so many: all; or of each block the first, under the
     block's name, as long as none is too close to the one before."""
@@ -105,7 +113,7 @@ def labels(names: Sequence[str], most: int) -> list[tuple[int, str]]:
         for i in starts:
             if not found or (i - found[-1][0]) * most >= len(names):
                 found.append((i, blocks[i]))
-    return [(i, abbreviated(name, ROOM) or "the model") for i, name in found]
+    return [(i, shown(name)) for i, name in found]
 
 
 def name_depth(ax: Axes, names: Sequence[str]) -> None:
@@ -146,7 +154,7 @@ def name_ends(ax: Axes, ends: Iterable[End]) -> None:
     at = -math.inf
     for value, name, colour in sorted(ends):
         at = max((math.log(value) - low) / (high - low), at + APART)
-        said: Any = abbreviated(name, ROOM) or "the model"
+        said: Any = shown(name)
         style: dict[str, Any] = {"transform": ax.transAxes, "fontsize": "x-small", "va": "center"}
         ax.text(1.02, at, said, color=colour, **style)
 

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterator, MutableSequence
 from typing import IO, TYPE_CHECKING, Any
 
+from fastinit.base import number
 from fastinit.variance.watched import Measured
 
 if TYPE_CHECKING:
@@ -161,14 +162,15 @@ _OTHERWISE = (ArithmeticError, AttributeError, LookupError, RecursionError, Type
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[Measured]:
-    for number, line in enumerate(file, 1):
+    for at, line in enumerate(file, 1):
         try:
             told = json.loads(line)
-            yield Measured.of_plain(told, int(told["step"]))
+            step = number.integer("step", told["step"])
+            yield Measured.of_plain(told, step)
         except _OTHERWISE as error:
             if not line.endswith(b"\n"):
                 return  # it was cut short
             raise ValueError(
-                f"{name}, line {number}, is not what a watch writes (to=): "
+                f"{name}, line {at}, is not what a watch writes (to=): "
                 f"{type(error).__name__}: {error}"[:300]
             ) from error

@@ -129,7 +129,7 @@ class Record:
             if scaler is not None:
                 raw = unscaled(raw, scale_of(scaler, raw.device))
             cut = cut_of(x, here, None if signal is self.input else self.whole, dim)
-            if self.counting.is_scaled and cut.values:
+            if cut.values and self.counting.is_scaled:
                 return IN_PARTS
         except Exception as error:
             return why_not(error)

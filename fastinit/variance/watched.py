@@ -225,6 +225,8 @@ class Measured:
             ValueError, TypeError, KeyError, AttributeError: it is something else.
         """
         rows = [dict(row) for row in plain["layers"]]
+        if not all(isinstance(row["name"], str) for row in rows):
+            raise TypeError("a layer's name is no text")
         held = [(row, key) for row in rows for key, one in row.items() if isinstance(one, dict)]
         moments = Moments.of_plain([row[key] for row, key in held])
         for (row, key), one in zip(held, moments):
@@ -241,6 +243,8 @@ class Measured:
 _OF_A_LAYER = [(field.name, field.type == "float") for field in fields(Watched)]
 """Its attributes, and which of them are numbers, of which JSON has no NaN and no infinity."""
 
+_COUNTS = ("count", "zeros", "nonfinite")
+
 
 def _variance(moments: Moments | None) -> float | None:
     """Infinite where not all values are finite: those that are say little then."""
@@ -249,13 +253,14 @@ def _variance(moments: Moments | None) -> float | None:
 
 def _plain(value: Any) -> Any:
     """What JSON has for a value."""
+    if isinstance(value, float):  # so are most
+        return json_number(value)
     if isinstance(value, Moments):
-        counts = ("count", "zeros", "nonfinite")
         fields = value.plain()
-        return {f: int(v) if f in counts else _plain(v) for f, v in fields.items()}
+        return {f: int(v) if f in _COUNTS else _plain(v) for f, v in fields.items()}
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
-    return json_number(value) if isinstance(value, float) else value
+    return value
 
 
 def _digits(value: float) -> str:

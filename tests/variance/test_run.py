@@ -99,6 +99,14 @@ OTHERS: dict[str, tuple[bytes, str]] = {
         b'{"layers": [], "step": Infinity, "missing": {}}\n',
         "line 1, is not",
     ),
+    "a step that is no whole number": (
+        b'{"layers": [], "step": 1.5, "missing": {}}\n',
+        "line 1, is not",
+    ),
+    "a name that is no text": (
+        b'{"layers": [{"name": 3}], "step": 1, "missing": {}}\n',
+        "line 1.*name",
+    ),
     "depths": (b"[" * 100_000 + b"\n", "line 1, is not what a watch writes"),
     "nothing": (b"", "has no step that was measured"),
     "a first line that was cut": (b'{"step": 0, "prod', "has no step that was measured"),

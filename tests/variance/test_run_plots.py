@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from fastinit.variance import plot_style
 from fastinit.variance.run_plots import COLUMNS, curves, heat_map
 
 WHY = ["inf or NaN", "no variance", "not measured"]
@@ -121,3 +122,18 @@ def test_nothing_is_drawn_alike() -> None:
     assert not curves([], {}, "std").texts
     with pytest.raises(ValueError, match="must end in one of"):
         heat_map([], [], [], "std", path="heat.xyz")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "the model"),
+        ("h.3.attn", "h.3.attn"),
+        ("a$b$", r"a\$b\$"),
+        ("two\nlines", "two lines"),
+        ("block.a_name_of_more_letters_than_fit", "…more_letters_than_fit"),
+    ],
+)
+def test_names_in_pictures_fit_and_are_no_tex(name: str, said: str) -> None:
+    assert plot_style.shown(name) == said
+    assert len(said.replace("\\", "")) <= plot_style.ROOM
