@@ -6,6 +6,8 @@
 #   make bench   the table of timings      make crush   TestU01's SmallCrush on the stream
 #   make lint    formats and types         make gpu     GPU tests and timings, see below
 #   make sass    instructions of the GPU kernels for each value, without a GPU
+#   make asm     the same of the CPU kernels, of x86-64 and AArch64; see make arm
+#   make arm     installs what runs the tests of AArch64 (as root, with apt)
 #   make lsuv    LSUV beside the published procedure    make digits  does it train? (minutes each)
 #   make sweep   a thousand real constructors, recorded and eager; SWEEP="peft timm/vit*" for some
 #   make frameworks  shards of Megatron-Core, DeepSpeed, Lightning, ..., with the real packages
@@ -57,7 +59,7 @@ FRAMEWORKS_STAMP := $(FRAMEWORKS_VENV)/.installed-$(shell cat tests/frameworks/r
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test everywhere slow bench crush lint gpu sass lsuv digits sweep frameworks docs clean
+.PHONY: demo test everywhere slow bench crush lint gpu sass asm arm lsuv digits sweep frameworks docs clean
 
 demo: $(DEMO_STAMP)
 	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare --device cpu --device auto
@@ -86,6 +88,14 @@ digits: $(STAMP)
 
 sass: $(STAMP)
 	$(RUN) -m benchmarks.sass
+
+asm: $(STAMP)
+	$(RUN) -m benchmarks.asm
+
+# Without it the tests of AArch64 are skipped, by name.
+arm:
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || { \
+	  apt-get update -q && apt-get install -qy --no-install-recommends g++-aarch64-linux-gnu qemu-user; }
 
 sweep: $(STAMP) $(SWEEP_STAMP)
 	PYTHONPATH=.:tests $(SWEEP_VENV)/bin/python -m sweep --further lsuv $(SWEEP)

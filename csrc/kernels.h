@@ -121,11 +121,13 @@ static inline Tiling tiling(const Window& w) {  // w is canonical
 
 // Writes one tile of a canonical window. One function per instruction set.
 typedef void FillTile(const Window& w, const Tiling& t, int64_t tile);
-extern FillTile fill_tile_baseline, fill_tile_avx2, fill_tile_avx512;
+extern FillTile fill_tile_baseline, fill_tile_avx2, fill_tile_avx512, fill_tile_neon,
+    fill_tile_neon_sha3;
 
 // Writes n blocks of a window from one on, in row-major order.
 typedef void FillBlocks(const BlockWindow& w, int64_t first, int64_t n);
-extern FillBlocks fill_blocks_baseline, fill_blocks_avx2, fill_blocks_avx512;
+extern FillBlocks fill_blocks_baseline, fill_blocks_avx2, fill_blocks_avx512, fill_blocks_neon,
+    fill_blocks_neon_sha3;
 
 struct Sums;  // cpu/moments.h
 

@@ -108,11 +108,17 @@ FASTINIT_FN Trust trusted(bool wide) {
 FASTINIT_FN float widen(float x) { return x; }
 FASTINIT_FN double widen(double x) { return x; }
 FASTINIT_FN float widen(Bfloat16 x) { return ScalarLane::from_bits((uint32_t)x.bits << 16); }
-FASTINIT_FN float widen(Float16 x) {  // the exponent's bias is 112 less
+FASTINIT_FN float widen(Float16 x) {
+#ifdef __aarch64__
+  __fp16 value;
+  memcpy(&value, &x, sizeof value);
+  return value;
+#else  // the exponent's bias is 112 less
   const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
   const uint32_t not_finite = magnitude >= 0x7c00 ? 0x7f800000u : 0;
   const float value = ScalarLane::from_bits(magnitude << 13) * 0x1p112f;
   return ScalarLane::from_bits(ScalarLane::bits(value) | not_finite | sign);
+#endif
 }
 
 // A tensor to be measured, its dimensions in the order of memory and merged where they can be. All

@@ -6,8 +6,9 @@
 // gives the same bits. A change of any output bit is a new stream version.
 //
 // A lane type L has U (32-bit words), F (float32), W (one counter word of each block) and P (64-bit
-// products of W). Its exponents count in OCTAVEs, and HALF is that of [1/2, 1). The polynomials are
-// minimax fits made by csrc/fit_polynomials.py.
+// products of W). Its exponents count in OCTAVEs, and HALF is that of [1/2, 1). from_fixed<N>(word) is the
+// signed word times 2^-N, rounded once, and from_fixed<N>(word, b) what fma makes of that and b. The
+// polynomials are minimax fits made by csrc/fit_polynomials.py.
 #pragma once
 #include <stdint.h>
 
@@ -16,6 +17,7 @@
 #define FASTINIT_UNROLL _Pragma("unroll")
 #else
 #define FASTINIT_FN static inline __attribute__((always_inline))
+#define FASTINIT_NOINLINE __attribute__((noinline))
 #define FASTINIT_UNROLL _Pragma("GCC unroll 8")
 #endif
 
@@ -81,6 +83,10 @@ FASTINIT_FN void philox(const Schedule& s, typename L::W block_lo, typename L::W
   w[3] = c3;
 }
 
+// 2^-N, for lanes that have no instruction for fixed-point numbers.
+template <int N>
+constexpr float TWO_TO_MINUS = 1.0f / ((uint64_t)1 << N);
+
 // ---------------------------------------------------------------------------------------------
 // Laws. The parameters come ready-made from fastinit/stream/laws.py, one rule for every backend.
 
@@ -107,6 +113,40 @@ FASTINIT_FN typename L::F uniform(typename L::U word, const Params& p, bool scal
   return L::min(L::max(stored<L>(v, p, scaled), L::set(p.lo)), L::set(p.hi));
 }
 
+// Steps of Horner's rule in x, y -> fma(y, x, coefficient), with the coefficients in K::VALUES: the first ones
+// stand first. A lane whose fma overwrites the addend has a form of its own, which loads two at once.
+template <class L, class K>
+struct Horner {
+  typedef typename L::F F;
+  template <int I>
+  FASTINIT_FN F set() {
+    constexpr float value = K::VALUES[I];  // CUDA has no address of the array
+    return L::set(value);
+  }
+  template <int I>
+  FASTINIT_FN F step(F y, F x) {
+    return L::fma(y, x, set<I>());
+  }
+  template <int I>
+  FASTINIT_FN F two_steps(F y, F x) {
+    return step<I + 1>(step<I>(y, x), x);
+  }
+  template <int FIRST, int I>
+  FASTINIT_FN F first_two_steps(F x) {
+    return two_steps<I>(set<FIRST>(), x);
+  }
+  // Of two polynomials in turn.
+  template <int I>
+  FASTINIT_FN void step_each(F y[2], F x) {
+    y[0] = step<I>(y[0], x), y[1] = step<I + 1>(y[1], x);
+  }
+  template <int FIRST, int I>
+  FASTINIT_FN void first_step_each(F y[2], F x) {
+    y[0] = set<FIRST>(), y[1] = set<FIRST + 1>();
+    step_each<I>(y, x);
+  }
+};
+
 // Normal: Box-Muller, z = sqrt(-2 ln u) * (cosine, sine), u = (radius word + 1/2) * 2^-32.
 //
 // The radius is sqrt(-KAPPA log2 u), within 1.7 ulp. KAPPA has 13 bits, so that multiples of it are
@@ -120,37 +160,50 @@ FASTINIT_FN typename L::F uniform(typename L::U word, const Params& p, bool scal
 // The three polynomials take turns because their chains are independent of each other.
 constexpr float KAPPA = 7291.0f / 8192;
 
+// For each octave that a value lies above [1/2, 1), a; plus b. It is exact, by whichever operation. (0 may get
+// another sign, which shows in no sum with what is not 0.)
+template <class L>
+FASTINIT_FN typename L::F octaves(typename L::F exponent, float a, float b) {
+  const float each = a / L::OCTAVE, plus = b - each * L::HALF;
+  if (plus == 0) return L::mul(exponent, L::set(each));
+  if (each == 1) return L::add(exponent, L::set(plus));
+  return L::fma(exponent, L::set(each), L::set(plus));
+}
+
+// q(m) = -KAPPA log2(1 + m) / m on [-1/2, 0], relative error 2.5e-8
+// c(phi) = SIGMA cos(pi/4 phi), error 5.2e-8, a third of that where z may be small;
+// s(phi) = SIGMA sin(pi/4 phi) / phi, error of the sine 3e-9
+struct NormalCoefficients {
+  static constexpr float VALUES[] = {
+      -0x1.cd0f20p+0f, -0x1.266aeap-12f, -0x1.094c7cp-15f,  // the first ones of q, c and s
+      -0x1.094b96p+1f, -0x1.85fd0cp+0f,  -0x1.c0adb4p-3f,  -0x1.572516p-2f,  // q
+      0x1.40edbep-2f,  -0x1.b6a194p-2f,  0x1.48b4e2p-1f,   -0x1.48b584p+0f,
+      0x1.ca4f32p-7f,  0x1.1fff3cp-9f,   -0x1.16b74cp-2f,  -0x1.23df12p-4f,
+      0x1.c3d6e2p-1f,  0x1.62dfb4p-1f,  // c and s
+  };
+};
+
 template <class L>
 FASTINIT_FN void normal_pair(typename L::U radius_word, typename L::U angle_word,
                              typename L::F z[2]) {
   // As a signed number the word counts from the nearer end: v is u below 1/2, and u - 1 above. Then
   // u = (1 + m) 2^k with m = v, k = 0 above, and m = mantissa - 1 below.
-  typename L::F v = L::fma(L::from_int(radius_word), L::set(0x1p-32f), L::set(0x1p-33f));
-  typename L::F phi = L::mul(L::from_int(L::template shl<2>(angle_word)), L::set(0x1p-31f));
+  typename L::F v = L::template from_fixed<32>(radius_word, 0x1p-33f);
+  typename L::F phi = L::template from_fixed<31>(L::template shl<2>(angle_word));
   typename L::F m = L::log1p_argument(v);
   typename L::F phi2 = L::mul(phi, phi);
-  typename L::F e = L::fma(L::exponent_below_half(v), L::set(-KAPPA / L::OCTAVE),
-                           L::set(KAPPA / L::OCTAVE * L::HALF));
-  // q(m) = -KAPPA log2(1 + m) / m on [-1/2, 0], relative error 2.5e-8
-  // c(phi) = SIGMA cos(pi/4 phi), error 5.2e-8, a third of that where z may be small;
-  // s(phi) = SIGMA sin(pi/4 phi) / phi, error of the sine 3e-9
-  typename L::F q = L::fma(m, L::set(-0x1.cd0f20p+0f), L::set(-0x1.094b96p+1f));
-  typename L::F c = L::fma(phi2, L::set(-0x1.266aeap-12f), L::set(0x1.ca4f32p-7f));
-  typename L::F s = L::fma(phi2, L::set(-0x1.094c7cp-15f), L::set(0x1.1fff3cp-9f));
-  q = L::fma(q, m, L::set(-0x1.85fd0cp+0f));
-  q = L::fma(q, m, L::set(-0x1.c0adb4p-3f));
-  q = L::fma(q, m, L::set(-0x1.572516p-2f));
-  c = L::fma(c, phi2, L::set(-0x1.16b74cp-2f));
-  s = L::fma(s, phi2, L::set(-0x1.23df12p-4f));
-  q = L::fma(q, m, L::set(0x1.40edbep-2f));
-  q = L::fma(q, m, L::set(-0x1.b6a194p-2f));
-  q = L::fma(q, m, L::set(0x1.48b4e2p-1f));
-  c = L::fma(c, phi2, L::set(0x1.c3d6e2p-1f));
-  s = L::fma(s, phi2, L::set(0x1.62dfb4p-1f));
-  q = L::fma(q, m, L::set(-0x1.48b584p+0f));
+  typename L::F e = octaves<L>(L::exponent_below_half(v), -KAPPA, 0);
+  typedef typename L::template Steps<NormalCoefficients> K;
+  typename L::F q = K::template first_two_steps<0, 3>(m), cs[2];
+  K::template first_step_each<1, 11>(cs, phi2);
+  q = K::template two_steps<5>(q, m);
+  K::template step_each<13>(cs, phi2);
+  q = K::template two_steps<7>(q, m);
+  K::template step_each<15>(cs, phi2);
+  q = K::template two_steps<9>(q, m);
   typename L::F r = L::sqrt(L::fma(q, m, e));
-  z[0] = L::xor_sign(L::mul(L::fma(phi, s, c), r), angle_word);
-  z[1] = L::xor_sign(L::mul(L::fnma(phi, s, c), r), L::template shl<1>(angle_word));
+  z[0] = L::mul(L::fma(phi, cs[1], cs[0]), L::with_sign(r, angle_word));
+  z[1] = L::mul(L::fnma(phi, cs[1], cs[0]), L::with_sign(r, L::template shl<1>(angle_word)));
 }
 
 // Truncated normal: the inverse CDF at p = Phi(a) + u (Phi(b) - Phi(a)), u = (word + 1/2) * 2^-32.
@@ -194,6 +247,18 @@ struct Tail {
   }
 };
 
+// l(m) = -log2(1 + m) / m on [-1/2, 0], absolute error 3e-7;
+// z / x as a function of l on [0, TAIL], error 3e-7
+struct TruncatedCoefficients {
+  static constexpr float VALUES[] = {
+      -0x1.e53008p+0f,  0x1.14bfbcp-25f,                   // the first ones of l and of z / x
+      -0x1.b40c28p+0f,  -0x1.43e4ccp+0f,  0x1.b9cdbep-4f,  // l
+      -0x1.07957cp-1f,  0x1.703e7ep-1f,   -0x1.715760p+0f, -0x1.620322p-20f,
+      0x1.3c34f8p-16f,  -0x1.0e374ap-14f,  // z / x
+      -0x1.179fdep-10f, 0x1.005ff8p-7f,   0x1.d1cbc8p-3f,  0x1.40d92ep+0f,
+  };
+};
+
 template <class L>
 FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p,
                                            bool scaled = false) {
@@ -203,23 +268,15 @@ FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p,
                            L::if_negative(x, L::set(p.t_below), L::set(p.t_above)));
   typename L::F y = L::fnma(t, t, t);
   typename L::F m = L::sub(L::mantissa(y), L::set(1.0f));
-  typename L::F l = L::set(-0x1.e53008p+0f);  // -log2(1 + m) / m on [-1/2, 0], absolute error 3e-7
-  l = L::fma(l, m, L::set(-0x1.b40c28p+0f));
-  l = L::fma(l, m, L::set(-0x1.43e4ccp+0f));
-  l = L::fma(l, m, L::set(0x1.b9cdbep-4f));
-  l = L::fma(l, m, L::set(-0x1.07957cp-1f));
-  l = L::fma(l, m, L::set(0x1.703e7ep-1f));
-  l = L::fma(l, m, L::set(-0x1.715760p+0f));
-  l = L::fma(l, m,
-             L::fma(L::exponent(y), L::set(-1.0f / L::OCTAVE), L::set(L::HALF / L::OCTAVE - 2.0f)));
-  typename L::F z = L::set(0x1.14bfbcp-25f);  // z / x as a function of l on [0, TAIL], error 3e-7
-  z = L::fma(z, l, L::set(-0x1.620322p-20f));
-  z = L::fma(z, l, L::set(0x1.3c34f8p-16f));
-  z = L::fma(z, l, L::set(-0x1.0e374ap-14f));
-  z = L::fma(z, l, L::set(-0x1.179fdep-10f));
-  z = L::fma(z, l, L::set(0x1.005ff8p-7f));
-  z = L::fma(z, l, L::set(0x1.d1cbc8p-3f));
-  z = L::mul(L::fma(z, l, L::set(0x1.40d92ep+0f)), x);
+  typedef typename L::template Steps<TruncatedCoefficients> K;
+  typename L::F l = K::template first_two_steps<0, 2>(m);
+  l = K::template two_steps<4>(l, m);
+  l = K::template two_steps<6>(l, m);
+  l = L::fma(l, m, octaves<L>(L::exponent(y), -1.0f, -2.0f));
+  typename L::F z = K::template first_two_steps<1, 8>(l);
+  z = K::template two_steps<10>(z, l);
+  z = K::template two_steps<12>(z, l);
+  z = L::mul(K::template step<14>(z, l), x);
   z = L::template each<Tail>(l, x, z);
   z = L::fma(z, L::set(p.mul), L::set(p.add));
   return L::min(L::max(stored<L>(z, p, scaled), L::set(p.lo)), L::set(p.hi));

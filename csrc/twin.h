@@ -36,6 +36,8 @@ struct Twin {
 
   FASTINIT_FN W plus(W x, uint32_t n) { return {L::plus(x.a, n), L::plus(x.b, n)}; }
 
+  template <class K>
+  using Steps = Horner<Twin, K>;
   FASTINIT_FN F set(float x) { return {L::set(x), L::set(x)}; }
   FASTINIT_FN F add(F x, F y) { return {L::add(x.a, y.a), L::add(x.b, y.b)}; }
   FASTINIT_FN F sub(F x, F y) { return {L::sub(x.a, y.a), L::sub(x.b, y.b)}; }
@@ -47,6 +49,14 @@ struct Twin {
   FASTINIT_FN F min(F x, F y) { return {L::min(x.a, y.a), L::min(x.b, y.b)}; }
   FASTINIT_FN F max(F x, F y) { return {L::max(x.a, y.a), L::max(x.b, y.b)}; }
   FASTINIT_FN F from_int(U x) { return {L::from_int(x.a), L::from_int(x.b)}; }
+  template <int N>
+  FASTINIT_FN F from_fixed(U x) {
+    return {L::template from_fixed<N>(x.a), L::template from_fixed<N>(x.b)};
+  }
+  template <int N>
+  FASTINIT_FN F from_fixed(U x, float y) {
+    return {L::template from_fixed<N>(x.a, y), L::template from_fixed<N>(x.b, y)};
+  }
   FASTINIT_FN F from_uint(U x) { return {L::from_uint(x.a), L::from_uint(x.b)}; }
   template <int N>
   FASTINIT_FN U shl(U x) {
@@ -67,8 +77,8 @@ struct Twin {
   FASTINIT_FN F each(F x, F y, F z) {
     return {L::template each<Step>(x.a, y.a, z.a), L::template each<Step>(x.b, y.b, z.b)};
   }
-  FASTINIT_FN F xor_sign(F x, U word) {
-    return {L::xor_sign(x.a, word.a), L::xor_sign(x.b, word.b)};
+  FASTINIT_FN F with_sign(F x, U word) {
+    return {L::with_sign(x.a, word.a), L::with_sign(x.b, word.b)};
   }
   FASTINIT_FN F mantissa(F x) { return {L::mantissa(x.a), L::mantissa(x.b)}; }
   FASTINIT_FN F log1p_argument(F x) { return {L::log1p_argument(x.a), L::log1p_argument(x.b)}; }

@@ -26,8 +26,8 @@ struct Source {
     if (hi != block_hi) schedule = philox_schedule(seed, stream, block_hi = hi);
   }
 
-  // Elements [first, first + n) to n neighbouring places.
-  void run(T* to, uint64_t first, int64_t n) {
+  // Elements [first, first + n) to n neighbouring places. Once in the code, however often it is called.
+  FASTINIT_NOINLINE void run(T* to, uint64_t first, int64_t n) {
     if (LAW == CONSTANT) {
       const T value = ScalarLane::convert<T>(params.add);
       for (int64_t i = 0; i < n; ++i) to[i] = value;

@@ -3,6 +3,10 @@
 
 #if defined(FASTINIT_X86)
 #include <cpuid.h>
+#elif defined(FASTINIT_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(FASTINIT_ARM64) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace {
@@ -35,6 +39,19 @@ struct Cpu {
   static bool has(unsigned word, unsigned bits) { return (word & bits) == bits; }
 };
 const Cpu cpu;
+#elif defined(FASTINIT_ARM64)
+bool has_sha3() {
+#if defined(__linux__)
+  constexpr unsigned long sha3 = 1 << 17;  // HWCAP_SHA3, which older headers don't know
+  return getauxval(AT_HWCAP) & sha3;
+#elif defined(__APPLE__)
+  int there = 0;
+  size_t size = sizeof there;
+  return !sysctlbyname("hw.optional.armv8_2_sha3", &there, &size, nullptr, 0) && there;
+#else
+  return false;
+#endif
+}
 #endif
 
 }  // namespace
@@ -46,8 +63,15 @@ const Isa ISAS[] = {
     {"avx2", fill_tile_avx2, fill_blocks_avx2, accumulate_avx2, powers_avx2, tally_avx2,
      cpu.avx2()},
 #endif
+#if defined(FASTINIT_ARM64)  // all have NEON: compilers make what it has of moments and counts
+    {"neon_sha3", fill_tile_neon_sha3, fill_blocks_neon_sha3, accumulate_baseline, powers_baseline,
+     tally_baseline, has_sha3()},
+    {"neon", fill_tile_neon, fill_blocks_neon, accumulate_baseline, powers_baseline, tally_baseline,
+     true},
+#else
     {"baseline", fill_tile_baseline, fill_blocks_baseline, accumulate_baseline, powers_baseline,
      tally_baseline, true},
+#endif
 };
 const int ISA_COUNT = sizeof(ISAS) / sizeof(ISAS[0]);
 

@@ -25,6 +25,8 @@ struct Avx2Lane {
   }
   FASTINIT_FN W plus(W c, uint32_t n) { return _mm256_add_epi32(c, word(n)); }
 
+  template <class K>
+  using Steps = Horner<Avx2Lane, K>;
   FASTINIT_FN F set(float a) { return _mm256_set1_ps(a); }
   FASTINIT_FN F add(F a, F b) { return _mm256_add_ps(a, b); }
   FASTINIT_FN F sub(F a, F b) { return _mm256_sub_ps(a, b); }
@@ -38,6 +40,14 @@ struct Avx2Lane {
   FASTINIT_FN U bits(F a) { return _mm256_castps_si256(a); }
   FASTINIT_FN F from_bits(U a) { return _mm256_castsi256_ps(a); }
   FASTINIT_FN F from_int(U a) { return _mm256_cvtepi32_ps(a); }
+  template <int N>
+  FASTINIT_FN F from_fixed(U a) {
+    return mul(from_int(a), set(TWO_TO_MINUS<N>));
+  }
+  template <int N>
+  FASTINIT_FN F from_fixed(U a, float b) {
+    return fma(from_int(a), set(TWO_TO_MINUS<N>), set(b));
+  }
   FASTINIT_FN F from_uint(U a) {  // both halves are exact, the fma rounds once
     F upper = _mm256_cvtepi32_ps(_mm256_srli_epi32(a, 16));
     F lower = _mm256_cvtepi32_ps(_mm256_and_si256(a, word(0xffffu)));
@@ -65,7 +75,7 @@ struct Avx2Lane {
   FASTINIT_FN F each(F a, F b, F c) {
     return Step::template needed<Avx2Lane>(a) ? Step::template of<Avx2Lane>(a, b, c) : c;
   }
-  FASTINIT_FN F xor_sign(F a, U word) {
+  FASTINIT_FN F with_sign(F a, U word) {
     return _mm256_xor_ps(a, _mm256_and_ps(from_bits(word), set(-0.0f)));
   }
   FASTINIT_FN F mantissa(F a) {

@@ -26,6 +26,8 @@ struct Avx512Lane {
 
   FASTINIT_FN W plus(W c, uint32_t n) { return _mm512_add_epi32(c, word(n)); }
 
+  template <class K>
+  using Steps = Horner<Avx512Lane, K>;
   FASTINIT_FN F set(float a) { return _mm512_set1_ps(a); }
   FASTINIT_FN F add(F a, F b) { return _mm512_add_ps(a, b); }
   FASTINIT_FN F sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -37,6 +39,14 @@ struct Avx512Lane {
   FASTINIT_FN F min(F a, F b) { return _mm512_min_ps(a, b); }
   FASTINIT_FN F max(F a, F b) { return _mm512_max_ps(a, b); }
   FASTINIT_FN F from_int(U a) { return _mm512_cvtepi32_ps(a); }
+  template <int N>
+  FASTINIT_FN F from_fixed(U a) {
+    return mul(from_int(a), set(TWO_TO_MINUS<N>));
+  }
+  template <int N>
+  FASTINIT_FN F from_fixed(U a, float b) {
+    return fma(from_int(a), set(TWO_TO_MINUS<N>), set(b));
+  }
   FASTINIT_FN F from_uint(U a) { return _mm512_cvtepu32_ps(a); }
   template <int N>
   FASTINIT_FN U shl(U a) {
@@ -65,7 +75,7 @@ struct Avx512Lane {
   FASTINIT_FN F each(F a, F b, F c) {
     return Step::template needed<Avx512Lane>(a) ? Step::template of<Avx512Lane>(a, b, c) : c;
   }
-  FASTINIT_FN F xor_sign(F a, U word) {  // a ^ (word & sign bit)
+  FASTINIT_FN F with_sign(F a, U word) {  // a ^ (word & sign bit)
     return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(a), word,
                                                          _mm512_set1_epi32(INT32_MIN), 0x78));
   }

@@ -32,6 +32,8 @@ struct ScalarLane {
   FASTINIT_FN W counters(uint32_t first) { return first; }
   FASTINIT_FN W plus(W c, uint32_t n) { return c + n; }
 
+  template <class K>
+  using Steps = Horner<ScalarLane, K>;
   FASTINIT_FN F set(float a) { return a; }
   FASTINIT_FN F add(F a, F b) { return a + b; }
   FASTINIT_FN F sub(F a, F b) { return a - b; }
@@ -43,6 +45,14 @@ struct ScalarLane {
   FASTINIT_FN F min(F a, F b) { return a < b ? a : b; }
   FASTINIT_FN F max(F a, F b) { return a > b ? a : b; }
   FASTINIT_FN F from_int(U a) { return (float)(int32_t)a; }
+  template <int N>
+  FASTINIT_FN F from_fixed(U a) {
+    return mul(from_int(a), set(TWO_TO_MINUS<N>));
+  }
+  template <int N>
+  FASTINIT_FN F from_fixed(U a, float b) {
+    return fma(from_int(a), set(TWO_TO_MINUS<N>), set(b));
+  }
   FASTINIT_FN F from_uint(U a) { return (float)a; }
   FASTINIT_FN U bits(F a) {
     U b;
@@ -67,7 +77,7 @@ struct ScalarLane {
   FASTINIT_FN F if_negative(F sign, F a, F b) { return sign < 0 ? a : b; }
   FASTINIT_FN bool any_above(F a, float limit) { return a > limit; }
   FASTINIT_FN F if_above(F a, float limit, F b, F c) { return a > limit ? b : c; }
-  FASTINIT_FN F xor_sign(F a, U word) { return from_bits(bits(a) ^ (word & 0x80000000u)); }
+  FASTINIT_FN F with_sign(F a, U word) { return from_bits(bits(a) ^ (word & 0x80000000u)); }
   FASTINIT_FN F mantissa(F a) { return from_bits((bits(a) & 0x007fffffu) | 0x3f000000u); }
   FASTINIT_FN F exponent(F a) { return (float)(int32_t)(bits(a) >> 23); }
   FASTINIT_FN F exponent_below_half(F a) {  // a sign bit makes it large, so it counts as [1/2, 1)

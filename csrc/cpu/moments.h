@@ -22,28 +22,60 @@ constexpr int HALF_LANES = LANES / 2;  // at once: what AVX2 has registers for
 template <class T>
 struct Wide {
   typedef float V;
+  typedef int32_t Count;
 };
 template <>
 struct Wide<double> {
   typedef double V;
+  typedef int64_t Count;
 };
 
-// HALF_LANES lanes in the type S.
-template <class T, class S>
-void accumulate_half(const T* x, int64_t steps, int64_t pitch, S pivot, Sums& sums, int from) {
+// What is compared may be NaN, or a zero of either sign, without harm.
+#ifdef __aarch64__  // else a comparison and a selection
+FASTINIT_FN float least(float a, float b) { return __builtin_fminf(a, b); }
+FASTINIT_FN float most(float a, float b) { return __builtin_fmaxf(a, b); }
+FASTINIT_FN double least(double a, double b) { return __builtin_fmin(a, b); }
+FASTINIT_FN double most(double a, double b) { return __builtin_fmax(a, b); }
+#else
+template <class V>
+FASTINIT_FN V least(V a, V b) {
+  return a < b ? a : b;
+}
+template <class V>
+FASTINIT_FN V most(V a, V b) {
+  return a > b ? a : b;
+}
+#endif
+
+// s + d d, of an exact square: one instruction, where the compiler has it.
+#if defined(__FMA__) || defined(__aarch64__)
+FASTINIT_FN float plus_square(float s, float d) { return __builtin_fmaf(d, d, s); }
+FASTINIT_FN double plus_square(double s, double d) { return __builtin_fma(d, d, s); }
+#else
+template <class S>
+FASTINIT_FN S plus_square(S s, S d) {
+  return s + d * d;
+}
+#endif
+
+// HALF_LANES lanes in the type S. Around 0, squares of float32 and shorter are exact.
+template <bool AROUND_0, class T, class S>
+FASTINIT_NOINLINE void accumulate_half(const T* x, int64_t steps, int64_t pitch, S pivot,
+                                       Sums& sums, int from) {
   typedef typename Wide<T>::V V;
   S sum[HALF_LANES] = {}, squares[HALF_LANES] = {};
-  V min[HALF_LANES], max[HALF_LANES], zeros[HALF_LANES] = {};
+  V min[HALF_LANES], max[HALF_LANES];
+  typename Wide<T>::Count zeros[HALF_LANES] = {};
   for (int i = 0; i < HALF_LANES; ++i) min[i] = INFINITY, max[i] = -INFINITY;
   for (int64_t step = 0; step < steps; ++step, x += pitch) {
     for (int i = 0; i < HALF_LANES; ++i) {
       const V v = widen(x[i]);
-      const S d = (S)v - pivot;
+      const S d = AROUND_0 ? (S)v : (S)v - pivot;
       sum[i] += d;
-      squares[i] += d * d;
-      min[i] = v < min[i] ? v : min[i];
-      max[i] = v > max[i] ? v : max[i];
-      zeros[i] += v == 0 ? 1 : 0;
+      squares[i] = AROUND_0 && sizeof(T) < 8 ? plus_square(squares[i], d) : squares[i] + d * d;
+      min[i] = least(v, min[i]);
+      max[i] = most(v, max[i]);
+      zeros[i] += v == 0;
     }
   }
   for (int i = 0; i < HALF_LANES; ++i) {
@@ -59,14 +91,17 @@ void accumulate_half(const T* x, int64_t steps, int64_t pitch, S pivot, Sums& su
 template <class T>
 void accumulate_as(const T* x, int64_t steps, int64_t pitch, bool wide, double pivot, Sums& sums) {
   for (int from = 0; from < LANES; from += HALF_LANES) {
-    if (!wide) {
-      for (int64_t done = 0; done < steps; done += SHORT)
-        accumulate_half<T, float>(x + from + done * pitch,
-                                  steps - done < SHORT ? steps - done : SHORT, pitch, 0.0f, sums,
-                                  from);
-    } else {
-      accumulate_half<T, double>(x + from, steps, pitch, pivot, sums, from);
+    if constexpr (sizeof(T) == 2) {
+      for (int64_t done = 0; !wide && done < steps; done += SHORT)
+        accumulate_half<true, T, float>(x + from + done * pitch,
+                                        steps - done < SHORT ? steps - done : SHORT, pitch, 0, sums,
+                                        from);
+      if (!wide) continue;
     }
+    if (pivot == 0)
+      accumulate_half<true, T, double>(x + from, steps, pitch, 0, sums, from);
+    else
+      accumulate_half<false, T, double>(x + from, steps, pitch, pivot, sums, from);
   }
 }
 

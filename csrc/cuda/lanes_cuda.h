@@ -87,6 +87,8 @@ struct CudaLane {
     return map<W>([&](int i) { return first + i / NEIGHBOURS * step + i % NEIGHBOURS; });
   }
 
+  template <class K>
+  using Steps = Horner<CudaLane, K>;
   FASTINIT_FN F set(float a) {
     return map<F>([&](int) { return a; });
   }
@@ -143,6 +145,14 @@ struct CudaLane {
   FASTINIT_FN F from_int(U a) {
     return map<F>([&](int i) { return __int2float_rn((int32_t)a.v[i]); });
   }
+  template <int K>
+  FASTINIT_FN F from_fixed(U a) {
+    return mul(from_int(a), set(TWO_TO_MINUS<K>));
+  }
+  template <int K>
+  FASTINIT_FN F from_fixed(U a, float b) {
+    return fma(from_int(a), set(TWO_TO_MINUS<K>), set(b));
+  }
   FASTINIT_FN F from_uint(U a) {
     return map<F>([&](int i) { return __uint2float_rn(a.v[i]); });
   }
@@ -171,7 +181,7 @@ struct CudaLane {
           choose(all_if_negative(sign.v[i]), __float_as_uint(a.v[i]), __float_as_uint(b.v[i])));
     });
   }
-  FASTINIT_FN F xor_sign(F a, U word) {
+  FASTINIT_FN F with_sign(F a, U word) {
     return map<F>([&](int i) {
       return __uint_as_float(__float_as_uint(a.v[i]) ^ (word.v[i] & 0x80000000u));
     });

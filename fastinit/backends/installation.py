@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 
 from fastinit.backends.choose import explain, native
+from fastinit.backends.contract import Write
 from fastinit.base import installed
+from fastinit.stream import laws
 from fastinit.stream.keys import STREAM_VERSION
 
 
@@ -45,11 +48,33 @@ def info() -> dict[str, Any]:
             },
             "CPU build in use": module.isa()
             + (" (FASTINIT_ISA)" if os.environ.get("FASTINIT_ISA") else " (the best usable)"),
+            "CPU build costs": _costs(),
             "CUDA": _cuda(module),
         },
         "triton": _triton_version(),
         "choice": {str(device): explain(device) for device in devices},
     }
+
+
+def _costs() -> dict[str, str]:
+    """What a float32 of each law takes here: one thread, in its cache, the best of some runs."""
+    values = torch.empty(1 << 14)
+    write = Write(values, laws.uniform(), 0, 0, values.stride(), 0)
+    threads = torch.get_num_threads()
+    costs = {}
+    try:
+        torch.set_num_threads(1)
+        for law in (laws.uniform(), laws.normal(), laws.truncated_normal()):
+            times = []
+            for _ in range(8):
+                begun = time.perf_counter()
+                native.fill_many([write._replace(law=law)])
+                times.append(time.perf_counter() - begun)
+            name = next(name for name, code in laws.CODES.items() if code == law.kind)
+            costs[name] = f"{min(times) / values.numel() * 1e9:.2f} ns per value on one thread"
+    finally:
+        torch.set_num_threads(threads)
+    return costs
 
 
 def _cuda(module: ModuleType) -> str:

@@ -6,7 +6,6 @@ C++ beside it is what runs here.
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import re
@@ -20,18 +19,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import kernel_requests
 import numpy as np
 import pytest
 import torch
 from gpu_moments import higher_near, of_reading
-from same_bits import bits, drawn, sentinel
-from same_bits import reference as by_reference
+from kernel_requests import KINDS, LAWS, Work
 from selection import asked, cases
-from torch import Tensor
 
-from fastinit.fills.operator import Window
-from fastinit.statistics.reading import readings_of
-from fastinit.stream import laws, reference, reference_moments
+from fastinit.stream import laws, reference_moments
 from fastinit.stream.laws import Law
 from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS
 
@@ -50,83 +46,14 @@ pytestmark = [
     pytest.mark.skipif(platform.system() != "Linux", reason="its fibers and linker are Linux's"),
 ]
 
-# --- windows -------------------------------------------------------------------------------------
-
-TILE = 4096
-KINDS: dict[str, tuple[int, Callable[[Tensor], Tensor], Window | None]] = {
-    "whole tiles": (2 * TILE, lambda t: t, None),
-    "a carry between tiles": (2 * TILE, lambda t: t, Window((1,), (1 << 34) - TILE)),
-    "tiles with both ends": (TILE + 26, lambda t: t[5:], Window((1,), (1 << 32) + 9)),
-    "odd start and length": (1490, lambda t: t[3:], None),
-    "across a carry": (333, lambda t: t[1:], Window((1,), (1 << 34) - 150)),
-    "far": (303, lambda t: t, Window((1,), (1 << 62) - 1001)),
-    "every third element": (600, lambda t: t[1::3], None),
-    "transposed": (31 * 23, lambda t: t.view(31, 23).t(), None),
-    "columns of a shard": (12 * 84, lambda t: t.view(12, 84), Window((133, 1), 17)),
-    "misaligned rows": (9 * 61, lambda t: t.view(9, 61)[:, 3:58], None),
-    "aligned rows": (8 * 64, lambda t: t.view(8, 64)[:, 8:56], Window((64, 1), 8)),
-    "a block of three dimensions": (7 * 9 * 11, lambda t: t.view(7, 9, 11)[1:6, 2:8, 3:9], None),
-    "rows 2^33 apart": (5 * 40, lambda t: t.view(5, 40), Window((1 << 33, 1), 1 << 39)),
-    "no neighbours": (6 * 50, lambda t: t.view(6, 50), Window((7, 1 << 34), 5)),
-    "one element": (3, lambda t: t[1], None),
-}
-LAWS = (
-    laws.uniform(-0.1, 0.3),
-    laws.normal(-1.5, 0.02),
-    laws.truncated_normal(0.1, 1.0, -math.inf, 9.0),
-    laws.constant(0.1),
-    laws.constant(math.nan),
-)
-SEED, STREAM = 0x9E37_79B9_7F4A_7C15, 0xF00D_0123_4567_89AB
-
-# Request and Window as C++ lays them out.
-REQUEST = np.dtype(
-    [
-        ("bytes", "u8"),
-        ("data", "u8"),
-        ("law", "i4"),
-        ("dtype", "i4"),
-        ("params", "f4", 10),
-        *((name, "u8") for name in ("seed", "stream", "offset")),
-        ("dims", "i4"),
-        *((name, "i8", 8) for name in ("size", "local", "global")),
-    ],
-    align=True,
-)
-
-
-class Work(NamedTuple):
-    """What a program is given, and what it has to give back."""
-
-    given: bytes
-    expected: bytes
-    data: bytes = b""
-    higher: Tensor = torch.empty(0)  # of moments, all fields as the reference has them
+# --- what is asked ---------------------------------------------------------------------------------
 
 
 @cache
 def fills(kinds: tuple[str, ...], some: tuple[Law, ...], dtypes: tuple[torch.dtype, ...]) -> Work:
-    requests, expected = [], b""
-    for law, dtype, kind in ((w, d, k) for w in some for d in dtypes for k in kinds):
-        numel, view, window = KINDS[kind]
-        base = sentinel(numel, dtype)
-        tensor = view(base)
-        strides, offset = window or Window(torch.empty(tensor.shape).stride())
-        params = laws.kernel_params(law, dtype)
-        with by_reference():
-            reference.fill(tensor, law.kind, params, SEED, STREAM, strides, offset)
-        expected += bits(base).numpy().tobytes()
-        request = np.zeros((), REQUEST)
-        request["bytes"] = base.nbytes
-        request["data"] = tensor.storage_offset() * tensor.itemsize
-        request["law"], request["dtype"] = law.kind, laws.WRITTEN.index(dtype)
-        request["params"] = params
-        request["seed"], request["stream"], request["offset"] = SEED, STREAM, offset
-        request["dims"] = tensor.dim()
-        for name, values in ("size", tensor.shape), ("local", tensor.stride()), ("global", strides):
-            request[name][: tensor.dim()] = values
-        requests.append(request.tobytes())
-    return Work(b"".join(requests), 2 * expected)
+    """One launch for each window, then one for all."""
+    work = kernel_requests.fills(kinds, some, dtypes)
+    return work._replace(expected=2 * work.expected)
 
 
 def sums(blocks: int) -> Work:
@@ -135,60 +62,17 @@ def sums(blocks: int) -> Work:
     return Work(values.tobytes(), values.sum(1).repeat(128).tobytes())
 
 
-READ = np.dtype(
-    [
-        *((name, "u8") for name in ("bytes", "data")),
-        ("dtype", "i4"),
-        ("by_column", "?"),
-        ("dims", "i4"),
-        *((name, "i8", 8) for name in ("size", "stride")),
-    ],
-    align=True,
-)
-
-
-def tensors(dtype: torch.dtype) -> Iterator[tuple[Tensor, int | None]]:
-    """What is measured, and the dimension of its channels."""
-    x = drawn(9_000, 2, seed=0, reach=12).add_(0.5).to(dtype)
-    broken = x[:3000].clone()
-    broken[17, 1] = math.nan
-    columns = drawn(600, 35, seed=1).to(dtype)
-    columns[3, 4], columns[:, 5] = math.inf, 1e4
-    yield from ((x, None), (x[:0], None), (torch.zeros(77, dtype=dtype), None), (broken, None))
-    yield from ((x[::3, :1], None), ((x[:2000] + 3000).contiguous(), None))
-    yield from ((columns, 1), (columns[:7, 1:4], 1), (x[:50].t(), 0))
-
-
 @cache
 def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = False) -> Work:
-    """Tensors, whole and by column, with tests/gpu_moments.py's; large ones are several tasks."""
-    requests, expected, data, higher = [], b"", b"", []
-    for dtype in dtypes:
-        cases = list(tensors(dtype))
-        if few:
-            cases = [cases[0], cases[7]]
-        if large:
-            cases += [(drawn(270_000, seed=2).to(dtype), None)]
-            cases += [(drawn(8_300, 3, seed=3).to(dtype), 1)]
-        for tensor, dim in cases:
-            channels = () if dim is None else (tensor.shape[dim],)
-            raw = torch.empty(*channels, FIELDS, dtype=torch.float64)
-            for reading in readings_of(tensor, dim, raw, []):
-                request = np.zeros((), READ)
-                storage = reading.tensor.untyped_storage()
-                request["bytes"] = storage.nbytes()
-                request["data"] = reading.tensor.storage_offset() * dtype.itemsize
-                request["dtype"] = laws.WRITTEN.index(dtype)
-                request["by_column"], request["dims"] = reading.by_column, len(reading.shape)
-                for name, values in ("size", reading.shape), ("stride", reading.strides):
-                    request[name][: len(values)] = values
-                requests.append(request.tobytes())
-                data += torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()
-                expected += of_reading(reading).contiguous().numpy().tobytes()
-                view = reading.tensor.as_strided(reading.shape, reading.strides)
-                raw = reference_moments.moments(view, reading.by_column, ALL_FIELDS)
-                higher.append(raw.view(-1, ALL_FIELDS))
-    return Work(b"".join(requests), 2 * expected, data, torch.cat(higher))
+    """Tensors with tests/gpu_moments.py's moments."""
+    work, asked_for = kernel_requests.readings(dtypes, large, few)
+    expected, higher = b"", []
+    for reading in asked_for:
+        expected += of_reading(reading).contiguous().numpy().tobytes()
+        view = reading.tensor.as_strided(reading.shape, reading.strides)
+        raw = reference_moments.moments(view, reading.by_column, ALL_FIELDS)
+        higher.append(raw.view(-1, ALL_FIELDS))
+    return work._replace(expected=2 * expected, higher=torch.cat(higher))
 
 
 # --- mistakes ------------------------------------------------------------------------------------

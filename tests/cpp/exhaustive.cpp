@@ -309,7 +309,7 @@ int main(int argc, char** argv) {
   for (int at = 1; at < argc; at += FIELDS) {
     double x[FIELDS];
     for (int i = 1; i < FIELDS; ++i) x[i] = strtod(argv[at + i], nullptr);
-    const Params params = {(float)x[5],  (float)x[6],  (float)x[7],  (float)x[8], (float)x[9],
+    const Params params = {(float)x[5],  (float)x[6],  (float)x[7],  (float)x[8],  (float)x[9],
                            (float)x[10], (float)x[11], (float)x[12], (float)x[13], (float)x[14]};
     truncated({argv[at], x[1], x[2], x[3], x[4], params});
   }

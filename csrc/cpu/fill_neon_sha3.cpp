@@ -1,0 +1,20 @@
+// AArch64 with SHA3.
+#include <arm_neon.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../kernels.h"
+
+namespace {
+#include "lanes_scalar.h"
+#include "lanes_neon.h"
+typedef NeonLane Edge, Wide;
+}  // namespace
+#include "blocks.h"
+
+void fill_tile_neon_sha3(const Window& w, const Tiling& t, int64_t tile) {
+  fill_tile_any(w, t, tile);
+}
+void fill_blocks_neon_sha3(const BlockWindow& w, int64_t first, int64_t n) {
+  fill_blocks_any(w, first, n);
+}

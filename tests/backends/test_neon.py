@@ -1,0 +1,286 @@
+"""The kernels for AArch64 without one: cross-compiled, run by qemu, and compared with this machine's.
+
+What is compiled is what CMakeLists.txt lists for AArch64, with its flags, in tests/cpp/cpu_kernels.cpp.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from kernel_requests import KINDS, LAWS, fill_request, fills, readings
+from same_bits import bits
+from selection import cases
+
+from benchmarks import asm
+from fastinit.backends import choose as backends
+from fastinit.fills.operator import Window, fill_
+from fastinit.stream import laws
+from fastinit.stream.laws import Law
+from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS
+
+ROOT = Path(__file__).resolve().parents[2]
+VECTORS = ROOT / "tests" / "vectors"
+QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+ISAS = ("neon_sha3", "neon")
+
+
+MISSING = (
+    asm.missing()
+    or ("" if QEMU else "needs qemu-aarch64 (Debian's qemu-user)")
+    or ("" if backends.native.module else "needs the native module, whose values are compared")
+)
+pytestmark = [pytest.mark.compiler, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
+
+
+def called(*command: str | Path, cwd: Path | None = None) -> None:
+    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the build, with `program`."""
+    return asm.cross_build(tmp_path_factory.mktemp("neon"))
+
+
+def run(program: Path, isa: str, what: str, given: bytes, data: bytes = b"") -> bytes:
+    at = program.parent
+    (at / "in").write_bytes(given)
+    (at / "in.data").write_bytes(data)
+    called(str(QEMU), program, at / "in", at / "out", isa, what)
+    return (at / "out").read_bytes()
+
+
+def assert_same(got: bytes, expected: bytes) -> None:
+    assert len(got) == len(expected)
+    assert got == expected  # without pytest's account of two long byte strings
+
+
+def known_answers() -> Iterator[tuple[bytes, bytes]]:
+    """Requests, and the bytes that tests/vectors has."""
+    for name in ("stream.csv", "float8.csv"):
+        with (VECTORS / name).open(newline="") as file:
+            for line in csv.DictReader(file):
+                law = Law(laws.CODES[line["law"]], *map(float.fromhex, line["parameters"].split()))
+                words = line["bits"].split()
+                tensor = torch.empty(len(words), dtype=getattr(torch, line["dtype"]))
+                seed, stream = int(line["seed"], 16), int(line["stream"], 16)
+                window = Window((1,), int(line["start"]))
+                answer = b"".join(bytes.fromhex(word)[::-1] for word in words)
+                yield fill_request(tensor, tensor, law, seed, stream, window), answer
+
+
+SOME = (
+    laws.uniform(-0.1, 0.3),
+    laws.normal(-1.5, 0.02),
+    laws.truncated_normal(0.0, 0.02, -2.0, 2.0),  # the whole tail
+    laws.uniform(),
+    laws.normal(),
+    laws.truncated_normal(a=3.0, b=9.0),
+)
+
+
+def million(law: Law, dtype: torch.dtype, number: int) -> tuple[bytes, bytes]:
+    """A request for 10^6 values across a carry of the counter, and these values of this machine."""
+    tensor = torch.empty(1_000_000, dtype=dtype)
+    window, seed = (
+        Window((1,), (1 << 34) - 500_003 - number),
+        0x9E37_79B9_7F4A_7C15 * number % 2**64,
+    )
+    given = fill_request(tensor, tensor, law, seed, number, window)
+    with backends.backend("native"):
+        fill_(tensor, law, seed=seed, stream=number, window=window)
+    return given, bits(tensor).numpy().tobytes()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_known_answers(built: Path, isa: str) -> None:
+    given, expected = zip(*known_answers())
+    assert len(given) == 500
+    assert_same(run(built / "program", isa, "fill", b"".join(given)), b"".join(expected))
+
+
+@pytest.mark.parametrize("isa", cases(ISAS, {"neon_sha3"}))
+@pytest.mark.parametrize("dtype", laws.WRITTEN)
+def test_a_million_values_of_each_law(built: Path, dtype: torch.dtype, isa: str) -> None:
+    first = laws.WRITTEN.index(dtype) % 2 * 3
+    given, expected = zip(
+        *(million(law, dtype, i) for i, law in enumerate(SOME[first : first + 3]))
+    )
+    assert_same(run(built / "program", isa, "fill", b"".join(given)), b"".join(expected))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32, torch.bfloat16), pytest.param(laws.WRITTEN, marks=pytest.mark.slow)]
+)
+def test_every_window(built: Path, isa: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    work = fills(tuple(KINDS), LAWS, dtypes)
+    assert_same(run(built / "program", isa, "fill", work.given), work.expected)
+
+
+@pytest.mark.parametrize(("what", "fields"), [("moments", FIELDS), ("higher", ALL_FIELDS)])
+def test_moments_have_the_bits_of_other_cpus(built: Path, what: str, fields: int) -> None:
+    work, asked = readings(laws.DTYPES, large=True)
+    expected = b""
+    for reading in asked:
+        raw = torch.empty(*reading.raw.shape[:-1], fields, dtype=torch.float64)
+        backends.native.moments_many([reading._replace(raw=raw)])
+        expected += raw.numpy().tobytes()
+    assert_same(run(built / "program", "neon", what, work.given, work.data), expected)
+
+
+def test_without_sha3_it_is_not_chosen(built: Path) -> None:
+    names = {}
+    for cpu in ("max", "cortex-a72"):  # the latter is Graviton 1's
+        command = [str(QEMU), "-cpu", cpu, str(built / "program")]
+        names[cpu] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert names == {"max": "neon_sha3\nneon\n", "cortex-a72": "neon\n"}
+
+
+# --- instructions ----------------------------------------------------------------------------------
+
+ASKED = {"uniform": 8, "normal": 13, "truncated_normal": 20}  # for each value
+
+
+@pytest.fixture(scope="module")
+def lines(built: Path) -> list[asm.Line]:
+    return list(asm.ledger(built))
+
+
+def test_no_loop_takes_more_than_before(lines: list[asm.Line]) -> None:
+    wanted = {(name, law) for name in ISAS for law in (*asm.LAWS, "moments")}
+    assert {(line.build, line.law) for line in lines if line.dtype == "float32"} == wanted
+    assert not asm.risen(lines)
+
+
+def test_no_loop_takes_more_than_was_asked(lines: list[asm.Line]) -> None:
+    """Where there is SHA3: an exclusive or of three takes two instructions without."""
+    found = {line[1:4]: line.instructions for line in lines}
+    for law, most in ASKED.items():
+        assert found["neon_sha3", law, "float32"] <= most, law
+    avx2 = {line[2:4]: line.instructions for line in asm.recorded() if line.build == "avx2"}
+    for dtype in ("float32", "float16", "bfloat16"):  # registers are half as wide
+        assert found["neon", "moments", dtype] <= 1.3 * 2 * avx2["moments", dtype], dtype
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+class Mistake(NamedTuple):
+    """A mistake in csrc/cpu/lanes_neon.h, and the law and dtype that show it."""
+
+    old: str
+    new: str
+    law: Law = SOME[0]
+    dtype: torch.dtype = torch.float32
+
+
+UNIFORM, NORMAL, TRUNCATED = SOME[:3]
+LARGE = laws.normal(0.0, 400.0)  # beyond what 8 bits hold
+MISTAKES = {
+    "a fused operation in two": Mistake(
+        "return vfmaq_f32(c, a, b)", "return vaddq_f32(c, vmulq_f32(a, b))"
+    ),
+    "words in another order": Mistake("angle[0] = even(p.a, q.a)", "angle[0] = even(q.a, p.a)"),
+    "blocks in another order": Mistake("{0, 1, 2, 3}", "{0, 2, 1, 3}"),
+    "the products of another round": Mistake("even(x.a, y.a), keys", "even(p.a, q.a), keys"),
+    "one factor for both": Mistake("factors, 1)", "factors, 0)"),
+    "keys in another order": Mistake(
+        "vzip1q_u32(vdupq_n_u32(w[0].key)", "vzip1q_u32(vdupq_n_u32(w[2].key)"
+    ),
+    "a step of one block": Mistake(
+        "vaddq_u32(c.v, vdupq_n_u32(n))", "vaddq_u32(c.v, vdupq_n_u32(n / 2))"
+    ),
+    "steps in another order": Mistake(
+        "fmla %0.4s, %2.4s, %3.4s\\n\\tfmla %1.4s, %0.4s, %3.4s",
+        "fmla %1.4s, %2.4s, %3.4s\\n\\tfmla %0.4s, %1.4s, %3.4s",
+        NORMAL,
+    ),
+    "one coefficient for two": Mistake("%1.4s, %2.4s, %3.s[%7]", "%1.4s, %2.4s, %3.s[%6]", NORMAL),
+    "a difference that wraps": Mistake("vqsubq_u32", "vsubq_u32", NORMAL),
+    "the sign of every bit": Mistake("word, 0x7fffffffu", "word, 0x3fffffffu", NORMAL),
+    "half a turn": Mistake(
+        "vcvtq_n_f32_s32(vreinterpretq_s32_u32(a), N)",
+        "vcvtq_n_f32_s32(vreinterpretq_s32_u32(a), N & 31 ? N : 31)",
+        NORMAL,
+    ),
+    "a tail that all need": Mistake("vmaxvq_f32(a) > limit", "vminvq_f32(a) > limit", TRUNCATED),
+    "a sign where there is none": Mistake("vcvtq_f32_u32(a)", "from_int(a)", SOME[5]),
+    "halves rounded up": Mistake(
+        "shl<15>(bits(v)), 31", "vdupq_n_u32(0x80000000u), 31", dtype=torch.bfloat16
+    ),
+    "odd before even": Mistake(
+        "vsriq_n_u32(bfloat16(v[i + 1]), bfloat16(v[i]), 16)",
+        "vsriq_n_u32(bfloat16(v[i]), bfloat16(v[i + 1]), 16)",
+        dtype=torch.bfloat16,
+    ),
+    "odd before even, float16": Mistake(
+        "float16(v[i]), float16(v[i + 1])", "float16(v[i + 1]), float16(v[i])", dtype=torch.float16
+    ),
+    "the high half twice": Mistake(
+        "vget_low_f32(v[i])", "vget_high_f32(v[i])", dtype=torch.float64
+    ),
+    "a float8 beyond the largest": Mistake(
+        "vminq_u32(vbslq_u32(is_small, small, large), vdupq_n_u32(To::LARGEST))",
+        "vbslq_u32(is_small, small, large)",
+        LARGE,
+        torch.float8_e4m3fn,
+    ),
+    "a zero with a sign": Mistake(
+        "if (To::ONE_ZERO)", "if (false)", laws.normal(0.0, 1e-3), torch.float8_e5m2fnuz
+    ),
+}
+# One in each part: words, polynomials, stores.
+ALWAYS = {"a fused operation in two", "a difference that wraps", "halves rounded up"}
+CPP = {torch.float32: "float", torch.float64: "double"}
+
+
+def only(text: str, what: str, call: str) -> str:
+    """The kernels' text for one law or one dtype: all of them take the compiler ten times as long."""
+    start = text.index(f"switch (w.{what}) {{")
+    end = text.index("\n  }\n", start) + len("\n  }\n")
+    return f"{text[:start]}return {call}(w, t, tile);\n{text[end:]}"
+
+
+def mistaken(built: Path, at: Path, mistake: Mistake) -> Path:
+    """The program with the mistake in it: one object anew, as the build's command says."""
+    shutil.copytree(ROOT / "csrc", at / "csrc")
+    lanes, fill = at / "csrc/cpu/lanes_neon.h", at / "csrc/cpu/fill.h"
+    text = lanes.read_text()
+    assert mistake.old in text
+    lanes.write_text(text.replace(mistake.old, mistake.new))
+    cpp = CPP.get(mistake.dtype) or "".join(
+        part.capitalize() for part in str(mistake.dtype).removeprefix("torch.").split("_")
+    )
+    law = next(name for name, code in laws.CODES.items() if code == mistake.law.kind).upper()
+    text = only(fill.read_text(), "law", f"fill_tile_as<T, {law}>")
+    fill.write_text(only(text, "dtype", f"fill_tile_of<{cpp}>"))
+    name = "csrc/cpu/fill_neon_sha3.cpp"
+    commands = json.loads((built / "compile_commands.json").read_text())
+    [command] = [c["command"].split() for c in commands if c["file"].endswith(name)]
+    command[command.index("-o") + 1] = str(at / "mistaken.o")
+    command = [str(at / name) if word.endswith(name) else word for word in command]
+    called(*command, cwd=built)
+    objects = [o for o in built.glob("CMakeFiles/**/*.o") if not o.name.startswith(Path(name).name)]
+    called(
+        f"{asm.CROSS}g++", "-static", "-pthread", *objects, at / "mistaken.o", "-o", at / "program"
+    )
+    return at / "program"
+
+
+@pytest.mark.parametrize("name", [None, *cases(MISTAKES, ALWAYS)])
+def test_mistakes_are_seen(built: Path, tmp_path: Path, name: str | None) -> None:
+    mistake = MISTAKES[name] if name else Mistake("struct NeonLane", "struct NeonLane")
+    given, expected = million(mistake.law, mistake.dtype, 1)
+    got = run(mistaken(built, tmp_path, mistake), "neon_sha3", "fill", given)
+    assert len(got) == len(expected)
+    assert (got == expected) == (name is None)
