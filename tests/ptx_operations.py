@@ -88,6 +88,19 @@ def divided(a: Any, b: Any) -> Any:
     return quotient + ((quotient < 0) & (quotient * b != a)).astype(quotient.dtype)
 
 
+def permuted(a: Any, b: Any, selectors: Any) -> Any:
+    """prmt: each byte is one of eight, or its sign."""
+    both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
+    result = np.zeros_like(a)
+    for i in range(4):
+        selector = selectors >> np.uint32(4 * i) & np.uint32(15)
+        byte = both >> (selector & np.uint32(7)).astype(np.uint64) * np.uint64(8) & np.uint64(255)
+        sign = np.where(byte & np.uint64(128), np.uint64(255), np.uint64(0))
+        chosen = np.where(selector & np.uint32(8), sign, byte)
+        result |= chosen.astype(a.dtype) << np.uint32(8 * i)
+    return result
+
+
 def lookup(a: Any, b: Any, c: Any, table: Any) -> Any:
     terms = [
         (a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c)
@@ -156,6 +169,7 @@ INTEGERS: dict[str, Callable[..., Any]] = {
     "shr": lambda a, n: a >> n.astype(a.dtype),
     "bfe": field,
     "lop3": lookup,
+    "prmt": permuted,
     "setp.eq": np.equal,
     "setp.ne": np.not_equal,
     "setp.lt": np.less,
