@@ -7,7 +7,6 @@ the plan's laws: no value is looked at.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -237,9 +236,7 @@ def _tensors(weight: Stored, format: str) -> Iterator[Stored]:
     try:
         blocks.check_law(law, format)
         if format == FLOAT8:
-            scale = _power_of_two(
-                blocks.largest_magnitude(law) / torch.finfo(torch.float8_e4m3fn).max
-            )
+            scale = blocks.float8_scale_of(law, torch.float8_e4m3fn)
             eight = replace(source, dtype=torch.float8_e4m3fn, content=fill.scaled(1 / scale))
             yield Stored(name, eight, which)
             yield stored("weight_scale", (rows, 1), OTHERS, Fill.constant(scale))
@@ -256,14 +253,3 @@ def _tensors(weight: Stored, format: str) -> Iterator[Stored]:
     held = torch.float8_e4m3fn if format == "nvfp4" else torch.uint8
     width = columns // FORMATS[format].block
     yield stored("weight_scale", (rows, width), held, replace(data, scales=True))
-
-
-def _power_of_two(ratio: float) -> float:
-    """The least one that is not below a positive number; of 0 it is 1.
-
-    Division by it is exact, and every dtype that scales are loaded in holds it.
-    """
-    if not ratio:
-        return 1.0
-    mantissa, exponent = math.frexp(ratio)
-    return math.ldexp(1.0, max(exponent - (mantissa == 0.5), -126))

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastinit.base.number import NumberRangeError
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
 from fastinit.elements.strided import Piece, Strided, row_major, whole
 from fastinit.fills import operator as ops
+from fastinit.fills.wrapped import Wrapped, wrapped
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
 from fastinit.plan.values import Values, check_shape, part_stream, write_values_
@@ -94,12 +96,29 @@ class _Batch:
         name, tensor, fill, part = entry
         if counted:
             self.elements += shard.local(tensor).numel()
+        if (inner := wrapped(tensor, name)) is not None:
+            self._add_wrapped(entry, inner)
+            return
         if isinstance(fill, Fill) and fill.has_law and not fill.parts:
             stream = stream_id(fill.stream or name)
             self._of_laws.add(ops.Request(tensor, fill.law, self._seed, stream, part), name)
             return
         _check(entry)
         self._others.append(entry)
+
+    def _add_wrapped(self, entry: Entry, inner: Wrapped) -> None:
+        name, _, fill, part = entry
+        if not isinstance(fill, Fill) or not fill.has_law or fill.parts:
+            raise NotImplementedError(
+                f"{name} is stored as packed values and scales, which are written of one law, but it "
+                f"has {fill}"
+            )
+        stream = stream_id(fill.stream or name)
+        try:
+            for request in inner.requests(fill.law, self._seed, stream, part):
+                self._of_laws.add(request, name)
+        except NumberRangeError as error:
+            raise NumberRangeError(f"{name}: {error}") from None
 
     def write(self) -> None:
         seed = self._seed

@@ -14,6 +14,7 @@ saturated; what that scale is, says
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -115,6 +116,22 @@ def tensor_scale_of(law: Law) -> float:
             f"tensor_scale must be from {least:.3g} to {largest:.3g}, but got {said}"
         )
     return scale
+
+
+def float8_scale_of(law: Law, dtype: torch.dtype) -> float:
+    """The scale of a float8 tensor of a law: the least power of two with which no value saturates.
+
+    Division by it is exact, and every dtype that scales are kept in has it. It is at least 2^-126; of
+    zeros it is 1.
+
+    Raises:
+        NumberRangeError: a constant that is not finite.
+    """
+    check_law(law, str(dtype).removeprefix("torch."))
+    if not (most := largest_magnitude(law)):
+        return 1.0
+    mantissa, exponent = math.frexp(most / torch.finfo(dtype).max)
+    return math.ldexp(1.0, max(exponent - (mantissa == 0.5), -126))
 
 
 def largest_magnitude(law: Law) -> float:

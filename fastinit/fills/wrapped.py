@@ -1,0 +1,107 @@
+"""Wrapped: parameters that are tensor subclasses over packed values and scales, as torchao's are.
+
+They say what they hold (``__tensor_flatten__``): inner tensors by name, each in plain memory. By these
+names, dtypes and shapes it is told what is stored, whatever the class is called. Values are what is
+stored times its scales; of tensors that may hold something else nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastinit.base import torch_internals as internals
+from fastinit.elements import shards as shard
+from fastinit.elements.part import Part
+from fastinit.fills.blocks import Blocks
+from fastinit.fills.many import Request
+from fastinit.stream import blocks as formats
+from fastinit.stream import laws
+from fastinit.stream.formats import BY_POWER, FORMATS
+from fastinit.stream.laws import Law
+from fastinit.stream.rounding import FLOAT8
+
+_NAMES = {"qdata": "scale", "_data": "_scale_inv"}
+"""What packed values are called, and the scales that they are multiplied by: in torchao, and in
+TransformerEngine. (``_data`` beside ``_scale`` would be divided by it.)"""
+
+_OF_TENSOR, _OF_INPUTS = "per_tensor_scale", "act_per_tensor_scale"
+"""torchao's other two: a scale of all values, and one of activations, which is left alone."""
+
+_SWIZZLED = "is_swizzled_scales"
+
+
+class Wrapped(NamedTuple):
+    """What is under a tensor: blocks, or 8-bit floats with one scale."""
+
+    held: Blocks | Tensor
+    scale: Tensor | None = None
+
+    def requests(self, law: Law, seed: int, stream: int, part: Part | None) -> Iterator[Request]:
+        """What writes a law there; of 8-bit floats with the scale that the law gives.
+
+        Raises:
+            NumberRangeError: values that are not finite.
+        """
+        if self.scale is not None and isinstance(self.held, Tensor):
+            scale = formats.float8_scale_of(law, self.held.dtype)
+            yield Request(self.held, laws.scaled(law, scale), seed, stream, part)
+            yield Request(self.scale, laws.constant(scale), seed)
+        else:
+            yield Request(self.held, law, seed, stream, part)
+
+
+def wrapped(tensor: Tensor, argument: str = "tensor") -> Wrapped | None:
+    """What is under a tensor subclass; None of a tensor that is none, or does not say what it holds.
+
+    Raises:
+        NotImplementedError: inner tensors of which nothing says what they mean; scales in an order that
+            is not written.
+    """
+    if (
+        type(tensor) in shard.PLAIN
+        or shard.is_dtensor(tensor)
+        or internals.is_fake_class(type(tensor))
+    ):
+        return None
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None or type(tensor).__torch_dispatch__ is internals.plain_dispatch:
+        return None
+    inner = {name: getattr(tensor, name) for name in flatten()[0]}
+    said = ", ".join(f"{name} {t.dtype} {tuple(t.shape)}" for name, t in inner.items())
+    what = f"{argument} is a tensor of shape {tuple(tensor.shape)} over {said}"
+    known = next(((d, s) for d, s in _NAMES.items() if d in inner and s in inner), None)
+    if known is None or not inner.keys() <= {*known, _OF_TENSOR, _OF_INPUTS}:
+        raise NotImplementedError(f"{what}: what values these stand for is not known")
+    if getattr(tensor, _SWIZZLED, False):
+        raise NotImplementedError(f"{what}: its scales are swizzled, which fills do not write")
+    data, scale = inner[known[0]], inner[known[1]]
+    is_float8 = data.dtype in FLOAT8 and data.shape == tensor.shape and scale.dtype == torch.float32
+    if is_float8 and (scale.numel() == 1 or scale.shape == (*tensor.shape[:-1], 1)):
+        return Wrapped(data, scale)
+    for name in formats.ELEMENTS:
+        whole = inner.get(_OF_TENSOR)
+        if _is(name, data, scale, tensor.shape) and (whole is None or name == "nvfp4"):
+            if name == "nvfp4" and whole is None:  # all is left to the blocks
+                whole = torch.empty((), dtype=torch.float32, device=data.device)
+                return Wrapped(Blocks(data, scale, name, whole, fixed_scale=1.0))
+            return Wrapped(Blocks(data, scale, name, whole))
+    raise NotImplementedError(f"{what}: that is no format which fills write")
+
+
+def _is(name: str, data: Tensor, scale: Tensor, shape: torch.Size) -> bool:
+    """Whether two tensors are the packed values and scales of a parameter of a shape, in a format."""
+    block, element = FORMATS[name].block, formats.ELEMENTS[name]
+    rows, columns = shape[:-1], shape[-1] if shape else 0
+    of_scale = "float8_e8m0fnu" if FORMATS[name].scaling == BY_POWER else "float8_e4m3fn"
+    packed = ("uint8", "float4_e2m1fn_x2") if element is None else (str(element).partition(".")[2],)
+    return (
+        not columns % block
+        and str(data.dtype).partition(".")[2] in packed
+        and data.shape == (*rows, columns if element else columns // 2)
+        and str(scale.dtype).partition(".")[2] == of_scale
+        and scale.shape == (*rows, columns // block)
+    )

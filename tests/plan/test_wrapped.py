@@ -1,0 +1,97 @@
+"""Parameters over packed values and scales are known by what they hold, not by their class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from same_bits import bits
+from torch import nn
+from torch.utils._python_dispatch import return_and_correct_aliasing
+
+from fastinit import Blocks, Fill, Plan, init
+
+ROWS, COLUMNS = 8, 64
+
+
+class Held(torch.Tensor):
+    """A tensor over others, of any names."""
+
+    def __new__(cls, **inner: torch.Tensor) -> Held:
+        made: Held = torch.Tensor._make_wrapper_subclass(cls, (ROWS, COLUMNS), dtype=torch.bfloat16)
+        return made
+
+    def __init__(self, **inner: torch.Tensor) -> None:
+        self.names = list(inner)
+        vars(self).update(inner)
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return self.names, None
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default), func
+        made = Held(**{name: getattr(args[0], name) for name in args[0].names})
+        return return_and_correct_aliasing(func, args, kwargs or {}, made)
+
+
+def eight(dtype: torch.dtype = torch.float8_e4m3fn) -> torch.Tensor:
+    return torch.zeros(ROWS, COLUMNS, dtype=dtype)
+
+
+def layer(**inner: torch.Tensor) -> nn.Linear:
+    made = nn.Linear(COLUMNS, ROWS)
+    made.weight = nn.Parameter(Held(**inner), requires_grad=False)
+    return made
+
+
+PLAN = Plan({"bias": Fill.constant(1.0), "weight": Fill.normal(std=0.02)}, seed=5)
+KEY: dict[str, Any] = {"std": 0.02, "seed": 5, "name": "weight"}
+
+
+@pytest.mark.parametrize("names", [("qdata", "scale"), ("_data", "_scale_inv")])
+@pytest.mark.parametrize("shape", [(), (1,), (ROWS, 1)], ids=str)
+def test_8_bit_floats_and_their_scale(names: tuple[str, str], shape: tuple[int, ...]) -> None:
+    data, scale = eight(), torch.zeros(shape)
+    PLAN.apply_(layer(**dict(zip(names, (data, scale)))))
+    assert scale.eq(2.0**-11).all()  # the least above 6.7637 * 0.02 / 448
+    assert bits(data).equal(bits(init.normal_(eight(), scale=2.0**-11, **KEY)))
+
+
+@pytest.mark.parametrize("format", ["mxfp8", "mxfp8_e5m2", "mxfp4", "nvfp4"])
+def test_blocks(format: str) -> None:
+    held = Blocks.empty((ROWS, COLUMNS), format)
+    more = {} if held.tensor_scale is None else {"per_tensor_scale": held.tensor_scale}
+    inputs = {"act_per_tensor_scale": torch.tensor(5.0)} if more else {}
+    PLAN.apply_(layer(qdata=held.data, scale=held.scale, **more, **inputs))
+    want = init.normal_(Blocks.empty((ROWS, COLUMNS), format), **KEY)
+    assert held.values().equal(want.values())
+    assert all(scale == 5.0 for scale in inputs.values())
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        {"_data": eight(), "_scale": torch.zeros(())},  # which divides
+        {"qdata": eight(), "scale": torch.zeros(()), "zero_point": torch.zeros(())},
+        {"qdata": eight(), "scale": torch.zeros(2)},
+        {"qdata": torch.zeros(ROWS, COLUMNS, dtype=torch.int8), "scale": torch.zeros(())},
+        {"_data": eight(), "_scale_inv": torch.zeros(()), "_transpose": eight()},
+    ],
+    ids=lambda inner: " ".join(inner),
+)
+def test_what_may_stand_for_other_values_is_refused(inner: dict[str, torch.Tensor]) -> None:
+    model = layer(**inner)
+    bias = model.bias.clone()
+    with pytest.raises(NotImplementedError, match=r"weight is a tensor of shape \(8, 64\) over"):
+        PLAN.apply_(model)
+    assert model.bias.equal(bias)
+    assert not any(tensor.float().any() for tensor in inner.values())
+
+
+def test_only_single_laws_are_written() -> None:
+    plan = Plan({**PLAN, "weight": Fill.orthogonal()}, seed=5)
+    model = layer(qdata=eight(), scale=torch.zeros(()))
+    with pytest.raises(NotImplementedError, match="weight is stored as packed values and scales"):
+        plan.apply_(model)
