@@ -98,8 +98,10 @@ def _imports(name: str, tree: ast.Module, known: dict[str, Path]) -> Iterator[Im
                     yield Import(name, inside, node.lineno, late, typing)
         late = late or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            for child in node.body:
-                yield from visit(child, late, True)
+            for (
+                child
+            ) in node.body:  # the package's own are what it imports when it is asked for them
+                yield from visit(child, late or not name, bool(name))
             for child in node.orelse:
                 yield from visit(child, late, typing)
             return

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastinit.base import number
+from fastinit.base import torch_internals as internals
 from fastinit.stream import functions
 
 MOST = 32
@@ -162,8 +163,9 @@ def image(low: float, high: float, steps: Sequence[Step]) -> Interval:
 
 
 def _ends(function: Callable[..., Tensor], low: float, high: float, *p: float) -> Interval:
-    ends = function(torch.tensor([low, high], dtype=torch.float64), *p)
-    return float(ends.min()), float(ends.max())  # NaN if one is
+    with internals.without_modes():  # a fake mode's values are none, wherever a Fill is made
+        ends = function(torch.tensor([low, high], dtype=torch.float64, device="cpu"), *p)
+        return float(ends.min()), float(ends.max())  # NaN if one is
 
 
 def of_sum(first: tuple[Step, ...], second: tuple[Step, ...]) -> tuple[Step, ...] | None:

@@ -1,0 +1,84 @@
+"""What ``import fastinit`` costs beyond ``import torch``, and what it brings."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import warm
+
+import fastinit
+
+CODE = """
+import json, sys, time
+import torch
+sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[1], False
+before = set(sys.modules)
+begun = time.process_time()
+import fastinit
+seconds = time.process_time() - begun
+print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
+"""
+
+LIMIT = 0.060
+"""Seconds of CPU time, of compiled modules (the first import writes these)."""
+
+TOLERANCE = 2.0
+"""A busy machine's two threads share a core: each is then up to twice as long at the same work."""
+
+
+def test_an_import_is_quick_and_brings_nothing_that_is_not_used(tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(4):
+        done = warm.run(CODE, tmp_path)
+        assert done.returncode == 0, done.stderr
+        taken, brought = json.loads(done.stdout)
+        seconds.append(taken)
+    assert min(seconds[1:]) <= LIMIT * TOLERANCE, seconds
+    others = {name.partition(".")[0] for name in brought} - sys.stdlib_module_names
+    assert {name for name in others if not name.startswith("_sysconfigdata")} == {"fastinit"}
+
+
+def test_what_comes_later_is_what_type_checkers_see() -> None:
+    tree = ast.parse(Path(fastinit.__file__).read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == fastinit._HOME
+
+
+@pytest.mark.parametrize("name", fastinit.__all__)
+def test_each_name_is_there(name: str) -> None:
+    assert getattr(fastinit, name) is getattr(fastinit, name)
+    assert name in dir(fastinit)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'fastinit' has no attribute 'nothing'"):
+        _ = fastinit.nothing
+
+
+def test_names_are_found_late_in_any_mode(tmp_path: Path) -> None:
+    """Modes that change what torch makes do not change what an import makes."""
+    code = """
+    import sys, torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    import fastinit
+    with torch.device("meta"), FakeTensorMode(), torch.inference_mode():
+        for name in fastinit.__all__:
+            getattr(fastinit, name)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    fastinit.lsuv_(net, torch.randn(64, 8))
+    with fastinit.watch(net) as seen:
+        net(torch.randn(64, 8))
+    print(seen.table())
+    """
+    done = warm.run(code)
+    assert done.returncode == 0, done.stderr
