@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.timing import per_call, race
 from fastinit import init
 from fastinit.backends.choose import native
+from fastinit.command.bench import KAIMING, NARROW, NORMAL, TRUNCATED, UNIFORM, Case
 
 peer = torch.nn.init
-Fill = Callable[[Tensor], object]
-
-
-class Case(NamedTuple):
-    """One law: how fastinit, torch.nn.init and (if it has the law) NumPy fill a tensor with it."""
-
-    name: str
-    ours: Fill
-    torch: Fill
-    numpy: Callable[[np.random.Generator, Any], object] | None = None
 
 
 def _numpy_normal(generator: np.random.Generator, out: Any) -> None:
@@ -35,15 +25,10 @@ def _numpy_uniform(generator: np.random.Generator, out: Any) -> None:
     generator.random(out=out, dtype=out.dtype)
 
 
-UNIFORM = Case("uniform", init.uniform_, peer.uniform_, _numpy_uniform)
-NORMAL = Case("normal", init.normal_, peer.normal_, _numpy_normal)
-TRUNCATED = Case("trunc ±2σ", init.trunc_normal_, peer.trunc_normal_)
-NARROW = Case(
-    "trunc std=.02",
-    lambda t: init.trunc_normal_(t, std=0.02),
-    lambda t: peer.trunc_normal_(t, std=0.02),
-)
-KAIMING = Case("kaiming_uniform", init.kaiming_uniform_, peer.kaiming_uniform_)
+NUMPY: dict[str, Callable[[np.random.Generator, Any], object]] = {
+    UNIFORM.name: _numpy_uniform,
+    NORMAL.name: _numpy_normal,
+}
 
 CASES = (
     (UNIFORM, torch.float32),
@@ -111,8 +96,8 @@ def _record(
         contenders["contiguous"] = lambda: case.ours(tensor)
     else:
         contenders["torch"] = lambda: case.torch(tensor)
-    if case.numpy and dtype in (torch.float32, torch.float64):
-        array, generator, fill = tensor.numpy(), np.random.default_rng(0), case.numpy
+    if case.name in NUMPY and dtype in (torch.float32, torch.float64):
+        array, generator, fill = tensor.numpy(), np.random.default_rng(0), NUMPY[case.name]
         contenders["numpy"] = lambda: fill(generator, array)
     timings = race(contenders, rounds)
     mine = timings["fastinit"]

@@ -5,53 +5,17 @@ from __future__ import annotations
 import json
 import platform
 import re
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 import fastinit
+from fastinit.base.timing import Timing, race, wall_clock
 
-
-class Timing(NamedTuple):
-    """Seconds: the median of several rounds, and the fastest and slowest of them."""
-
-    median: float
-    fastest: float
-    slowest: float
-
-    @property
-    def spread(self) -> float:
-        """Half the distance from the fastest to the slowest round, relative to the median."""
-        return (self.slowest - self.fastest) / 2 / self.median
-
-
-def wall_clock(run: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def race(
-    contenders: Mapping[str, Callable[[], object]],
-    rounds: int,
-    clock: Callable[[Callable[[], object]], float] = wall_clock,
-) -> dict[str, Timing]:
-    """Times each contender once per round, after a round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(rounds + 1):
-        for name, run in contenders.items():
-            taken = clock(run)
-            if round_:
-                seconds[name].append(taken)
-    return {
-        name: Timing(statistics.median(all_), min(all_), max(all_))
-        for name, all_ in seconds.items()
-    }
+__all__ = ["Timing", "cpu_name", "machine", "per_call", "race", "save", "wall_clock"]
 
 
 def per_call(call: Callable[[], object], calls: int = 2000, rounds: int = 7) -> Timing:

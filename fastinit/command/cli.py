@@ -7,20 +7,33 @@ where ``--out`` says.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from typer.core import TyperGroup
 
 from fastinit.backends import installation
 from fastinit.base import memory, text
-from fastinit.command import coord, devices, faults, job, options, report, timed, trial
+from fastinit.command import (
+    bench,
+    coord,
+    devices,
+    faults,
+    job,
+    lsuv,
+    options,
+    output,
+    progress,
+    report,
+    timed,
+    trial,
+)
 from fastinit.command.asked import (
     Asked,
     Device,
@@ -38,40 +51,42 @@ from fastinit.plan.parameters import distinct_parameters, held
 from fastinit.variance.run import Run
 from fastinit.variance.watch import Watch, watch
 
-
-class _Commands(TyperGroup):
-    """The commands: what one raises becomes a line and an exit status."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, BrokenPipeError):
-            raise
-        except Exception as error:
-            if _is_usage(error) or faults.shows_tracebacks():
-                raise
-            said, status = faults.line(error)
-            typer.echo(said, err=True)
-            raise typer.Exit(status) from None
-
-
 app = typer.Typer(
-    cls=_Commands,
     help="Initialises PyTorch models at memory speed.",
-    add_completion=False,
+    epilog="Exit status: 0 done; 1 a mistake in fastinit; 2 what you can mend, said in one line; "
+    "3 coord-check: a layer is not flat; 130 interrupted.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
+command = partial(output.command, app)
 
 
-@app.command("info")
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(installation.version())
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Prints the version."),
+    ] = False,
+) -> None:
+    """Initialises PyTorch models at memory speed."""
+
+
+@command("info")
 def info_command() -> None:
     """What is installed, which backend is chosen and why."""
-    typer.echo(report.info(installation.info()))
+    found = installation.info()
+    output.say(report.info(found))
+    output.give(**found)
 
 
-@app.command("init")
+@command("init")
 def init_command(
     model_name: Model,
     seed: Seed = None,
@@ -111,13 +126,25 @@ def init_command(
         f"{type(model).__name__}, {dtype.value}, seed {recipe.seed}\n"
         f"{sum(p.numel() for p in parameters):,} elements, {size / 1e9:.2f} GB, {used}"
     )
+    results = []
     for place in places:
-        done = place.attempt(partial(timed.initialised, model, recipe, timings, compare))
-        typer.echo(f"{said}\n{done}")
+        done, data = place.attempt(partial(timed.initialised, model, recipe, timings, compare))
+        output.say(f"{said}\n{done}")
         said = ""
+        results.append(data)
+    output.give(
+        model=type(model).__name__,
+        dtype=dtype.value,
+        seed=recipe.seed,
+        elements=sum(p.numel() for p in parameters),
+        bytes=size,
+        threads=torch.get_num_threads(),
+        devices=results,
+        plan=out,
+    )
 
 
-@app.command("inspect")
+@command("inspect")
 def inspect_command(
     model_name: Model,
     seed: Seed = None,
@@ -162,22 +189,38 @@ def inspect_command(
         with held(model, place.device):
             plan.apply_(model)
             wanted = getattr(torch, dtype.value)
-            with devices.buffers_on(model, place.device), watch(model, gradients=gradients) as seen:
+            with (
+                devices.buffers_on(model, place.device),
+                watch(model, gradients=gradients) as seen,
+                progress.running("running", model, 1, gradients),
+            ):
                 run.run(model, model_name, plan.seed, place.device, wanted, gradients)
             _ = seen.layers
         return place, seen
 
     place, watched = place.attempt(watched_on)
-    typer.echo(f"{type(model).__name__}, {dtype.value}, {run}\n{place}\n")
-    typer.echo(watched.table())
+    output.say(f"{type(model).__name__}, {dtype.value}, {run}\n{place}\n")
+    output.say(watched.table())
     if out is not None:
         watched.plot(out)
+    output.give(
+        model=type(model).__name__,
+        dtype=dtype.value,
+        seed=plan.seed,
+        input={"sizes": run.sizes, "tokens": run.tokens},
+        device=str(place.device),
+        why=place.why,
+        watched=json.loads(watched.to_json()),
+        picture=out,
+    )
 
 
-app.command("coord-check")(coord.coord_command)
+command("coord-check")(coord.coord_command)
+command("lsuv")(lsuv.lsuv_command)
+command("bench")(bench.bench_command)
 
 
-@app.command("report")
+@command("report")
 def report_command(
     measured: Annotated[
         Path, typer.Argument(metavar="STATS", help="The file of JSON lines that watch(to=) wrote.")
@@ -198,10 +241,11 @@ def report_command(
     if out.exists() and out.samefile(measured):
         raise ValueError(f"--out {out} is the file that is read")
     run.report(out, measured.name)
-    typer.echo(text.pairs({**summary(run), "page": out}))
+    output.say(text.pairs({**summary(run), "page": out}))
+    output.give(steps=run.steps, layers=run.layers, page=out)
 
 
-@app.command("write")
+@command("write")
 def write_command(
     model_name: Model,
     out: Annotated[Path, typer.Option(help="The directory, which is made if there is none.")],
@@ -258,18 +302,27 @@ def write_command(
                 )
                 seconds = time.perf_counter() - started
                 rates = checkpoint.measure_rates(planned, out)
-                typer.echo(
-                    report.dry_run(about, planned, seconds, rates, memory.free_disk_bytes(out))
+                free = memory.free_disk_bytes(out)
+                output.say(report.dry_run(about, planned, seconds, rates, free))
+                output.give(
+                    **report.layout_data(planned),
+                    planned_in_seconds=seconds,
+                    made_bytes_per_second=rates.made,
+                    disk_bytes_per_second=rates.disk,
+                    expected_seconds=rates.seconds(planned.size),
+                    free_bytes=free,
                 )
             return
         if form is Format.dcp:
             started = time.perf_counter()
             checkpoint.write_dcp(model, out, plan, overwrite=overwrite)
             if speaks:
-                typer.echo(f"{about}\n\n{report.written_dcp(out, time.perf_counter() - started)}")
+                seconds = time.perf_counter() - started
+                output.say(f"{about}\n\n{report.written_dcp(out, seconds)}")
+                output.give(directory=out, seed=recipe.seed, seconds=seconds)
             return
         doing = "verifying, writing" if verify else "writing"
-        with timed.shown(doing, 1, devices.CPU, speaks) as on_progress:
+        with progress.shown(doing, 1, "bytes", speaks) as on_progress:
             written = checkpoint.write(
                 model,
                 out,
@@ -281,15 +334,28 @@ def write_command(
                 verify=verify,
             )
         if speaks:
-            typer.echo(f"{about}\n{report.size(written.layout)}\n")
-            typer.echo(report.written(written, str(out)))
+            output.say(f"{about}\n{report.size(written.layout)}\n")
+            output.say(report.written(written, str(out)))
+            output.give(
+                directory=out,
+                **report.layout_data(written.layout),
+                written_bytes=written.bytes,
+                seconds=written.seconds,
+                kept_files=written.kept,
+                verified_bytes=written.verified,
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status: 0, or 2 after bad input, said in one line."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    name = Path(sys.argv[0]).name  # which a shell completes
     try:
-        status = app(given, prog_name="fastinit", standalone_mode=False)
+        status = app(
+            given,
+            prog_name=name if name == "torch-fastinit" else "python -m fastinit",
+            standalone_mode=False,
+        )
     except typer.Abort:
         return 130
     except Exception as error:

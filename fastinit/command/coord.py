@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from fastinit import recipes
 from fastinit.base import number
-from fastinit.command import devices, faults, models, options
+from fastinit.command import devices, faults, models, options, output
 from fastinit.command.asked import Asked, Device, Dtype, OfParameters, SavedPlan, Threads
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan, Rule
@@ -127,10 +128,18 @@ def coord_command(
         return place, found
 
     place, found = place.attempt(checked_on)
-    typer.echo(f"{type(least).__name__}, {dtype.value}, {optimizer.value}, {run}\n{place}\n")
-    typer.echo(found.table())
+    output.say(f"{type(least).__name__}, {dtype.value}, {optimizer.value}, {run}\n{place}\n")
+    output.say(found.table())
     if out is not None:
         found.plot(out)
+    output.give(
+        model=type(least).__name__,
+        dtype=dtype.value,
+        optimizer=optimizer.value,
+        device=str(place.device),
+        **json.loads(found.to_json()),
+        picture=out,
+    )
     if not found.passed:
         raise typer.Exit(FAILED)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from fastinit.backends import choose as backends
-from fastinit.base import text
+from fastinit.base import text, timing
 from fastinit.fills import operator as ops
 from fastinit.stream import laws
 
@@ -152,10 +151,10 @@ def reason(error: Exception) -> str:
     return f"{first} ({code[0].strip()})" if code and code[0] not in first else first
 
 
-def clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
+def clock(device: torch.device) -> timing.Clock:
     """How a call is timed: seconds by CUDA events on a GPU, else by the clock."""
     if device.type != "cuda":
-        return _wall
+        return timing.wall_clock
 
     def events(work: Callable[[], object]) -> float:
         with torch.cuda.device(device):
@@ -168,12 +167,6 @@ def clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
             return float(start.elapsed_time(end)) / 1e3
 
     return events
-
-
-def _wall(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
 
 
 def _gpu(index: int) -> Gpu:

@@ -2,7 +2,7 @@
 
 What a user can mend (a wrong option, a file, a model that does not run, too little memory) is said in
 one line, with status 2. Anything else is a mistake in fastinit: one line too, which says where, with
-status 1. ``FASTINIT_TRACEBACK=1`` leaves every exception as it is.
+status 1. ``--debug`` leaves every exception as it is.
 """
 
 from __future__ import annotations
@@ -55,14 +55,9 @@ def line(error: BaseException) -> tuple[str, int]:
     at = f" at {Path(frame[0].filename).name}:{frame[0].lineno}" if frame else ""
     return (
         f"fastinit: a mistake in fastinit{at}: {type(error).__name__}: {_text(error)}; "
-        f"FASTINIT_TRACEBACK=1 shows all of it",
+        "--debug shows all of it",
         OURS,
     )
-
-
-def shows_tracebacks() -> bool:
-    """Whether exceptions are left as they are."""
-    return os.environ.get("FASTINIT_TRACEBACK", "") not in ("", "0")
 
 
 def finish(status: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -68,6 +68,21 @@ def init_table(measured: Sequence[tuple[Group, Moments]]) -> str:
     return groups.table([group.pattern for group in made], cells, "<>><>>", total=True)
 
 
+def init_data(measured: Sequence[tuple[Group, Moments]]) -> list[dict[str, Any]]:
+    """The same for programs: a group's names, its law, and the moments of all its elements."""
+    return [
+        {
+            "pattern": group.pattern,
+            "names": group.names,
+            "elements": group.elements,
+            "fill": str(group.fill),
+            "std": group.fill.std,
+            "measured": {"mean": float(of.mean), "std": float(of.std)},
+        }
+        for group, of in measured
+    ]
+
+
 def time_table(timings: Sequence[Timing]) -> str:
     """Seconds, and where elements were written GB/s (10^9 bytes) and nanoseconds per element."""
     rows = [("time", "seconds", "GB/s", "ns/element")]
@@ -108,6 +123,16 @@ def shard_table(shards: Sequence[Shard]) -> str:
 def size(planned: Layout) -> str:
     """How large a checkpoint is."""
     return f"{planned.elements:,} elements, {planned.size / 1e9:.2f} GB"
+
+
+def layout_data(planned: Layout) -> dict[str, Any]:
+    """A checkpoint's files, for programs."""
+    files = [
+        {"file": shard.file, "tensors": len(shard.tensors), "bytes": shard.size}
+        for shard in planned.shards
+    ]
+    whole = {"elements": planned.elements, "bytes": planned.size}
+    return {"seed": planned.seed, **whole, "files": files}
 
 
 def dry_run(about: str, planned: Layout, seconds: float, measured: Rates, free: int) -> str:

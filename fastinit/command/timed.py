@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from fastinit.backends import choose as backends
 from fastinit.base import memory, text
-from fastinit.command import devices, report
+from fastinit.command import devices, progress, report
 from fastinit.plan.fill import Fill
 from fastinit.plan.parameters import distinct_parameters, held
 from fastinit.plan.plan import Plan
@@ -28,8 +24,8 @@ def initialised(
     before: Sequence[report.Timing],
     compare: bool,
     place: devices.Choice,
-) -> str:
-    """Initialises a model, which is on meta before and afterwards, and returns what there is to say.
+) -> tuple[str, dict[str, Any]]:
+    """Initialises a model, which is on meta before and afterwards: what there is to say, and as data.
 
     Args:
         model: on meta.
@@ -49,7 +45,7 @@ def initialised(
         size = sum(parameter.nbytes for parameter in parameters)
 
         def timed(name: str, work: Callable[[OnProgress | None], object]) -> float:
-            with shown(name, elements, place.device) as on_progress:
+            with progress.shown(name, elements, speaks=on_cpu) as on_progress:
                 seconds = clock(lambda: work(on_progress))
             timings.append(report.Timing(name, seconds, elements, size))
             return seconds
@@ -58,7 +54,7 @@ def initialised(
         states = ("fresh memory", "warm memory") if on_cpu else ("first run", "later runs")
         ours = "fill" if on_cpu else f"fill by {backends.choose(place.device).name}"
         mine = [timed(f"{ours}, {s}", lambda p: recipe.apply_(model, progress=p)) for s in states]
-        with shown("measuring", elements, place.device) as on_progress:
+        with progress.shown("measuring", elements, speaks=on_cpu) as on_progress:
             measured = report.measure(model, recipe, progress=on_progress)
         ratios = {}  # of like with like: what fresh memory costs is the system's work, and anyone's
         if compare:
@@ -82,33 +78,17 @@ def initialised(
             many = text.counted("parameter", len(skipped))
             lines.append(f"torch.nn.init has no function for {many}, left out of its time only")
         lines.append(report.comparison(ratios))
-    return "\n".join(lines)
+    data = {
+        "device": str(place.device),
+        "why": place.why,
+        "groups": report.init_data(measured),
+        "timings": [timing._asdict() for timing in timings],
+        "times torch.nn.init": ratios,
+    }
+    return "\n".join(lines), data
 
 
-@contextmanager
-def shown(
-    name: str, elements: int, device: torch.device, speaks: bool = True
-) -> Iterator[OnProgress | None]:
-    """A progress bar on stderr; None, so that work goes in one piece, if that is no terminal.
-
-    A GPU's work is not cut up for it.
-
-    Args:
-        speaks: whether this process is the one to show it.
-    """
-    console = Console(stderr=True)
-    # rich takes FORCE_COLOR for a terminal, and would leave what moves a cursor in a file.
-    is_terminal = sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal
-    if not (is_terminal and speaks) or device.type != "cpu":
-        yield None
-        return
-    columns = (TextColumn("{task.description:26}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(name, total=elements)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _torch_init_(model: nn.Module, plan: Plan, progress: OnProgress | None) -> None:
+def _torch_init_(model: nn.Module, plan: Plan, on_progress: OnProgress | None) -> None:
     """The plan's laws, written by torch.nn.init one tensor after the other; the rest is left."""
     todo = [(p, next(plan[n] for n in ns if n in plan)) for ns, _, p in distinct_parameters(model)]
     total = sum(parameter.numel() for parameter, _ in todo)
@@ -116,9 +96,9 @@ def _torch_init_(model: nn.Module, plan: Plan, progress: OnProgress | None) -> N
     for parameter, fill in todo:
         if isinstance(fill, Fill) and fill.has_law:
             _torch_fill_(parameter, fill.law)
-        if progress is not None:
+        if on_progress is not None:
             written += parameter.numel()
-            progress(written, total)
+            on_progress(written, total)
 
 
 def _without_peer(plan: Plan) -> list[str]:

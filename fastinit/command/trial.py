@@ -76,7 +76,7 @@ class Trial(NamedTuple):
         """
         some = self.inputs(model, seed, device, dtype)
         doing = f"{name} does not run on {self}"
-        with faults.of_others(doing), torch.set_grad_enabled(gradients), _tables_asked(model):
+        with faults.of_others(doing), torch.set_grad_enabled(gradients), tables_asked(model):
             out = model(input_ids=some, labels=some) if self.tokens else model(some)
         loss = getattr(out, "loss", None) if self.tokens else out
         if not isinstance(loss, Tensor):
@@ -91,7 +91,7 @@ class Trial(NamedTuple):
 
 
 @contextmanager
-def _tables_asked(model: nn.Module) -> Iterator[None]:
+def tables_asked(model: nn.Module) -> Iterator[None]:
     """While in force, a row that a table does not have is an error which names the table.
 
     torch's own names neither, and on a GPU it ends every later use of the device.

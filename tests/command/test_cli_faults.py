@@ -300,10 +300,13 @@ def test_a_mistake_of_ours_is_told_from_one_of_the_user(
     assert main(["init", GOOD]) == faults.OURS
     said = capsys.readouterr().err
     assert said.startswith("fastinit: a mistake in fastinit at test_cli_faults.py:")
-    assert "FASTINIT_TRACEBACK=1 shows all of it" in said
+    assert "--debug shows all of it" in said
     monkeypatch.setenv("FASTINIT_TRACEBACK", "1")
     with pytest.raises(KeyError, match="ours"):
         main(["init", GOOD])
+    monkeypatch.delenv("FASTINIT_TRACEBACK")
+    with pytest.raises(KeyError, match="ours"):
+        main(["init", GOOD, "--debug"])
 
 
 @pytest.mark.parametrize(

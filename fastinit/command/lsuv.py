@@ -1,0 +1,126 @@
+"""``python -m fastinit lsuv MODEL --data FILE --out PLAN``: a model's plan, scaled on data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from fastinit.base import number, text
+from fastinit.command import faults, options, output, progress
+from fastinit.command.asked import Asked, Dtype, Model, OfParameters, Seed, Threads
+from fastinit.command.trial import Trial, tables_asked
+from fastinit.record.refused import DeferredError
+from fastinit.variance.affine import LSUVError
+from fastinit.variance.lsuv import lsuv_
+from fastinit.variance.lsuv_result import LSUVResult
+
+
+def lsuv_command(
+    model_name: Model,
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="A .npy file: integers [n, length], which are tokens, or floating-point inputs "
+            "[n, ...]."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Saves the scaled plan to this JSON file.")],
+    seed: Seed = None,
+    dtype: OfParameters = Dtype.float32,
+    threads: Threads = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Rows that run at once; by default all.")
+    ] = None,
+    target_std: Annotated[float, typer.Option(help="Of every layer's output.")] = 1.0,
+) -> None:
+    """Scales a model's initial weights by LSUV, so that every layer's output has one std.
+
+    The model runs on the CPU and is never in memory as a whole. The plan goes to init, inspect and write
+    as --plan.
+
+    Example: python -m fastinit lsuv gpt2-xl --data tokens.npy --out plan.json
+
+    Example: python -m fastinit lsuv my_package.model:build --data images.npy --batch 64 --out plan.json
+    """
+    options.file("--out", out)
+    target_std = number.positive("--target-std", target_std)
+    values = read(data, getattr(torch, dtype.value))
+    asked = Asked(seed, None, threads)
+    run = Trial(tuple(values.shape), tokens=not values.is_floating_point())
+    model, plan = asked.planned(model_name, dtype)
+    run.check(model, model_name)
+    rows = list(values.split(batch or len(values)))
+    with (
+        faults.of_others(f"{model_name} does not run on {data}", _OURS),
+        tables_asked(model),
+        progress.running("LSUV", model, len(rows), gradients=False),
+    ):
+        result = lsuv_(
+            model,
+            batches=rows,
+            get_input=(lambda some: {"input_ids": some}) if run.tokens else None,
+            target_std=target_std,
+        )
+    assert result.plan is not None
+    result.plan.save(out)
+    about = f"{type(model).__name__}, {dtype.value}, seed {plan.seed}"
+    output.say(f"{about}, on {text.counted('row', len(values))} of {data}\n")
+    output.say(f"{result.table()}\n\n{out}: {result.plan!r}")
+    output.give(
+        model=type(model).__name__,
+        dtype=dtype.value,
+        seed=plan.seed,
+        rows=len(values),
+        passes=result.passes,
+        layers=_layers(result),
+        missing=result.passed,
+        plan=out,
+    )
+
+
+_OURS = (ValueError, LSUVError, DeferredError, torch.OutOfMemoryError)
+"""What says by itself what is wrong."""
+
+
+def read(path: Path, dtype: torch.dtype) -> Tensor:
+    """What a model runs on: int64 tokens [n, length], or inputs [n, ...] of a dtype.
+
+    Raises:
+        ValueError: another kind of file or array; none there. OSError: it cannot be read.
+        ModuleNotFoundError: NumPy is not installed.
+    """
+    import numpy as np
+
+    try:
+        array: Any = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"--data {path} is no .npy file that np.save wrote: {error}") from None
+    kind = getattr(getattr(array, "dtype", None), "kind", "an archive")
+    if kind in "iu" and array.ndim == 2 and array.size:
+        return torch.from_numpy(array.astype(np.int64))
+    if kind == "f" and array.ndim >= 2 and array.size:
+        return torch.from_numpy(array.astype(np.float32)).to(dtype)
+    found = f"{array.dtype} {list(array.shape)}" if hasattr(array, "dtype") else kind
+    raise ValueError(
+        f"--data {path} must have integers [n, length] or floating-point values [n, ...], but "
+        f"has {found}"
+    )
+
+
+def _layers(result: LSUVResult) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": layer.name,
+            "kind": layer.kind,
+            "std_before": float(layer.before.std),
+            "scale": layer.scale,
+            "std": layer.std,
+            "target": layer.target,
+            "note": layer.note,
+        }
+        for layer in result.layers
+    ]

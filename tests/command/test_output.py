@@ -1,0 +1,118 @@
+"""What every command has: data with --json, silence with -q; and lsuv and bench."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+
+from fastinit.command import cli
+from fastinit.plan.plan import Plan
+
+np = pytest.importorskip("numpy")
+
+NET = """\
+from torch import nn
+def build(width=16):
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4))
+def table():
+    return nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4))
+"""
+
+COMMANDS = {
+    "info": (["info"], {"fastinit", "torch", "choice"}),
+    "init": (["init", "net:build", "--compare"], {"model", "seed", "elements", "devices"}),
+    "inspect": (["inspect", "net:build", "--shape", "4x8"], {"watched", "device", "input"}),
+    "coord-check": (
+        ["coord-check", "net:build", "--widths", "16,32", "--shape", "4x8", "--seeds", "2"],
+        {"passed", "layers", "widths"},
+    ),
+    "lsuv": (["lsuv", "net:build", "--data", "x.npy", "--out", "plan.json"], {"layers", "plan"}),
+    "bench": (["bench", "--device", "cpu", "--elements", "4096", "--rounds", "1"], {"laws"}),
+    "write": (["write", "net:build", "--out", "out"], {"files", "written_bytes", "seed"}),
+    "write --dry-run": (["write", "net:build", "--out", "out", "--dry-run"], {"files", "bytes"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "net.py").write_text(NET)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((64, 8)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    import sys
+
+    sys.modules.pop("net", None)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_gives_data_and_keeps_quiet(name: str, capsys) -> None:
+    arguments, keys = COMMANDS[name]
+    status = cli.main([*arguments, "--json", "--quiet"])
+    said = capsys.readouterr()
+    assert status in (0, 3)  # 3: a layer that is not flat
+    assert keys <= json.loads(said.out, parse_constant=pytest.fail).keys()
+    assert said.out.count("\n") == 1
+    assert said.err == ""
+
+
+def test_every_command_is_in_the_table() -> None:
+    listed = {command.name for command in cli.app.registered_commands}
+    assert listed - {"report"} == {name.partition(" ")[0] for name in COMMANDS}
+
+
+def test_prose_is_on_one_stream(capsys) -> None:
+    assert cli.main(["info"]) == 0
+    prose = capsys.readouterr().out
+    assert cli.main(["info", "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.err == prose
+    assert cli.main(["info", "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_version(capsys) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == cli.installation.version()
+
+
+def test_lsuv_saves_a_plan_of_which_each_layer_has_the_std_asked_for(capsys) -> None:
+    words = ["lsuv", "net:build", "--data", "x.npy", "--out", "plan.json", "--target-std", "0.5"]
+    assert cli.main([*words, "--seed", "3", "--batch", "64"]) == 0
+    assert "= std" in capsys.readouterr().out
+    plan = Plan.load("plan.json")
+    assert plan.seed == 3
+    import net
+
+    model = plan.apply_(net.build())
+    x = torch.from_numpy(np.load("x.npy")).float()
+    hidden = model[0](x)
+    # float32 moments of a BLAS's products, whose last bits are the machine's; bias is scaled apart.
+    assert hidden.std(correction=0).item() == pytest.approx(0.5, rel=0.02)  # tol of lsuv_
+    assert model(x).std(correction=0).item() == pytest.approx(0.5, rel=0.02)
+
+
+BAD = {
+    "a scalar": (np.array(3), "but has int64 []"),
+    "text": (np.array(["a"]), "but has <U1 [1]"),
+    "no rows": (np.zeros((0, 8)), "but has float64 [0, 8]"),
+    "booleans": (np.ones((2, 2), bool), "but has bool [2, 2]"),
+    "objects": (np.array([[None]]), "is no .npy file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_data_that_is_none_is_one_line(kind: str, capsys) -> None:
+    array, said = BAD[kind]
+    np.save("bad.npy", array, allow_pickle=True)
+    assert cli.main(["lsuv", "net:build", "--data", "bad.npy", "--out", "plan.json"]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+    assert not Path("plan.json").exists()
