@@ -230,7 +230,7 @@ def test_what_init_says_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "choose", lambda *_: native)
     net = nn.Linear(8, 4, device="meta")
     place = Choice(torch.device("cuda", 1), "Large", automatic=True)
-    said = timed.initialised(net, Plan.from_model(net, torch_default), [], True, place)
+    said, data = timed.initialised(net, Plan.from_model(net, torch_default), [], True, place)
     assert said.startswith("on cuda:1: Large\n")
     rows = [f"fill by {native.name}, first run", f"fill by {native.name}, later runs"]
     rows += ["torch.nn.init, first run", "torch.nn.init, later runs"]
@@ -241,3 +241,5 @@ def test_what_init_says_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert max(map(len, said.splitlines())) <= 80
     assert net.weight.is_meta
+    assert data["device"] == "cuda:1"
+    assert list(data["times torch.nn.init"].values()) == [1.0, 1.0]
