@@ -185,10 +185,12 @@ def test_files_are_as_large_as_those_of_checkpoint_write() -> None:
     assert default == inspect.signature(checkpoint.write).parameters["shard_size"].default
 
 
-def test_info_says_what_the_backends_say() -> None:
+def test_info_says_what_the_backends_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = installation.info()
+    monkeypatch.setattr(installation, "info", lambda: said)  # it times laws anew each time
     result = CliRunner().invoke(cli.app, ["info"])
     assert result.exit_code == 0
-    assert result.stdout.strip() == report.info(installation.info()).strip()
+    assert result.stdout.strip() == report.info(said).strip()
     assert torch.__version__ in result.stdout
 
 
