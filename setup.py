@@ -9,12 +9,14 @@ Environment variables:
                          as nvcc knows them); PTX of the newest is added, and of those that are
                          followed by "+PTX".
     CXX                  the C++ compiler (default: c++, g++ or clang++, the first that is found).
+    CMAKE_ARGS           further arguments for CMake, as scikit-build has them.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -163,8 +165,9 @@ class BuildExt(build_ext):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             made_by.write_text(maker)
+        further = shlex.split(os.environ.get("CMAKE_ARGS", ""))
         for command in (
-            [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *defines],
+            [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *defines, *further],
             [cmake, "--build", str(folder)],
         ):
             try:
