@@ -104,7 +104,7 @@ def package_files(sdist: Path) -> set[str]:
 def check(wheel: Path, expected: set[str]) -> None:
     """Exits unless a wheel has the package, its native module, its licence, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
+        names = {name for name in archive.namelist() if not name.endswith("/")}
     about = {name for name in names if ".dist-info/" in name}
     native = {name for name in names if name.startswith("fastinit/_native.")} - expected
     problems = {
