@@ -138,7 +138,7 @@ def _format(given: Any) -> str:
         raise TypeError(f"dtype must be a torch.dtype or a format's name, but got {given!r}")
     if name not in SCHEMES:
         known = ", ".join(SCHEMES)
-        raise ValueError(f"a checkpoint's format must be one of {known}, but got {name!r}")
+        raise ValueError(f"dtype must be one of {known}, or of 16 bits and more, but got {name!r}")
     return name
 
 

@@ -55,7 +55,7 @@ class Wrapped(NamedTuple):
 
 
 def wrapped(tensor: Tensor, argument: str = "tensor") -> Wrapped | None:
-    """What is under a tensor subclass; None of a tensor that is none, or does not say what it holds.
+    """What is under a tensor subclass; None of a tensor that is none, or holds nothing of the kind.
 
     Raises:
         NotImplementedError: inner tensors of which nothing says what they mean; scales in an order that
@@ -74,7 +74,9 @@ def wrapped(tensor: Tensor, argument: str = "tensor") -> Wrapped | None:
     said = ", ".join(f"{name} {t.dtype} {tuple(t.shape)}" for name, t in inner.items())
     what = f"{argument} is a tensor of shape {tuple(tensor.shape)} over {said}"
     known = next(((d, s) for d, s in _NAMES.items() if d in inner and s in inner), None)
-    if known is None or not inner.keys() <= {*known, _OF_TENSOR, _OF_INPUTS}:
+    if known is None:
+        return None  # the gate says what it is, such as a result to come
+    if not inner.keys() <= {*known, _OF_TENSOR, _OF_INPUTS}:
         raise NotImplementedError(f"{what}: what values these stand for is not known")
     if getattr(tensor, _SWIZZLED, False):
         raise NotImplementedError(f"{what}: its scales are swizzled, which fills do not write")

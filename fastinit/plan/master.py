@@ -65,6 +65,8 @@ def master_(
         RuntimeError: ranks with DTensors on one mesh write different plans, or one of them failed.
         NotImplementedError, RuntimeError: as :meth:`fastinit.Plan.apply_`.
 
+    >>> from torch import nn
+    >>> from fastinit import Fill
     >>> plan = Plan({"weight": Fill.normal(std=0.02)}, seed=1)
     >>> layer = plan.apply_(nn.Linear(8, 4, bias=False, dtype=torch.bfloat16))
     >>> masters = {"weight": torch.empty(4, 8)}

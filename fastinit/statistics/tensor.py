@@ -214,12 +214,14 @@ def _of_plain_memory(x: Tensor, fields: int) -> Tensor | None:
     if (dtype := x.dtype) not in laws.DTYPES:
         return None
     raw = torch.empty(fields, dtype=torch.float64, device="cpu")
+    if not (to := tensors.plain_cpu_address(raw)):  # a transform makes everything its own
+        return None
     assert backends.native.module is not None  # it is chosen
     backends.native.module.moments_contiguous(
         laws.DTYPES.index(dtype),
         address,
         x.numel(),
-        raw.data_ptr(),
+        to,
         fields == ALL_FIELDS,
         torch.get_num_threads(),
     )

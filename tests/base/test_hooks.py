@@ -139,8 +139,8 @@ def test_every_hook_on_a_module_is_one_of_these() -> None:
             called = ast.unparse(node.func).split(".")[-1]
             if called == "Uncopied":
                 given |= {a.id if isinstance(a, ast.Name) else a for a in node.args}
-            # Not those of tensors (register_hook), or of all modules, which none has.
-            elif re.fullmatch("register_(?!module_)[a-z_]+_hook", called):
+            # Not those of tensors, or of all modules, which none has.
+            elif re.fullmatch("register_(?!module_|post_accumulate_)[a-z_]+_hook", called):
                 registered.append(node)
         for call in registered:
             assert given & {call, named.get(call)}, f"{path}:{call.lineno}"

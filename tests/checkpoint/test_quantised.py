@@ -162,7 +162,7 @@ def orthogonal() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "dtype", "error", "said"),
     [
-        (Logits, "mxfp5", ValueError, "format must be one of float8_e4m3fn, .*, but got 'mxfp5'"),
+        (Logits, "mxfp5", ValueError, "dtype must be one of float8_e4m3fn, .*, but got 'mxfp5'"),
         (Logits, "mxfp8_e5m2", ValueError, "must be one of"),
         (Logits, {"*": torch.float8_e5m2}, ValueError, "must be one of .*, but got 'float8_e5m2'"),
         (Logits, {"*": 8}, TypeError, "dtype must be a torch.dtype or a format's name, but got 8"),

@@ -84,7 +84,7 @@ def test_blocks(format: str) -> None:
 def test_what_may_stand_for_other_values_is_refused(inner: dict[str, torch.Tensor]) -> None:
     model = layer(**inner)
     bias = model.bias.clone()
-    with pytest.raises(NotImplementedError, match=r"weight is a tensor of shape \(8, 64\) over"):
+    with pytest.raises(NotImplementedError, match=r"weight is a .*(over|operators of its own)"):
         PLAN.apply_(model)
     assert model.bias.equal(bias)
     assert not any(tensor.float().any() for tensor in inner.values())

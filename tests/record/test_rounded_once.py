@@ -149,7 +149,8 @@ def test_all_ways_give_the_float32_values_rounded(
     }
     check(state(given), wanted)
     check(state(applied(build, dtype)), wanted)
-    check(stored(recorded(build), tmp_path / "given", dtype), wanted)
+    if dtype.itemsize > 1:  # checkpoints have scales beside 8 bits
+        check(stored(recorded(build), tmp_path / "given", dtype), wanted)
     if dtype.itemsize > 1 and name != "orthogonal":  # torch has no such default, and no such QR
         check(state(fastinit.materialize_(recorded(build, dtype))), wanted)
         check(stored(recorded(build, dtype), tmp_path / "built", None), wanted)
