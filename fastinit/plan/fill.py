@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -79,6 +79,7 @@ class Fill:
     stream: str | None = None
     steps: tuple[Step, ...] = ()
     exact: bool = False
+    _law: Law | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checked = distributions.check(self.distribution, self.parameters)
@@ -90,8 +91,11 @@ class Fill:
         if self.steps:
             self._check_takes_steps()
             its_steps.image(*law_moments.support(self.distribution, self.parameters), self.steps)
-        if self.has_law:
-            _ = self.law  # refuses what scaling takes out of range
+        if (
+            self.distribution in CODES and not self.steps
+        ):  # it refuses what scaling takes out of range
+            law = _law(self.distribution, self.parameters, self.scale, self.exact)
+            object.__setattr__(self, "_law", law)
         for part in self.parts:
             part.region.check("a part")
             alone = part.fill.is_elementwise or (part.own and part.fill.distribution in STRUCTURES)
@@ -314,7 +318,7 @@ class Fill:
     @property
     def has_law(self) -> bool:
         """Whether every value is as one law of the stream gives it (parts apart)."""
-        return self.distribution in CODES and not self.steps
+        return self._law is not None
 
     @property
     def is_elementwise(self) -> bool:
@@ -343,9 +347,9 @@ class Fill:
         Raises:
             TypeError: a distribution of whole tensors; steps.
         """
-        if not self.has_law:
+        if self._law is None:
             raise TypeError(f"{self} is not a law of single values")
-        return _law(self.distribution, self.parameters, self.scale, self.exact)
+        return self._law
 
     @property
     def drawn(self) -> Law:

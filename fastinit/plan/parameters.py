@@ -101,6 +101,8 @@ def memory_for(
     check_place(device, dtype)
     meta, others = [], []
     for name, parameter in named:
+        if dtype is None and not parameter.is_meta:
+            continue
         if is_lazy(parameter):
             continue
         if parameter.is_meta:
@@ -203,7 +205,8 @@ def offloaded(model: nn.Module) -> set[int]:
 
 def check_here(model: nn.Module, named: Iterable[tuple[str, Tensor]]) -> None:
     """Raises NotImplementedError for tensors that are offloaded: what is written would be dropped."""
-    away = offloaded(model)
+    if not (away := offloaded(model)):
+        return
     if gone := [name for name, tensor in named if id(tensor) in away]:
         raise NotImplementedError(
             f"accelerate has offloaded these, and would drop what is written; write them before the "

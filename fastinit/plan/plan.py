@@ -280,14 +280,16 @@ class Plan(Mapping[str, Fill | Computed]):
         reshard_(model)
         with no_collection():
             walk = Walk.of(model)
-            with agreeing(meshes_of(walk), self.seed) as said:
+            meshes = meshes_of(walk)
+            with agreeing(meshes, self.seed) as said:
                 scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
                 scope.check(walk, (*self._fills, *self._aliases, *self._buffers))
                 planned = fitted(walk, self._fills, self._aliases, scope=scope)
                 scope.check_met(walk, self._aliases)
                 check_here(model, ((name, parameter) for name, parameter, _ in planned))
                 ready = prepared(self, walk, planned, scope, device, dtype, buffers, progress)
-                said.update(texts(self, planned))
+                if meshes:
+                    said.update(texts(self, planned))
             return write_prepared_(model, ready)
 
     def diff(self, other: Plan) -> list[Difference]:

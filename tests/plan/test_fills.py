@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_a_part_of_its_own_is_the_parameter_that_it_would_be(place: str, dtype) 
     view, fill = PLACES[place]
     meta = torch.empty(12, 8, device="meta")
     alone = written(fill, tuple(view(meta).shape), "part", dtype=dtype)
-    for name, given in (("part", Fill(**{**vars(fill), "stream": "part"})), ("w[0]", fill)):
+    for name, given in (("part", replace(fill, stream="part")), ("w[0]", fill)):
         if name == "w[0]":  # by default it has the name of its place
             alone = written(fill, tuple(view(meta).shape), name, dtype=dtype)
         whole = Fill.normal(std=9.0).with_part(view(meta), given, own=True)
@@ -378,7 +379,7 @@ def test_sums_that_are_inverse_softplus() -> None:
     drawn = Fill.uniform(0.1, 0.2)
     of_law = drawn.then("neg").then("expm1").then("neg").then("log")
     assert drawn.plus(of_law) == drawn.then("inverse_softplus")
-    others = (dt, Fill(**{**vars(one_way), "stream": "other"}), one_way.scaled(2.0), of_law)
+    others = (dt, replace(one_way, stream="other"), one_way.scaled(2.0), of_law)
     assert all(dt.plus(other) is None for other in others)
     assert dt.scaled(2.0).plus(one_way) is None
 
