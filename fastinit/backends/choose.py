@@ -6,7 +6,7 @@ that are not made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -31,10 +31,7 @@ def choose(device: torch.device, exact: bool = False) -> Backend:
     Raises:
         RuntimeError: a backend is forced that cannot.
     """
-    only = forced()
-    if only is None:
-        return next(b for b in BACKENDS if _why_unfilled(b, device, exact) is None)
-    return _unless(only, "fill", device, _why_unfilled(only, device, exact))
+    return _chosen("fill", device, lambda b: _why_unfilled(b, device, exact))
 
 
 def _why_unfilled(backend: Backend, device: torch.device, exact: bool) -> str | None:
@@ -47,10 +44,7 @@ def choose_blocks(device: torch.device) -> Backend:
     Raises:
         RuntimeError: a backend is forced that cannot.
     """
-    only = forced()
-    if only is None:
-        return next(b for b in BACKENDS if _why_no_blocks(b, device) is None)
-    return _unless(only, "fill blocks of", device, _why_no_blocks(only, device))
+    return _chosen("fill blocks of", device, lambda b: _why_no_blocks(b, device))
 
 
 def _why_no_blocks(backend: Backend, device: torch.device) -> str | None:
@@ -66,10 +60,7 @@ def choose_measuring(device: torch.device, higher: bool = False) -> Backend:
     Raises:
         RuntimeError: a backend is forced that cannot.
     """
-    only = forced()
-    if only is None:
-        return next(b for b in BACKENDS if _why_unmeasured(b, device, higher) is None)
-    return _unless(only, "measure", device, _why_unmeasured(only, device, higher))
+    return _chosen("measure", device, lambda b: _why_unmeasured(b, device, higher))
 
 
 def _why_unmeasured(backend: Backend, device: torch.device, higher: bool) -> str | None:
@@ -91,12 +82,14 @@ def choose_multiplying(device: torch.device, dtype: torch.dtype) -> Backend | No
     return next((b for b in candidates if b.serves_products(device, dtype) is None), None)
 
 
-def _unless(backend: Backend, doing: str, device: torch.device, reason: str | None) -> Backend:
-    if reason is not None:
-        raise RuntimeError(
-            f"backend {backend.name!r} cannot {doing} a tensor on {device}: {reason}"
-        )
-    return backend
+def _chosen(doing: str, device: torch.device, why_not: Callable[[Backend], str | None]) -> Backend:
+    """The forced backend, or the first against which nothing stands."""
+    only = forced()
+    if only is None:
+        return next(b for b in BACKENDS if why_not(b) is None)
+    if (reason := why_not(only)) is not None:
+        raise RuntimeError(f"backend {only.name!r} cannot {doing} a tensor on {device}: {reason}")
+    return only
 
 
 def native_is_chosen() -> bool:
