@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import machine, race
 from fastinit.base.text import table
-from fastinit.variance.lsuv import lsuv_
+from fastinit.variance.lsuv.lsuv import lsuv_
 
 TOLERANCE = 0.1  # of the variance: the paper's Tol_var
 ITERATIONS = 10  # the paper's T_max

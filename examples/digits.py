@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fastinit import init, schedules
 from fastinit.base.text import table
-from fastinit.variance.lsuv import lsuv_
+from fastinit.variance.lsuv.lsuv import lsuv_
 from fastinit.variance.transfer import transfer_scale_
 
 BATCH = 64

@@ -17,7 +17,7 @@ from fastinit.base.number import NumberRangeError, NumberTypeError
 from fastinit.elements.part import Part
 from fastinit.fills import agreement  # users set fastinit.agreement.check
 from fastinit.fills import operator as ops  # and call fastinit.ops.fill_ with a window
-from fastinit.variance import schedules
+from fastinit.variance.lsuv import schedules
 
 if TYPE_CHECKING:
     from fastinit import recipes
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from fastinit.record.refused import DeferredError
     from fastinit.statistics.product import linear_moments
     from fastinit.statistics.tensor import ChannelMoments, Moments, moments, moments_many
-    from fastinit.variance.affine import LSUVError
-    from fastinit.variance.coord_check import coord_check
-    from fastinit.variance.coord_result import CoordCheck
-    from fastinit.variance.lsuv import lsuv_
-    from fastinit.variance.lsuv_result import LSUVResult
-    from fastinit.variance.run import Run
+    from fastinit.variance.coord.check import coord_check
+    from fastinit.variance.coord.result import CoordCheck
+    from fastinit.variance.lsuv.affine import LSUVError
+    from fastinit.variance.lsuv.lsuv import lsuv_
+    from fastinit.variance.lsuv.result import LSUVResult
+    from fastinit.variance.run.run import Run
     from fastinit.variance.transfer import transfer_scale_
-    from fastinit.variance.watch import watch
+    from fastinit.variance.watch.watch import watch
 
 # What is not imported before somebody asks for it: a fill needs no recipes, and no LSUV.
 _LATER = {
@@ -57,14 +57,14 @@ _LATER = {
     "fastinit.record.refused": "DeferredError",
     "fastinit.statistics.product": "linear_moments",
     "fastinit.statistics.tensor": "ChannelMoments Moments moments moments_many",
-    "fastinit.variance.affine": "LSUVError",
-    "fastinit.variance.coord_check": "coord_check",
-    "fastinit.variance.coord_result": "CoordCheck",
-    "fastinit.variance.lsuv": "lsuv_",
-    "fastinit.variance.lsuv_result": "LSUVResult",
-    "fastinit.variance.run": "Run",
+    "fastinit.variance.lsuv.affine": "LSUVError",
+    "fastinit.variance.coord.check": "coord_check",
+    "fastinit.variance.coord.result": "CoordCheck",
+    "fastinit.variance.lsuv.lsuv": "lsuv_",
+    "fastinit.variance.lsuv.result": "LSUVResult",
+    "fastinit.variance.run.run": "Run",
     "fastinit.variance.transfer": "transfer_scale_",
-    "fastinit.variance.watch": "watch",
+    "fastinit.variance.watch.watch": "watch",
 }
 _HOME = {name: module for module, names in _LATER.items() for name in names.split()}
 

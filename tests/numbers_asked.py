@@ -45,7 +45,7 @@ from fastinit import (
 from fastinit.checkpoint import writing as checkpoint
 from fastinit.command import models, report
 from fastinit.stream import laws
-from fastinit.variance import schedules
+from fastinit.variance.lsuv import schedules
 
 
 def in_range(low: int, high: int) -> Callable[[Any], bool]:
@@ -415,7 +415,7 @@ ARGUMENTS |= {
     "fastinit.lsuv_:tol": Argument(lambda v: lsuv(tol=v), lambda x: 0 < x < 1),
     "fastinit.lsuv_:max_iter": Argument(lambda v: lsuv(max_iter=v), at_least(1), whole=True),
     "fastinit.transfer_scale_:factor": Argument(transferred, positive),
-    "fastinit.variance.schedules.alternating:factor": Argument(
+    "fastinit.variance.lsuv.schedules.alternating:factor": Argument(
         lambda v: [schedules.alternating(v)(place) for place in range(3)], positive
     ),
     "fastinit.coord_check:widths": Argument(

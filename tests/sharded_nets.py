@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastinit.variance.lsuv_result import LSUVResult
+from fastinit.variance.lsuv.result import LSUVResult
 
 if not dist.is_available():
     pytest.skip("a torch without distributed", allow_module_level=True)

@@ -69,9 +69,9 @@ def test_no_modules_import_each_other() -> None:
         ("fills", "plan"),
         ("plan", "record"),
         ("statistics", "variance"),
-        ("variance.plots", "variance.watched"),  # it takes names and numbers
-        ("variance.plots", "variance.lsuv_result"),
-        ("variance.run_plots", "variance.run"),
+        ("variance.plots", "variance.watch.result"),  # it takes names and numbers
+        ("variance.plots", "variance.lsuv.result"),
+        ("variance.run.plots", "variance.run.run"),
     ],
 )
 def test_what_a_folder_never_imports(here: str, never: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastinit.statistics.tensor import Moments
-from fastinit.variance.watch import Watch
+from fastinit.variance.watch.watch import Watch
 
 
 def mlp(depth: int = 4, width: int = 32, inplace: bool = False) -> nn.Sequential:

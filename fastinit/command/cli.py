@@ -48,8 +48,8 @@ from fastinit.command.asked import (
     Threads,
 )
 from fastinit.plan.parameters import distinct_parameters, held
-from fastinit.variance.run import Run
-from fastinit.variance.watch import Watch, watch
+from fastinit.variance.run.run import Run
+from fastinit.variance.watch.watch import Watch, watch
 
 app = typer.Typer(
     help="Initialises PyTorch models at memory speed.",
@@ -233,7 +233,7 @@ def report_command(
 
     Example: python -m fastinit report stats.jsonl --out report.html
     """
-    from fastinit.variance.run_report import summary
+    from fastinit.variance.run.report import summary
 
     out = out or measured.with_suffix(".html")
     options.file("--out", out)

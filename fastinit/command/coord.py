@@ -20,8 +20,8 @@ from fastinit.plan.plan import Plan, Rule
 from fastinit.record.block import deferred
 from fastinit.record.materialize import recorded_plan
 from fastinit.record.refused import DeferredError
-from fastinit.variance.coord_check import coord_check
-from fastinit.variance.coord_result import CoordCheck
+from fastinit.variance.coord.check import coord_check
+from fastinit.variance.coord.result import CoordCheck
 
 FAILED = 3
 """The exit status of a check that finds a layer which is not flat."""

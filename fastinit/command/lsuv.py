@@ -14,9 +14,9 @@ from fastinit.command import faults, options, output, progress
 from fastinit.command.asked import Asked, Dtype, Model, OfParameters, Seed, Threads
 from fastinit.command.trial import Trial, tables_asked
 from fastinit.record.refused import DeferredError
-from fastinit.variance.affine import LSUVError
-from fastinit.variance.lsuv import lsuv_
-from fastinit.variance.lsuv_result import LSUVResult
+from fastinit.variance.lsuv.affine import LSUVError
+from fastinit.variance.lsuv.lsuv import lsuv_
+from fastinit.variance.lsuv.result import LSUVResult
 
 
 def lsuv_command(

@@ -10,9 +10,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.optim import Optimizer
 
-from fastinit.variance import watch as watching
-from fastinit.variance.watch import Watch
-from fastinit.variance.watched import Measured
+from fastinit.variance.watch import watch as watching
+from fastinit.variance.watch.result import Measured
+from fastinit.variance.watch.watch import Watch
 
 
 def watch(
@@ -26,8 +26,8 @@ def watch(
     """:func:`fastinit.watch` of a model and an optimizer, as ``accelerator.prepare`` gave them.
 
     The optimizer's steps are those that are counted, however many passes each takes. The accelerator's
-    trackers get :meth:`fastinit.variance.watched.Measured.scalars` of each ``every``-th. The scale that
-    it puts on losses is divided out of gradients. Ranks watch together, if there are several.
+    trackers get :meth:`fastinit.variance.watch.result.Measured.scalars` of each ``every``-th. The
+    scale that it puts on losses is divided out of gradients. Ranks watch together, if there are several.
 
     Args:
         every: as in :func:`fastinit.watch`.

@@ -8,9 +8,9 @@ from typing import Any
 import torch.distributed as dist
 
 from fastinit.base import number
-from fastinit.variance.watch import Watch, watch
-from fastinit.variance.watch_sinks import To, sinks
-from fastinit.variance.watched import Measured
+from fastinit.variance.watch.result import Measured
+from fastinit.variance.watch.sinks import To, sinks
+from fastinit.variance.watch.watch import Watch, watch
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,7 +25,7 @@ except ImportError:
 
 class VarianceMonitor(Callback):  # type: ignore[misc]  # Any, to mypy
     """:func:`fastinit.watch` for the training of a Trainer: its loggers get
-    :meth:`fastinit.variance.watched.Measured.scalars` of each ``every``-th step.
+    :meth:`fastinit.variance.watch.result.Measured.scalars` of each ``every``-th step.
 
     A step is a batch after which the optimizer stepped, with those before it whose gradients it
     accumulated. Validation does not count. The scale of the trainer's precision is divided out of

@@ -12,8 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fastinit.base import number
 from fastinit.frameworks.accelerate import of_steps
-from fastinit.variance.watch import Watch, watch
-from fastinit.variance.watch_sinks import To
+from fastinit.variance.watch.sinks import To
+from fastinit.variance.watch.watch import Watch, watch
 
 FILE = "watch.jsonl"
 

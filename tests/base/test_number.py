@@ -189,7 +189,7 @@ NOT_ASKED = {
     "fastinit.stream.reference": "the specification sees what was checked",
     "fastinit.base.number": "tested by all of them",
     "fastinit.variance.plots": "no numbers but those of results",
-    "fastinit.variance.run_plots": "no numbers but those of results",
+    "fastinit.variance.run.plots": "no numbers but those of results",
 }
 """Modules, and why."""
 

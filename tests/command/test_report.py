@@ -12,7 +12,7 @@ pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
 from fastinit.command import cli
-from fastinit.variance.watch import watch
+from fastinit.variance.watch.watch import watch
 
 
 @pytest.fixture

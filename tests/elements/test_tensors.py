@@ -24,7 +24,7 @@ from fastinit.elements import tensors
 from fastinit.fills import operator as ops
 from fastinit.statistics.reading import MAX_DIMS
 from fastinit.stream import laws
-from fastinit.variance.affine import LSUVError
+from fastinit.variance.lsuv.affine import LSUVError
 
 SHAPE = (4, 6)
 

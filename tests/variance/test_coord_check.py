@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fastinit import CoordCheck, Plan, coord_check, recipes
-from fastinit.variance.coord_result import Coordinates, Slope
+from fastinit.variance.coord.result import Coordinates, Slope
 
 WIDTHS = [64, 128, 256]
 X = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastinit.variance.coord_plot import COLOURS, NAMED, Line, sizes_by_width
+from fastinit.variance.coord.plot import COLOURS, NAMED, Line, sizes_by_width
 
 pytest.importorskip("matplotlib")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fastinit
 from fastinit.statistics.fields import Moments
 from fastinit.statistics.tensor import moments
-from fastinit.variance.run import Run
+from fastinit.variance.run.run import Run
 
 COUNTED: dict[str, Any] = {"formats": ["e4m3"], "histogram": True}
 SCALED: dict[str, Any] = {"formats": ["nvfp4", "e5m2_tensor"], "histogram": True}

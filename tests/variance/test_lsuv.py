@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fastinit.variance import schedules
-from fastinit.variance.affine import LSUVError
-from fastinit.variance.lsuv import lsuv_
+from fastinit.variance.lsuv import schedules
+from fastinit.variance.lsuv.affine import LSUVError
+from fastinit.variance.lsuv.lsuv import lsuv_
 from fastinit.variance.transfer import transfer_scale_
 from tests.running_models import differences, everything
 

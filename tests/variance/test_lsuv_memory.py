@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from fastinit.variance.lsuv import lsuv_
-from fastinit.variance.watch import watch
+from fastinit.variance.lsuv.lsuv import lsuv_
+from fastinit.variance.watch.watch import watch
 
 MIB = 1 << 20
 

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from watching import mlp
 
-from fastinit.variance import schedules
-from fastinit.variance.lsuv import lsuv_
-from fastinit.variance.lsuv_result import LSUVResult
+from fastinit.variance.lsuv import schedules
+from fastinit.variance.lsuv.lsuv import lsuv_
+from fastinit.variance.lsuv.result import LSUVResult
 from fastinit.variance.plots import NAMED, std_before_and_after, variance_through_depth
-from fastinit.variance.watch import watch
+from fastinit.variance.watch.watch import watch
 
 pytest.importorskip("matplotlib")
 

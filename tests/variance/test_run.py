@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from watching import mlp
 
-from fastinit.variance.run import Run
-from fastinit.variance.watch import watch
-from fastinit.variance.watched import Measured
+from fastinit.variance.run.run import Run
+from fastinit.variance.watch.result import Measured
+from fastinit.variance.watch.watch import watch
 
 
 def trained(path: Path, steps: int = 5, start: int = 0, model: Any = None) -> list[Measured]:

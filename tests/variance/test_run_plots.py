@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from fastinit.variance import plot_style
-from fastinit.variance.run_plots import COLUMNS, curves, heat_map
+from fastinit.variance.run.plots import COLUMNS, curves, heat_map
 
 WHY = ["inf or NaN", "no variance", "not measured"]
 VALUES: dict[str, list[float | None]] = {

@@ -13,9 +13,9 @@ from watching import mlp
 
 pytest.importorskip("matplotlib")
 
-from fastinit.variance.run import SIGNALS, Run
-from fastinit.variance.run_report import WORST, summary, worst
-from fastinit.variance.watch import watch
+from fastinit.variance.run.report import WORST, summary, worst
+from fastinit.variance.run.run import SIGNALS, Run
+from fastinit.variance.watch.watch import watch
 
 
 class Page(HTMLParser):

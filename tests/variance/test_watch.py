@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from watching import assert_moments, hooks, mlp
 
-from fastinit.variance import schedules
-from fastinit.variance.watch import Watch, watch
-from fastinit.variance.watch_record import FOLD
+from fastinit.variance.lsuv import schedules
+from fastinit.variance.watch.record import FOLD
+from fastinit.variance.watch.watch import Watch, watch
 
 
 def test_all_numbers_are_those_of_plain_torch() -> None:

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from watching import assert_moments, hooks
 
-from fastinit.variance.watch import watch
+from fastinit.variance.watch.watch import watch
 
 
 def test_attention_and_encoders() -> None:

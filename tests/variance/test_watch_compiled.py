@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from watching import assert_alike, hooks, mlp, saved
 
-from fastinit.variance import watch_compiled
-from fastinit.variance.watch import Watch, watch
-from fastinit.variance.watched import Measured
+from fastinit.variance.watch import compiled as watch_compiled
+from fastinit.variance.watch.result import Measured
+from fastinit.variance.watch.watch import Watch, watch
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,11 @@ import fastinit
 from fastinit.statistics.formats import Counts
 from fastinit.statistics.tensor import Moments, moments
 from fastinit.stream.formats import NOTHING, Counting
-from fastinit.variance import watch_rows
-from fastinit.variance.run import Run
-from fastinit.variance.watch_cuts import Cut
-from fastinit.variance.watch_record import FOLD
-from fastinit.variance.watch_rows import Row, Seen
+from fastinit.variance.run.run import Run
+from fastinit.variance.watch import rows as watch_rows
+from fastinit.variance.watch.cuts import Cut
+from fastinit.variance.watch.record import FOLD
+from fastinit.variance.watch.rows import Row, Seen
 
 NAMES = ["e4m3", "mxfp8", "nvfp4"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from watching import assert_alike, assert_moments, mlp
 
-from fastinit.variance.watch import watch
+from fastinit.variance.watch.watch import watch
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

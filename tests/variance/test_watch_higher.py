@@ -12,9 +12,9 @@ from watching import mlp
 
 from fastinit.statistics.fields import HIGHER
 from fastinit.statistics.tensor import Moments, moments
-from fastinit.variance.run import Run
-from fastinit.variance.watch import watch
-from fastinit.variance.watched import Measured
+from fastinit.variance.run.run import Run
+from fastinit.variance.watch.result import Measured
+from fastinit.variance.watch.watch import watch
 
 SIGNALS = ("forward", "gradient", "input", "weight", "weight_gradient")
 

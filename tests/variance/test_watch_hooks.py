@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from watching import hooks, mlp, saved
 
-from fastinit.variance.watch import Watch, watch
-from fastinit.variance.watch_record import FOLD
+from fastinit.variance.watch.record import FOLD
+from fastinit.variance.watch.watch import Watch, watch
 
 
 def test_a_model_that_runs_in_several_threads() -> None:

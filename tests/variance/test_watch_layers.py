@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from watching import assert_moments, hooks, mlp
 
-from fastinit.variance.watch import watch
+from fastinit.variance.watch.watch import watch
 from tests.running_models import differences, everything
 from tests.variance.test_layers import AFFINE, COMPUTED, OTHER
 

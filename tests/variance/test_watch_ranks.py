@@ -28,7 +28,7 @@ from torch.distributed.tensor.parallel import (
 
 import fastinit
 from fastinit.base import ranks as group_of
-from fastinit.variance.watch_rows import _order
+from fastinit.variance.watch.rows import _order
 
 WORLD = 4
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from watching import assert_moments, hooks, mlp
 
-from fastinit.variance.watch import watch
-from fastinit.variance.watched import Measured
+from fastinit.variance.watch.result import Measured
+from fastinit.variance.watch.watch import watch
 
 
 def test_inputs_are_those_that_came() -> None:

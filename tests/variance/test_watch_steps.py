@@ -16,8 +16,8 @@ from torch import nn
 from watching import hooks, mlp
 
 from fastinit.base.number import NumberRangeError
-from fastinit.variance.watch import watch
-from fastinit.variance.watched import Measured
+from fastinit.variance.watch.result import Measured
+from fastinit.variance.watch.watch import watch
 
 
 def train(

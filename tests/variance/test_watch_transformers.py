@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from watching import assert_moments, hooks, mlp
 
-from fastinit.variance.watch import Watch, watch
+from fastinit.variance.watch.watch import Watch, watch
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 50}
 GPT2 = {"n_embd": 32, "n_head": 4, "n_layer": 3, "vocab_size": 50, "n_positions": 16}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastinit.variance.watch import watch
+from fastinit.variance.watch.watch import watch
 
 
 def test_json_is_strict_and_complete() -> None:

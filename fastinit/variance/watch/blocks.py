@@ -8,7 +8,7 @@ from collections.abc import Collection
 from torch import nn
 
 from fastinit.variance.layers import without_hooks
-from fastinit.variance.watch_targets import Target
+from fastinit.variance.watch.targets import Target
 
 CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 

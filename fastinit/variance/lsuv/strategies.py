@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fastinit.statistics.tensor import Moments
-from fastinit.variance.affine import AffineSums, Impossible, LSUVError, rescale
 from fastinit.variance.layers import Layer
-from fastinit.variance.lsuv_ranks import Seen
+from fastinit.variance.lsuv.affine import AffineSums, Impossible, LSUVError, rescale
+from fastinit.variance.lsuv.ranks import Seen
 
 FOLLOWS = 0.01
 """An output whose std changes by a power of its weight's scale less than this does not follow it."""
@@ -99,7 +99,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def fit(self, start: Scale, aim: Aim, center: bool) -> Fit:
-        """Raises :class:`fastinit.variance.affine.Impossible` if no scale gives that std."""
+        """Raises :class:`fastinit.variance.lsuv.affine.Impossible` if no scale gives that std."""
 
     @abstractmethod
     def rescale(self, scale: Scale) -> None: ...

@@ -1,8 +1,8 @@
 """A model that runs without being changed: whatever a forward writes is put back, to the byte.
 
 Of small buffers there are copies; all else is copied when an operation is about to write it
-(:mod:`fastinit.variance.undo`). That a large buffer was written behind torch's back, by its address or
-in another thread, is found out.
+(:mod:`fastinit.variance.lsuv.undo`). That a large buffer was written behind torch's back, by its
+address or in another thread, is found out.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fastinit.base import torch_internals as internals
 from fastinit.base.hooks import Uncopied
 from fastinit.elements.tensors import obstacle
 from fastinit.plan.parameters import reshard_
-from fastinit.variance.affine import LSUVError
-from fastinit.variance.undo import Undo, plain_parts
+from fastinit.variance.lsuv.affine import LSUVError
+from fastinit.variance.lsuv.undo import Undo, plain_parts
 
 KEPT, ALL_KEPT = 1 << 16, 1 << 19
 """Bytes: of buffers of up to so many there are copies, as long as these have no more in all."""

@@ -12,8 +12,8 @@ from fastinit.base import torch_internals as internals
 from fastinit.base.hooks import Uncopied
 from fastinit.elements import tensors
 from fastinit.stream import laws
-from fastinit.variance.lsuv_shards import Sharded
-from fastinit.variance.watch_targets import Target
+from fastinit.variance.lsuv.shards import Sharded
+from fastinit.variance.watch.targets import Target
 
 Measure = Callable[[Target, Tensor | None], None]
 """Given a target and its output; None if that has no floating-point tensor."""

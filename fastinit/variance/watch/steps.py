@@ -8,8 +8,8 @@ import torch
 from torch.optim import Optimizer
 
 from fastinit.base import number
-from fastinit.variance.watch_sinks import JsonLines, To, sinks
-from fastinit.variance.watched import Measured
+from fastinit.variance.watch.result import Measured
+from fastinit.variance.watch.sinks import JsonLines, To, sinks
 
 
 class Steps:

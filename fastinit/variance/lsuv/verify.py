@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from fastinit.base.hooks import Uncopied
 from fastinit.elements import tensors
 from fastinit.statistics.tensor import Moments
-from fastinit.variance.affine import LSUVError
 from fastinit.variance.layers import Layer
-from fastinit.variance.lsuv_hooks import PassEnded
-from fastinit.variance.lsuv_passes import Options
-from fastinit.variance.lsuv_ranks import Ranks, Seen
-from fastinit.variance.lsuv_result import Measured
-from fastinit.variance.lsuv_shards import Sharded, part_of, unbuilt_moments
-from fastinit.variance.lsuv_strategies import first
+from fastinit.variance.lsuv.affine import LSUVError
+from fastinit.variance.lsuv.hooks import PassEnded
+from fastinit.variance.lsuv.passes import Options
+from fastinit.variance.lsuv.ranks import Ranks, Seen
+from fastinit.variance.lsuv.result import Measured
+from fastinit.variance.lsuv.shards import Sharded, part_of, unbuilt_moments
+from fastinit.variance.lsuv.strategies import first
 
 
 class Verification:

@@ -14,7 +14,7 @@ from fastinit.elements import tensors
 from fastinit.statistics.tensor import moments
 from fastinit.stream import laws
 from fastinit.variance.layers import Layer
-from fastinit.variance.unchanged import RandomState
+from fastinit.variance.lsuv.unchanged import RandomState
 
 
 @dataclass

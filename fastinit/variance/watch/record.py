@@ -15,13 +15,13 @@ from fastinit.elements import tensors
 from fastinit.statistics.tensor import moments
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.stream.reference_moments import POWERS
-from fastinit.variance.outputs import why_not
-from fastinit.variance.watch_compiled import CALLS, FAILED, FIRST, VALUES, Account
-from fastinit.variance.watch_cuts import Cut, Whole, cut_of
-from fastinit.variance.watch_rows import Seen
-from fastinit.variance.watch_targets import Target
-from fastinit.variance.watch_transfer import together
-from fastinit.variance.watch_units import Units
+from fastinit.variance.watch.compiled import CALLS, FAILED, FIRST, VALUES, Account
+from fastinit.variance.watch.cuts import Cut, Whole, cut_of
+from fastinit.variance.watch.outputs import why_not
+from fastinit.variance.watch.rows import Seen
+from fastinit.variance.watch.targets import Target
+from fastinit.variance.watch.transfer import together
+from fastinit.variance.watch.units import Units
 
 FOLD = 64  # moments of so many calls are merged, so that a long watch needs no more memory
 IN_PARTS = "is in parts on several ranks, and the formats asked for are scaled by what all have"

@@ -19,7 +19,7 @@ from fastinit.elements import tensors
 from fastinit.statistics.product import linear_moments
 from fastinit.statistics.tensor import Moments
 from fastinit.variance.layers import Layer
-from fastinit.variance.lsuv_ranks import Part, Seen
+from fastinit.variance.lsuv.ranks import Part, Seen
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -28,9 +28,9 @@ from fastinit.elements import tensors
 from fastinit.fills.layer_kinds import kind_of
 from fastinit.statistics.tensor import moments
 from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS, LEAST, MAX, MIN, merged
-from fastinit.variance.outputs import runs_again
-from fastinit.variance.watch_targets import Target
-from fastinit.variance.watch_units import Units
+from fastinit.variance.watch.outputs import runs_again
+from fastinit.variance.watch.targets import Target
+from fastinit.variance.watch.units import Units
 
 CALLS, VALUES, FIRST, ALIVE, FAILED = range(5)
 """What is counted beside moments: calls, values of each unit, the place of the first call among all
@@ -253,7 +253,7 @@ def is_traced() -> bool:
 
 
 def _plain(output: Any) -> Tensor | None:
-    """As :func:`fastinit.variance.outputs.tensor_in`; None of what is no plain tensor, as DTensors."""
+    """As :func:`fastinit.variance.watch.outputs.tensor_in`, but None of DTensors and their like."""
     if isinstance(output, Tensor):
         return output if type(output) is Tensor and output.is_floating_point() else None
     parts = output.values() if isinstance(output, dict) else output

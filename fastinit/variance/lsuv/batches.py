@@ -12,7 +12,7 @@ from fastinit.base import torch_internals as internals
 from fastinit.elements import tensors
 from fastinit.statistics.tensor import moments
 from fastinit.stream import laws
-from fastinit.variance.lsuv_ranks import Ranks
+from fastinit.variance.lsuv.ranks import Ranks
 
 _END = object()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, MutableSequence
 from typing import IO, TYPE_CHECKING, Any
 
 from fastinit.base import number
-from fastinit.variance.watched import Measured
+from fastinit.variance.watch.result import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +28,8 @@ SIGNALS = {
 class Run:
     """What a watch with ``every`` measured in a training: some numbers for each layer and step.
 
-    It is a function of what was :class:`fastinit.variance.watched.Measured`, so that a watch can tell it
-    (``to=run``); :meth:`load` reads what a watch told a file. Memory: 8 bytes for each number.
+    It is a function of what was :class:`fastinit.variance.watch.result.Measured`, so that a watch can
+    tell it (``to=run``); :meth:`load` reads what a watch told a file. Memory: 8 bytes for each number.
 
     Attributes:
         steps: the numbers of those that were measured, in ascending order.
@@ -123,7 +123,7 @@ class Run:
     def heat_map(
         self, path: Any = None, ax: Axes | None = None, signal: str = "forward", title: str = ""
     ) -> Axes:
-        """:func:`fastinit.variance.run_plots.heat_map`: layers by steps, in colours.
+        """:func:`fastinit.variance.run.plots.heat_map`: layers by steps, in colours.
 
         Args:
             signal: one of :attr:`signals`.
@@ -131,7 +131,7 @@ class Run:
         Raises:
             ValueError: as the function; there is no such signal.
         """
-        from fastinit.variance.run_plots import heat_map
+        from fastinit.variance.run.plots import heat_map
 
         stds, what = self.stds(signal), SIGNALS[signal]
         said = title or f"Standard deviation of the {what}"
@@ -151,7 +151,7 @@ class Run:
             ValueError: there is no step yet.
         """
         from fastinit.base.files import replacing
-        from fastinit.variance.run_report import page
+        from fastinit.variance.run.report import page
 
         with replacing(path) as file:
             file.write(page(self, title).encode())

@@ -23,7 +23,7 @@ from fastinit.elements import tensors
 from fastinit.statistics.tensor import Moments, moments
 from fastinit.stream import keys
 from fastinit.stream.reference_moments import FIELDS, NONFINITE, merged
-from fastinit.variance.affine import AffineSums
+from fastinit.variance.lsuv.affine import AffineSums
 
 _DOING = "lsuv_"
 

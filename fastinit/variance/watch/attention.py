@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastinit.base.hooks import Uncopied
 from fastinit.variance.layers import without_hooks
-from fastinit.variance.watch_targets import Target
+from fastinit.variance.watch.targets import Target
 
 PARTS = ("query", "key", "value")
 CALLED = "scaled_dot_product_attention"

@@ -22,19 +22,19 @@ from fastinit.base import torch_internals as internals
 from fastinit.base.hooks import Uncopied
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
-from fastinit.variance.affine import AffineSums, LSUVError
 from fastinit.variance.layers import Layer, projections
-from fastinit.variance.lsuv_begun import Begun, buffers_of, is_changed, raw_moments, version
-from fastinit.variance.lsuv_passes import Passes, Scaling
-from fastinit.variance.lsuv_ranks import Seen
-from fastinit.variance.lsuv_shards import (
+from fastinit.variance.lsuv.affine import AffineSums, LSUVError
+from fastinit.variance.lsuv.begun import Begun, buffers_of, is_changed, raw_moments, version
+from fastinit.variance.lsuv.passes import Passes, Scaling
+from fastinit.variance.lsuv.ranks import Seen
+from fastinit.variance.lsuv.shards import (
     Sharded,
     laid_out_first,
     lays_out,
     part_of,
     unbuilt_moments,
 )
-from fastinit.variance.lsuv_strategies import (
+from fastinit.variance.lsuv.strategies import (
     Activated,
     Affine,
     Rerun,
@@ -43,7 +43,7 @@ from fastinit.variance.lsuv_strategies import (
     Unbuilt,
     first,
 )
-from fastinit.variance.unchanged import ModelState, RandomNumbers
+from fastinit.variance.lsuv.unchanged import ModelState, RandomNumbers
 
 
 class PassEnded(BaseException):

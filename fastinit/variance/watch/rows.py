@@ -22,8 +22,8 @@ from fastinit.statistics.formats import merged_rows
 from fastinit.statistics.tensor import Moments
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.stream.reference_moments import COUNT, NONFINITE
-from fastinit.variance.watch_cuts import Cut
-from fastinit.variance.watched import Watched
+from fastinit.variance.watch.cuts import Cut
+from fastinit.variance.watch.result import Watched
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 from fastinit.base.files import is_written
-from fastinit.variance.watched import Measured
+from fastinit.variance.watch.result import Measured
 
 
 class Writer(Protocol):

@@ -18,16 +18,16 @@ from fastinit.base import ranks
 from fastinit.base.hooks import Uncopied
 from fastinit.stream.formats import Counting
 from fastinit.variance.layers import Which
-from fastinit.variance.watch_attention import Attention
-from fastinit.variance.watch_block import Asked, Block
-from fastinit.variance.watch_blocks import block_targets
-from fastinit.variance.watch_compiled import Accounts
-from fastinit.variance.watch_record import Scaler
-from fastinit.variance.watch_rows import Rows, all_merged, watched
-from fastinit.variance.watch_sinks import To
-from fastinit.variance.watch_steps import Steps
-from fastinit.variance.watch_targets import targets
-from fastinit.variance.watched import Measured, Watched
+from fastinit.variance.watch.attention import Attention
+from fastinit.variance.watch.block import Asked, Block
+from fastinit.variance.watch.blocks import block_targets
+from fastinit.variance.watch.compiled import Accounts
+from fastinit.variance.watch.record import Scaler
+from fastinit.variance.watch.result import Measured, Watched
+from fastinit.variance.watch.rows import Rows, all_merged, watched
+from fastinit.variance.watch.sinks import To
+from fastinit.variance.watch.steps import Steps
+from fastinit.variance.watch.targets import targets
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -311,7 +311,7 @@ def watch(
 
     Args:
         model: in any mode, on any device, also compiled (``torch.compile``): graphs measure then, and
-            :mod:`fastinit.variance.watch_compiled` says how. ScriptModules in it are not watched, as
+            :mod:`fastinit.variance.watch.compiled` says how. ScriptModules in it are not watched, as
             ``missing`` says.
         layers: types, names or a predicate of (name, module); by default Linear, convolutions,
             embeddings, Bilinear, transformers' Conv1D and MultiheadAttention's projections: of its
@@ -345,9 +345,9 @@ def watch(
             when the next step has ended, so that no step waits for the device; ``layers`` and ``table``
             are those of the last one that was read. Memory for one step's numbers is all it takes.
         to: who is told of each step that is measured, on the group's first rank: a path, to whose file a
-            line of JSON is added (:class:`fastinit.variance.watch_sinks.JsonLines`); what has
+            line of JSON is added (:class:`fastinit.variance.watch.sinks.JsonLines`); what has
             ``add_scalar``, as TensorBoard's SummaryWriter; a function of what was
-            :class:`fastinit.variance.watched.Measured`; or several of these.
+            :class:`fastinit.variance.watch.result.Measured`; or several of these.
         start: the number of the first step, of a training that goes on.
         optimizer: what ends the steps: each step of it is one, whatever number of passes it takes, and
             :meth:`Watch.step` is not called. Steps that a scaler skips go with the next.

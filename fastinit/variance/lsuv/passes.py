@@ -1,7 +1,7 @@
 """LSUV's passes: what was measured of each layer, and what its weight is to be multiplied with.
 
-A call of a layer comes as one of :mod:`fastinit.variance.lsuv_strategies`, from the hooks in
-:mod:`fastinit.variance.lsuv_hooks`. Weights change for good in :meth:`Passes.apply`.
+A call of a layer comes as one of :mod:`fastinit.variance.lsuv.strategies`, from the hooks in
+:mod:`fastinit.variance.lsuv.hooks`. Weights change for good in :meth:`Passes.apply`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from fastinit.base import number
 from fastinit.statistics.tensor import Moments
-from fastinit.variance.affine import AffineSums, Impossible, LSUVError
 from fastinit.variance.layers import Layer
-from fastinit.variance.lsuv_ranks import Ranks, digest_of
-from fastinit.variance.lsuv_result import Measured
-from fastinit.variance.lsuv_strategies import (
+from fastinit.variance.lsuv.affine import AffineSums, Impossible, LSUVError
+from fastinit.variance.lsuv.ranks import Ranks, digest_of
+from fastinit.variance.lsuv.result import Measured
+from fastinit.variance.lsuv.schedules import Schedule
+from fastinit.variance.lsuv.strategies import (
     Affine,
     Aim,
     Fit,
@@ -31,7 +32,6 @@ from fastinit.variance.lsuv_strategies import (
     check_moments,
 )
 from fastinit.variance.places import Place, place_of
-from fastinit.variance.schedules import Schedule
 
 PASSES = 5  # over several batches, at most
 

@@ -18,8 +18,8 @@ from fastinit.record.block import deferred
 from fastinit.record.materialize import recorded_plan
 from fastinit.statistics.tensor import Moments, moments
 from fastinit.variance.layers import Which
-from fastinit.variance.outputs import hook_output, immeasurable, runs_again
-from fastinit.variance.watch_targets import Target, targets
+from fastinit.variance.watch.outputs import hook_output, immeasurable, runs_again
+from fastinit.variance.watch.targets import Target, targets
 
 MakeOptimizer = Callable[[nn.Module], Optimizer]
 Loss = Callable[[Any], Tensor]

@@ -26,16 +26,16 @@ from fastinit.plan.parameters import reshard_
 from fastinit.record.weights_on_demand import InMemory, weights_of
 from fastinit.stream.keys import draw_seed
 from fastinit.variance.layers import Layer, Which, find, other_weights
-from fastinit.variance.lsuv_alike import check_alike
-from fastinit.variance.lsuv_batches import Batches, Call
-from fastinit.variance.lsuv_hooks import Hooks, PassEnded
-from fastinit.variance.lsuv_passes import PASSES, Options, Passes
-from fastinit.variance.lsuv_ranks import Ranks
-from fastinit.variance.lsuv_result import LSUVResult
-from fastinit.variance.lsuv_strategies import Trials
-from fastinit.variance.lsuv_verify import Verification
-from fastinit.variance.schedules import Schedule
-from fastinit.variance.unchanged import RandomNumbers, same_random_numbers, unchanged
+from fastinit.variance.lsuv.alike import check_alike
+from fastinit.variance.lsuv.batches import Batches, Call
+from fastinit.variance.lsuv.hooks import Hooks, PassEnded
+from fastinit.variance.lsuv.passes import PASSES, Options, Passes
+from fastinit.variance.lsuv.ranks import Ranks
+from fastinit.variance.lsuv.result import LSUVResult
+from fastinit.variance.lsuv.schedules import Schedule
+from fastinit.variance.lsuv.strategies import Trials
+from fastinit.variance.lsuv.unchanged import RandomNumbers, same_random_numbers, unchanged
+from fastinit.variance.lsuv.verify import Verification
 
 
 def lsuv_(
@@ -64,7 +64,7 @@ def lsuv_(
     whose forward is torch's own follows from its output's moments; any other with a weight is run again
     on its own inputs, with what is hooked to it, until its std fits, or is left with a note. Only
     weights (and, with ``center``, biases) change, and they only if all went well; whatever else the
-    model writes is put back (:func:`fastinit.variance.unchanged.unchanged`). Weights that need no
+    model writes is put back (:func:`fastinit.variance.lsuv.unchanged.unchanged`). Weights that need no
     gradient are measured and left alone, tied ones are scaled once. A model that was built within
     :func:`fastinit.deferred` stays on meta: each parameter is written as it is used and dropped after
     that module, so that the model may be larger than memory, and the scales become part of its record.
@@ -84,7 +84,7 @@ def lsuv_(
             inputs ``q_proj``, ``k_proj`` and ``v_proj``, also where they are rows of one parameter,
             and ``out_proj``.
         target_std: a number; numbers by layer name (1 for the others); or a schedule of factors
-            (:mod:`fastinit.variance.schedules`).
+            (:mod:`fastinit.variance.lsuv.schedules`).
         tol: how far the variance of a repeated layer may be from the target, relative to it.
         max_iter: repetitions of a layer that is not affine in its weight, or with ``activation``.
         pre: "keep" takes the weights as they are, "orthonormal" first draws orthonormal ones, as the

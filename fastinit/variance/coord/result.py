@@ -197,8 +197,8 @@ class CoordCheck:
         return f"{text.counted('layer', len(self.layers))}: {found}"
 
     def plot(self, path: Any = None) -> Figure:
-        """:func:`fastinit.variance.coord_plot.sizes_by_width`: sizes and changes by width."""
-        from fastinit.variance.coord_plot import Line, sizes_by_width
+        """:func:`fastinit.variance.coord.plot.sizes_by_width`: sizes and changes by width."""
+        from fastinit.variance.coord.plot import Line, sizes_by_width
 
         lines = [
             Line(layer.name, layer.verdict, layer.sizes, layer.changes) for layer in self.layers

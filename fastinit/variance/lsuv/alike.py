@@ -22,7 +22,7 @@ from fastinit.fills import agreement
 from fastinit.plan.plan import Plan
 from fastinit.statistics.tensor import moments_many
 from fastinit.stream import laws
-from fastinit.variance.lsuv_ranks import Ranks, checksum, digest_of
+from fastinit.variance.lsuv.ranks import Ranks, checksum, digest_of
 
 
 class Held(NamedTuple):

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from fastinit.base import text
 from fastinit.variance import plot_style as style
-from fastinit.variance.run_plots import COLOURS, curves, heat_map
+from fastinit.variance.run.plots import COLOURS, curves, heat_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from fastinit.statistics.tensor import Moments
-    from fastinit.variance.run import Run
+    from fastinit.variance.run.run import Run
 
 WORST = 6  # layers that have a curve, or a line among the largest
 INK = "#010203"
@@ -98,7 +98,7 @@ def page(run: Run, title: str) -> str:
         ImportError: matplotlib is not there.
         ValueError: the run has no step yet.
     """
-    from fastinit.variance.run import SIGNALS
+    from fastinit.variance.run.run import SIGNALS
 
     said = summary(run)
     assert run.last is not None

@@ -18,10 +18,10 @@ from fastinit.base import number
 from fastinit.plan.plan import Plan, Rule
 from fastinit.recipes.optimizer_groups import param_groups
 from fastinit.recipes.rules import OPTIMIZERS
-from fastinit.variance.coord_result import CoordCheck, Coordinates
-from fastinit.variance.coord_training import Loss, MakeOptimizer, Measured, Training, built, trained
+from fastinit.variance.coord.result import CoordCheck, Coordinates
+from fastinit.variance.coord.training import Loss, MakeOptimizer, Measured, Training, built, trained
 from fastinit.variance.layers import Which
-from fastinit.variance.outputs import tensor_in
+from fastinit.variance.watch.outputs import tensor_in
 
 NORMS = ("rms", "l1")
 RATES = {"adam": 1e-3, "sgd": 0.1}

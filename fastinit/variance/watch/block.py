@@ -24,14 +24,14 @@ from fastinit.statistics.tensor import Moments, moments_many
 from fastinit.stream import laws
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.variance.layers import Layer
-from fastinit.variance.outputs import hook_output, immeasurable, runs_again, tensor_in
-from fastinit.variance.watch_attention import Attention
-from fastinit.variance.watch_compiled import Accounts, accounts_of, place_outside, refused
-from fastinit.variance.watch_cuts import Cut, text_of, whole_of
-from fastinit.variance.watch_record import IN_PARTS, Record, Scaler, scales
-from fastinit.variance.watch_rows import Row, Seen
-from fastinit.variance.watch_targets import Target
-from fastinit.variance.watch_transfer import Transfer, together
+from fastinit.variance.watch.attention import Attention
+from fastinit.variance.watch.compiled import Accounts, accounts_of, place_outside, refused
+from fastinit.variance.watch.cuts import Cut, text_of, whole_of
+from fastinit.variance.watch.outputs import hook_output, immeasurable, runs_again, tensor_in
+from fastinit.variance.watch.record import IN_PARTS, Record, Scaler, scales
+from fastinit.variance.watch.rows import Row, Seen
+from fastinit.variance.watch.targets import Target
+from fastinit.variance.watch.transfer import Transfer, together
 
 
 @dataclass(frozen=True)
