@@ -18,11 +18,13 @@ T = TypeVar("T")
 def exchange(tensor: Tensor, other: Tensor) -> None:
     """Each becomes what the other is, for whoever holds it: values, shape, device, ``requires_grad``.
 
-    Attributes and classes stay where they are, but for what wrappers such as DTensor are made of. Hooks
-    of the tensor stay its own, and so does a gradient that is on the other's device.
+    Attributes and classes stay where they are, but for those of wrappers such as DTensor, and of what
+    becomes one. Hooks of the tensor stay its own, and so does a gradient that is on the other's device.
     """
     grads = [each.grad if each.is_leaf else None for each in (tensor, other)]
-    wrapped = internals.is_traceable_wrapper_subclass(tensor)
+    wrapped = any(map(internals.is_traceable_wrapper_subclass, (tensor, other)))
+    if wrapped and type(tensor) is not type(other):
+        tensor.__class__, other.__class__ = type(other), type(tensor)
     names = [n for n in _slots(type(tensor)) if hasattr(tensor, n)] if wrapped else []
     internals.swap(tensor, other)
     for name in names:

@@ -16,7 +16,8 @@ from fastinit.base import number
 from fastinit.command import devices, faults, models, options, output
 from fastinit.command.asked import Asked, Device, Dtype, OfParameters, SavedPlan, Threads
 from fastinit.plan.parameters import distinct_parameters
-from fastinit.plan.plan import Plan, Rule
+from fastinit.plan.plan import Plan
+from fastinit.plan.ruled import Rule
 from fastinit.record.block import deferred
 from fastinit.record.materialize import recorded_plan
 from fastinit.record.refused import DeferredError

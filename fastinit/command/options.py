@@ -14,7 +14,8 @@ from pathlib import Path
 from fastinit import recipes
 from fastinit.base import memory
 from fastinit.command.trial import BATCH, LENGTH, Trial
-from fastinit.plan.plan import Plan, Rule
+from fastinit.plan.plan import Plan
+from fastinit.plan.ruled import Rule
 from fastinit.stream import keys
 
 MOST = 2**63

@@ -8,7 +8,7 @@ stored times its scales; of tensors that may hold something else nothing is gues
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
+from fastinit.elements.strided import row_major
 from fastinit.fills.blocks import Blocks
 from fastinit.fills.many import Request
 from fastinit.stream import blocks as formats
@@ -92,6 +93,42 @@ def wrapped(tensor: Tensor, argument: str = "tensor") -> Wrapped | None:
                 return Wrapped(Blocks(data, scale, name, whole, fixed_scale=1.0))
             return Wrapped(Blocks(data, scale, name, whole))
     raise NotImplementedError(f"{what}: that is no format which fills write")
+
+
+def as_tensor(blocks: Blocks, dtype: torch.dtype, argument: str = "tensor") -> Tensor:
+    """torchao's tensor over blocks: ``MXTensor`` or ``NVFP4Tensor``, as its own functions make them.
+
+    mx weights round the activations that they meet to their format, as torchao has no kernels without;
+    it emulates those unless it is told otherwise (``kernel_preference``).
+
+    Args:
+        dtype: in which it takes part in computations.
+
+    Raises:
+        NotImplementedError: torchao is not there.
+    """
+    block, shape = torch.zeros(1, FORMATS[blocks.format].block, dtype=dtype), blocks.shape
+    try:
+        if blocks.format == "nvfp4":
+            from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
+
+            like: Any = NVFP4Tensor.to_nvfp4(block, per_tensor_scale=torch.ones(()))
+        else:
+            from torchao.prototype.mx_formats.mx_tensor import MXTensor, QuantizeTensorToMXKwargs
+
+            element = formats.ELEMENTS[blocks.format] or torch.float4_e2m1fn_x2
+            inputs = QuantizeTensorToMXKwargs(elem_dtype=element)
+            like = MXTensor.to_mx(block, element, act_quant_kwargs=inputs)
+    except ImportError as error:
+        raise NotImplementedError(
+            f"{argument} cannot be a parameter in {blocks.format}: that is a tensor of torchao's, which "
+            f"is not there ({error}); install torchao, or write fastinit.Blocks of your own"
+        ) from None
+    inner = {"qdata": blocks.data, "scale": blocks.scale, _OF_TENSOR: blocks.tensor_scale}
+    names, context = like.__tensor_flatten__()
+    return type(like).__tensor_unflatten__(  # type: ignore[no-any-return]
+        {name: inner[name] for name in names}, context, shape, row_major(shape)
+    )
 
 
 def _is(name: str, data: Tensor, scale: Tensor, shape: torch.Size) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from fastinit.plan.fit import Fitted, Scope
 from fastinit.plan.names import Model
 from fastinit.plan.parameters import adopt_, memory_for
 from fastinit.plan.replay import Computed
+from fastinit.plan.storage import Format, Formats, stored_as
 from fastinit.plan.write import Checked, Entry, Progress, checked
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class Planned(Protocol):
 
     def __getitem__(self, name: str) -> Fill | Computed:
         """What a parameter shall be."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
 
 
 class Prepared(NamedTuple):
@@ -68,6 +72,7 @@ def prepared(
     dtype: torch.dtype | None,
     buffers: Mode,
     progress: Progress | None,
+    storage: Formats | None = None,
 ) -> Prepared:
     """Given parameters of a model, or parts of them, and buffers, as ``Plan.apply_`` checks them.
 
@@ -76,8 +81,15 @@ def prepared(
         scope: of the buffers that are looked at.
         buffers: what is done about those that are not as the constructor made them.
         progress: called while they are written.
+        storage: dtypes and formats of some.
     """
-    real = memory_for([(name, p) for name, p, _ in planned], device, dtype)
+    formats: Mapping[int, Format] = {}
+    if storage is not None:
+        meant = {id(parameter) for _, parameter, _ in planned}
+        places = [(place.names, place.tensor) for place in scope.places(model)]
+        elsewhere = list(plan) if scope.parts is not None else []
+        formats = stored_as(storage, model, (p for p in places if id(p[1]) in meant), elsewhere)
+    real = memory_for([(name, p) for name, p, _ in planned], device, dtype, formats)
     entries = (Entry(n, real.get(id(p), p), plan[n], part) for n, p, part in planned)
     ready = checked(entries, plan.seed, progress)
     restoring = check_buffers(model, plan.buffers, plan.seed, device, buffers, scope)

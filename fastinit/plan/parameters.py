@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from fastinit.base.text import listing
 from fastinit.base.torch_internals import end_fsdp2_forward, fsdp2_modules
 from fastinit.elements import shards as shard
 from fastinit.plan.names import Model, Walk
+from fastinit.plan.storage import Format, is_in, packed
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -91,22 +93,27 @@ def memory_for(
     named: Iterable[tuple[str, Tensor]],
     device: torch.device | str | None,
     dtype: torch.dtype | None,
+    formats: Mapping[int, Format] = MappingProxyType({}),
 ) -> dict[int, nn.Parameter]:
     """What takes the place of those of some parameters that are on meta, by the ``id`` of each.
 
+    Args:
+        formats: of some, by their ``id``; ``dtype`` is of the others.
+
     Raises:
-        ValueError: there are any, and no device; one that has memory, and in another dtype than asked;
-            a meta tensor that is no parameter.
+        ValueError: there are any, and no device; one that has memory, and in another dtype or format
+            than asked; a meta tensor that is no parameter. And as ``storage.packed``.
     """
     check_place(device, dtype)
-    meta, others = [], []
+    meta, others, known = [], [], []
     for name, parameter in named:
-        if dtype is None and not parameter.is_meta:
-            continue
-        if is_lazy(parameter):
+        format = formats.get(id(parameter))
+        if (dtype is None and format is None and not parameter.is_meta) or is_lazy(parameter):
             continue
         if parameter.is_meta:
             meta.append((name, parameter))
+        elif format is not None:
+            known.append((name, parameter))
         elif dtype is not None and parameter.dtype != wanted_dtype(parameter, dtype):
             others.append(f"{name} ({parameter.dtype})")
     if others:
@@ -114,6 +121,7 @@ def memory_for(
             f"dtype={dtype} is for parameters on meta, but there is memory of another dtype; say "
             f"model.to({dtype}) first: {listing('parameter', others)}"
         )
+    check_stored(known, formats)
     if not meta:
         return {}
     if device is None:
@@ -127,9 +135,29 @@ def memory_for(
             raise ValueError(
                 f"{name} is on meta where it is kept, and can be given no memory there"
             )
-        wanted = wanted_dtype(parameter, dtype)
-        found[id(parameter)] = allocate(parameter, torch.device(device), wanted)
+        format, place = formats.get(id(parameter)), torch.device(device)
+        if isinstance(format, str):
+            inner = wanted_dtype(parameter, dtype)
+            found[id(parameter)] = packed(name, parameter, format, place, inner)
+        else:
+            found[id(parameter)] = allocate(
+                parameter, place, wanted_dtype(parameter, format or dtype)
+            )
     return found
+
+
+def check_stored(named: Iterable[tuple[str, Tensor]], formats: Mapping[int, Format]) -> None:
+    """Raises ValueError for parameters that have memory, and are stored otherwise than asked."""
+    otherwise = [
+        f"{name} ({parameter.dtype}, asked in {formats[id(parameter)]})"
+        for name, parameter in named
+        if id(parameter) in formats and not is_in(parameter, formats[id(parameter)])
+    ]
+    if otherwise:
+        raise ValueError(
+            f"storage= is for parameters on meta, but there is memory that is stored otherwise, which "
+            f"is not changed: {listing('parameter', otherwise)}"
+        )
 
 
 def wanted_dtype(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:

@@ -8,7 +8,7 @@ another dtype they are rounded, within the bounds of their law.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,6 @@ from fastinit.base.files import write_text
 from fastinit.base.memory import no_collection
 from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
-from fastinit.elements import shards as shard
 from fastinit.fills.agreement import agreeing
 from fastinit.plan import groups
 from fastinit.plan.applied import prepared, texts, write_prepared_
@@ -34,15 +33,10 @@ from fastinit.plan.json_form import plan_from_json, plan_to_json
 from fastinit.plan.names import Walk
 from fastinit.plan.parameters import check_here, distinct_parameters, meshes_of, reshard_
 from fastinit.plan.replay import Computed
+from fastinit.plan.ruled import Rule, by_rule
+from fastinit.plan.storage import Formats
 from fastinit.plan.write import Progress
 from fastinit.stream.keys import STREAM_VERSION, check_seed
-
-Rule = Callable[[str, nn.Module, torch.Size, Any], Fill | None]
-"""(full name, module that owns the parameter, shape, configuration) to its Fill; None if it has none.
-
-A rule may have a method ``check(names)``, which is given the names of all parameters and raises a
-ValueError for a model that the rule is not made for.
-"""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -122,36 +116,7 @@ class Plan(Mapping[str, Fill | Computed]):
             (``fastinit.elements.shards.check_held``). TypeError: a rule that cannot be called, or that
             gives something else than a Fill or None.
         """
-        if not callable(rule):
-            raise TypeError(
-                f"rule must be a function such as recipes.torch_default, but got {rule!r}"
-            )
-        if config is None:
-            config = getattr(model, "config", None)
-        fills: dict[str, Fill | Computed] = {}
-        aliases: dict[str, str] = {}
-        uncovered = []
-        scope = Scope(parts=parts)
-        scope.check(model, ())
-        found = list(scope.places(model))
-        if (check := getattr(rule, "check", None)) is not None:
-            check([place.names[0] for place in found])
-        for names, module, parameter, part in found:
-            if part is None:
-                shard.check_held(parameter, names[0])  # its shape would be that of a part
-            shape = parameter.shape if part is None else torch.Size(part.shape)
-            fill = rule(names[0], module, shape, config)
-            if fill is None:
-                uncovered.append(f"{names[0]} ({type(module).__name__})")
-            elif fills.get(names[0], fill) != fill:
-                raise ValueError(
-                    f"the rule fills parts of {names[0]} differently: {fills[names[0]]} and {fill}"
-                )
-            else:
-                fills[names[0]] = fill
-                aliases.update(dict.fromkeys(names[1:], names[0]))
-        if uncovered:
-            raise ValueError(f"the rule has no Fill for {listing('parameter', uncovered)}")
+        fills, aliases = by_rule(model, rule, config, parts)
         return cls(fills, seed=seed, aliases=aliases)
 
     @property
@@ -206,6 +171,7 @@ class Plan(Mapping[str, Fill | Computed]):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        storage: Formats | None = None,
         only: str | Iterable[str] | None = None,
         prefix: str = "",
         parts: Parts | None = None,
@@ -237,6 +203,11 @@ class Plan(Mapping[str, Fill | Computed]):
                 has on meta, as with :func:`fastinit.materialize_`. It is the dtype of shards too, and
                 so of what an optimizer steps: FSDP2 casts what it gathers to its policy's
                 ``param_dtype`` whatever it is, and wants one dtype within each module that it shards.
+            storage: of parameters on meta, by patterns of names as in ``only``, of which the first that
+                matches counts: a floating-point dtype, or "mxfp8", "mxfp8_e5m2", "mxfp4" or "nvfp4" for
+                weights of ``torch.nn.Linear``. These become tensors of torchao's, which has to be there,
+                and need no gradient; ``dtype`` is then that in which they take part in computations.
+                Parameters with memory have to be stored so already.
             only: shell-style patterns (or names) of parameters and buffers, one or several; ``*``
                 matches dots too. What none matches is left alone, and may be on meta, unwritable or
                 unknown to the plan; what one matches has to fit as a whole model does. A tied
@@ -262,14 +233,16 @@ class Plan(Mapping[str, Fill | Computed]):
                 memory; a buffer on meta that the plan does not know, or without a ``device``; buffers
                 that are not as they were made; parameters that the plan lacks or the model lacks;
                 parameters that the plan ties and the model does not, or the other way round; a pattern
-                that matches nothing of the plan or, without ``parts``, of the model; a prefix without
-                its dot; a dtype that is not floating-point; a Part of another shape than the tensor's,
-                or two of one name that say two full shapes.
+                that matches nothing of the plan or, without ``parts``, of the model, or in ``storage``
+                nothing of its kind; a format that is not known, or of a shape without whole blocks; a
+                prefix without its dot; a dtype that is not floating-point; a Part of another shape than
+                the tensor's, or two of one name that say two full shapes.
             TypeError: a dtype that is none, patterns or a prefix that are no text.
             RuntimeError: ranks with DTensors on one mesh apply different plans, or one of them failed.
             NotImplementedError, RuntimeError: a parameter that cannot be written
                 (``fastinit.ops.check_writable``), or of which nobody knows the elements: parts of
-                FSDP1, ZeRO-3 and Megatron, Partial DTensors (``fastinit.elements.shards.check_held``).
+                FSDP1, ZeRO-3 and Megatron, Partial DTensors (``fastinit.elements.shards.check_held``); a
+                DTensor in a block format, or one of more than one law, or no torchao.
 
         >>> plan = Plan({f"h.{i}.weight": Fill.normal() for i in range(3)})
         >>> whole = nn.ModuleDict({"h": nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(3))})
@@ -287,7 +260,9 @@ class Plan(Mapping[str, Fill | Computed]):
                 planned = fitted(walk, self._fills, self._aliases, scope=scope)
                 scope.check_met(walk, self._aliases)
                 check_here(model, ((name, parameter) for name, parameter, _ in planned))
-                ready = prepared(self, walk, planned, scope, device, dtype, buffers, progress)
+                ready = prepared(
+                    self, walk, planned, scope, device, dtype, buffers, progress, storage
+                )
                 if meshes:
                     said.update(texts(self, planned))
             return write_prepared_(model, ready)

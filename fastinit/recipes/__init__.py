@@ -20,7 +20,7 @@ In: a name, a module, its shape and config. Out: Fills.
 It may import base, elements, stream, fills, plan.
 """
 
-from fastinit.plan.plan import Rule
+from fastinit.plan.ruled import Rule
 from fastinit.recipes.depth import completep, depth_multiplier, depth_mup
 from fastinit.recipes.optimizer_groups import param_groups
 from fastinit.recipes.orthogonal_layers import delta_orthogonal, orthogonal

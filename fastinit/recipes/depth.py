@@ -16,7 +16,8 @@ from fastinit.base import number
 from fastinit.base.patterns import Patterns, matches, several
 from fastinit.base.text import listing
 from fastinit.plan.fill import Fill
-from fastinit.plan.plan import Plan, Rule
+from fastinit.plan.plan import Plan
+from fastinit.plan.ruled import Rule
 from fastinit.recipes.rules import Checked, Scaling, check_optimizer, count_of
 from fastinit.recipes.widths import Growth, base_shapes, growth, learning_rate, mup
 

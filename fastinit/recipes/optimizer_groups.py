@@ -8,7 +8,7 @@ from torch import nn
 
 from fastinit.base import number
 from fastinit.plan.parameters import distinct_parameters
-from fastinit.plan.plan import Rule
+from fastinit.plan.ruled import Rule
 from fastinit.recipes.rules import Scaling, check_optimizer, check_rule, scaling_of
 
 

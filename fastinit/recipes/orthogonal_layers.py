@@ -11,7 +11,7 @@ from fastinit.base import number
 from fastinit.fills import fans
 from fastinit.fills.layer_kinds import CONVOLUTIONS, TRANSPOSED
 from fastinit.plan.fill import Fill
-from fastinit.plan.plan import Rule
+from fastinit.plan.ruled import Rule
 from fastinit.recipes.fills import ZERO
 from fastinit.recipes.roles import by_role, role
 from fastinit.recipes.rules import first_of

@@ -13,7 +13,7 @@ from fastinit.base.patterns import Patterns, matches, several
 from fastinit.fills import fans
 from fastinit.fills.layer_kinds import CONVOLUTIONS
 from fastinit.plan.fill import Fill
-from fastinit.plan.plan import Rule
+from fastinit.plan.ruled import Rule
 from fastinit.recipes.fills import ONE, ZERO, embedding, normal, uniform
 from fastinit.recipes.roles import own_name, role
 from fastinit.recipes.rules import (

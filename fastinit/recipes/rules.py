@@ -17,7 +17,7 @@ from fastinit.base import number
 from fastinit.base.patterns import Patterns, matches, several
 from fastinit.base.text import listing
 from fastinit.plan.fill import Fill
-from fastinit.plan.plan import Rule
+from fastinit.plan.ruled import Rule
 
 
 class Scaling(NamedTuple):

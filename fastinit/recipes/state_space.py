@@ -17,7 +17,7 @@ from torch import nn
 from fastinit.base import number
 from fastinit.fills import fans
 from fastinit.plan.fill import Fill
-from fastinit.plan.plan import Rule
+from fastinit.plan.ruled import Rule
 from fastinit.recipes.fills import ONE, ZERO, normal, within
 from fastinit.recipes.pretrained import plain, std_of
 from fastinit.recipes.roles import own_name, role

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastinit.fills.layer_kinds import is_conv1d
 from fastinit.plan.fill import Fill
-from fastinit.plan.plan import Rule
+from fastinit.plan.ruled import Rule
 from fastinit.recipes.fills import ZERO, normal
 from fastinit.recipes.pretrained import plain, std_of
 from fastinit.recipes.roles import by_role, own_name, role

@@ -22,7 +22,8 @@ from fastinit.base.text import listing
 from fastinit.fills.layer_kinds import EMBEDDINGS, TRANSPOSED, is_conv1d
 from fastinit.plan.fill import Fill
 from fastinit.plan.parameters import distinct_parameters
-from fastinit.plan.plan import Plan, Rule
+from fastinit.plan.plan import Plan
+from fastinit.plan.ruled import Rule
 from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.recipes.roles import is_matrix
 from fastinit.recipes.rules import Checked, Scaling, check_optimizer

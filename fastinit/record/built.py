@@ -80,6 +80,13 @@ def built(module: nn.Module) -> Built | None:
     return found[1] if found is not None and found[0]() is module else None
 
 
+def remembered(model: nn.Module) -> Iterator[Tensor]:
+    """What is kept of its parameters: other tensors of the same memory."""
+    for module in model.modules():
+        if (left := built(module)) is not None:
+            yield from left.parameters.values()
+
+
 def forget(model: nn.Module) -> None:
     """As a model is written, only small buffers of known values are remembered of it any more."""
     for module in model.modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -19,8 +20,10 @@ from fastinit.plan.history import Made, View
 from fastinit.plan.names import named_buffers
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
+from fastinit.plan.storage import Format, Formats, stored_as
+from fastinit.plan.storage import packed as pack
 from fastinit.plan.write import Entry, Progress, checked
-from fastinit.record.built import check_shared, forget
+from fastinit.record.built import check_shared, forget, remembered
 from fastinit.record.memories import META, Memory, memory_of
 from fastinit.record.model_record import MANY, ModelRecord, one_law
 
@@ -57,6 +60,7 @@ def materialize_(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     *,
+    storage: Formats | None = None,
     prefix: str = "",
     parts: Parts | None = None,
     progress: Progress | None = None,
@@ -72,6 +76,8 @@ def materialize_(
         device: where; by default where the constructor would have put each parameter.
         dtype: of floating-point parameters; by default the constructor's. What the constructor
             computed is computed from float32 values, and rounded once.
+        storage: dtypes and formats of some parameters, by patterns of names, as of
+            :meth:`fastinit.Plan.apply_`.
         prefix: as of :func:`recorded_plan`.
         parts: as of :meth:`fastinit.Plan.apply_`. A tensor that holds only a part gets the elements that
             the law of its constructor gives the whole; what no chance had a part in is as it was
@@ -80,11 +86,15 @@ def materialize_(
 
     Raises:
         ValueError: as :func:`recorded_plan`, and buffers on meta of which nothing is recorded; the model
-            is then as it was. A part that was drawn otherwise than by one law for all of it.
-        NotImplementedError, RuntimeError: a parameter that cannot be written.
+            is then as it was. A part that was drawn otherwise than by one law for all of it. ``storage``
+            that :meth:`fastinit.Plan.apply_` would refuse; a block format of a parameter whose memory
+            others have too.
+        NotImplementedError, RuntimeError: a parameter that cannot be written, or not in its format.
     """
     check_shared(model, prefix)
-    return write_recorded_(model, device, dtype, prefix=prefix, parts=parts, progress=progress)
+    return write_recorded_(
+        model, device, dtype, storage=storage, prefix=prefix, parts=parts, progress=progress
+    )
 
 
 def write_recorded_(
@@ -92,6 +102,7 @@ def write_recorded_(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     *,
+    storage: Formats | None = None,
     prefix: str = "",
     parts: Parts | None = None,
     progress: Progress | None = None,
@@ -113,21 +124,39 @@ def write_recorded_(
             f"nothing tells the numbers of the whole where {MANY}: {listing('parameter', drawn)}"
         )
     parameters.check_here(model, ((name, parameter) for name, parameter, _ in record.parameters))
+    formats: Mapping[int, Format] = {}
+    if storage is not None:
+        places = [(place.names, place.tensor) for place in record.scope.places(model)]
+        formats = stored_as(storage, model, places, list(plan) if parts is not None else [])
+        parameters.check_stored(((n[0], t) for n, t in places if not t.is_meta), formats)
     made: dict[Memory, Tensor] = {}
+    packed: dict[Memory, nn.Parameter] = {}
     entries, results = [], []
     for name, parameter, memory in record.parameters:
-        if dtype is not None and parameter.dtype != memory.contents.dtype:
-            raise ValueError(
-                f"{name} is a view of {memory.contents.dtype} memory as {parameter.dtype}, which "
-                f"cannot be {dtype}"
-            )
-        if memory in made:
-            continue
-        made[memory], is_given = _memory(memory, plan[name], device, dtype)
-        if is_given:
-            continue
         fill = plan[name]
         full, part = record.cut.get(name, (name, None))
+        wanted = formats.get(id(parameter), dtype)
+        if isinstance(wanted, str):
+            place, inner = place_of(memory, device), parameters.wanted_dtype(parameter, dtype)
+            packed[memory] = pack(name, parameter, wanted, place, inner)
+            its = fill if part is None else one_law(fill, part) or fill
+            entries.append(Entry(full, packed[memory], its, part))
+            continue
+        if wanted is not None and parameter.dtype != memory.contents.dtype:
+            raise ValueError(
+                f"{name} is a view of {memory.contents.dtype} memory as {parameter.dtype}, which "
+                f"cannot be {wanted}"
+            )
+        if memory in made:
+            is_its = made[memory].dtype == parameters.wanted_dtype(parameter, wanted)
+            if formats and not is_its:
+                raise ValueError(
+                    f"{name} has the memory of a parameter that storage= makes {made[memory].dtype}"
+                )
+            continue
+        made[memory], is_given = _memory(memory, fill, device, wanted)
+        if is_given:
+            continue
         if part is not None and (law := one_law(fill, part)) is not None:
             entries.append(Entry(full, view_of(made[memory], parameter), law, part))
         elif memory.contents.is_result:
@@ -136,8 +165,9 @@ def write_recorded_(
             entries.append(Entry(name, view_of(made[memory], parameter), fill))
         else:
             entries.append(Entry(name, made[memory], record.computed(memory)))
+    _check_alone(record, model, packed)
     others = {memory: place_of(memory, device) for _, _, memory in record.others}
-    related = _related(record, {*made, *others})
+    related = _related(record, {*made, *packed, *others})
     others |= {memory: place_of(memory, device) for memory in related}
     checked(entries, plan.seed, progress).write()
     for memory in [*results, *[other for other in others if other not in made]]:
@@ -146,6 +176,9 @@ def write_recorded_(
     known = [tensor for _, tensor, _ in (*record.parameters, *record.others)]
     forget(model)
     _give(record, made, known, dtype, search=bool(related))
+    for _, parameter, memory in record.parameters:
+        if memory in packed:
+            exchange(parameter, packed[memory])
     record.pin_names()
     note_filled(tensor for _, tensor, _ in (*record.parameters, *record.others))
     return model
@@ -160,6 +193,24 @@ def recorded_buffers(model: nn.Module) -> dict[str, Computed]:
     record = ModelRecord(model)
     of = {id(t): record.computed(memory, View.of(t)) for _, t, memory in record.others}
     return {name: of[id(buffer)] for name, buffer in named_buffers(model) if id(buffer) in of}
+
+
+def _check_alone(record: ModelRecord, model: nn.Module, packed: Mapping[Memory, Tensor]) -> None:
+    """Raises ValueError if other tensors have the memory of a parameter that will be packed."""
+    if not packed:
+        return
+    owners = {memory: (name, p) for name, p, memory in record.parameters if memory in packed}
+    own = {id(tensor) for tensor in (*remembered(model), *(p for _, p in owners.values()))}
+    shared = {
+        owners[memory][0]
+        for tensor in living(Tensor, lambda tensor: memory_of(tensor) in owners)
+        if id(tensor) not in own and (memory := memory_of(tensor)) is not None
+    }
+    if shared:
+        raise ValueError(
+            f"what is packed has memory of its own, but there are other tensors of that of "
+            f"{listing('parameter', sorted(shared))}"
+        )
 
 
 def place_of(memory: Memory, device: torch.device | str | None = None) -> torch.device:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from same_bits import bits
 
-from fastinit import Blocks, Fill, Plan, init
+from fastinit import Blocks, Fill, Part, Plan, deferred, init, materialize_, recorded_plan
 from fastinit.stream import laws
 from fastinit.stream.blocks import float8_scale_of
 
@@ -115,6 +116,83 @@ def test_a_plan_writes_float8_parameters(granularity: str, dtype: torch.dtype) -
         torch.empty(SHAPE, dtype=dtype), std=0.02, seed=3, name="weight", scale=scale
     )
     assert held.dequantize().equal(eight.float() * scale)
+
+
+BLOCKS = [*ELEMENTS, "nvfp4"]
+
+
+def planned(net: torch.nn.Module, **given: Any) -> torch.nn.Module:
+    return recorded_plan(net).apply_(net, device="cpu", **given)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("write", [planned, materialize_])
+@pytest.mark.parametrize("format", BLOCKS)
+def test_parameters_on_meta_become_packed_ones(format: str, write: Any, dtype: Any) -> None:
+    """In place, of the values of Blocks; they run, are copied, saved, and written again."""
+    with deferred(seed=3):
+        net = torch.nn.Sequential(torch.nn.Linear(512, 48), torch.nn.Linear(48, 8))
+        torch.nn.init.normal_(net[0].weight, std=0.02)
+    weight = net[0].weight
+    weight.kept = 7
+    write(net, dtype=dtype, storage={"0.weight": format, "0.bias": torch.float8_e5m2})
+    key: dict[str, Any] = {"std": 0.02, "seed": 3, "name": "0.weight"}
+    want = init.normal_(Blocks.empty(SHAPE, format), **key)
+    assert net[0].weight is weight
+    assert weight.kept == 7
+    assert isinstance(weight, torch.nn.Parameter)
+    assert weight.dtype == net[1].weight.dtype == (dtype or torch.float32)
+    assert not weight.requires_grad
+    assert weight.dequantize(torch.float32).equal(want.values())
+    x = torch.ones(32, 512, dtype=weight.dtype)
+    out = torch.nn.functional.linear(x, weight)
+    assert out.dtype == x.dtype
+    if format == "nvfp4":  # of weights alone; mx rounds ones to ones
+        assert out.equal(x @ weight.dequantize(x.dtype).t())
+    again = copy.deepcopy(net)
+    Plan({"0.weight": Fill.normal()}).apply_(again, only="0.weight", storage={"0.*": format})
+    assert not again[0].weight.dequantize(torch.float32).equal(want.values())
+    again.load_state_dict(net.state_dict(), assign=True)
+    assert again[0].weight.dequantize(torch.float32).equal(want.values())
+
+
+@pytest.mark.parametrize("write", [planned, materialize_])
+def test_what_cannot_be_packed_is_refused_before_anything_is_written(write: Any) -> None:
+    def net(orthogonal: bool = False, view: bool = False) -> torch.nn.Module:
+        with deferred(seed=3):
+            made = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 48))
+            made.append(torch.nn.Linear(48, 8))
+            if orthogonal:
+                torch.nn.init.orthogonal_(made[0].weight)
+            if view:
+                made.view = made[0].weight.detach()[:2]
+        return made
+
+    for made, format, said in (
+        (net(), "mxfp4", "2.weight: the last size must be of whole blocks of 32"),
+        (net(orthogonal=True), "nvfp4", "0.weight is stored as packed values and scales, .*orthog"),
+        *([] if write is planned else [(net(view=True), "nvfp4", "other tensors .* 0.weight")]),
+    ):
+        with pytest.raises((NotImplementedError, ValueError), match=said):
+            write(made, storage={"*": format})
+        assert all(parameter.is_meta for parameter in made.parameters())
+
+
+def test_a_part_is_packed_in_whole_blocks() -> None:
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+
+    part = Part(SHAPE, name="w").chunk(0, 4, 1)
+    layer = torch.nn.Linear(512, 12, bias=False, device="meta")
+    plan, key = Plan({"w": Fill.normal(std=0.02)}, seed=3), {"storage": {"w": "mxfp4"}}
+    plan.apply_(layer, device="cpu", parts={"weight": part}, **key)
+    assert isinstance(layer.weight, MXTensor)
+    want = init.normal_(Blocks.empty(SHAPE, "mxfp4"), std=0.02, seed=3, name="w")
+    assert layer.weight.dequantize(torch.float32).equal(want.values()[12:24])
+    cut = torch.nn.Linear(32, 48, bias=False, device="meta")
+    columns = Part((48, 96), (((0, 48),), ((16, 32),)), name="w")
+    with pytest.raises(ValueError, match="whole blocks"):
+        plan.apply_(cut, device="cpu", parts={"weight": columns}, **key)
+    assert cut.weight.is_meta
 
 
 def test_what_a_tensor_may_not_hold_is_refused_before_anything_is_written() -> None:

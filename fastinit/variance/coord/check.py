@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fastinit import init
 from fastinit.base import number
-from fastinit.plan.plan import Plan, Rule
+from fastinit.plan.plan import Plan
+from fastinit.plan.ruled import Rule
 from fastinit.recipes.optimizer_groups import param_groups
 from fastinit.recipes.rules import OPTIMIZERS
 from fastinit.variance.coord.result import CoordCheck, Coordinates

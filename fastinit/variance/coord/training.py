@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from fastinit.base.text import listing
 from fastinit.plan.parameters import distinct_parameters
-from fastinit.plan.plan import Plan, Rule
+from fastinit.plan.plan import Plan
+from fastinit.plan.ruled import Rule
 from fastinit.record.block import deferred
 from fastinit.record.materialize import recorded_plan
 from fastinit.statistics.tensor import Moments, moments
