@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
-from fastinit.base import number
+from fastinit.base import html, number
 
 WIDTH = 80
 
@@ -16,8 +16,13 @@ _UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
 def table(
-    rows: Sequence[Sequence[str]], align: str, *, total: bool = False, width: int = WIDTH
-) -> str:
+    rows: Sequence[Sequence[str]],
+    align: str,
+    *,
+    total: bool = False,
+    width: int = WIDTH,
+    fit: Callable[[str, int], str] | None = None,
+) -> html.Table:
     """Rows as text, the first of them the header, under which a rule is drawn.
 
     Args:
@@ -25,7 +30,12 @@ def table(
         align: "<" or ">" for each column.
         total: draws a second rule above the last row.
         width: columns of the terminal; what does not fit into the first column has lines of its own.
+        fit: of a first cell and the columns that there are for it, what stands there in a terminal.
     """
+    as_html = html.table(rows, align)
+    if fit is not None:
+        space = room([row[1:] for row in rows], width)
+        rows = [(fit(row[0], space), *row[1:]) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(align))]
     widths[0] = max(8, min(widths[0], room([row[1:] for row in rows], width)))
     rule = "-" * (sum(widths) + 2 * (len(align) - 1))
@@ -40,7 +50,7 @@ def table(
         padded = [f"{c:{side}{size}}" for c, side, size in zip((first, *row[1:]), align, widths)]
         if line := "  ".join(padded).rstrip():
             lines.append(line)
-    return "\n".join(lines)
+    return html.Table("\n".join(lines), as_html)
 
 
 def room(rows: Sequence[Sequence[str]], width: int = WIDTH) -> int:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import pairwise, product
 from typing import NamedTuple
 
-from fastinit.base import text
+from fastinit.base import html, text
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
 
@@ -108,7 +108,7 @@ def table(
     *,
     total: bool = False,
     what: str = "parameter",
-) -> str:
+) -> html.Table:
     """A table of groups.
 
     Args:
@@ -131,7 +131,7 @@ def table(
     return text.table(rows, align, total=total)
 
 
-def plan_table(made: Sequence[Group], *, with_elements: bool) -> str:
+def plan_table(made: Sequence[Group], *, with_elements: bool) -> html.Table:
     """A plan's groups, with what each is filled with."""
     labels = [group.pattern for group in made]
     cells = [["count", "elements", "distribution", "std"]]

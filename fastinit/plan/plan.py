@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from fastinit.base import number
+from fastinit.base import html, number
 from fastinit.base.files import write_text
 from fastinit.base.memory import no_collection
 from fastinit.base.patterns import Choice
@@ -41,7 +41,7 @@ from fastinit.stream.keys import STREAM_VERSION, check_seed
 M = TypeVar("M", bound=nn.Module)
 
 
-class Plan(Mapping[str, Fill | Computed]):
+class Plan(html.InNotebooks, Mapping[str, Fill | Computed]):
     """An ordered map from parameter name to :class:`Fill`, with the seed of its numbers.
 
     Two plans are equal if they write the same bits: the same fills by name, seed, aliases and
@@ -313,7 +313,7 @@ class Plan(Mapping[str, Fill | Computed]):
                 raise ValueError(f"the model has no {listing('parameter', lacking)}")
         return groups.groups(self._fills, sizes)
 
-    def table(self, model: nn.Module | None = None) -> str:
+    def table(self, model: nn.Module | None = None) -> html.Table:
         """The plan as a text table of 80 columns: one line for each pattern of names and Fill.
 
         Args:

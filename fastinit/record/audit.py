@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from fastinit.base import text
+from fastinit.base import html, text
 from fastinit.base.ranks import Group, gathered_texts, members
 from fastinit.base.torch_internals import (
     is_persistent,
@@ -84,7 +84,7 @@ class Audited(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(html.InNotebooks):
     """Who wrote each parameter and buffer of a model; what :data:`MEANINGS` says of each state.
 
     ``print(audit)`` shows a table of at most 80 columns, one line for all that are called alike.
@@ -144,6 +144,10 @@ class Audit:
         return Audit(tuple(_merged(ranks) for ranks in said.values()))
 
     def __str__(self) -> str:
+        return str(self.table())
+
+    def table(self) -> html.Table:
+        """One line for each pattern of names and state, then what is tied and what is to be said."""
         states = {each.name: each.state for each in self.tensors}
         sizes = {each.name: each.elements for each in self.tensors}
         alike = groups.alike(states)
@@ -155,7 +159,7 @@ class Audit:
         ties = [f"{name}: tied to {first}" for name, first in self.tied.items()]
         lines = [textwrap.fill(tie, text.WIDTH, subsequent_indent="  ") for tie in ties]
         lines += text.reasons([(each.name, each.note) for each in self.tensors], {})
-        return "\n".join([table, *lines])
+        return table.above(lines)
 
 
 def _merged(of: Mapping[int, Audited]) -> Audited:

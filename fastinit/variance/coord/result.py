@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastinit.base import text
+from fastinit.base import html, text
 from fastinit.variance.layers import abbreviated
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Coordinates:
 
 
 @dataclass
-class CoordCheck:
+class CoordCheck(html.InNotebooks):
     """What :func:`fastinit.coord_check` found.
 
     Attributes:
@@ -167,7 +167,7 @@ class CoordCheck:
     def steps(self) -> int:
         return self.layers[0].sizes.shape[2]
 
-    def table(self) -> str:
+    def table(self) -> html.Table:
         """One line for each layer, in 80 columns: its slopes with their errors, and the verdict."""
         rows = [["layer", "init", "±", f"step {self.steps - 1}", "±", "change", "±", "verdict"]]
         for layer in self.layers:
@@ -175,16 +175,14 @@ class CoordCheck:
             for slope in (layer.init, layer.size, layer.change):
                 numbers += [_digits(slope.value, "+.2f"), _digits(slope.error, ".2f")]
             rows.append([layer.name or "the model", *numbers, layer.verdict])
-        room = text.room([row[1:] for row in rows])
-        for row in rows:
-            row[0] = abbreviated(row[0], room)
         measure = {"rms": "root mean square", "l1": "mean absolute value"}[self.norm]
         said = (
             f"slopes of log2 {measure} against log2 width, at {', '.join(map(str, self.widths))}, "
             f"{text.counted('seed', self.seeds)}; flat is within {self.tolerance:g} of 0"
         )
-        lines = [text.table(rows, "<>>>>>><"), *text.reasons(self._notes(), self.missing)]
-        return "\n".join([*lines, textwrap.fill(said, text.WIDTH), self._summary()])
+        notes = text.reasons(self._notes(), self.missing)
+        lines = [*notes, textwrap.fill(said, text.WIDTH), self._summary()]
+        return text.table(rows, "<>>>>>><", fit=abbreviated).above(lines)
 
     def _notes(self) -> list[tuple[str, str]]:
         return [(layer.name, layer.note) for layer in self.layers]

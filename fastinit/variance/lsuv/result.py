@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fastinit.base import text
+from fastinit.base import html, text
 from fastinit.plan.plan import Plan
 from fastinit.statistics.tensor import Moments
 
@@ -44,7 +44,7 @@ class Measured:
 
 
 @dataclass
-class LSUVResult:
+class LSUVResult(html.InNotebooks):
     """What was done.
 
     Attributes:
@@ -72,7 +72,7 @@ class LSUVResult:
         """By layer, the factor of its weight."""
         return {m.name: m.scale for m in self.layers}
 
-    def table(self) -> str:
+    def table(self) -> html.Table:
         """One line for each layer, in 80 columns, then what is to be said of some."""
         rows = [("layer", "std", "× scale", "= std", "target")]
         for m in self.layers:
@@ -80,7 +80,7 @@ class LSUVResult:
             stds = f"{m.before.std:.4g}", f"{m.scale:.4g}", f"{m.std:.4g}"
             rows.append((m.name or "the model", *stds, target))
         notes = text.reasons([(m.name, m.note) for m in self.layers], self.passed)
-        return "\n".join([text.table(rows, "<>>>>"), *notes])
+        return text.table(rows, "<>>>>").above(notes)
 
     def plot(self, path: Any = None, ax: Axes | None = None, label: str = "") -> Axes:
         """:func:`fastinit.variance.plots.std_before_and_after`: a picture of the std, layer by layer."""

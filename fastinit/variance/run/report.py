@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from fastinit.base import text
+from fastinit.base import html, text
 from fastinit.variance import plot_style as style
 from fastinit.variance.run.plots import COLOURS, curves, heat_map
 
@@ -241,14 +241,8 @@ def _far_out(seen: Iterable[tuple[str, str, Moments]]) -> list[list[str]]:
 
 def _html(rows: Sequence[Sequence[str]], bad_if_last: bool = False) -> str:
     """A table, whose first row is its head. Rows that say something at their end may be bad."""
-    lines = [_row("th", rows[0])]
-    lines += [_row("td", row, bad_if_last and bool(row[-1])) for row in rows[1:]]
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
-
-
-def _row(cell: str, said: Iterable[str], is_bad: bool = False) -> str:
-    cells = "".join(f"<{cell}>{escape(one)}</{cell}>" for one in said)
-    return f"<tr{' class=bad' if is_bad else ''}>{cells}</tr>\n"
+    made = html.table(rows, is_bad=lambda row: bad_if_last and bool(row[-1]))
+    return f'<div class="wide">{made}</div>'
 
 
 def _notes(run: Run) -> str:

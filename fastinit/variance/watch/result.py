@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from fastinit.base import text
+from fastinit.base import html, text
 from fastinit.statistics.fields import HIGHER
 from fastinit.statistics.plain import json_number, number_of
 from fastinit.statistics.tensor import Moments
@@ -135,7 +135,7 @@ class Measured:
                 found[f"dead/{layer.name}"] = float(layer.dead)
         return found
 
-    def table(self, gradients: bool) -> str:
+    def table(self, gradients: bool) -> html.Table:
         """One line for each layer, in 80 columns, and what is to be said below.
 
         Args:
@@ -157,13 +157,9 @@ class Measured:
         if not gradients:
             rows = [[*row[:2], *row[3:]] for row in rows]
         columns = len(rows[0])
-        others = sum(max(len(row[i]) for row in rows) for i in range(1, columns))
-        room = text.WIDTH - others - 2 * (columns - 1)
-        for row in rows:
-            row[0] = abbreviated(row[0], room)
-        lines = [text.table(rows, "<" + ">" * (columns - 1))]
-        return "\n".join(
-            lines + text.reasons([(layer.name, layer.note) for layer in self.layers], self.missing)
+        made = text.table(rows, "<" + ">" * (columns - 1), fit=abbreviated)
+        return made.above(
+            text.reasons([(layer.name, layer.note) for layer in self.layers], self.missing)
         )
 
     def plot(

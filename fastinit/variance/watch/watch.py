@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fastinit.base import ranks
+from fastinit.base import html, ranks
 from fastinit.base.hooks import Uncopied
 from fastinit.stream.formats import Counting
 from fastinit.variance.layers import Which
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-class Watch:
+class Watch(html.InNotebooks):
     """What :func:`watch` gives: a context manager, and afterwards what it saw.
 
     Entering again begins anew. A copy or a pickle has what was seen, and the model; it is not entered.
@@ -253,7 +253,7 @@ class Watch:
             missing |= self._attention.missing(block.records)
         return rows, {self.full_name(name): why for name, why in missing.items()}
 
-    def table(self) -> str:
+    def table(self) -> html.Table:
         """One line for each layer, in 80 columns: standard deviations of output and gradient, fan-in,
         Var[W], n Var[W] / 2 and its product so far, dead units and values that are not finite."""
         return self._read().table(self.asked.gradients)
