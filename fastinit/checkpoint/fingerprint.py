@@ -10,7 +10,6 @@ from hashlib import blake2b
 import torch
 
 from fastinit.checkpoint.entries import Stored
-from fastinit.checkpoint.packed import Packed
 from fastinit.checkpoint.ranges import Range, Ranges
 from fastinit.checkpoint.sources import Held, Source
 from fastinit.elements.part import Part
@@ -25,7 +24,7 @@ HASHED = 1 << 25
 def digest(source: Source, seed: int) -> str:
     """Of one source: of what a plan says of it, or of the values that this rank has or can make."""
     content = source.content
-    if isinstance(content, (Fill, Packed)):
+    if isinstance(content, Fill):
         return _hash(repr((seed, astuple(content))).encode())
     if content is None:
         return ""
@@ -33,18 +32,22 @@ def digest(source: Source, seed: int) -> str:
     return _hash(repr([part for part, _ in parts]).encode(), *_values(source, seed))
 
 
-def fingerprint(tensors: Sequence[Stored], seed: int, digests: Mapping[Source, str]) -> str:
+def fingerprint(
+    stored: Sequence[Stored], tensors: Sequence[Stored], seed: int, digests: Mapping[Source, str]
+) -> str:
     """Of all that a checkpoint holds.
 
     Args:
-        digests: of each source that ranks agreed on; of one that they have in parts, those of all parts.
+        stored: what follows from each source.
+        tensors: the same as files have it, some of it quantised: that follows from their names.
+        digests: of each source; of one that ranks have in parts, those of all parts.
     """
     what = [
-        (name, source.name, source.shape, str(source.dtype), *which, its)
-        for name, source, which in tensors
-        for its in (digests[source] if source in digests else digest(source, seed),)
+        (name, source.name, source.shape, str(source.dtype), *which, digests[source])
+        for name, source, which in stored
     ]
-    return _hash(f"{STREAM_VERSION} {seed} {what!r}".encode())
+    how = [(name, str(source.dtype)) for name, source, _ in tensors]
+    return _hash(f"{STREAM_VERSION} {seed} {what!r} {how!r}".encode())
 
 
 def _values(source: Source, seed: int) -> Iterator[memoryview]:

@@ -18,7 +18,7 @@ from fastinit.base.text import listing
 from fastinit.checkpoint.entries import stored_tensors
 from fastinit.checkpoint.fingerprint import fingerprint
 from fastinit.checkpoint.many import Ranks, agreed
-from fastinit.checkpoint.quantised import Asked, Storage, quantised
+from fastinit.checkpoint.quantised import Asked, Dtype, Layers, quantised
 from fastinit.checkpoint.ranges import Ranges
 from fastinit.checkpoint.safetensors import IS_SHARD, Shard, index, shards
 from fastinit.checkpoint.shard_bytes import Done, first_wrong
@@ -76,7 +76,7 @@ def layout(
     plan: Plan | None = None,
     *,
     shard_size: int | str = SHARD_SIZE,
-    dtype: Storage | None = None,
+    dtype: Dtype | None = None,
     parts: Parts | None = None,
     group: Group = None,
     no_dist: bool = False,
@@ -92,7 +92,7 @@ def planned_by(
     model: nn.Module,
     plan: Plan | None,
     shard_size: int | str,
-    dtype: Storage | None,
+    dtype: Dtype | None,
     parts: Parts | None,
 ) -> Layout:
     """:func:`layout` of some ranks, which are together."""
@@ -102,13 +102,16 @@ def planned_by(
     held = {source.name for source in all_sources.values()}
     if nowhere := [name for name in plan or () if name not in held]:
         raise ValueError(f"the plan does not fit: no rank has {listing('parameter', nowhere)}")
-    tensors, config = quantised(model, all_sources, stored_tensors(model, all_sources), asked)
+    stored = stored_tensors(model, all_sources)
+    own_layers = Layers.of(model, parts) if asked.is_quantised else Layers([], [])
+    layers = Layers.together(those.told(own_layers, "a checkpoint: its layers"))
+    tensors, config = quantised(layers, all_sources, stored, asked)
     metadata = {
         "format": "pt",
         _STREAM: str(STREAM_VERSION),
         _SEED: str(seed),
         _DTYPES: " ".join(sorted({str(t.source.dtype).removeprefix("torch.") for t in tensors})),
-        _PLAN: fingerprint(tensors, seed, digests),
+        _PLAN: fingerprint(stored, tensors, seed, digests),
     }
     found = Layout(tuple(shards(tensors, shard_size, metadata)), seed, config)
     headers = blake2b(b"".join(shard.header for shard in found.shards), digest_size=16)

@@ -7,22 +7,22 @@ the plan's laws: no value is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from fastinit.base.patterns import Choice
-from fastinit.base.text import listing
-from fastinit.checkpoint.entries import Stored
+from fastinit.checkpoint.entries import Stored, check_whole
 from fastinit.checkpoint.packed import Packed, bytes_of
 from fastinit.checkpoint.sources import Source
 from fastinit.elements.strided import Strided
 from fastinit.fills.blocks import Blocks
 from fastinit.plan.fill import Fill
+from fastinit.plan.fit import Parts, Scope
 from fastinit.plan.names import joined, named_modules
+from fastinit.plan.storage import Format, Formats, Storage, is_linear
 from fastinit.stream import blocks
 from fastinit.stream.formats import FORMATS
 
@@ -31,8 +31,8 @@ OTHERS = torch.bfloat16
 
 FLOAT8 = "float8_e4m3fn"
 
-Storage = torch.dtype | str | Mapping[str | tuple[str, ...], torch.dtype | str]
-"""``dtype=`` of a checkpoint: of all parameters, or a format of weights, also by patterns."""
+Dtype = Format | Formats
+"""``dtype=`` of a checkpoint: of all parameters, or a format of weights; or both, by patterns."""
 
 
 class Scheme(NamedTuple):
@@ -72,30 +72,51 @@ class Asked(NamedTuple):
     """What ``dtype=`` says: the dtype of parameters, None is their own, and the formats of weights."""
 
     dtype: torch.dtype | None
-    formats: tuple[tuple[Choice | None, str], ...] = ()
-    """Patterns of weights, of which the first that matches counts; None is what is chosen by default."""
+    format: str | None = None
+    """Of the weights that are chosen by default."""
+    by_pattern: Storage | None = None
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether some are stored otherwise than the rest."""
+        return self.format is not None or self.by_pattern is not None
 
     @classmethod
-    def of(cls, dtype: Storage | None) -> Asked:
+    def of(cls, dtype: Dtype | None) -> Asked:
         """Checked.
 
         Raises:
             TypeError: no dtype, text or mapping. ValueError: a format that is not known; no pattern.
         """
         if isinstance(dtype, Mapping):
-            if not dtype:
-                raise ValueError(
-                    "dtype must be a dtype, a format, or formats by pattern, but got {}"
-                )
-            chosen = [(Choice.given("dtype", p), _format(its)) for p, its in dtype.items()]
-            return cls(OTHERS, tuple(chosen))
+            return cls(OTHERS, by_pattern=Storage("dtype", dtype, in_files))
         if isinstance(dtype, str) or dtype is torch.float8_e4m3fn:
-            return cls(OTHERS, ((None, _format(dtype)),))
+            return cls(OTHERS, str(in_files("dtype", dtype)))
         return cls(dtype)
 
 
+def in_files(argument: str, given: Any) -> Format:
+    """What a weight can be stored as; float8_e4m3fn is a format with scales, however it is given.
+
+    Raises:
+        TypeError: neither dtype nor text. ValueError: another dtype or name.
+    """
+    is_dtype = isinstance(given, torch.dtype)
+    if is_dtype and given.is_floating_point and given.itemsize > 1:
+        return given  # type: ignore[no-any-return]
+    name = str(given).removeprefix("torch.") if is_dtype else given
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must be a torch.dtype or a format's name, but got {given!r}")
+    if name not in SCHEMES:
+        known = ", ".join(SCHEMES)
+        raise ValueError(
+            f"{argument} must be one of {known}, or of 16 bits and more, but got {name!r}"
+        )
+    return name
+
+
 def quantised(
-    model: nn.Module,
+    layers: Layers,
     sources: Mapping[str, Source],
     stored: Sequence[Stored],
     asked: Asked,
@@ -103,68 +124,94 @@ def quantised(
     """(what files hold of tensors, those that are quantised replaced; ``quantization_config``).
 
     Args:
+        layers: of all ranks.
         sources: by their names in ``state_dict``.
 
     Raises:
-        ValueError: a pattern that matches no linear weight; a model without any; a weight that is not of
-            whole blocks, or whose values do not follow from one law of a plan.
+        ValueError: a pattern that matches nothing of its kind; a model without any linear weight; one
+            that is not of whole blocks, or whose values do not follow from one law of a plan.
     """
-    if not asked.formats:
+    if not asked.is_quantised:
         return list(stored), None
-    linear = _Linear(model, sources, stored)
-    idle = [p for choice, _ in asked.formats if choice for p in choice.idle(linear.names)]
-    if idle:
-        raise ValueError(f"no linear weight matches {listing('pattern', idle)}")
-    formats: dict[str, str] = {}
-    for choice, format in asked.formats:
-        for name in linear.by_default if choice is None else linear.names:
-            if choice is None or name in choice:
-                formats.setdefault(name, format)
-    if not formats:
+    linear = _Linear(layers, sources, stored)
+    chosen: dict[str, Format] = {}
+    if asked.format is not None:
+        chosen.update(dict.fromkeys(linear.by_default, asked.format))
+    if asked.by_pattern is not None:
+        parameters = [
+            t for t in stored if t.source.is_parameter and t.source.dtype.is_floating_point
+        ]
+        chosen = asked.by_pattern.of(([t.name] for t in parameters), linear.names)
+    elif not chosen:
         raise ValueError(
-            f"{type(model).__name__} has no weight to be stored in {asked.formats[0][1]}: none is a "
-            f"torch.nn.Linear's alone"
+            f"the model has no weight to be stored in {asked.format}: none is a torch.nn.Linear's alone"
         )
+    formats = {name: its for name, its in chosen.items() if isinstance(its, str)}
     made: list[Stored] = []
     for tensor in stored:
-        its = formats.get(tensor.name)
-        made += [tensor] if its is None else _tensors(tensor, its)
-    return made, _config(formats, linear.others(formats))
+        its = chosen.get(tensor.name)
+        if isinstance(its, str):
+            made += _tensors(tensor, its)
+        elif its is not None:
+            made.append(tensor._replace(source=replace(tensor.source, dtype=its)))
+            check_whole(made[-1])
+        else:
+            made.append(tensor)
+    return made, _config(formats, linear.others(formats)) if formats else None
 
 
-def _format(given: Any) -> str:
-    name = str(given).removeprefix("torch.") if isinstance(given, torch.dtype) else given
-    if not isinstance(name, str):
-        raise TypeError(f"dtype must be a torch.dtype or a format's name, but got {given!r}")
-    if name not in SCHEMES:
-        known = ", ".join(SCHEMES)
-        raise ValueError(f"dtype must be one of {known}, or of 16 bits and more, but got {name!r}")
-    return name
+class Layers(NamedTuple):
+    """The layers that loaders replace (``is_linear``), by the full names of their weights.
+
+    Attributes:
+        names: of all, whether or not the model has the weight as a parameter.
+        logits: of that which gives them (``get_output_embeddings``).
+    """
+
+    names: list[str]
+    logits: list[str]
+
+    @classmethod
+    def of(cls, model: nn.Module, parts: Parts | None) -> Layers:
+        """Those of a model, or of what a rank has of one."""
+        found, scope = cls([], []), Scope(parts=parts)
+        last = getattr(model, "get_output_embeddings", lambda: None)()
+        for path, module in named_modules(model, remove_duplicate=False):
+            if not is_linear(module):
+                continue
+            name = joined(path, "weight")
+            if (weight := module._parameters.get("weight")) is not None:
+                name = scope.planned([name], weight)[0][0]
+            found.names.append(name)
+            if module is last:
+                found.logits.append(name)
+        return found
+
+    @classmethod
+    def together(cls, said: Iterable[Sequence[Sequence[str]]]) -> Layers:
+        """Those of several ranks, each of which may have some."""
+        names, logits = ([name for its in some for name in its] for some in zip(*said))
+        return cls(list(dict.fromkeys(names)), list(dict.fromkeys(logits)))
 
 
 class _Linear:
     """Linear weights, by the names under which they are stored.
 
-    These are weights of ``torch.nn.Linear``, which is what loaders replace, and matrices cut from a
-    parameter of more dimensions, as experts are: where they are loaded there are linear layers of them.
-    A weight that something else has too, such as an embedding, is none.
+    These are weights of layers that loaders replace, and matrices cut from a parameter of more
+    dimensions, as experts are: where they are loaded there are linear layers of them. A weight that
+    something else has too, such as an embedding, is none.
 
     Attributes:
         names: of all.
-        by_default: those that do not give logits (``get_output_embeddings``).
+        by_default: those that do not give logits.
     """
 
     def __init__(
-        self, model: nn.Module, sources: Mapping[str, Source], stored: Sequence[Stored]
+        self, layers: Layers, sources: Mapping[str, Source], stored: Sequence[Stored]
     ) -> None:
-        named = named_modules(model, remove_duplicate=False)
-        layers = {
-            joined(n, "weight"): module for n, module in named if isinstance(module, nn.Linear)
-        }
-        of_others = {source for name, source in sources.items() if name not in layers}
-        logits = getattr(model, "get_output_embeddings", lambda: None)()
-        last = {sources.get(name) for name, module in layers.items() if module is logits}
-        self._layers = {name: sources.get(name) for name in layers}
+        of_others = {source for name, source in sources.items() if name not in layers.names}
+        last = {sources.get(name) for name in layers.logits}
+        self._layers = {name: sources.get(name) for name in layers.names}
         self._matrices = {
             name: source
             for name, source, which in stored
@@ -213,7 +260,8 @@ def _config(formats: Mapping[str, str], ignore: Sequence[str]) -> dict[str, Any]
 def _tensors(weight: Stored, format: str) -> Iterator[Stored]:
     """What there is of a weight in a format."""
     name, source, which = weight
-    scheme, fill = SCHEMES[format], source.content
+    scheme, is_known = SCHEMES[format], source.content is not None
+    fill = source.content if is_known else Fill.normal()  # another rank knows, and writes it
     if not isinstance(fill, Fill) or not fill.has_law or fill.parts:
         what = fill if isinstance(fill, Fill) else "values that were computed or are there"
         raise ValueError(
@@ -229,7 +277,8 @@ def _tensors(weight: Stored, format: str) -> Iterator[Stored]:
     def stored(
         key: str, shape: tuple[int, ...], dtype: torch.dtype, its: Any, each: int = 0
     ) -> Stored:
-        made = Source(source.name, shape, dtype, its, source.is_parameter, each=each)
+        content = its if is_known else None
+        made = replace(source, shape=shape, dtype=dtype, content=content, each=each)
         return Stored(prefix + key, made, Strided.contiguous(shape))
 
     law = fill.law
@@ -237,8 +286,8 @@ def _tensors(weight: Stored, format: str) -> Iterator[Stored]:
         blocks.check_law(law, format)
         if format == FLOAT8:
             scale = blocks.float8_scale_of(law, torch.float8_e4m3fn)
-            eight = replace(source, dtype=torch.float8_e4m3fn, content=fill.scaled(1 / scale))
-            yield Stored(name, eight, which)
+            eight = fill.scaled(1 / scale) if is_known else None
+            yield Stored(name, replace(source, dtype=torch.float8_e4m3fn, content=eight), which)
             yield stored("weight_scale", (rows, 1), OTHERS, Fill.constant(scale))
             return
         Blocks.empty((rows, columns), format, device="meta")  # of whole blocks
@@ -247,9 +296,11 @@ def _tensors(weight: Stored, format: str) -> Iterator[Stored]:
             yield stored("weight_global_scale", (1,), torch.float32, Fill.constant(reciprocal))
     except ValueError as error:
         raise type(error)(f"{name}: {error}") from None
-    data = Packed(fill, fill.stream or source.name, source.shape, which.offset, format, False)
+    stream, block = fill.stream or source.name, FORMATS[format].block
+    of_blocks = rows * columns // block
+    data = Packed(fill, stream, source.shape, which.offset, format, False, of_blocks)
     width, element = bytes_of(columns, format), blocks.ELEMENTS[format] or torch.uint8
     yield stored(scheme.data, (rows, width), element, data, columns // width)
     held = torch.float8_e4m3fn if format == "nvfp4" else torch.uint8
-    width = columns // FORMATS[format].block
+    width = columns // block
     yield stored("weight_scale", (rows, width), held, replace(data, scales=True))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastinit.checkpoint.entries import Stored
-from fastinit.checkpoint.packed import Packed
+from fastinit.checkpoint.packed import Kept, Packed
 from fastinit.checkpoint.sources import Source
 from fastinit.elements.strided import Piece
 from fastinit.plan.fill import Fill
@@ -35,11 +35,15 @@ class Range(NamedTuple):
 
 
 class Ranges:
-    """Writes ranges with the numbers of a seed. It keeps the last tensor that had to be made whole."""
+    """Writes ranges with the numbers of a seed.
+
+    It keeps the last tensor that had to be made whole, and the scales of the last that is packed.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self._whole: tuple[Source, Tensor] | None = None
+        self._kept = Kept()
 
     def write(self, ranges: Sequence[Range]) -> None:
         """Writes all, those of laws in one parallel region for each stage."""
@@ -47,9 +51,8 @@ class Ranges:
         for some in ranges:
             content = some.stored.source.content
             if isinstance(content, Packed):
-                content.write_(
-                    some.out.view(torch.uint8), some.start * some.out.itemsize, self.seed
-                )
+                start = some.start * some.out.itemsize
+                content.write_(some.out.view(torch.uint8), start, self.seed, self._kept)
             elif isinstance(content, Fill) and not some.stored.needs_whole:
                 for stage, values in _values_of(some, content):
                     stages += [[] for _ in range(stage + 1 - len(stages))]

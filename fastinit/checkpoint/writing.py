@@ -45,7 +45,7 @@ from fastinit.checkpoint.planning import (
     layout,
     planned_by,
 )
-from fastinit.checkpoint.quantised import Asked, Storage
+from fastinit.checkpoint.quantised import Asked, Dtype
 from fastinit.checkpoint.ranges import Ranges
 from fastinit.checkpoint.safetensors import INDEX, Shard
 from fastinit.checkpoint.shard_bytes import Done, make
@@ -90,7 +90,7 @@ def write(
     plan: Plan | None = None,
     *,
     shard_size: int | str = SHARD_SIZE,
-    dtype: Storage | None = None,
+    dtype: Dtype | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
     verify: bool = False,
@@ -124,7 +124,8 @@ def write(
         shard_size: the most bytes of tensors in a file, as a number or as in ``"5GB"``, ``"500MB"``.
         dtype: of floating-point parameters; by default the model's. Or the format of linear layers'
             weights, with bfloat16 for the rest: "float8_e4m3fn" (also as a dtype), "mxfp8", "mxfp4" or
-            "nvfp4"; or such formats by patterns of the weights' names. See below.
+            "nvfp4"; or such formats of linear weights, and dtypes of 16 bits and more of any parameters,
+            by patterns of their names.
         progress: called with (bytes done, bytes in all), of what this rank writes and verifies.
         overwrite: removes another model's shards first, and those that are damaged, instead of refusing.
         verify: computes every byte of the shards that are there again; by default their size and header
@@ -136,7 +137,7 @@ def write(
 
     Raises:
         ValueError: a plan that does not fit the model; a tensor that cannot be stored, or not in its
-            format; a pattern that matches no linear weight; a format that is not known; another
+            format; a pattern that matches nothing of its kind; a format that is not known; another
             model's (seed's, dtype's, plan's) shards in the directory, or damaged ones; with ``verify``
             it names the tensor in which the first wrong byte is. Ranks that differ in what shall be
             written, or do not have every element of a parameter together.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from same_bits import bits
 from torch import nn
 
+import fastinit
 from fastinit import Blocks, checkpoint, deferred, init, recorded_plan
 from fastinit.checkpoint import disk, packed, quantised
+from fastinit.fills.many import fill_many_
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -143,6 +146,43 @@ def test_config_says_which_layers_have_which_format(tmp_path: Path) -> None:
     assert "body.1.weight" not in have
 
 
+def test_dtypes_by_pattern(tmp_path: Path) -> None:
+    """Beside formats, or alone: then there is nothing of quantisation in the configuration."""
+    asked = {"body.0.*": torch.float32, "body.*": "mxfp4", "embed.*": torch.float16}
+    checkpoint.write(recorded(), tmp_path / "some", dtype=asked)
+    have, whole = loaded(tmp_path / "some"), fastinit.materialize_(recorded()).state_dict()
+    for name, dtype in (
+        ("body.0.weight", torch.float32),
+        ("body.0.bias", torch.float32),
+        ("embed.weight", torch.float16),
+        ("up.weight", torch.bfloat16),
+    ):
+        assert have[name].equal(whole[name].to(dtype)), name
+    assert config(tmp_path / "some")["ignore"] == ["body.0", "up", "head", "embed"]
+    assert "body.1.weight_packed" in have
+    done = checkpoint.write(recorded(), tmp_path / "plain", dtype={"up.*": torch.float64})
+    assert done.layout.quantization is None
+    assert not (tmp_path / "plain" / "config.json").exists()
+    assert loaded(tmp_path / "plain")["up.weight"].equal(whole["up.weight"].double())
+
+
+@pytest.mark.usefixtures("in_pieces")
+@pytest.mark.parametrize("format", BLOCK_FORMATS)
+def test_a_block_is_made_once(tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its values and its scale; but for those that a chunk ends in, which the next makes again."""
+    made: list[int] = []
+
+    def counted(requests: Any) -> None:
+        made.extend(request.tensor.numel() for request in requests)
+        fill_many_(requests)
+
+    monkeypatch.setattr(packed, "fill_many_", counted)
+    done = checkpoint.write(recorded(), tmp_path, dtype=format)
+    values = sum(math.prod(shape) for shape, _ in DRAWN.values())
+    chunks = done.bytes // disk.CHUNK + 1
+    assert values <= sum(made) <= values + 32 * chunks
+
+
 def test_what_the_directory_says_of_other_things_stays(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"mine": 1}')
     checkpoint.write(recorded(), tmp_path, dtype="mxfp4")
@@ -167,10 +207,12 @@ def orthogonal() -> nn.Module:
         (Logits, {"*": torch.float8_e5m2}, ValueError, "must be one of .*, but got 'float8_e5m2'"),
         (Logits, {"*": 8}, TypeError, "dtype must be a torch.dtype or a format's name, but got 8"),
         (Logits, {3: "mxfp4"}, TypeError, "dtype must be a pattern of names"),
+        (Logits, {"*": torch.int8}, ValueError, "or of 16 bits and more, but got 'int8'"),
+        (Logits, {"none": torch.float32}, ValueError, "no floating-point parameter matches .*none"),
         (Logits, {}, ValueError, "but got {}"),
         (Logits, {"conv.weight": "mxfp4"}, ValueError, "no linear weight matches .*conv.weight"),
         (lambda: Logits(True), {"head.*": "mxfp4"}, ValueError, r"no linear weight matches .*head"),
-        (lambda: nn.Conv1d(32, 32, 1), "mxfp4", ValueError, "Conv1d has no weight"),
+        (lambda: nn.Conv1d(32, 32, 1), "mxfp4", ValueError, "the model has no weight"),
         (lambda: nn.Sequential(nn.Linear(48, 2)), "mxfp4", ValueError, r"0\.weight: .*blocks of 32"),
         (orthogonal, "nvfp4", ValueError, r"0\.weight cannot be stored in nvfp4: .*orthogonal"),
         (orthogonal, "float8_e4m3fn", ValueError, r"0\.weight cannot be stored in float8_e4m3fn"),
