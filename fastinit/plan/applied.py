@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
 
+from fastinit.base.memory import no_collection
 from fastinit.elements import shards as shard
-from fastinit.fills.agreement import text_of
+from fastinit.fills.agreement import agreeing, text_of
 from fastinit.plan.buffers import Known, Mode, Restoring, check_buffers
 from fastinit.plan.fill import Fill
 from fastinit.plan.filled import note_filled
-from fastinit.plan.fit import Fitted, Scope
-from fastinit.plan.names import Model
-from fastinit.plan.parameters import adopt_, memory_for
+from fastinit.plan.fit import Fitted, Scope, fitted
+from fastinit.plan.names import Model, Walk
+from fastinit.plan.parameters import adopt_, check_here, memory_for, meshes_of
 from fastinit.plan.replay import Computed
 from fastinit.plan.storage import Format, Formats, stored_as
 from fastinit.plan.write import Checked, Entry, Progress, checked
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=nn.Module)
 
 
-class Planned(Protocol):
-    """A plan, as far as it is written."""
+class Planned(Collection[str], Protocol):
+    """A plan, as far as it is written: the names of parameters, and what is said of each."""
 
     @property
     def seed(self) -> int:
         """Of the numbers, in [0, 2^64)."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Further names of tied parameters, each to the name under which it is planned."""
 
     @property
     def buffers(self) -> Known:
@@ -39,9 +44,6 @@ class Planned(Protocol):
 
     def __getitem__(self, name: str) -> Fill | Computed:
         """What a parameter shall be."""
-
-    def __iter__(self) -> Iterator[str]:
-        """Their names."""
 
 
 class Prepared(NamedTuple):
@@ -52,6 +54,31 @@ class Prepared(NamedTuple):
     memory: dict[int, nn.Parameter]
     """What is new, by the id of what is on meta."""
     restoring: Restoring
+
+
+@no_collection()  # of a whole call: what it made is gone when the collector looks again
+def write_plan_(
+    plan: Planned,
+    model: M,
+    scope: Scope,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    buffers: Mode,
+    progress: Progress | None,
+    storage: Formats | None,
+) -> M:
+    """Writes what a plan says of a model's parameters and buffers, as ``Plan.apply_`` says."""
+    walk = Walk.of(model)
+    meshes = meshes_of(walk)
+    with agreeing(meshes, plan.seed) as said:
+        scope.check(walk, (*plan, *plan.aliases, *plan.buffers))
+        planned = fitted(walk, plan, plan.aliases, scope=scope)
+        scope.check_met(walk, plan.aliases)
+        check_here(model, ((name, parameter) for name, parameter, _ in planned))
+        ready = prepared(plan, walk, planned, scope, device, dtype, buffers, progress, storage)
+        if meshes:
+            said.update(texts(plan, planned))
+    return write_prepared_(model, ready)
 
 
 def texts(plan: Planned, planned: Sequence[Fitted]) -> dict[DeviceMesh, str]:

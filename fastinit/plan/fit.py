@@ -198,7 +198,7 @@ class Scope(NamedTuple):
             raise ValueError(said)
         warnings.warn(
             f"{said}; by parts= others are taken to hold it, and here nothing of it is written",
-            stacklevel=3,
+            stacklevel=5,  # of Plan.apply_, by way of a function that is decorated
         )
 
     def has(self, *names: str) -> bool:
@@ -270,9 +270,7 @@ def fitted(
     found: dict[str, str] = {}  # name in the plan to that in the model
     missing, problems = [], []
     for names, _, parameter, part in scope.places(model):
-        here = [planned_as[name] for name in names if name in planned_as]
-        if len(here) > 1:
-            here = list(dict.fromkeys(here))
+        here = list(dict.fromkeys(filter(None, map(planned_as.get, names))))
         if scope.only is not None and not scope.has(
             *names, *here, *(other for name in here for other in others.get(name, ()))
         ):
@@ -280,8 +278,8 @@ def fitted(
         if not here:
             if not given or parameter.is_meta:
                 missing.append(names[0])
-        elif scope.parts is None and (tied := [name for name in here if name in found]):
-            pair = (found[tied[0]], names[0])
+        elif scope.parts is None and not found.keys().isdisjoint(here):
+            pair = (next(found[name] for name in here if name in found), names[0])
             problems.append(f"tied in the plan but not in the model: {', '.join(pair)}")
         else:
             if len(here) > 1:

@@ -117,7 +117,12 @@ def walked(
             wraps[kind] = wrapped_key(module)
         if (wrapped := wraps[kind]) is None:
             ahead += [
-                (joined(name, key), joined(full, key), child, depth + 1)
+                (
+                    its := joined(name, key),
+                    its if full is name else joined(full, key),
+                    child,
+                    depth + 1,
+                )
                 for key, child in reversed(children.items())
                 if child is not None
             ]

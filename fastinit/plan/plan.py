@@ -19,19 +19,16 @@ from torch.nn.parameter import UninitializedParameter
 
 from fastinit.base import html, number
 from fastinit.base.files import write_text
-from fastinit.base.memory import no_collection
 from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
-from fastinit.fills.agreement import agreeing
 from fastinit.plan import groups
-from fastinit.plan.applied import prepared, texts, write_prepared_
+from fastinit.plan.applied import write_plan_
 from fastinit.plan.buffers import Known, Mode
 from fastinit.plan.difference import Difference
 from fastinit.plan.fill import Fill
-from fastinit.plan.fit import Parts, Scope, fitted
+from fastinit.plan.fit import Parts, Scope
 from fastinit.plan.json_form import plan_from_json, plan_to_json
-from fastinit.plan.names import Walk
-from fastinit.plan.parameters import check_here, distinct_parameters, meshes_of, reshard_
+from fastinit.plan.parameters import distinct_parameters, reshard_
 from fastinit.plan.replay import Computed
 from fastinit.plan.ruled import Rule, by_rule
 from fastinit.plan.storage import Formats
@@ -250,22 +247,9 @@ class Plan(html.InNotebooks, Mapping[str, Fill | Computed]):
         >>> torch.equal(plan.apply_(whole, only="h.1.*")["h"][1].weight, layer.weight)
         True
         """
+        scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
         reshard_(model)
-        with no_collection():
-            walk = Walk.of(model)
-            meshes = meshes_of(walk)
-            with agreeing(meshes, self.seed) as said:
-                scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
-                scope.check(walk, (*self._fills, *self._aliases, *self._buffers))
-                planned = fitted(walk, self._fills, self._aliases, scope=scope)
-                scope.check_met(walk, self._aliases)
-                check_here(model, ((name, parameter) for name, parameter, _ in planned))
-                ready = prepared(
-                    self, walk, planned, scope, device, dtype, buffers, progress, storage
-                )
-                if meshes:
-                    said.update(texts(self, planned))
-            return write_prepared_(model, ready)
+        return write_plan_(self, model, scope, device, dtype, buffers, progress, storage)
 
     def diff(self, other: Plan) -> list[Difference]:
         """The parameters that the other plan would initialise otherwise, or lacks, or has beyond this.

@@ -1,5 +1,6 @@
 """apply_ to a part: what is asked for is written, as in the whole model, and nothing else is touched."""
 
+import gc
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -470,3 +471,24 @@ def test_iterables_are_read_once(plan: Plan, whole: dict[str, torch.Tensor]) -> 
 
     model = plan.apply_(blank(), only=names())
     assert torch.equal(model.h[0].up.bias, whole["h.0.up.bias"])
+
+
+def test_leaves_the_collector_nothing_to_walk_through() -> None:
+    """What a call makes for each of thousands of parameters is gone when cycles are looked for again."""
+    model = nn.ParameterList(nn.Parameter(torch.empty(2)) for _ in range(3000))
+    plan = Plan({name: Fill.normal() for name, _ in model.named_parameters()})
+    plan.apply_(model)  # what is noted of each tensor stays
+    young: list[int] = []
+    gc.collect()
+
+    def note(phase: str, info: object) -> None:
+        young.append(len(gc.get_objects(generation=0)))
+
+    gc.callbacks.append(note)
+    try:
+        plan.apply_(model)
+        gc.collect()
+    finally:
+        gc.callbacks.remove(note)
+    assert young
+    assert max(young) < 1000  # or three for each parameter and more, if they were there still
