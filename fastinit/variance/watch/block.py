@@ -1,4 +1,4 @@
-"""One block in which a model is watched: hooks, and what they measured of each layer.
+"""One block in which a model is watched: what was measured of each layer.
 
 Nothing waits for the device, and no output is kept or copied, until :meth:`Block.read`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from fastinit.base import number
-from fastinit.base.hooks import OwnForward, Uncopied
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
@@ -24,10 +22,9 @@ from fastinit.statistics.tensor import Moments, moments_many
 from fastinit.stream import laws
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.variance.layers import Layer
-from fastinit.variance.watch.attention import Attention
 from fastinit.variance.watch.compiled import Accounts, accounts_of, place_outside, refused
 from fastinit.variance.watch.cuts import Cut, text_of, whole_of
-from fastinit.variance.watch.outputs import hook_output, immeasurable, runs_again, tensor_in
+from fastinit.variance.watch.outputs import immeasurable, runs_again
 from fastinit.variance.watch.record import IN_PARTS, Record, Scaler, scales
 from fastinit.variance.watch.rows import Row, Seen
 from fastinit.variance.watch.targets import Target
@@ -76,7 +73,7 @@ class Asked:
         named, histogram = self.counting
         return moments_many(xs, higher=self.higher, formats=named, histogram=histogram)
 
-    def accounts_of(self, targets: list[Target]) -> dict[str, Accounts]:
+    def accounts_of(self, targets: Sequence[Target]) -> dict[str, Accounts]:
         """What compiled code adds to, which counts nothing."""
         if self.counting.width:
             return {}
@@ -84,7 +81,7 @@ class Asked:
 
 
 class Block:
-    """What the hooks of one block saw, and the weights at its end."""
+    """What hooks saw while it was open, and the weights at its end."""
 
     def __init__(self, asked: Asked, accounts: Mapping[str, Accounts]) -> None:
         """The accounts, by a target's name, are of those that may run compiled; they begin anew."""
@@ -103,56 +100,30 @@ class Block:
         self.weight_gradients: dict[Any, Moments] | None = None
         self.gradient_parts: dict[Any, str] = {}
 
-    def hook(self, target: Target) -> list[Uncopied | OwnForward]:
-        """Measures a target's output from now on, and what else is asked."""
-        hooks: list[Uncopied | OwnForward] = [hook_output(target, self._measure, self._fail)]
-        if target.name in self.accounts:
-            hooks += self.accounts[target.name].hooks()
-        layer, module = target.layer, target.module
-        if layer is not None and not target.inside and shard.is_dtensor(layer.weight_in):
-            # Before those of tensor parallelism, which may make a plain tensor of it.
-            hook = module.register_forward_hook(
-                lambda module, args, output: self._note(target, output), prepend=True
-            )
-            hooks.append(Uncopied(hook))
-        if self.asked.inputs and not target.inside:
-            hook = module.register_forward_pre_hook(
-                lambda module, args, kwargs: self._measure_input(target, args, kwargs),
-                with_kwargs=True,
-            )
-            hooks.append(Uncopied(hook))
-        return hooks
-
     def _record(self, target: Target) -> Record:
-        return self.begun.setdefault(
-            target.name, Record(target, self.asked.higher, self.asked.counting)
-        )
+        if (known := self.begun.get(target.name)) is not None:
+            return known
+        new = Record(target, self.asked.higher, self.asked.counting)
+        return self.begun.setdefault(target.name, new)  # replicas run in threads
 
-    def hook_attention(self, attention: Attention) -> ExitStack:
-        """Measures query, key and value from now on."""
-        return attention.hook(self._measure)
-
-    def _fail(self, target: Target, why: str) -> None:
+    def fail(self, target: Target, why: str) -> None:
+        """Of a call that is not measured."""
         self.unseen.setdefault(target.name, why)
 
-    def _note(self, target: Target, output: Any) -> None:
-        if not torch.compiler.is_compiling() and self.open:
-            record = self._record(target)
-            record.whole = whole_of(tensor_in(output))
+    def note_whole(self, target: Target, x: Tensor | None) -> None:
+        """Of an output, before it becomes plain."""
+        self._record(target).whole = whole_of(x)
 
-    def _measure_input(self, target: Target, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        x = tensor_in((args, kwargs))
-        if not self.open or runs_again() or x is None:
+    def measure_input(self, target: Target, x: Tensor | None) -> None:
+        """Takes up what comes into a layer, and what of it can't be measured."""
+        if runs_again() or x is None:
             return  # without a note: an embedding has none to measure
         record = self._record(target)
         if why := immeasurable(x, "its input") or record.measure(x, record.input):
             record.notes.append(f"an input is not counted: {why}")
 
-    def _measure(self, target: Target, x: Tensor | None) -> None:
-        if torch.compiler.is_compiling() or not self.open:
-            return  # not open: a call that was on its way in another thread
+    def measure(self, target: Target, x: Tensor | None) -> None:
+        """Takes up an output, and its gradient when that comes."""
         if why := immeasurable(x):
             self.unseen[target.name] = why
             return

@@ -13,7 +13,7 @@ without any trace of this, and switching between them compiles nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,7 +265,7 @@ def _plain(output: Any) -> Tensor | None:
 
 
 def accounts_of(
-    targets: list[Target], gradients: bool, inputs: bool, higher: bool
+    targets: Sequence[Target], gradients: bool, inputs: bool, higher: bool
 ) -> dict[str, Accounts]:
     """By name, the accounts of those that can be measured in compiled code (:func:`refused`)."""
     found: dict[str, Accounts] = {}

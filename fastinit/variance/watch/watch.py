@@ -21,7 +21,7 @@ from fastinit.variance.layers import Which
 from fastinit.variance.watch.attention import Attention
 from fastinit.variance.watch.block import Asked, Block
 from fastinit.variance.watch.blocks import block_targets
-from fastinit.variance.watch.compiled import Accounts
+from fastinit.variance.watch.hooked import Hooks
 from fastinit.variance.watch.record import Scaler
 from fastinit.variance.watch.result import Measured, Watched
 from fastinit.variance.watch.rows import Rows, all_merged, watched
@@ -60,12 +60,10 @@ class Watch(html.InNotebooks):
             blocks, closed = block_targets(model, {target.name for target in self._targets})
             self._targets, self._passed = self._targets + blocks, self._passed | closed
         self._attention = Attention(model) if asked.attention else None
-        self._accounts: dict[str, Accounts] | None = None
         self._name = type(model).__name__
         self._steps = steps
         self._stack: ExitStack | None = None
-        self._hooks: ExitStack | None = None  # of the block that is open
-        self._block: Block | None = None
+        self._hooks: Hooks | None = None  # None before there is a need
         self._ended: tuple[int, Block] | None = None  # a step and its block, not yet read
         self._seen: Measured | None = None
 
@@ -86,7 +84,7 @@ class Watch(html.InNotebooks):
                 stack.callback(Uncopied(before).remove)
                 stack.callback(Uncopied(optimizer.register_step_post_hook(after)).remove)
             if self._steps is None or self._steps.begin(self._tells):
-                self._open()
+                self._hooked.begin()
             self._stack = stack.pop_all()
         return self
 
@@ -127,13 +125,12 @@ class Watch(html.InNotebooks):
         """Until :meth:`resume` or the next step, nothing is measured: of an evaluation between steps,
         say. No hooks are there meanwhile. Outside of the block it does nothing."""
         if self._hooks is not None:
-            self._hooks.close()
+            self._hooks.remove()
 
     def resume(self) -> None:
         """Ends a :meth:`pause`; without one, it does nothing."""
-        if self._block is not None and self._hooks is not None:
-            self._hooks.close()
-            self._hook(self._block)
+        if self._block is not None:
+            self._hooked.set()
 
     def _before_optimizer(self, _: object, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         has_closure = any(map(callable, (*args[1:], *kwargs.values())))  # then they are yet to come
@@ -146,56 +143,45 @@ class Watch(html.InNotebooks):
             self._hand_on(self.group)
         finally:  # whoever could not listen, this step has ended
             number = self._steps.number
-            if (block := self._close()) is not None:
-                self._ended = number, block
-            if self._steps.next():
-                self._open()
+            is_due = self._steps.next()
+            try:
+                self._close(number)
+            finally:
+                if is_due:
+                    self._hooked.begin()
+                else:
+                    self._hooked.remove()
 
-    def _open(self) -> None:
-        """A block of its own."""
-        if self._accounts is None:
-            self._accounts = self.asked.accounts_of(self._targets)
-        self._hook(Block(self.asked, self._accounts))
-
-    def _hook(self, block: Block) -> None:
-        """Hooks that measure."""
-        with ExitStack() as hooks:
-            for target in self._targets:
-                for hook in block.hook(target):
-                    hooks.callback(hook.remove)
-            if self._attention is not None:
-                hooks.enter_context(block.hook_attention(self._attention))
-            self._hooks, self._block = hooks.pop_all(), block
-
-    def _close(self) -> Block | None:
-        """The end of a block: measures the weights and sends all; None if there was none."""
-        if (block := self._unhooked()) is not None:
-            block.close()
-        return block
-
-    def _unhooked(self) -> Block | None:
-        """The block that was open, whose hooks are gone now."""
+    @property
+    def _hooked(self) -> Hooks:
         if self._hooks is None:
-            return None
-        hooks, block = self._hooks, self._block
-        self._hooks = self._block = None
-        hooks.close()
-        return block
+            self._hooks = Hooks(self.asked, self._targets, self._attention)
+        return self._hooks
+
+    @property
+    def _block(self) -> Block | None:
+        """The one that is open."""
+        return None if self._hooks is None else self._hooks.block
+
+    def _close(self, number: int = 0) -> None:
+        """The end of a block, of the step with this number: measures the weights and sends all."""
+        if (block := self._hooked.end()) is not None:
+            block.close()
+            self._ended = number, block
 
     def _end(self, kind: type[BaseException] | None, *_: object) -> None:
         """The end of the block: hears what other ranks saw."""
-        if self._steps is None:
-            if (block := self._close()) is not None:
-                self._ended = 0, block
-                if self.group is not None and kind is None:
-                    self._hand_on(self.group)
+        if self._hooks is None:
             return
-        try:
-            if self.group is None or kind is None:
+        self._hooks.remove()
+        if self._steps is None:
+            self._close()
+            if self.group is not None and kind is None:
                 self._hand_on(self.group)
-        finally:
-            if (block := self._unhooked()) is not None:  # of a step that has no end
-                block.open = False
+            return
+        self._hooks.end()  # of a step that has no end
+        if self.group is None or kind is None:
+            self._hand_on(self.group)
 
     def _hand_on(self, group: ranks.Group) -> None:
         """Reads what was measured last, merges it with the group's and tells who is to know."""
@@ -211,7 +197,7 @@ class Watch(html.InNotebooks):
 
     def __getstate__(self) -> dict[str, Any]:
         seen = None if self._stack is not None else self._read() if self._ended else self._seen
-        own = ("_stack", "_hooks", "_block", "_ended", "_steps", "_accounts")
+        own = ("_stack", "_hooks", "_ended", "_steps")
         state = dict.fromkeys(own)
         return {**vars(self), **state, "_seen": seen, "group": None}
 
