@@ -171,6 +171,8 @@ def values(tensor: Tensor, argument: str = "tensor") -> Tensor:
 
 def unreadable(tensor: Tensor) -> Obstacle | None:
     """Why a tensor's values cannot be read, or None."""
+    if plain_cpu_address(tensor):
+        return None
     try:
         here = local(tensor)
     except NotImplementedError as error:

@@ -60,6 +60,8 @@ class Layer:
     key: Place = field(init=False)
     """Equal for layers whose weights are tied. It stays, where the weight's memory may come and go."""
     bias_key: Place | None = field(init=False)
+    spatial: int = field(init=False)
+    """Dimensions of an output behind that of its units."""
     owners: set[nn.Module] = field(init=False)
     """Who of the module and those inside it have its parameters, but for what FSDP2 puts there."""
 
@@ -67,6 +69,8 @@ class Layer:
         own = {id(self.weight_in), id(self.bias_in)} - {id(None)}
         modules = self.module.modules()
         self.owners = {m for m in modules if own & set(map(id, m._parameters.values()))}
+        kind = kind_of(self.module)
+        self.spatial = 0 if kind is None else kind.spatial
         self.key = self._place(self.weight_in)
         self.bias_key = None if self.bias_in is None else self._place(self.bias_in)
 
@@ -169,8 +173,7 @@ class Layer:
 
     def channel_dim(self, output: Tensor) -> int:
         """The dimension of the output along which the bias lies."""
-        kind = kind_of(self.module)
-        return output.dim() - 1 - (0 if kind is None else kind.spatial)
+        return output.dim() - 1 - self.spatial
 
     def bias_like(self, output: Tensor, bias: Tensor | None) -> Tensor | None:
         """The bias in a shape that adds to the output; None if there is none or it is all zeros."""

@@ -282,3 +282,20 @@ def test_step_is_for_watches_that_count_steps(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), watch(model, every=1, to=gone):
         pass
     assert hooks(model) == plain
+
+
+def test_hooks_stay_from_one_measured_step_to_the_next() -> None:
+    model = mlp()
+
+    def own() -> list[list[int]]:
+        return [[*m._forward_hooks, *m._forward_pre_hooks] for m in model.modules()]
+
+    with watch(model, gradients=True, inputs=True, every=1) as w:
+        first = own()
+        train(w, model, 2)
+        assert own() == first
+        w.pause()
+        train(w, model, 1)  # its end is the pause's too
+        assert own() != first
+        train(w, model, 2)
+    assert {layer.calls for layer in w.layers} == {1}

@@ -34,7 +34,7 @@ class Scaler(Protocol):
         """A loss, multiplied with the scale."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Signal:
     """A layer's outputs, or their gradients, over all calls. Nothing in here has been waited for."""
 
@@ -86,7 +86,7 @@ class Signal:
         return Seen(self.calls, raw.tolist(), self.units.values, known, self.cut)
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """What is known of one layer while it is watched."""
 

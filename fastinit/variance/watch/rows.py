@@ -26,7 +26,7 @@ from fastinit.variance.watch.cuts import Cut
 from fastinit.variance.watch.result import Watched
 
 
-@dataclass
+@dataclass(slots=True)
 class Seen:
     """A layer's outputs, or their gradients, over all calls.
 
@@ -48,7 +48,7 @@ class Seen:
         return self.raw[COUNT] + self.raw[NONFINITE] == 0
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """What one rank knows of a layer.
 

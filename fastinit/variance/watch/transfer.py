@@ -17,9 +17,9 @@ def together(raws: Sequence[Tensor], counted: int = 0) -> Tensor:
     Args:
         counted: how many of the fields, the last ones, are counts.
     """
-    stacked = (
-        torch.stack([raw.to(raws[0].device) for raw in raws]) if len(raws) > 1 else raws[0][None]
-    )
+    if len(raws) == 1:
+        return raws[0]
+    stacked = torch.stack([raw.to(raws[0].device) for raw in raws])
     while len(stacked) > 1:
         half = len(stacked) // 2
         pairs = merged_rows(stacked[:half], stacked[half : 2 * half], counted)

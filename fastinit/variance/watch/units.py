@@ -14,7 +14,7 @@ PLACES = (1.0, 0.5, 0.3, 0.7)  # of a unit's values, that are looked at first: m
 SAMPLE = 16  # values of a unit that are looked at before all of them are
 
 
-@dataclass
+@dataclass(slots=True)
 class Units:
     """The extremes of each unit's values, over all calls: enough to tell which units are dead.
 
