@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from fastinit.base import distributed_internals as distributed
 from fastinit.base import torch_internals as internals
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def group_of(ranks: Sequence[int]) -> ProcessGroup | None:
     """A process group of exactly these, the oldest that this rank is in; None without one."""
     if not is_up():
         return None
-    groups = internals.process_groups()
+    groups = distributed.process_groups()
     return next((one for one in groups if sorted(members(one)) == sorted(ranks)), None)
 
 

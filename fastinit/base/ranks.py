@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from fastinit.base import distributed_internals as distributed
 from fastinit.base import torch_internals as internals
 from fastinit.base.process_groups import PATIENCE, all_gather, lines
 from fastinit.base.process_groups import Grid as Grid
@@ -291,13 +292,13 @@ def _failure(rank: int, text: str) -> str:
 def _leave_word(text: str) -> None:
     """For those who find this rank's process ended."""
     with suppress(RuntimeError, ValueError):  # no store any more: they hear that a rank has ended
-        internals.default_store().set(_KEY.format(torch.distributed.get_rank()), text)
+        distributed.default_store().set(_KEY.format(torch.distributed.get_rank()), text)
 
 
 def _said_before(group: Group) -> str:
     """The words that other ranks left."""
     try:
-        store, here = internals.default_store(), torch.distributed.get_rank()
+        store, here = distributed.default_store(), torch.distributed.get_rank()
         left = [r for r in members(group) if r != here and store.check([_KEY.format(r)])]
         return "; ".join(_failure(rank, store.get(_KEY.format(rank)).decode()) for rank in left[:8])
     except (RuntimeError, ValueError):

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-import itertools
-import math
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,8 +33,7 @@ from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_map_only as tree_map_only
 
 if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor.placement_types import Shard, _StridedShard
+    pass
 
 # TorchDispatchMode: nothing is recorded, and nothing that a forward writes is put back.
 # is_traceable_wrapper_subclass: what wrapper subclasses hold would not be put back. tree_*: tensors in
@@ -229,33 +226,6 @@ def is_compiled(module: torch.nn.Module) -> bool:
     return wrapped or getattr(module, "_compiled_call_impl", None) is not None
 
 
-def global_hooks() -> bool:
-    """Whether hooks of all modules are registered. Without it, what they do to outputs goes unseen."""
-    modules = torch.nn.modules.module
-    return bool(modules._global_forward_hooks or modules._global_forward_pre_hooks)
-
-
-def last_global_hook_first() -> None:
-    """The forward hook of all modules that was registered last runs before all. Without it: as above."""
-    hooks: Any = torch.nn.modules.module._global_forward_hooks
-    hooks.move_to_end(next(reversed(hooks)), last=False)
-
-
-# --- distributed ---------------------------------------------------------------------------------
-
-
-def awaited(tensor: Tensor) -> Tensor:
-    """The result of a collective that may still run, waited for; another tensor as it is.
-
-    Without it, results are read too early.
-    """
-    module = sys.modules.get("torch.distributed._functional_collectives")
-    if module is not None and isinstance(tensor, module.AsyncCollectiveTensor):
-        waited: Tensor = tensor.wait()
-        return waited
-    return tensor
-
-
 def loads_from_nothing(module: torch.nn.Module, key: str) -> bool:
     """Whether a load of no values calls a buffer loaded, as BatchNorm's of its count of batches does.
 
@@ -275,167 +245,13 @@ def loads_from_nothing(module: torch.nn.Module, key: str) -> bool:
     return False
 
 
-def default_store() -> Any:
-    """What the ranks of the default group can leave each other words in.
-
-    Without it, ranks hear that another has ended, but not why.
-    """
-    return torch.distributed.distributed_c10d._get_default_store()
+def global_hooks() -> bool:
+    """Whether hooks of all modules are registered. Without it, what they do to outputs goes unseen."""
+    modules = torch.nn.modules.module
+    return bool(modules._global_forward_hooks or modules._global_forward_pre_hooks)
 
 
-def process_groups() -> list[Any]:
-    """The process groups that this rank is in, in the order in which they were made.
-
-    Without it, the ranks of a group that somebody else uses cannot be asked anything.
-    """
-    return list(torch.distributed.distributed_c10d._world.pg_map)
-
-
-def fsdp2_modules() -> list[torch.nn.Module]:
-    """All modules that ``fully_shard`` was called on, of any model.
-
-    Without it, a part of one that holds what FSDP2 gathered would be written to no effect.
-    """
-    states = sys.modules.get("torch.distributed._composable_state")
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if states is None or fsdp is None:
-        return []
-    return [m for m in list(states._module_state_mapping) if isinstance(m, fsdp.FSDPModule)]
-
-
-def end_fsdp2_forward(module: torch.nn.Module) -> None:
-    """Makes one that ``fully_shard`` was called on what it is when no forward runs.
-
-    torch 2.13's ``reset_iter_state`` does it for the root of a model. Without it, what a forward that
-    failed had gathered would stay, and the next would not gather as the first of its modules does.
-    """
-    state: Any = module._get_fsdp_state()  # type: ignore[operator]
-    idle = type(state._training_state).IDLE
-    groups = getattr(state, "_fsdp_param_groups", None)
-    for group in [state._fsdp_param_group] if groups is None else groups:
-        if group is not None:
-            group._all_gather_result = None
-            group._training_state = idle
-    getattr(state, "_modules_to_run_forward", set()).clear()
-    state._training_state = idle
-    state._state_ctx.iter_forward_root = None
-
-
-def group_of_collective(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The process group whose ranks all call an operator together, which is so called; None of others.
-
-    To send from one to one is no collective.
-    """
-    if operator_name(func).strip("_") in ("send", "recv", "recv_any_source"):
-        return None
-    for place, argument in enumerate(schema_arguments(func)):
-        if argument.name in ("process_group", "group_name"):
-            group = args[place] if place < len(args) else kwargs[argument.name]
-            if isinstance(group, str):
-                c10d: Any = torch.distributed.distributed_c10d
-                return c10d._resolve_process_group(group)
-            kind: Any = torch.distributed.ProcessGroup
-            return group if isinstance(group, kind) else kind.unbox(group)
-    return None
-
-
-class FlatRange(NamedTuple):
-    """What FSDP1 has on this rank of a parameter that it laid into a flat one."""
-
-    module: torch.nn.Module
-    key: str
-    """The parameter's name in ``module``."""
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    """Of the full parameter; its elements are in the order of its memory."""
-    start: int
-    """The first of them that is here."""
-    offset: int
-    """Where that is in the flat parameter, as that is now."""
-    length: int
-    view: torch.nn.Parameter | None
-    """What ``module`` has instead of the parameter, with ``use_orig_params``."""
-    is_extended: bool
-    """Whether something cut it before, as tensor parallelism does."""
-
-    @property
-    def numel(self) -> int:
-        """The full parameter's."""
-        return math.prod(self.shape)
-
-
-class FlatParameter(NamedTuple):
-    """Several parameters end to end, of which FSDP1 keeps a range."""
-
-    tensor: torch.nn.Parameter
-    is_whole: bool
-    """Whether all is there now."""
-    is_lost: bool
-    """Whether all was gathered for computing, and what is written will be dropped."""
-    ranges: list[FlatRange]
-
-
-def fsdp1_flats(model: torch.nn.Module) -> list[FlatParameter]:
-    """The flat parameters of FullyShardedDataParallel. Without it, nobody knows what these hold."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.fsdp._common_utils import HandleTrainingState
-
-    handles = [module._handle for module in FullyShardedDataParallel.fsdp_modules(model)]
-    found = []
-    for handle in filter(None, handles):
-        flat = handle.flat_param
-        is_whole = not handle.is_sharded(flat)
-        summoned = handle._training_state == HandleTrainingState.SUMMON_FULL_PARAMS
-        ends = itertools.accumulate(flat._numels_with_padding)
-        own = [
-            (0, end - size, size)
-            for end, size, padding in zip(ends, flat._numels_with_padding, flat._is_padding_mask)
-            if not padding
-        ]
-        if not is_whole:
-            own = [
-                (its[3], its[1], its[2]) if its.in_shard else (0, 0, 0)  # type: ignore[misc]
-                for its in flat._shard_param_infos
-            ]
-        views = [None] * len(own) if flat._params is None else flat._params
-        ranges = [
-            FlatRange(
-                info.module,
-                info.param_name,
-                tuple(flat._shapes[i]),
-                tuple(flat._strides[i]),
-                *own[i],
-                views[i],
-                flat._param_extensions[i] is not None,
-            )
-            for i, info in enumerate(flat._param_infos)
-        ]
-        gathered = is_whole and handle.uses_sharded_strategy and not summoned
-        is_lost = gathered or handle._skipped_use_sharded_views
-        found.append(FlatParameter(flat, is_whole, is_lost, ranges))
-    return found
-
-
-def class_before_fsdp2(module: torch.nn.Module) -> type[torch.nn.Module]:
-    """A module's class, without what ``fully_shard`` and ``replicate`` put before it."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None or not isinstance(module, fsdp.FSDPModule):
-        return type(module)
-    kinds = (k for k in type(module).__mro__ if not issubclass(k, fsdp.FSDPModule))
-    return next(kind for kind in kinds if issubclass(kind, torch.nn.Module))
-
-
-def shard_placements() -> tuple[type[Shard], type[_StridedShard]]:
-    """Those that cut: Shard, and that of FSDP2 over tensor parallelism, refused without it."""
-    from torch.distributed.tensor.placement_types import Shard, _StridedShard
-
-    return Shard, _StridedShard
-
-
-def shard_order(tensor: DTensor) -> list[int] | None:
-    """The mesh's dimensions in the order in which they cut a DTensor, where it says so: torch 2.10 on.
-
-    Without it, what is cut in another order than from the left would be written with others' values.
-    """
-    order = getattr(tensor._spec, "shard_order", None)
-    return None if order is None else [dim for entry in order for dim in entry.mesh_dims]
+def last_global_hook_first() -> None:
+    """The forward hook of all modules that was registered last runs before all. Without it: as above."""
+    hooks: Any = torch.nn.modules.module._global_forward_hooks
+    hooks.move_to_end(next(reversed(hooks)), last=False)

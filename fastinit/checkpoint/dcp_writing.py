@@ -33,7 +33,8 @@ from fastinit.checkpoint.many import Ranks, agreed, divided
 from fastinit.checkpoint.ranges import Range, Ranges
 from fastinit.checkpoint.shared import check_shared, mark
 from fastinit.checkpoint.sources import Held, Source, sources
-from fastinit.elements.strided import Piece, Strided
+from fastinit.elements.pieces import Piece
+from fastinit.elements.strided import Strided
 from fastinit.plan.fit import Parts, check_prefix
 from fastinit.plan.names import unwrapped
 from fastinit.plan.plan import Plan

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastinit.checkpoint.entries import Stored
 from fastinit.checkpoint.packed import Kept, Packed
 from fastinit.checkpoint.sources import Source
-from fastinit.elements.strided import Piece
+from fastinit.elements.pieces import Piece
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
 from fastinit.plan.values import Values, part_stream, write_values_

@@ -22,7 +22,8 @@ from fastinit.checkpoint.ranges import Ranges
 from fastinit.checkpoint.safetensors import Shard
 from fastinit.checkpoint.shard_bytes import Done, make
 from fastinit.checkpoint.sources import Held
-from fastinit.elements.strided import Piece, Strided, row_major
+from fastinit.elements.pieces import Piece
+from fastinit.elements.strided import Strided, row_major
 
 
 class Division:

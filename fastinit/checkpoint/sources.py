@@ -18,7 +18,7 @@ from fastinit.checkpoint.packed import Packed
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part, one_shape
-from fastinit.elements.strided import Piece
+from fastinit.elements.pieces import Piece
 from fastinit.plan.buffers import Known, planned
 from fastinit.plan.fill import Fill
 from fastinit.plan.fit import Parts, Scope, fitted

@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from fastinit.base import number
-from fastinit.elements.strided import Piece, Strided
+from fastinit.elements.pieces import Piece
+from fastinit.elements.strided import Strided
 
 Run = tuple[int, int]
 """(start, length) of consecutive indices."""

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor
 
+from fastinit.base import distributed_internals as distributed
 from fastinit.base import torch_internals as internals
 from fastinit.elements import partitioned
 from fastinit.elements.part import Part, check_part, chunk_of, nothing
-from fastinit.elements.strided import Piece
+from fastinit.elements.pieces import Piece
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -59,7 +60,7 @@ def check_placements(tensor: DTensor, argument: str = "tensor") -> None:
     from torch.distributed.tensor.placement_types import Partial, Replicate
 
     for mesh_dim, placement in enumerate(tensor.placements):
-        if isinstance(placement, (Replicate, *internals.shard_placements())):
+        if isinstance(placement, (Replicate, *distributed.shard_placements())):
             continue
         if isinstance(placement, Partial) and tensor.device_mesh.size(mesh_dim) == 1:
             continue
@@ -156,7 +157,7 @@ def _of_dtensor(tensor: DTensor, argument: str) -> Part:
     cuts = []
     for mesh_dim in _order(tensor):
         placement = tensor.placements[mesh_dim]
-        if isinstance(placement, internals.shard_placements()):
+        if isinstance(placement, distributed.shard_placements()):
             # Of an ordinary shard there is one turn: all indices are chunked at once.
             turns = int(getattr(placement, "split_factor", 1))
             cuts.append((placement.dim, turns, mesh.size(mesh_dim), coordinate[mesh_dim]))
@@ -222,5 +223,5 @@ def copy_(held: Sequence[Piece], full: Tensor) -> None:
 
 def _order(tensor: DTensor) -> Sequence[int]:
     """The mesh's dimensions in the order in which they shard: from the left, unless the spec says."""
-    order = internals.shard_order(tensor)
+    order = distributed.shard_order(tensor)
     return range(tensor.device_mesh.ndim) if order is None else order

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastinit.base import distributed_internals as distributed
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements.strided import Strided
@@ -109,7 +110,7 @@ def local(tensor: Tensor, argument: str = "tensor") -> Tensor:
     if shard.is_dtensor(tensor):
         shard.check_placements(tensor, argument)
         return local(shard.local(tensor), argument)
-    return internals.awaited(tensor)
+    return distributed.awaited(tensor)
 
 
 def sizes(tensor: Tensor, argument: str = "tensor") -> torch.Size:

@@ -13,7 +13,8 @@ from fastinit.backends.contract import BlockWrite, Write
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
-from fastinit.elements.strided import Piece, Strided, whole
+from fastinit.elements.pieces import Piece
+from fastinit.elements.strided import Strided, whole
 from fastinit.fills.blocks import Blocks, writes_of
 from fastinit.fills.writable import check_writable, is_short_way
 from fastinit.stream import keys, laws

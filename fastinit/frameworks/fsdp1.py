@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from fastinit.base import torch_internals as internals
+from fastinit.base import distributed_internals as distributed
 from fastinit.elements.part import Part
 from fastinit.elements.strided import Strided
 from fastinit.plan.fit import Held
@@ -35,7 +35,7 @@ def parts(model: nn.Module) -> dict[str, Part | list[Held]]:
     names = {id(m): name for name, m in reversed([*named_modules(model)])}
     views: dict[int, Part] = {}
     flats: dict[int, list[Held]] = {}
-    for flat in internals.fsdp1_flats(model):
+    for flat in distributed.fsdp1_flats(model):
         flats[id(flat.tensor)] = held = []
         for its in flat.ranges:
             name = joined(names[id(its.module)], its.key)

@@ -15,8 +15,8 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from fastinit.base.distributed_internals import class_before_fsdp2
 from fastinit.base.text import listing
-from fastinit.base.torch_internals import class_before_fsdp2
 from fastinit.elements import shards
 from fastinit.plan.names import joined, named_buffers, named_modules
 from fastinit.plan.plan import Plan

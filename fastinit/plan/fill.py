@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastinit.base import number
-from fastinit.elements.strided import Strided, tile
+from fastinit.elements.pieces import tile
+from fastinit.elements.strided import Strided
 from fastinit.plan import distributions, law_moments
 from fastinit.plan import steps as its_steps
 from fastinit.plan.distributions import FUSED, RAMP

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from fastinit.base import memory
+from fastinit.base.distributed_internals import end_fsdp2_forward, fsdp2_modules
 from fastinit.base.holders import exchange
 from fastinit.base.text import listing
-from fastinit.base.torch_internals import end_fsdp2_forward, fsdp2_modules
 from fastinit.elements import shards as shard
 from fastinit.plan.names import Model, Walk
 from fastinit.plan.storage import Format, is_in, packed

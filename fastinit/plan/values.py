@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastinit.elements import tensors
-from fastinit.elements.strided import Piece, Strided
+from fastinit.elements.pieces import Piece
+from fastinit.elements.strided import Strided
 from fastinit.fills import operator as ops
 from fastinit.plan import steps as its_steps
 from fastinit.plan.distributions import FUSED, RAMP

@@ -11,7 +11,8 @@ from torch import Tensor
 from fastinit.base.number import NumberRangeError
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
-from fastinit.elements.strided import Piece, Strided, row_major, whole
+from fastinit.elements.pieces import Piece
+from fastinit.elements.strided import Strided, row_major, whole
 from fastinit.fills import operator as ops
 from fastinit.fills.wrapped import Wrapped, wrapped
 from fastinit.plan.fill import Fill

@@ -18,12 +18,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fastinit.base import html, text
 from fastinit.base.ranks import Group, gathered_texts, members
-from fastinit.base.torch_internals import (
-    is_persistent,
-    loads_from_nothing,
-    storage_id,
-    version_of,
-)
+from fastinit.base.torch_internals import is_persistent, loads_from_nothing, storage_id, version_of
 from fastinit.elements import shards as shard
 from fastinit.plan import groups
 from fastinit.plan.buffers import Pending, compared

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastinit.base import distributed_internals as distributed
 from fastinit.base import ranks
-from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part, one_shape
 from fastinit.statistics.formats import merged_rows
@@ -126,7 +126,7 @@ def lines(xs: Sequence[object]) -> list[Line]:
 
 
 def _is_cut(x: Any, mesh_dim: int) -> bool:
-    return isinstance(x.placements[mesh_dim], internals.shard_placements())
+    return isinstance(x.placements[mesh_dim], distributed.shard_placements())
 
 
 def is_outside(x: Tensor) -> bool:

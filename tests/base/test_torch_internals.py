@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from fastinit.base import distributed_internals as distributed
 from fastinit.base import torch_internals as internals
 
 aten = torch.ops.aten
@@ -69,7 +70,7 @@ def test_process_groups_are_found_in_their_order() -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
     try:
         groups = [dist.group.WORLD, *map(dist.new_group, ([0, 1], [2, 3], [1, 3], [1]))]
-        assert internals.process_groups() == [g for i, g in enumerate(groups) if i != 2]
+        assert distributed.process_groups() == [g for i, g in enumerate(groups) if i != 2]
     finally:
         dist.destroy_process_group()
 
@@ -79,7 +80,7 @@ def test_modules_of_fsdp2_are_found() -> None:
     from torch.distributed.fsdp import fully_shard
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    before = internals.fsdp2_modules()
+    before = distributed.fsdp2_modules()
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     try:
         mesh = torch.distributed.init_device_mesh("cpu", (1,))
@@ -88,7 +89,7 @@ def test_modules_of_fsdp2_are_found() -> None:
             fully_shard(module, mesh=mesh)
     finally:
         torch.distributed.destroy_process_group()
-    found = [module for module in internals.fsdp2_modules() if module not in before]
+    found = [module for module in distributed.fsdp2_modules() if module not in before]
     assert found == [model[0], model]
 
 
@@ -104,7 +105,7 @@ def test_fsdp1_says_what_a_flat_parameter_holds() -> None:
             device_id=torch.device("cpu"),
             use_orig_params=True,
         )
-        [flat] = internals.fsdp1_flats(model)
+        [flat] = distributed.fsdp1_flats(model)
     finally:
         torch.distributed.destroy_process_group()
     assert not flat.is_whole
@@ -126,7 +127,7 @@ def test_ranks_have_a_store() -> None:
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
     try:
-        store = internals.default_store()
+        store = distributed.default_store()
         store.set("key", "word")
         assert (store.check(["key"]), store.check(["other"])) == (True, False)
         assert store.get("key") == b"word"
@@ -375,10 +376,10 @@ def test_weight_norm_is_a_length_times_a_direction() -> None:
 def test_distributed() -> None:
     from torch.distributed.tensor import Shard
 
-    assert issubclass(Shard, internals.shard_placements())
-    assert len(internals.shard_placements()) == 2
+    assert issubclass(Shard, distributed.shard_placements())
+    assert len(distributed.shard_placements()) == 2
     plain = torch.zeros(2)
-    assert internals.awaited(plain) is plain
+    assert distributed.awaited(plain) is plain
 
 
 def test_buffers_that_are_not_persistent_are_told_from_others() -> None:

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from fastinit.elements.strided import Piece, Strided, runs
+from fastinit.elements.pieces import Piece
+from fastinit.elements.strided import Strided, runs
 
 VIEWS = {
     "whole": lambda t: t,

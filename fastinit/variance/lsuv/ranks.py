@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastinit.base import distributed_internals as distributed
 from fastinit.base import ranks as base
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
@@ -87,7 +88,7 @@ class Ranks:
         return None if self.alone else self._before_collective
 
     def _before_collective(self, func: Any, args: Any, kwargs: Any) -> None:
-        if (group := internals.group_of_collective(func, args, kwargs)) is not None:
+        if (group := distributed.group_of_collective(func, args, kwargs)) is not None:
             doing = f"{_DOING}: the model's own {internals.operator_name(func)}"
             base.before(self.group, group, doing)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from fastinit.base import torch_internals as internals
+from fastinit.base import distributed_internals as distributed
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
 
@@ -53,7 +53,7 @@ def cut_of(x: Tensor, here: Tensor, whole: Whole | None, dim: int | None) -> Cut
         cut = {
             mesh_dim: placement.dim
             for mesh_dim, placement in enumerate(x.placements)
-            if isinstance(placement, internals.shard_placements())
+            if isinstance(placement, distributed.shard_placements())
         }
         units = [d for d, of in cut.items() if dim is not None and of == dim % x.dim()]
         return Cut(_place(x.device_mesh, list(cut)), _place(x.device_mesh, units))
