@@ -64,7 +64,7 @@ WHEELS_VENV := .venv-wheels
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test everywhere slow bench crush lint gpu sass asm arm lsuv digits sweep frameworks docs wheels clean
+.PHONY: demo test kernels everywhere slow bench crush lint gpu sass asm arm lsuv digits sweep frameworks docs wheels clean
 
 demo: $(DEMO_STAMP)
 	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare --device cpu --device auto
@@ -72,12 +72,15 @@ demo: $(DEMO_STAMP)
 test: $(STAMP)
 	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 10
 
+# For a change of csrc/ and backends/triton/: it compiles, counts and interprets for minutes.
+kernels: $(STAMP)
+	$(RUN) -m pytest -m "compiler and not slow" -n auto --dist loadfile --durations 10 tests/backends
+
 everywhere: $(STAMP)
 	$(RUN) tests/everywhere.py
 
 slow: $(STAMP)
 	$(RUN) -m pytest -m slow tests
-	$(RUN) -m pytest tests/backends/test_sass.py
 
 bench: $(STAMP)
 	$(RUN) -m benchmarks --out $(OUT)
@@ -97,7 +100,7 @@ sass: $(STAMP)
 asm: $(STAMP)
 	$(RUN) -m benchmarks.asm
 
-# Without it the tests of AArch64 are skipped, by name.
+# Without it the tests of AArch64 (make kernels) are skipped, by name.
 arm:
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || { \
 	  apt-get update -q && apt-get install -qy --no-install-recommends g++-aarch64-linux-gnu qemu-user; }
