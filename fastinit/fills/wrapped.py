@@ -34,12 +34,21 @@ _OF_TENSOR, _OF_INPUTS = "per_tensor_scale", "act_per_tensor_scale"
 
 _SWIZZLED = "is_swizzled_scales"
 
+_VALUES = ("_tensor", "_data")
+"""What torchao calls the values of weights that are cast as they are used: of float8 with FSDP2, and of
+layers and experts that it trains in few bits."""
+
 
 class Wrapped(NamedTuple):
-    """What is under a tensor: blocks, or 8-bit floats with one scale."""
+    """What is under a tensor: blocks, 8-bit floats with one scale, or a tensor of its values."""
 
     held: Blocks | Tensor
     scale: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor | None:
+        """The tensor of the values themselves, if that is what there is."""
+        return self.held if self.scale is None and isinstance(self.held, Tensor) else None
 
     def requests(self, law: Law, seed: int, stream: int, part: Part | None) -> Iterator[Request]:
         """What writes a law there; of 8-bit floats with the scale that the law gives.
@@ -58,22 +67,38 @@ class Wrapped(NamedTuple):
 def wrapped(tensor: Tensor, argument: str = "tensor") -> Wrapped | None:
     """What is under a tensor subclass; None of a tensor that is none, or holds nothing of the kind.
 
+    Of a DTensor it is what is under this rank's part.
+
     Raises:
         NotImplementedError: inner tensors of which nothing says what they mean; scales in an order that
             is not written.
     """
-    if (
-        type(tensor) in shard.PLAIN
-        or shard.is_dtensor(tensor)
-        or internals.is_fake_class(type(tensor))
-    ):
+    if type(tensor) in shard.PLAIN:
         return None
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None or type(tensor).__torch_dispatch__ is internals.plain_dispatch:
+    if shard.is_dtensor(tensor):
+        # Itself: to_local() may lack what was made of its values.
+        tensor = next(t for t in _inner(tensor).values() if isinstance(t, Tensor))
+    if type(tensor) in shard.PLAIN or internals.is_fake_class(type(tensor)):
         return None
-    inner = {name: getattr(tensor, name) for name in flatten()[0]}
+    if type(tensor).__torch_dispatch__ is internals.plain_dispatch:
+        return None
+    inner = _inner(tensor)
+    if not inner or not all(isinstance(its, Tensor) for its in inner.values()):
+        return None
     said = ", ".join(f"{name} {t.dtype} {tuple(t.shape)}" for name, t in inner.items())
     what = f"{argument} is a tensor of shape {tuple(tensor.shape)} over {said}"
+    if inner.keys() & set(_VALUES) and len(inner) == 1:
+        (values,) = inner.values()
+        if (values.shape, values.stride(), values.dtype) == (
+            tensor.shape,
+            tensor.stride(),
+            tensor.dtype,
+        ):
+            return Wrapped(values)
+    if _VALUES[0] in inner:
+        raise NotImplementedError(
+            f"{what}: its values, and what was made of them, which writing them would not change"
+        )
     known = next(((d, s) for d, s in _NAMES.items() if d in inner and s in inner), None)
     if known is None:
         return None  # the gate says what it is, such as a result to come
@@ -93,6 +118,12 @@ def wrapped(tensor: Tensor, argument: str = "tensor") -> Wrapped | None:
                 return Wrapped(Blocks(data, scale, name, whole, fixed_scale=1.0))
             return Wrapped(Blocks(data, scale, name, whole))
     raise NotImplementedError(f"{what}: that is no format which fills write")
+
+
+def _inner(tensor: Any) -> dict[str, Any]:
+    """What a tensor subclass says it is made of: tensors, and in torch's own ones what else there is."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return {} if flatten is None else {name: getattr(tensor, name) for name in flatten()[0]}
 
 
 def as_tensor(blocks: Blocks, dtype: torch.dtype, argument: str = "tensor") -> Tensor:

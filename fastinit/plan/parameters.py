@@ -274,5 +274,5 @@ def like(
     new = nn.Parameter(data, requires_grad=parameter.requires_grad)
     if type(parameter) is not nn.Parameter:
         new.__class__ = type(parameter)
-    new.__dict__.update(parameter.__dict__)
+    new.__dict__ = {**parameter.__dict__, **new.__dict__}  # a wrapper has what is under it there
     return new

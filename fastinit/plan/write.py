@@ -108,7 +108,12 @@ class _Batch:
         self._others.append(entry)
 
     def _add_wrapped(self, entry: Entry, inner: Wrapped) -> None:
-        name, _, fill, part = entry
+        name, tensor, fill, part = entry
+        if shard.is_dtensor(tensor):
+            part = shard.part_of(tensor, name, part)
+        if inner.values is not None:
+            self.add(Entry(name, inner.values, fill, part), counted=False)
+            return
         if not isinstance(fill, Fill) or not fill.has_law or fill.parts:
             raise NotImplementedError(
                 f"{name} is stored as packed values and scales, which are written of one law, but it "

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import on_ranks
 from same_bits import bits
 
 from fastinit import Blocks, Fill, Part, Plan, deferred, init, materialize_, recorded_plan
@@ -193,6 +194,89 @@ def test_a_part_is_packed_in_whole_blocks() -> None:
     with pytest.raises(ValueError, match="whole blocks"):
         plan.apply_(cut, device="cpu", parts={"weight": columns}, **key)
     assert cut.weight.is_meta
+
+
+@on_ranks(2)
+def test_parts_of_dtensors() -> None:
+    """Packed ones are there as what from_local is given; FSDP2 can shard none."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+    from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
+    from torchao.quantization import Float8Tensor
+
+    mesh, rank = init_device_mesh("cpu", (2,)), torch.distributed.get_rank()
+    plan, zeros = Plan({"weight": Fill.normal(std=0.02)}, seed=3), torch.zeros(24, 512)
+    for make in (
+        lambda rows: of_mx(rows, "mxfp4"),
+        lambda rows: NVFP4Tensor.to_nvfp4(rows, per_tensor_scale=torch.ones(())),
+        lambda rows: Float8Tensor.from_hp(rows),
+    ):
+        local, layer = make(zeros), torch.nn.Linear(1, 1, bias=False)
+        held = DTensor.from_local(local, mesh, [Shard(0)], run_check=False)
+        layer.weight = torch.nn.Parameter(held, requires_grad=False)
+        plan.apply_(layer)
+        whole = torch.nn.Linear(1, 1, bias=False)
+        whole.weight = torch.nn.Parameter(make(torch.zeros(SHAPE)), requires_grad=False)
+        want = plan.apply_(whole).weight.dequantize(torch.float32)
+        assert local.dequantize(torch.float32).equal(want.chunk(2)[rank])
+    columns = DTensor.from_local(of_mx(torch.zeros(3, 32), "mxfp4"), mesh, [Shard(0)])
+    layer.weight = torch.nn.Parameter(columns, requires_grad=False)
+    layer.bias = torch.nn.Parameter(torch.zeros(4))
+    with pytest.raises(NotImplementedError, match="weight is stored as packed values"):
+        Plan({"bias": Fill.constant(1.0), "weight": Fill.orthogonal()}).apply_(layer)
+    assert not layer.bias.any()
+
+
+def trained_in_float8(meta: bool) -> torch.nn.Module:
+    """Weights that torchao casts as FSDP2 gathers them, one of more than a law."""
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    with torch.device("meta" if meta else "cpu"):
+        net = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.Linear(48, 32, bias=False))
+    config = Float8LinearConfig(enable_fsdp_float8_all_gather=True, emulate=True)
+    return convert_to_float8_training(net, config=config)
+
+
+OF_FLOAT8 = Plan(
+    {"0.weight": Fill.normal(), "0.bias": Fill.constant(1.0), "1.weight": Fill.orthogonal()}, seed=3
+)
+
+
+@on_ranks(2)
+def test_weights_that_are_cast_as_they_are_gathered() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torchao.float8.fsdp_utils import precompute_float8_dynamic_scale_for_fsdp
+
+    rank, plain = torch.distributed.get_rank(), torch.nn.Sequential()
+    plain.extend([torch.nn.Linear(64, 48), torch.nn.Linear(48, 32, bias=False)])
+    want = dict(OF_FLOAT8.apply_(plain).named_parameters())
+    for meta in (False, True):
+        net = fully_shard(trained_in_float8(meta), mesh=init_device_mesh("cpu", (2,)))
+        OF_FLOAT8.apply_(net, device="cpu")
+        for name, parameter in net.named_parameters():
+            here = parameter.detach().to_local()
+            assert ("weight" in name) == (type(here) is not torch.Tensor)
+            assert getattr(here, "_tensor", here).equal(want[name].chunk(2)[rank]), name
+        assert net(torch.ones(16, 64)).isfinite().all()
+    net.reshard()
+    precompute_float8_dynamic_scale_for_fsdp(net)  # which other values would make wrong
+    before = net[0].bias.to_local().clone()
+    with pytest.raises(NotImplementedError, match=r"0\.weight is .*_precomputed_scale"):
+        Plan({**OF_FLOAT8, "0.bias": Fill.constant(2.0)}, seed=4).apply_(net)
+    assert net[0].bias.to_local().equal(before)
+
+
+def test_weights_that_are_cast_as_they_are_used() -> None:
+    net = OF_FLOAT8.apply_(trained_in_float8(meta=False))
+    again = trained_in_float8(meta=True)
+    weight = again[0].weight
+    assert OF_FLOAT8.apply_(again, device="cpu")[0].weight is weight
+    for one, other in zip(net.parameters(), again.parameters()):
+        assert one.detach().clone().equal(other.detach().clone())
+    assert (
+        again[1].weight._tensor.mm(again[1].weight._tensor.t()).allclose(torch.eye(32), atol=1e-5)
+    )
 
 
 def test_what_a_tensor_may_not_hold_is_refused_before_anything_is_written() -> None:

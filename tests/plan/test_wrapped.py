@@ -70,9 +70,21 @@ def test_blocks(format: str) -> None:
     assert all(scale == 5.0 for scale in inputs.values())
 
 
+@pytest.mark.parametrize("name", ["_tensor", "_data"])
+@pytest.mark.parametrize("fill", [Fill.normal(), Fill.orthogonal().scaled(0.5)], ids=str)
+def test_values_themselves(name: str, fill: Fill) -> None:
+    held = torch.zeros(ROWS, COLUMNS, dtype=torch.bfloat16)
+    Plan({**PLAN, "weight": fill}, seed=5).apply_(layer(**{name: held}))
+    plain = nn.Linear(COLUMNS, ROWS, bias=False, dtype=torch.bfloat16)
+    Plan({"weight": fill}, seed=5).apply_(plain)
+    assert bits(held).equal(bits(plain.weight.detach()))
+
+
 @pytest.mark.parametrize(
     "inner",
     [
+        {"_tensor": torch.zeros(ROWS, COLUMNS)},  # of another dtype than it says it is
+        {"_tensor": torch.zeros(ROWS, COLUMNS).bfloat16(), "_precomputed_scale": torch.zeros(())},
         {"_data": eight(), "_scale": torch.zeros(())},  # which divides
         {"qdata": eight(), "scale": torch.zeros(()), "zero_point": torch.zeros(())},
         {"qdata": eight(), "scale": torch.zeros(2)},
