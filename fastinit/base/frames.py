@@ -6,6 +6,7 @@ import os
 import sysconfig
 import traceback
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -27,6 +28,13 @@ def is_ours(filename: str) -> bool:
 def is_inside(filename: str) -> bool:
     """Whether a file is torch's or fastinit's, or none, or one that only passes calls on."""
     return filename.startswith(_INSIDE) or Path(filename).stem in _WRAPPERS
+
+
+def is_called_by(frame: FrameType | None, caller: FrameType) -> bool:
+    """Whether a frame is another one, or is called by it, however many are between."""
+    while frame is not None and frame is not caller:
+        frame = frame.f_back
+    return frame is caller
 
 
 def where(error: BaseException) -> str:

@@ -391,3 +391,47 @@ def test_on_a_gpu_the_operator_would_not_wait(gradient: bool) -> None:
     with pytest.raises(RuntimeError, match="meta"):
         x.sum().item()
     account.add(new, x, clock, -1, gradient)
+
+
+def _penalty(model: Callable[..., Any], x: Tensor) -> None:
+    value = model(x).square().sum()
+    (grad,) = torch.autograd.grad(value, x, create_graph=True)
+    (value + grad.square().sum()).backward()
+
+
+def _force(model: Callable[..., Any], x: Tensor) -> None:
+    (grad,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    grad.square().sum().backward()
+
+
+def _thrice(model: Callable[..., Any], x: Tensor) -> None:
+    (grad,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(grad.square().sum(), x, create_graph=True)
+    grad.square().sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize(
+    "of",
+    [
+        _penalty,
+        _force,
+        _thrice,
+        lambda model, x: torch.autograd.grad(model(x).square().sum(), x, create_graph=True),
+        lambda model, x: model(x).square().sum().backward(create_graph=True),
+    ],
+    ids=["a penalty", "a force", "a force of forces", "of no loss", "a graph that nobody uses"],
+)
+def test_gradients_that_a_loss_is_made_of_do_not_count(of: Callable[..., object]) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    x = torch.randn(4, 8)
+    with watch(model, gradients=True) as eager:
+        of(model, x.clone().requires_grad_())
+    with watch(model, gradients=True) as graphs:
+        of(torch.compile(model, backend="eager", fullgraph=True), x.clone().requires_grad_())
+    assert [layer.note for layer in graphs.layers] == [layer.note for layer in eager.layers]
+    for one, other in zip(graphs.layers, eager.layers):
+        assert (one.backward is None) == (other.backward is None)
+        if one.backward is not None and other.backward is not None:
+            assert one.backward.count == other.backward.count
+            assert one.backward.std == pytest.approx(other.backward.std, rel=1e-6)  # float32 sums

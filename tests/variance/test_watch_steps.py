@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +299,63 @@ def test_hooks_stay_from_one_measured_step_to_the_next() -> None:
         assert own() != first
         train(w, model, 2)
     assert {layer.calls for layer in w.layers} == {1}
+
+
+class Above(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+class Twice(Above):
+    def step(self, closure: Any = None) -> Any:
+        with torch.no_grad():  # as those that correct a step have
+            super().step(closure)
+        return None
+
+
+class Inside(torch.optim.Optimizer):
+    """Another one within, as Lookahead has it."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        self.inner = Twice(list(parameters), lr=lr)
+        super().__init__(self.inner.param_groups, {})
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+class Fails(Twice):
+    """Each second time, in the class's above."""
+
+    calls = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.calls += 1
+        if self.calls % 2:
+            self.param_groups[0]["lr"] = "fast"
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups[0]["lr"] = 0.1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Above, Twice, Inside, Fails])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_step_counts_once_whatever_it_calls(kind: Any, scheduled: bool) -> None:
+    model, told = mlp(), list[Measured]()
+    torch.optim.SGD(model.parameters(), lr=0.1)  # now each SGD's step has hooks, by itself
+    optimizer = kind(model.parameters(), lr=0.1)
+    if scheduled:
+        torch.optim.lr_scheduler.ConstantLR(optimizer)
+    given = {"every": 1, "to": told.append, "optimizer": optimizer, "weight_gradients": True}
+    with watch(model, gradients=True, **given):
+        for _ in range(4):
+            model(torch.randn(8, 32)).square().mean().backward()
+            with suppress(TypeError) if kind is Fails else nullcontext():
+                optimizer.step()
+            optimizer.zero_grad()
+    failed = kind is Fails  # and then the next one's passes count with its own
+    assert [measured.step for measured in told] == list(range(2 if failed else 4))
+    for measured in told:
+        assert {layer.calls for layer in measured.layers} == {2 if failed else 1}
+        assert all(layer.weight_gradient for layer in measured.layers)

@@ -25,7 +25,7 @@ from fastinit.variance.layers import Layer
 from fastinit.variance.watch.compiled import Accounts, accounts_of, place_outside, refused
 from fastinit.variance.watch.cuts import Cut, text_of, whole_of
 from fastinit.variance.watch.outputs import immeasurable, runs_again
-from fastinit.variance.watch.record import IN_PARTS, Record, Scaler, scales
+from fastinit.variance.watch.record import IN_GRAPHS, IN_PARTS, Record, Scaler, scales
 from fastinit.variance.watch.rows import Row, Seen
 from fastinit.variance.watch.targets import Target
 from fastinit.variance.watch.transfer import Transfer, together
@@ -154,7 +154,7 @@ class Block:
             if self.open and grad is not None:
                 if torch.is_grad_enabled():
                     # With create_graph: a gradient that the loss is made of, as a force or a penalty.
-                    record.why = "passes with create_graph=True do not count"
+                    record.why = IN_GRAPHS
                 elif found := tensors.unreadable(grad):
                     record.why = f"it {found[1]}"
                 elif why := record.measure(grad, record.backward, self.asked.scaler):
@@ -318,7 +318,8 @@ class Block:
                 notes.append(f"a call is not counted: {why}")
             backward = seen.get(id(record.backward))
             if self.asked.gradients and backward is None:
-                notes.append(f"no gradient, {record.why}")
+                why = IN_GRAPHS if record.backward.graphed else record.why
+                notes.append(f"no gradient, {why}")
             if failed := record.forward.failed + record.backward.failed + record.input.failed:
                 notes.append(f"{failed} tensors of compiled calls could not be measured")
             notes += dict.fromkeys(record.notes)

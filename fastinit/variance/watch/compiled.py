@@ -32,10 +32,11 @@ from fastinit.variance.watch.outputs import runs_again
 from fastinit.variance.watch.targets import Target
 from fastinit.variance.watch.units import Units
 
-CALLS, VALUES, FIRST, ALIVE, FAILED = range(5)
+CALLS, VALUES, FIRST, ALIVE, FAILED, GRAPHED = range(6)
 """What is counted beside moments: calls, values of each unit, the place of the first call among all
-layers' (from 1), whether all units are known to be alive, calls that could not be measured."""
-COUNTED = 5
+layers' (from 1), whether all units are known to be alive, calls that could not be measured, gradients of
+passes with create_graph=True, which are not."""
+COUNTED = 6
 
 _library = torch.library.Library("fastinit", "FRAGMENT")
 _library.define(
@@ -59,6 +60,9 @@ def _seen_(
         return
     # By .data no version goes up: what autograd keeps of them is not their values.
     account = Account(raw.data, counts.data, extremes.data)
+    if gradient and torch.is_grad_enabled():
+        account.counts[GRAPHED] += 1
+        return
     with torch.no_grad():
         try:
             here = tensors.values(x)
@@ -89,7 +93,7 @@ class Account:
 
     Attributes:
         raw: raw moments, float64 [fields].
-        counts: float64 [5].
+        counts: float64 [6].
         extremes: each unit's largest and smallest value, float64 [2, units]; [2, 0] if it is not known
             which they are.
     """
@@ -154,24 +158,24 @@ class Account:
         return _ran and (self.counts.device.type != "cpu" or bool(self.counts.any()))
 
 
-class _Passed(torch.autograd.Function):
-    """A tensor as it is, whose gradient is measured.
+# Its gradient is measured. It is a copy (which inductor leaves out), as what comes next may write it in
+# place: that autograd does not let it do with a view. As an operator, not as a torch.autograd.Function,
+# whose backward dynamo runs under no_grad, so that nobody could tell a pass with create_graph=True.
+_library.define("passed(Tensor x, Tensor raw, Tensor counts, Tensor extremes, int dim) -> Tensor")
+_library.impl("passed", lambda x, *_: x.clone(), "CompositeExplicitAutograd")
+torch.library.register_fake("fastinit::passed", lambda x, *_: torch.empty_like(x), lib=_library)
 
-    It is a copy (which inductor leaves out), as what comes next may write it in place: that autograd
-    does not let it do with a view.
-    """
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, raw: Tensor, counts: Tensor, extremes: Tensor, dim: int
-    ) -> Tensor:
-        ctx.account, ctx.dim = (raw, counts, extremes), dim
-        return x.clone()
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *ctx.account, ctx.dim = inputs
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        torch.ops.fastinit.seen_(grad, *ctx.account, None, ctx.dim, True)
-        return grad, None, None, None, None
+
+def _measure(ctx: Any, grad: Tensor) -> Any:
+    torch.ops.fastinit.seen_(grad, *ctx.account, None, ctx.dim, True)
+    return grad, None, None, None, None
+
+
+torch.library.register_autograd("fastinit::passed", _measure, setup_context=_keep, lib=_library)
 
 
 @dataclass
@@ -223,7 +227,7 @@ class Accounts:
             torch.ops.fastinit.seen_(x, raw, counts, extremes, clock, dim, False)
             if not graded or not torch.is_grad_enabled() or not x.requires_grad:
                 return None
-            passed: Tensor = _pass(x, back_raw, back_counts, back_extremes, dim)
+            passed: Tensor = torch.ops.fastinit.passed(x, back_raw, back_counts, back_extremes, dim)
             if type(output) is tuple:  # of MultiheadAttention
                 return tuple([passed if part is x else part for part in output])
             return passed
@@ -242,7 +246,6 @@ class Accounts:
         return hook
 
 
-_pass: Callable[..., Tensor] = _Passed.apply
 _exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # from torch 2.7 on
 
 

@@ -15,7 +15,7 @@ from fastinit.elements import tensors
 from fastinit.statistics.tensor import moments
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.stream.reference_moments import POWERS
-from fastinit.variance.watch.compiled import CALLS, FAILED, FIRST, VALUES, Account
+from fastinit.variance.watch.compiled import CALLS, FAILED, FIRST, GRAPHED, VALUES, Account
 from fastinit.variance.watch.cuts import Cut, Whole, cut_of
 from fastinit.variance.watch.outputs import why_not
 from fastinit.variance.watch.rows import Seen
@@ -24,6 +24,7 @@ from fastinit.variance.watch.transfer import together
 from fastinit.variance.watch.units import Units
 
 FOLD = 64  # moments of so many calls are merged, so that a long watch needs no more memory
+IN_GRAPHS = "passes with create_graph=True do not count"
 IN_PARTS = "is in parts on several ranks, and the formats asked for are scaled by what all have"
 
 
@@ -48,6 +49,7 @@ class Signal:
     began: Tensor | None = None  # its place among all layers', if graphs ran before, [1]
     place: int = 0  # the same, once it was read, also of calls that ran compiled
     failed: int = 0  # how many of these could not be measured
+    graphed: bool = False  # whether there were gradients of which a loss is made
 
     def add(self, raw: Tensor, counted: int) -> None:
         """Takes up the raw moments of one call, of which the last ``counted`` fields are counts."""
@@ -77,7 +79,7 @@ class Signal:
         seen.calls += numbers[CALLS]
         seen.values += numbers[VALUES]
         self.place = min(first, numbers[FIRST] or first)
-        self.failed = numbers[FAILED]
+        self.failed, self.graphed = numbers[FAILED], numbers[GRAPHED] > 0
 
     def seen(self, raw: Tensor, still: Tensor | None) -> Seen:
         """With what was read from the device."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import FrameType
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from fastinit.base import number
+from fastinit.base.frames import is_called_by
+from fastinit.base.hooks import Uncopied
 from fastinit.variance.watch.result import Measured
 from fastinit.variance.watch.sinks import JsonLines, To, sinks
 
@@ -76,3 +82,31 @@ class Steps:
                 errors.append(error)
         if errors:
             raise errors[0]
+
+
+def hook_steps(
+    optimizer: Optimizer, before: Callable[[Sequence[Any]], object], after: Callable[[], object]
+) -> ExitStack:
+    """From now on, until it is closed, calls ``before`` (with all arguments) and ``after`` of each step.
+
+    Of a step() that calls the one of the class above, torch runs hooks in both: it counts once.
+    """
+    outermost: FrameType | None = None  # of a step that runs, or that failed
+
+    def begun(optimizer: Optimizer, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        nonlocal outermost
+        caller = sys._getframe(1)
+        if outermost is None or not is_called_by(caller, outermost):
+            outermost = caller
+            before([*args[1:], *kwargs.values()])
+
+    def ended(optimizer: Optimizer, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        nonlocal outermost
+        if sys._getframe(1) is outermost:
+            outermost = None
+            after()
+
+    with ExitStack() as hooks:
+        hooks.callback(Uncopied(optimizer.register_step_pre_hook(begun)).remove)
+        hooks.callback(Uncopied(optimizer.register_step_post_hook(ended)).remove)
+        return hooks.pop_all()

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fastinit.base import html, ranks
-from fastinit.base.hooks import Uncopied
 from fastinit.stream.formats import Counting
 from fastinit.variance.layers import Which
 from fastinit.variance.watch.attention import Attention
@@ -26,7 +25,7 @@ from fastinit.variance.watch.record import Scaler
 from fastinit.variance.watch.result import Measured, Watched
 from fastinit.variance.watch.rows import Rows, all_merged, watched
 from fastinit.variance.watch.sinks import To
-from fastinit.variance.watch.steps import Steps
+from fastinit.variance.watch.steps import Steps, hook_steps
 from fastinit.variance.watch.targets import targets
 
 if TYPE_CHECKING:
@@ -79,10 +78,8 @@ class Watch(html.InNotebooks):
                 stack.callback(self._steps.end)
             stack.push(self._end)
             if self._steps is not None and self._steps.optimizer is not None:
-                optimizer, after = self._steps.optimizer, lambda *_: self._next()
-                before = optimizer.register_step_pre_hook(self._before_optimizer)
-                stack.callback(Uncopied(before).remove)
-                stack.callback(Uncopied(optimizer.register_step_post_hook(after)).remove)
+                optimizer = self._steps.optimizer
+                stack.enter_context(hook_steps(optimizer, self._before_optimizer, self._next))
             if self._steps is None or self._steps.begin(self._tells):
                 self._hooked.begin()
             self._stack = stack.pop_all()
@@ -132,8 +129,8 @@ class Watch(html.InNotebooks):
         if self._block is not None:
             self._hooked.set()
 
-    def _before_optimizer(self, _: object, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        has_closure = any(map(callable, (*args[1:], *kwargs.values())))  # then they are yet to come
+    def _before_optimizer(self, given: Sequence[Any]) -> None:
+        has_closure = any(map(callable, given))  # then they are yet to come
         if self._block is not None and not has_closure:
             self._block.measure_weight_gradients()
 
