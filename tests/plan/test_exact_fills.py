@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 from safetensors.torch import load_file
 from torch import nn
 
 import fastinit
-from fastinit import Fill, Plan, checkpoint, init
+from fastinit import Fill, Part, Plan, checkpoint, init
 from fastinit.stream import functions
 
 FILLS = {
@@ -116,3 +117,28 @@ def test_checkpoints_and_recorded_models(tmp_path: Path) -> None:
         {"weight": torch.empty(8, 6, dtype=torch.float64)}, fastinit.recorded_plan(model)
     )
     assert torch.equal(masters["weight"], alone)
+
+
+@on_ranks(2)
+def test_parts_of_dtensors_and_plain_ones() -> None:
+    """Rows and columns of which blocks of the stream are cut: those of the whole, to the last bit."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh, rank = init_device_mesh("cpu", (2,)), torch.distributed.get_rank()
+    whole = {name: parameter.detach() for name, parameter in PLAN.apply_(model()).items()}
+    for dim in (0, 1):
+        cut, plain, parts = model(), model(), {}
+        for name, parameter in cut.items():
+            held = distribute_tensor(parameter.detach(), mesh, [Shard(dim)], src_data_rank=None)
+            cut[name] = nn.Parameter(held)
+            parts[name] = Part((8, 6)).chunk(dim, 2, rank)
+            plain[name] = nn.Parameter(torch.empty(parts[name].local_shape, dtype=torch.float64))
+        PLAN.apply_(cut)
+        PLAN.apply_(plain, parts=parts)
+        for name, value in whole.items():
+            want = value.chunk(2, dim)[rank]
+            assert cut[name].detach().to_local().equal(want), (name, dim)
+            assert plain[name].detach().equal(want), (name, dim)
+        one = init.normal_(cut["normal"], 0.0, 0.02, seed=9, name="normal", exact=True)
+        assert one.detach().to_local().equal(whole["normal"].chunk(2, dim)[rank])

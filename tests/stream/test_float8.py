@@ -218,3 +218,18 @@ def test_what_torch_computes_is_saturated_too(dtype: torch.dtype) -> None:
         for tensor in held, wide:
             write(tensor, **argument, seed=1, name="w")  # type: ignore[operator]
         assert bits(held).equal(bits(saturated(wide, dtype))), write.__name__
+
+
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+@pytest.mark.parametrize("scale", [2.0**-9, 4.0])
+def test_functions_with_a_factor_need_no_scale(dtype: torch.dtype, scale: float) -> None:
+    key = {"seed": 3, "name": "w"}
+    normal = {"distribution": "normal", **key}
+    for write in (
+        lambda t, s: init.orthogonal_(t, gain=1.7 / s, **key),
+        lambda t, s: init.sparse_(t, 0.3, std=0.02 / s, **key),
+        lambda t, s: init.variance_scaling_(t, scale=0.5 / s**2, **normal),
+    ):
+        full = write(torch.empty(24, 16), 1.0)
+        have = write(torch.empty(24, 16, dtype=dtype), scale)
+        assert bits(have).equal(bits(saturated(full / scale, dtype)))
