@@ -44,7 +44,9 @@ class Sentences(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {"input_ids": self.words[index], "labels": self.words[index]}
 
 
-def trainer(path: Path, monitor: VarianceMonitor, data: Sentences, **options: Any) -> Any:
+def trainer(
+    path: Path, monitor: VarianceMonitor, data: Sentences, model: Any = None, **options: Any
+) -> Any:
     arguments = transformers.TrainingArguments(
         output_dir=str(path),
         per_device_train_batch_size=4,
@@ -55,7 +57,7 @@ def trainer(path: Path, monitor: VarianceMonitor, data: Sentences, **options: An
         save_strategy="no",
         **options,
     )
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["gpt2"]())
+    model = model or transformers.AutoModelForCausalLM.from_config(CONFIGS["gpt2"]())
     evaluated = Sentences()
     return transformers.Trainer(
         model, arguments, train_dataset=data, eval_dataset=evaluated, callbacks=[monitor]
@@ -104,6 +106,29 @@ def test_a_training_that_failed_is_ended(tmp_path: Path) -> None:
     assert inner_hooks(its.model) == before
     steps = [line["step"] for line in lines(tmp_path / "watch.jsonl")]
     assert steps[-6:] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("shared", ["its directory", "its model", "its file"])
+def test_a_training_that_failed_is_ended_by_the_next(shared: str, tmp_path: Path) -> None:
+    """Nobody has told its monitor, and it still has the file and hooks."""
+    to: Any = tmp_path / "told.jsonl" if shared == "its file" else ()
+    failed = VarianceMonitor(every=1, to=to, weight_gradients=True)
+    first = trainer(tmp_path / "a", failed, Sentences(fails_at=20))
+    before = inner_hooks(first.model)
+    with pytest.raises(KeyError, match="at its turn"):
+        first.train()
+    assert failed.watch is not None
+    assert failed.watch.is_entered
+    where = tmp_path / ("b" if shared == "its model" else "a")
+    next_one = trainer(where, VarianceMonitor(every=1, to=to), Sentences())
+    if shared == "its model":
+        next_one = trainer(where, VarianceMonitor(every=1), Sentences(), model=first.model)
+    next_one.train()
+    assert not failed.watch.is_entered
+    assert inner_hooks(first.model) == inner_hooks(next_one.model) == before
+    told = to or where / "watch.jsonl"
+    assert [line["step"] for line in lines(told)][-6:] == [0, 1, 2, 3, 4, 5]
+    failed.end()  # has ended
 
 
 def test_a_monitor_of_a_trainer_takes_a_whole_number() -> None:
