@@ -123,8 +123,18 @@ def before(group: Group, some: Group, doing: str) -> None:
 def _given(group: Group, numbers: Numbers | Callable[[], Numbers], doing: str) -> Numbers:
     if not callable(numbers):
         return numbers
-    try:
+    with telling(group, doing):
         return numbers()
+
+
+@contextmanager
+def telling(group: Group, doing: str) -> Iterator[None]:
+    """An error of the body is one on all ranks of the group, which next ask each other something.
+
+    They need not enter this; without an error nothing is communicated.
+    """
+    try:
+        yield
     except BaseException as error:  # KeyboardInterrupt too: the others wait all the same
         _tell(error, group, doing)
         raise
@@ -145,13 +155,10 @@ def together(group: Group = None, doing: str = "what all do together") -> Iterat
     """
     lines(group)
     end = f"the end of {doing}"
-    try:
+    with telling(group, end):
         yield
         with internals.without_modes():
             _exchange(group, INTEGERS, [], end)
-    except BaseException as error:  # KeyboardInterrupt too: the others wait all the same
-        _tell(error, group, end)
-        raise
 
 
 def _tell(error: BaseException, group: Group, doing: str) -> None:

@@ -23,6 +23,7 @@ from fastinit.elements.part import Part, check_part, chunk_of, nothing
 from fastinit.elements.pieces import Piece
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 
@@ -46,6 +47,14 @@ def local(tensor: Tensor) -> Tensor:
         return tensor.to_local().detach()
 
 
+def detached(tensor: Tensor) -> Tensor:
+    """``tensor.detach()``, also of a DTensor in inference mode, in which torch cannot make one."""
+    if not is_dtensor(tensor):
+        return tensor.detach()
+    with torch.inference_mode(False):
+        return tensor.detach()
+
+
 def is_part(tensor: Tensor) -> bool:
     """Whether other ranks hold other elements of the same tensor."""
     return is_dtensor(tensor) and not all(p.is_replicate() for p in tensor.placements)
@@ -55,12 +64,22 @@ def check_placements(tensor: DTensor, argument: str = "tensor") -> None:
     """Raises NotImplementedError unless a DTensor's local tensor holds elements of the full one.
 
     So it does if each placement is Replicate or Shard (or FSDP2's strided one). Partial is refused,
-    except over one rank, whose part of the sum is the sum.
+    except over one rank, whose part of the sum is the sum. Of a mesh that does not list its ranks in
+    ascending order torch says two things: offsets are those of the places in the mesh, but what it
+    distributes, gathers, and shards by FSDP2 is in the order of the ranks.
     """
     from torch.distributed.tensor.placement_types import Partial, Replicate
 
     for mesh_dim, placement in enumerate(tensor.placements):
-        if isinstance(placement, (Replicate, *distributed.shard_placements())):
+        if isinstance(placement, Replicate):
+            continue
+        if isinstance(placement, distributed.shard_placements()):
+            if not _ascends(tensor.device_mesh, mesh_dim):
+                raise NotImplementedError(
+                    f"{argument} is a DTensor sharded over a mesh that does not list its ranks in "
+                    f"ascending order, {tensor.device_mesh}: torch gathers its parts in another order "
+                    f"than it counts them; sort the ranks along each dimension of the mesh"
+                )
             continue
         if isinstance(placement, Partial) and tensor.device_mesh.size(mesh_dim) == 1:
             continue
@@ -68,6 +87,13 @@ def check_placements(tensor: DTensor, argument: str = "tensor") -> None:
             f"{argument} is a DTensor with placement {placement!r}, whose local tensor holds no "
             f"elements of the full one; redistribute() it to Replicate() or Shard() first"
         )
+
+
+@lru_cache(maxsize=64)
+def _ascends(mesh: DeviceMesh, mesh_dim: int) -> bool:
+    """Whether the ranks along a dimension of a mesh are in the order of their process group."""
+    with internals.without_modes():
+        return bool((mesh.mesh.diff(dim=mesh_dim) > 0).all())
 
 
 def check_held(tensor: Tensor, argument: str = "tensor", *, constant: bool = False) -> None:

@@ -126,7 +126,7 @@ class Layer:
         return present if rows is None else present[rows]
 
     def _own(self, parameter: nn.Parameter) -> Tensor:
-        return self.own(parameter.detach())
+        return self.own(shard.detached(parameter))
 
     def _place(self, parameter: nn.Parameter) -> Place:
         if is_lazy(parameter) or (tensors.unreadable(parameter) and not parameter.is_meta):

@@ -34,6 +34,6 @@ def place_of(tensor: Tensor, parameter: Tensor) -> Place:
 
 def rows_here(parameter: Tensor, rows: slice) -> Iterator[Tensor]:
     """What this rank has of some rows of a DTensor, in place."""
-    for here, which in shard.pieces(parameter.detach()):
+    for here, which in shard.pieces(shard.detached(parameter)):
         first = which.offset // which.strides[0]
         yield here[max(rows.start - first, 0) : max(rows.stop - first, 0)]

@@ -7,6 +7,7 @@ test_ranks runs.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -268,6 +269,30 @@ def test_a_rank_outside_the_mesh_writes_nothing() -> None:
         model = one(DTensor.from_local(torch.zeros(0), mesh, [Shard(0)], run_check=False))
         assert shard.pieces(model.w) == []
         Plan({"w": Fill.normal()}, seed=5).apply_(model)
+
+
+@pytest.mark.parametrize("order", [[1, 0], [[0, 3], [2, 1]], [[2, 3], [0, 1]]])
+def test_a_mesh_whose_ranks_are_not_in_order_is_refused_where_it_cuts(order: list[Any]) -> None:
+    """torch's offsets are by places in the mesh, its collectives by ranks."""
+    with as_rank(1):
+        mesh = DeviceMesh("cpu", order, _init_backend=False)
+        everywhere: list[Placement] = [Replicate()] * mesh.ndim
+        for dim in range(mesh.ndim):
+            cut = [*everywhere[:dim], Shard(0), *everywhere[dim + 1 :]]
+            local = torch.zeros(2, 3)
+            dtensor = DTensor.from_local(
+                local, mesh, cut, run_check=False, shape=(4, 3), stride=(3, 1)
+            )
+            if all(
+                sorted(line) == line for line in mesh.mesh.movedim(dim, -1).view(-1, 2).tolist()
+            ):
+                assert shard.pieces(dtensor)
+                continue
+            with pytest.raises(NotImplementedError, match=r"ascending order.*sort the ranks"):
+                Plan({"w": Fill.normal()}, seed=5).apply_(one(dtensor))
+            assert not local.any()
+        whole = DTensor.from_local(torch.zeros(4, 3), mesh, everywhere, run_check=False)
+        assert shard.pieces(whole)
 
 
 def test_a_partial_or_ill_shaped_tensor_is_refused_and_nothing_written() -> None:

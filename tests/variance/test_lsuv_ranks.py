@@ -65,6 +65,26 @@ def test_scales_are_those_of_the_whole_model_on_the_whole_batch(case: tuple[str,
         torch.testing.assert_close(whole(ours), theirs.detach(), rtol=EXACT, atol=EXACT)
 
 
+@pytest.mark.parametrize("layout", ["FSDP2 over columns", "columns, then rows"])
+@on_ranks(WORLD)
+def test_in_inference_mode(layout: str) -> None:
+    """In which torch detaches no DTensor."""
+    shard, parts = LAYOUTS[layout]
+    plain, x = net(), data()
+    model, own = shard(copy.deepcopy(plain)), mine(x, parts, dist.get_rank())
+    with torch.inference_mode():
+        got = fastinit.lsuv_(model, own, center=True)
+        with fastinit.watch(model, group=dist.group.WORLD) as seen:
+            model(own)
+    same(got, fastinit.lsuv_(plain, x, center=True))
+    with fastinit.watch(plain) as expected:
+        plain(x)
+    assert [layer.name for layer in seen.layers] == [layer.name for layer in expected.layers]
+    for ours, theirs in zip(seen.layers, expected.layers, strict=True):
+        assert ours.forward.count == theirs.forward.count
+        assert ours.forward.var == pytest.approx(theirs.forward.var, rel=1e-5)  # float32 products
+
+
 # --- batches -------------------------------------------------------------------------------------
 
 

@@ -371,6 +371,53 @@ def test_an_error_in_the_block_is_one_on_all_ranks() -> None:
         assert pickle.loads(pickle.dumps(watch)).to_json() == watch.to_json()
 
 
+ARGUMENTS = {
+    "a layer that is not there": {"layers": ["nope"]},
+    "no whole number": {"every": 0.5},
+    "no file": {"every": 1, "to": "/"},
+    "no flag": {"higher": 3},
+    "no blocks": {"residual": True},
+}
+
+
+@pytest.mark.parametrize("why", ARGUMENTS)
+@on_ranks(WORLD)
+def test_an_argument_that_is_no_good_on_one_rank_is_an_error_on_all(why: str) -> None:
+    model, options = nn.Sequential(nn.Linear(8, 8)), dict(ARGUMENTS[why])
+    others = {"every": 1} if "every" in options else {}
+    mine: dict[str, Any] = options if dist.get_rank() == 0 else others
+    said = ""
+    try:
+        with fastinit.watch(model, group=dist.group.WORLD, **mine):
+            model(torch.ones(2, 8))
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {error}"
+    assert said.startswith("RanksError: rank 0 failed: ") == (dist.get_rank() != 0)
+    assert said
+    assert not model[0]._forward_hooks
+
+
+@pytest.mark.parametrize("which", [None, nn.Linear])
+@on_ranks(2)
+def test_a_stage_may_be_without_layers(which: type | None) -> None:
+    rank = dist.get_rank()
+    model = nn.Sequential(nn.ReLU() if rank else nn.Linear(8, 8))
+    watch = fastinit.watch(model, layers=which, group=dist.group.WORLD)
+    with watch:
+        model(torch.ones(2, 8))
+    assert watch.layers[0].forward.count == 16
+
+
+@on_ranks(2)
+def test_a_watch_of_no_layers_on_any_rank_is_an_error() -> None:
+    watch = fastinit.watch(nn.Linear(8, 8), layers=nn.Bilinear, group=dist.group.WORLD)
+    with (
+        pytest.raises(ValueError, match=r"layers must choose at least one .* but do on none"),
+        watch,
+    ):
+        pass
+
+
 @on_ranks(WORLD)
 def test_a_weight_that_was_gathered_before_the_block_is_found_after_it() -> None:
     """FSDP2 keeps the weights of its root after a forward pass, until a backward one."""

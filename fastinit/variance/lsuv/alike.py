@@ -96,7 +96,7 @@ def _held(model: nn.Module) -> dict[Any, list[Held]]:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter) or parameter.is_meta or name in ignored:
             continue
-        here = tensors.local(parameter.detach())
+        here = tensors.local(shard.detached(parameter))
         try:
             part = shard.part_of(parameter, name)
         except NotImplementedError:

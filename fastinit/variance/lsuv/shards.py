@@ -44,7 +44,7 @@ class Sharded:
         """What is in a parameter's place at the moment, without a gradient."""
         module, name = self._owners[id(parameter)]
         now: Tensor | None = getattr(module, name)  # FSDP1 has it beside the parameters
-        return (parameter if now is None else now).detach()
+        return shard.detached(parameter if now is None else now)
 
     def in_use(self) -> tuple[Tensor, Tensor | None]:
         """The weight and the bias as the module is about to use them, whole."""

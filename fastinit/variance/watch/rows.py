@@ -150,7 +150,7 @@ def all_merged(rows: list[Row], missing: dict[str, str], group: ranks.Group) -> 
     """What all ranks of a group saw, the same on each; a collective.
 
     Raises:
-        ValueError: on all ranks: weights that differ where they should be one.
+        ValueError: on all ranks: weights that differ where they should be one; none has any layer.
         and as :func:`fastinit.base.ranks.gathered`.
     """
     said = json.dumps([[asdict(row) for row in rows], missing])
@@ -159,6 +159,8 @@ def all_merged(rows: list[Row], missing: dict[str, str], group: ranks.Group) -> 
     for rank, text in zip(ranks.members(group), texts):
         heard, why = json.loads(text)
         of_ranks[rank] = [_row(one) for one in heard], why
+    if not any(some or why for some, why in of_ranks.values()):
+        raise ValueError("layers must choose at least one layer of a rank's model, but do on none")
     batches = _batches({rank: some for rank, (some, _) in of_ranks.items()})
     by_name: dict[str, dict[int, Row]] = {}
     for rank, (some, _) in of_ranks.items():

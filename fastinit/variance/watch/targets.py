@@ -29,7 +29,7 @@ class Target:
 
 
 def targets(
-    model: nn.Module, which: Which = None, compiled: bool = False
+    model: nn.Module, which: Which = None, compiled: bool = False, may_lack: bool = False
 ) -> tuple[list[Target], dict[str, str]]:
     """The modules to watch, and by name why others that were asked for cannot be watched.
 
@@ -37,6 +37,7 @@ def targets(
 
     Args:
         compiled: also those in compiled modules.
+        may_lack: the model may be a stage without any, as others have them.
 
     Raises:
         TypeError: ``model`` is no module, or ``which`` is none of what it may be.
@@ -54,7 +55,7 @@ def targets(
         seen = which is not None or kind_of(module) is not None or isinstance(module, RECURRENT)
         if seen and name in passed and module not in closed:
             targets.append(Target(name, module, None, passed.pop(name)))  # by its output
-    if not targets:
+    if not targets and not (may_lack and not passed):
         reasons = "".join(f"; {name or 'the model'}: {why}" for name, why in passed.items())
         raise ValueError(
             f"layers must choose at least one layer of the model that can be watched, but {which!r} "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -54,7 +54,9 @@ class Watch(html.InNotebooks):
             raise TypeError(f"full_name must be a function of a name, but got {full_name!r}")
         self.asked, self.group = asked, group
         self.full_name = full_name or str
-        self._targets, self._passed = targets(model, layers, compiled=True)
+        self._targets, self._passed = targets(
+            model, layers, compiled=True, may_lack=group is not None
+        )
         if asked.residual:
             blocks, closed = block_targets(model, {target.name for target in self._targets})
             self._targets, self._passed = self._targets + blocks, self._passed | closed
@@ -339,8 +341,8 @@ def watch(
             from then on each has the same table, of all. By default each rank has what it saw itself.
             Batches add up; so do the parts that ranks have of one output or weight; what several ranks
             have alike counts once (ranks whose layers gave the same numbers, to the bit, saw one batch);
-            layers of other pipeline stages come after one another, in the order of ranks. An error on
-            one rank, in the block too, is an error on all.
+            layers of other pipeline stages come after one another, in the order of ranks, and a stage may
+            be without any. An error on one rank, in the block too, is an error on all.
         full_name: what a layer is called in the whole model, by its name in this one (of a pipeline
             stage, say); by default the same.
 
@@ -362,20 +364,24 @@ def watch(
     >>> [(layer.name, layer.fan_in, layer.forward.count) for layer in w.layers]
     [('0', 64, 512.0), ('2', 64, 512.0)]
     """
-    steps = None
-    if every is not None:
-        if step is not None:
-            raise TypeError("every counts the steps of a block, but step is all that is measured")
-        steps = Steps(every, to, start, optimizer)
-    else:
-        for name, given in {"to": to, "start": start, "optimizer": optimizer}.items():
-            if given:
-                raise TypeError(f"{name} is of a watch with every=, which is not given")
-    counting = Counting.of(formats, histogram)
-    asked = Asked(
-        gradients, inputs, weight_gradients, residual, attention, scaler, higher, counting
-    )
-    seen = Watch(model, layers, asked, group, full_name, steps)
+    # Ranks with good arguments are in the block before they hear of one whose arguments are not.
+    with nullcontext() if group is None else ranks.telling(group, "a watch"):
+        steps = None
+        if every is not None:
+            if step is not None:
+                raise TypeError(
+                    "every counts the steps of a block, but step is all that is measured"
+                )
+            steps = Steps(every, to, start, optimizer)
+        else:
+            for name, given in {"to": to, "start": start, "optimizer": optimizer}.items():
+                if given:
+                    raise TypeError(f"{name} is of a watch with every=, which is not given")
+        counting = Counting.of(formats, histogram)
+        asked = Asked(
+            gradients, inputs, weight_gradients, residual, attention, scaler, higher, counting
+        )
+        seen = Watch(model, layers, asked, group, full_name, steps)
     if step is not None:
         with seen:
             step()
