@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -36,14 +36,41 @@ class StoredAs(str, Enum):
     nvfp4 = "nvfp4"
 
     @property
-    def storage(self) -> str | None:
-        """The format, if it is one; checkpoint.write has the others from the model."""
-        return None if self.value in Dtype.__members__ else self.value
-
-    @property
     def others(self) -> Dtype:
         """The dtype of what has no format."""
-        return Dtype.bfloat16 if self.storage else Dtype(self.value)
+        return Dtype(self.value) if self.value in Dtype.__members__ else Dtype.bfloat16
+
+    def storage(
+        self, by_pattern: Sequence[str] | None
+    ) -> str | dict[str | tuple[str, ...], Any] | None:
+        """``dtype=`` of a checkpoint; None where the model has it already.
+
+        Args:
+            by_pattern: as ``--storage`` is given.
+
+        Raises:
+            ValueError: text that is no pattern and format, or a pattern that is there twice; a format
+                for what has none by pattern.
+        """
+        is_dtype = self.value in Dtype.__members__
+        if not by_pattern:
+            return None if is_dtype else self.value
+        if not is_dtype:
+            raise ValueError(
+                f"with --storage, --dtype is a dtype of the rest, but got {self.value}"
+            )
+        found: dict[str | tuple[str, ...], Any] = {}
+        for text in by_pattern:
+            pattern, _, format = text.rpartition("=")
+            if not pattern or pattern in found:
+                raise ValueError(f"--storage must be PATTERN=FORMAT, each once, but got {text!r}")
+            if format not in StoredAs.__members__:
+                known = ", ".join(StoredAs.__members__)
+                raise ValueError(
+                    f"--storage must be PATTERN=, and one of {known}, but got {text!r}"
+                )
+            found[pattern] = getattr(torch, format) if format in Dtype.__members__ else format
+        return {**found, **({} if "*" in found else {"*": getattr(torch, self.value)})}
 
 
 class Format(str, Enum):
@@ -68,6 +95,15 @@ OfCheckpoint = Annotated[
     StoredAs,
     typer.Option(
         help="Of the parameters; in 8 bits and fewer those of linear layers, the rest in bfloat16."
+    ),
+]
+ByPattern = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN=FORMAT",
+        help="Of the parameters that a pattern of names matches, such as '*.mlp.*=mxfp4': a dtype, or a "
+        "format of linear layers' weights; --dtype is then of the rest. Several, of which the first "
+        "that matches counts.",
     ),
 ]
 OfParameters = Annotated[Dtype, typer.Option(help="Of the parameters.")]

@@ -36,6 +36,7 @@ from fastinit.command import (
 )
 from fastinit.command.asked import (
     Asked,
+    ByPattern,
     Device,
     Dtype,
     Format,
@@ -251,6 +252,7 @@ def write_command(
     out: Annotated[Path, typer.Option(help="The directory, which is made if there is none.")],
     seed: Seed = None,
     dtype: OfCheckpoint = StoredAs.float32,
+    storage: ByPattern = None,
     saved: SavedPlan = None,
     threads: Threads = None,
     shard_size: Annotated[
@@ -286,19 +288,23 @@ def write_command(
     options.directory("--out", out)
     if form is Format.dcp and (verify or dry_run):
         raise ValueError("--format dcp has neither --verify nor --dry-run")
-    if form is Format.dcp and dtype.storage is not None:
-        raise ValueError(f"--format dcp has no --dtype {dtype.value}")
+    stored = dtype.storage(storage)
+    if form is Format.dcp and stored is not None:
+        what = f"--dtype {dtype.value}" if not storage else "--storage"
+        raise ValueError(f"--format dcp has no {what}")
     limit = checkpoint_files.parse_size(shard_size)
     asked = Asked(seed, saved, threads)
     started = time.perf_counter()
     model, recipe = asked.planned(model_name, dtype.others)
     plan = None if saved is None else recipe  # else also what has values already is stored
-    about = f"{type(model).__name__}, {dtype.value}, seed {recipe.seed}"
+    about = (
+        f"{type(model).__name__}, {', '.join([*(storage or ()), dtype.value])}, seed {recipe.seed}"
+    )
     with job.joined() as speaks:
         if dry_run:
             if speaks:
                 planned = checkpoint.layout(
-                    model, plan, shard_size=limit, dtype=dtype.storage, no_dist=True
+                    model, plan, shard_size=limit, dtype=stored, no_dist=True
                 )
                 seconds = time.perf_counter() - started
                 rates = checkpoint.measure_rates(planned, out)
@@ -328,7 +334,7 @@ def write_command(
                 out,
                 plan,
                 shard_size=limit,
-                dtype=dtype.storage,
+                dtype=stored,
                 progress=on_progress,
                 overwrite=overwrite,
                 verify=verify,

@@ -137,6 +137,21 @@ def test_write_in_a_format_keeps_the_rest_in_bfloat16(config: str, tmp_path, cap
     assert said["quantization_config"]["format"] == "nvfp4-pack-quantized"
 
 
+def test_write_in_formats_by_pattern(config: str, tmp_path, capsys) -> None:
+    from safetensors.torch import load_file
+
+    out = tmp_path / "out"
+    by_pattern = ("--storage", "*.0.mlp.*=mxfp4", "--storage", "*.embed_tokens.*=bfloat16")
+    assert cli.main(["write", config, "--out", str(out), *by_pattern]) == 0
+    assert "mxfp4" in capsys.readouterr().out
+    dtypes = {name: tensor.dtype for name, tensor in load_file(out / "model.safetensors").items()}
+    assert dtypes["model.layers.0.mlp.up_proj.weight_packed"] == torch.uint8
+    assert dtypes["model.layers.1.mlp.up_proj.weight"] == torch.float32
+    assert dtypes["model.embed_tokens.weight"] == torch.bfloat16
+    assert cli.main(["write", config, "--out", str(out), "--storage", "no.such=mxfp4"]) == 2
+    assert "no linear weight matches pattern no.such" in capsys.readouterr().err
+
+
 def test_a_saved_plan_goes_to_every_command(config: str, tmp_path, capsys) -> None:
     import safetensors.torch
 

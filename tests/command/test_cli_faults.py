@@ -180,6 +180,12 @@ OF_ONE = {
     ],
     "write": [
         ("--dtype nvfp4 --format dcp", "--format dcp has no --dtype nvfp4"),
+        ("--storage *=mxfp4 --format dcp", "--format dcp has no --storage"),
+        ("--storage *=mxfp4 --dtype nvfp4", "with --storage, --dtype is a dtype of the rest"),
+        ("--storage mxfp4", "--storage must be PATTERN=FORMAT, each once, but got 'mxfp4'"),
+        ("--storage =mxfp4", "--storage must be PATTERN=FORMAT"),
+        ("--storage *=mxfp4 --storage *=nvfp4", "each once, but got '*=nvfp4'"),
+        ("--storage *=mxfp5", "--storage must be PATTERN=, and one of float32, bfloat16, float16,"),
         ("--shard-size 5", "shard size must be as in 5GB"),
         ("--shard-size 0GB", "shard size must be as in 5GB"),
         ("--shard-size -5GB", "shard size must be as in 5GB"),
