@@ -79,7 +79,7 @@ def counted(
                 continue
             _check_part(x, i, part, counting)
             if counting.in_blocks:
-                readings = _rows_of(here, found[-1], split)
+                readings = rows_of(here, found[-1], split)
             else:
                 readings = readings_of(here, dim, found[-1], split)
             asked.setdefault(raw.device, []).extend(Counted(one, raw) for one in readings)
@@ -116,7 +116,7 @@ def _check_part(x: Tensor, i: int, part: Part | None, counting: Counting) -> Non
         )
 
 
-def _rows_of(x: Tensor, counts: Tensor, split: list[tuple[Tensor, Tensor]]) -> Iterator[Reading]:
+def rows_of(x: Tensor, counts: Tensor, split: list[tuple[Tensor, Tensor]]) -> Iterator[Reading]:
     """What is to be read where the last dimension has to stay the last one."""
     if _has_blocks_in_a_row(x):
         yield Reading(x, (x.numel(),), (x.stride(0) if x.dim() == 1 else 1,), False, counts)

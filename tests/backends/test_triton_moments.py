@@ -293,7 +293,7 @@ if TRITON:
     import triton
     import triton.language as tl
 
-    from fastinit.backends.triton.moments import coordinates, place
+    from fastinit.backends.triton.places import coordinates, place
 
     @triton.jit  # type: ignore[untyped-decorator]
     def places(into: Any, firsts: Any, ons: Any, sizes: Any, strides: Any) -> None:
@@ -324,11 +324,12 @@ def test_places_in_dimensions_beyond_32_bits() -> None:
 @pytest.mark.skipif(native.module is None, reason="no native module")
 def test_the_order_of_sums_is_the_native_modules() -> None:
     """It stands twice: neither backend needs the other."""
-    from fastinit.backends.triton import moments as here
+    from fastinit.backends.triton.looks import LANES, SHORT
+    from fastinit.backends.triton.moments import CHUNK
 
     there = native.module
     assert there is not None
-    order = here.LANES.value, here.SHORT.value, here.CHUNK.value
+    order = LANES.value, SHORT.value, CHUNK.value
     assert order == (there.LANES, there.SHORT, there.CHUNK)
 
 

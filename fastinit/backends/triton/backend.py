@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastinit.backends.contract import Backend, BlockWrite, Reading, Write
+from fastinit.backends.contract import Backend, BlockWrite, Counted, Reading, Write
 from fastinit.stream import laws
+from fastinit.stream.formats import Counting
 
 
 class Triton(Backend):
@@ -74,6 +75,14 @@ class Triton(Backend):
 
         with _current(readings[0].tensor.device):
             moments.moments_many(readings)
+
+    def count_many(self, counted: Sequence[Counted], counting: Counting) -> None:
+        from fastinit.backends.triton import counts
+
+        channels = [one for one in counted if one.reading.by_column]
+        super().count_many(channels, counting)
+        with _current(counted[0].moments.device):
+            counts.count_many([one for one in counted if not one.reading.by_column], counting)
 
     def serves_higher(self, device: torch.device) -> str | None:
         return "its kernels measure no higher moments"
