@@ -230,7 +230,8 @@ def test_everybody_is_told_though_one_fails(tmp_path: Path) -> None:
     def fail(measured: Measured) -> None:
         raise ConnectionError("the logger is away")
 
-    with pytest.raises(ConnectionError), watch(model, every=1, to=[fail, path]) as w:
+    w = watch(model, every=1, to=[fail, path])
+    with pytest.warns(UserWarning, match="not told"), pytest.raises(ConnectionError), w:
         train(w, model, 2)
     assert [line["step"] for line in lines(path)][:1] == [0]
 
@@ -359,3 +360,78 @@ def test_a_step_counts_once_whatever_it_calls(kind: Any, scheduled: bool) -> Non
     for measured in told:
         assert {layer.calls for layer in measured.layers} == {2 if failed else 1}
         assert all(layer.weight_gradient for layer in measured.layers)
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "its folder is gone", "another is there"])
+def test_a_file_that_is_taken_away_is_not_written_in_secret(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = mlp(), tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with watch(model, every=1, to="stats.jsonl") as w:
+        train(w, model, 2)  # of which the first was told
+        monkeypatch.chdir("/")
+        if how == "its folder is gone":
+            folder.rename(tmp_path / "old")
+            with pytest.raises(FileNotFoundError, match=r"run/stats\.jsonl"):
+                train(w, model, 1)
+            folder.mkdir()
+        else:
+            (folder / "stats.jsonl").rename(tmp_path / "old")
+        if how == "another is there":
+            (folder / "stats.jsonl").write_text("mine\n")
+            with pytest.raises(ValueError, match="holds something else"):
+                train(w, model, 1)
+            (folder / "stats.jsonl").unlink()
+        train(w, model, 2)
+    missed = how in ("its folder is gone", "another is there")  # one step, which raised
+    assert [x["step"] for x in lines(folder / "stats.jsonl")] == (
+        [2, 3, 4] if missed else [1, 2, 3]
+    )
+
+
+def test_what_the_block_raised_is_what_its_user_sees() -> None:
+    def fail(measured: Measured) -> None:
+        raise ConnectionError("the logger is away")
+
+    model = mlp()
+    plain = hooks(model)
+    w = watch(model, every=2, to=fail)
+
+    def interrupted() -> None:
+        with w:
+            train(w, model, 1)
+            raise KeyboardInterrupt
+
+    with (
+        pytest.warns(UserWarning, match="not told: ConnectionError"),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        interrupted()
+    assert hooks(model) == plain
+    assert w.layers
+    with pytest.raises(RuntimeError, match="was left already"):
+        w.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed", "moved", "wrapped"])
+def test_a_layer_that_is_not_there_any_more_is_said(how: str) -> None:
+    model, told = mlp(2), list[Measured]()
+    x = torch.randn(8, 32)
+    with watch(model, every=1, to=told.append) as w:
+        model(x)
+        w.step()
+        first = model[0]
+        if how == "moved":
+            model.append(first)
+        model[0] = nn.Sequential(first) if how == "wrapped" else nn.Linear(32, 32)
+        if how == "removed":
+            model[0] = nn.Identity()
+        model(x)
+        w.step()
+    assert not told[0].missing
+    if how in ("replaced", "removed"):
+        assert told[1].missing == {"0": "it is not there any more: to see what is, watch anew"}
+    else:
+        assert not told[1].missing

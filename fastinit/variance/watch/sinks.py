@@ -65,7 +65,7 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # a training may change its directory
         self._file: IO[bytes] | None = None
 
     def open(self) -> None:
@@ -93,9 +93,15 @@ class JsonLines:
     def __call__(self, measured: Measured) -> None:
         """Adds a line, which the system has when this returns; if that fails, none of it.
 
+        To a new file, if the one that was there is gone or was renamed, as logs are.
+
         Raises:
             OSError: what the system says, such as a full disk.
+            ValueError: another file is there now, which holds something else.
         """
+        if not self._is_there():
+            self.close()
+            self.open()
         assert self._file is not None
         line = json.dumps({"step": measured.step, **measured.plain()}, allow_nan=False)
         left, end = line.encode() + b"\n", self._file.seek(0, os.SEEK_END)
@@ -105,6 +111,13 @@ class JsonLines:
         except BaseException:
             self._file.truncate(end)
             raise
+
+    def _is_there(self) -> bool:
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        return self._file is not None and os.path.samestat(there, os.fstat(self._file.fileno()))
 
     def close(self) -> None:
         """Gives the file back."""

@@ -8,6 +8,7 @@ the whole net if the product over all layers is 1.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ class Watch(html.InNotebooks):
             blocks, closed = block_targets(model, {target.name for target in self._targets})
             self._targets, self._passed = self._targets + blocks, self._passed | closed
         self._attention = Attention(model) if asked.attention else None
-        self._name = type(model).__name__
+        self._model = model
         self._steps = steps
         self._stack: ExitStack | None = None
         self._hooks: Hooks | None = None  # None before there is a need
@@ -93,7 +94,8 @@ class Watch(html.InNotebooks):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._stack is not None
+        if self._stack is None:
+            raise RuntimeError("this watch is not entered, or was left already")
         stack, self._stack = self._stack, None
         stack.__exit__(kind, error, trace)
 
@@ -179,8 +181,13 @@ class Watch(html.InNotebooks):
                 self._hand_on(self.group)
             return
         self._hooks.end()  # of a step that has no end
-        if self.group is None or kind is None:
+        if kind is None:
             self._hand_on(self.group)
+        elif self.group is None:
+            try:
+                self._hand_on(None)
+            except Exception as error:  # what the block raised is what its user is to see
+                warnings.warn(f"the last step was not told: {error!r}", stacklevel=4)
 
     def _hand_on(self, group: ranks.Group) -> None:
         """Reads what was measured last, merges it with the group's and tells who is to know."""
@@ -234,6 +241,10 @@ class Watch(html.InNotebooks):
         """What this rank saw."""
         rows = block.read(self.full_name)
         missing = self._passed | block.missing(self._targets)
+        there = set(self._model.modules())
+        for target in self._targets:
+            if target.name in missing and target.module not in there:
+                missing[target.name] = "it is not there any more: to see what is, watch anew"
         if self._attention is not None:
             missing |= self._attention.missing(block.records)
         return rows, {self.full_name(name): why for name, why in missing.items()}
@@ -254,7 +265,7 @@ class Watch(html.InNotebooks):
         Raises:
             ValueError: as the function; ``before`` has no layer of this one.
         """
-        title = "Variance by layer" if label else f"Variance by layer: {self._name}"
+        title = "Variance by layer" if label else f"Variance by layer: {type(self._model).__name__}"
         earlier = None if before is None else before._read()
         return self._read().plot(path, ax, label, earlier, title)
 
