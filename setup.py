@@ -8,13 +8,17 @@ Environment variables:
     FASTINIT_CUDA_ARCHS  compute capabilities, as in "80;90" (default: 80, 90, 100 and 120, as far
                          as nvcc knows them); PTX of the newest is added, and of those that are
                          followed by "+PTX".
-    CXX                  the C++ compiler (default: c++, g++ or clang++, the first that is found).
+    CXX                  the C++ compiler (default: c++, g++ or clang++, the first that is found; on
+                         Windows clang++, LLVM's: cl does not know the kernels' vector types).
+    ARCHFLAGS            on macOS, "-arch arm64" or "-arch x86_64" (default: this Python's machine); not
+                         both, of which pip needs two wheels.
     CMAKE_ARGS           further arguments for CMake, as scikit-build has them.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -22,6 +26,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from sysconfig import get_platform
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -30,6 +35,7 @@ from setuptools.command.egg_info import egg_info
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
+COMPILERS = ("clang++",) if sys.platform == "win32" else ("c++", "g++", "clang++")
 MISSING = "_native_missing.txt"  # stands in for the module and says why; fastinit.info() shows it
 
 
@@ -59,7 +65,16 @@ def compiler() -> str | None:
         if shutil.which(named.split()[0]) is None:
             raise SystemExit(f"CXX={named!r} was not found")
         return named
-    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
+def mac_architecture() -> str:
+    """The one that ARCHFLAGS asks for, as cibuildwheel does; else the machine's."""
+    flags = os.environ.get("ARCHFLAGS", "")
+    asked = re.findall(r"-arch\s+(\S+)", flags) or [platform.machine()]
+    if len(asked) > 1:
+        raise SystemExit(f"ARCHFLAGS must name one architecture, for one wheel, but got {flags!r}")
+    return asked[0]
 
 
 def tool(name: str) -> str:
@@ -77,6 +92,9 @@ def tool(name: str) -> str:
 
 
 NATIVE, CUDA, CUDA_ARCHS = choice("FASTINIT_NATIVE"), choice("FASTINIT_CUDA"), cuda_archs()
+MAC = mac_architecture() if sys.platform == "darwin" else ""
+if MAC and get_platform().endswith("universal2"):  # the Python's, not the wheel's
+    os.environ["_PYTHON_HOST_PLATFORM"] = get_platform().replace("universal2", MAC)
 
 
 def why_pure() -> str:
@@ -84,7 +102,7 @@ def why_pure() -> str:
     if NATIVE == "OFF":
         return "FASTINIT_NATIVE=OFF when fastinit was installed"  # begins as slow.UNWANTED does
     if compiler() is None:
-        return "no C++ compiler (c++, g++ or clang++) when fastinit was installed"
+        return f"no C++ compiler ({' or '.join(COMPILERS)}) when fastinit was installed"
     return ""
 
 
@@ -157,6 +175,7 @@ class BuildExt(build_ext):
             "FASTINIT_VERSION": self.distribution.get_version(),
             "FASTINIT_CUDA": CUDA,
             "FASTINIT_CUDA_ARCHS": ";".join(CUDA_ARCHS),
+            **({"CMAKE_OSX_ARCHITECTURES": MAC} if MAC else {}),
         }
         defines = [f"-D{name}={value}" for name, value in options.items()]
         # A cache of another compiler or generator cannot be changed, only dropped.

@@ -139,6 +139,26 @@ def test_an_impossible_switch_is_an_error(name, value):
     assert repr(value) in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "refused"), [("", False), ("-arch arm64", False), ("-arch x86_64 -arch arm64", True)]
+)
+def test_a_mac_gets_one_architecture(flags, refused):
+    code = (
+        "import runpy, sys, sysconfig, setuptools; sysconfig.get_config_vars(); "
+        "sys.platform = 'darwin'; sys.argv = ['setup.py', '--version']; sys.path.insert(0, ''); "
+        "runpy.run_path('setup.py', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "ARCHFLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode != 0) == refused, done.stderr
+    assert ("ARCHFLAGS must name one architecture" in done.stderr) == refused
+
+
 def test_no_compiler_leaves_the_reason(tmp_path):
     arguments = ("build_ext", "--build-lib", str(tmp_path), "--build-temp", str(tmp_path / "t"))
     result = setup(*arguments, PATH=str(tmp_path), CXX="", FASTINIT_NATIVE="AUTO")

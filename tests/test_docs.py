@@ -197,7 +197,8 @@ def _is_there(package: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", ["headline", "materialize", "large", "scale", "results", "lsuv", "watch", "digits"]
+    "name",
+    ["headline", "materialize", "large", "scale", "results", "lsuv", "watch", "digits"],
 )
 def test_results_are_the_saved_ones(name: str) -> None:
     readme = pytest.importorskip("benchmarks.readme", reason="not run from the checkout")
@@ -237,20 +238,16 @@ def test_the_readme_names_each_page() -> None:
     assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in text] == []
 
 
-def test_the_reference_builds_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("pdoc")
-    code = """
-        import runpy, sys, warnings
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "fastinit runs on its reference backend")
-        sys.argv[:] = sys.argv[1:]
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    """
-    done = warm.run(code, ROOT / "docs" / "reference.py", tmp_path, env=_environment())
+@pytest.mark.slow
+def test_the_site_has_pages_and_reference_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    done = warm.run("import runpy, sys; sys.argv[:] = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')", ROOT / "docs" / "site.py", tmp_path,
+        env=_environment())  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
     page = (tmp_path / "fastinit.html").read_text()
-    assert 'id="lsuv_"' in page
+    assert 'id="fastinit.lsuv_"' in page
     assert ":func:" not in page
-    assert "=====" not in (tmp_path / "fastinit" / "init.html").read_text()  # a table's rule
-    assert 'href="fastinit/recipes.html' in page
+    assert "=====" not in (tmp_path / "fastinit.init.html").read_text()  # a table's rule
+    for page in PAGES[1:]:
+        assert f'href="{page.stem}.html' in (tmp_path / "index.html").read_text()

@@ -71,7 +71,8 @@ def test_names_are_found_late_in_any_mode(tmp_path: Path) -> None:
     import sys, torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     import fastinit
-    with torch.device("meta"), FakeTensorMode(), torch.inference_mode():
+    fake = FakeTensorMode()
+    with torch.device("meta"), fake, torch.inference_mode():
         for name in fastinit.__all__:
             getattr(fastinit, name)
     net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))

@@ -111,7 +111,7 @@ def shl(word: Tensor, places: int) -> Tensor:
 
 
 def mantissa(value: Tensor) -> Tensor:
-    """|value| scaled by a power of two to [1/2, 1)."""
+    """``|value|`` scaled by a power of two to [1/2, 1)."""
     return from_bits(bits(value) & 0x007F_FFFF | 0x3F00_0000)
 
 

@@ -408,8 +408,8 @@ def test_a_mode_is_called_as_it_is() -> None:
             self.caller = sys._getframe(1).f_code.co_filename
             return super().__torch_dispatch__(func, types, args, kwargs)
 
-    for kind, is_within in ((internals.called_as_it_is(Told), False), (Seen, True)):
-        assert ("__wrapped__" in vars(kind.__torch_dispatch__)) is is_within
+    internals.called_as_it_is(Told)  # torch 2.6 does so itself
+    assert "__wrapped__" not in vars(Told.__torch_dispatch__)
     with Told() as mode:
         torch.zeros(2).add_(1)
     assert mode.caller == __file__

@@ -547,3 +547,18 @@ def test_verifying_computes_every_byte_again(tmp_path) -> None:
 def places(shard: checkpoint_files.Shard) -> list[tuple[checkpoint_files.Stored, int]]:
     """(tensor, where it begins) of those that have bytes."""
     return [(tensor, at) for tensor, _, _, at in shard.within(0, shard.size) if tensor.nbytes]
+
+
+def test_writing_needs_no_fcntl(tmp_path: Path) -> None:
+    """Which Windows has not."""
+    code = """
+    import sys
+    sys.modules["fcntl"] = None
+    import torch
+    from fastinit import Fill, Plan, checkpoint
+    net = torch.nn.Linear(4, 2, device="meta")
+    checkpoint.write(net, sys.argv[1], Plan({"weight": Fill.normal(0, 1), "bias": Fill.constant(0)}))
+    """
+    done = warm.run(code, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -1,0 +1,163 @@
+"""``python docs/site.py DIRECTORY``: the pages of docs/ and the API reference as one site (make site).
+
+Sphinx makes it, in furo's dress: of the generators that are kept up it reads our docstrings as they are
+(tables, definitions, roles, Google's sections), and with MyST our Markdown pages. Nothing is fetched
+when a page is read. A warning of Sphinx is an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+GUIDES = {
+    "Using it": [
+        "drop-in",
+        "whole-model",
+        "low-precision",
+        "missing-weights",
+        "large-models",
+        "frameworks",
+    ],
+    "Variance": ["lsuv", "seeing-variance", "leaving-it-on", "coord-check"],
+    "Running it": ["installing", "command-line", "benchmarks"],
+    "Changing it": ["architecture", "backends", "CONTRIBUTING", "CHANGELOG"],
+}
+"""Every page, under its heading in the navigation."""
+
+PAGES = {
+    "fastinit": "models, plans, statistics, LSUV: what is used most",
+    "fastinit.plan.plan": "plans, and what their methods give",
+    "fastinit.variance.lsuv.lsuv": "LSUV",
+    "fastinit.variance.lsuv.result": "what LSUV gives",
+    "fastinit.variance.watch.watch": "watching a model",
+    "fastinit.variance.watch.result": "what watching gives",
+    "fastinit.variance.run.run": "a training that was watched, step by step",
+    "fastinit.variance.coord.result": "what a coordinate check gives",
+    "fastinit.statistics.tensor": "moments of tensors",
+    "fastinit.statistics.fields": "what moments are: their fields, and how they merge",
+    "fastinit.init": "the functions of torch.nn.init",
+    "fastinit.recipes": "rules for whole models",
+    "fastinit.variance.lsuv.schedules": "factors of the variance by layer",
+    "fastinit.checkpoint": "models straight to disk",
+    "fastinit.checkpoint.dcp": "a plan as a checkpoint of torch.distributed.checkpoint",
+    "fastinit.checkpoint.dcp_writing": "checkpoints of torch.distributed.checkpoint",
+    "fastinit.command.models": "models by configuration or name",
+    "fastinit.variance.plots": "pictures by layer",
+    "fastinit.variance.run.plots": "pictures by step",
+    "fastinit.frameworks.lightning": "a callback for Lightning that watches",
+    "fastinit.frameworks.transformers": "a callback for transformers' Trainer that watches",
+    "fastinit.frameworks.accelerate": "watching what Accelerate prepared",
+    "fastinit.fills.fans": "fans, gains and standard deviations from shapes",
+    "fastinit.stream.laws": "the distributions",
+    "fastinit.base.number": "what is taken for a number, and the errors of what is none",
+    "fastinit.fills.operator": "fills by address: windows and streams",
+    "fastinit.backends": "what writes and measures where",
+    "fastinit.stream.reference": "the specification, in plain torch",
+}
+"""Module to what it is for; the others are the inside."""
+
+NEEDS = {
+    "fastinit.frameworks.lightning": ("lightning", "pytorch_lightning"),
+    "fastinit.frameworks.transformers": ("accelerate",),
+    "fastinit.frameworks.accelerate": ("accelerate",),
+}
+"""Modules that are left out where none of these is installed."""
+
+CONFIGURATION = {
+    "project": "fastinit",
+    "html_title": "fastinit",
+    "html_theme": "furo",
+    "html_show_copyright": False,
+    "extensions": ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"],
+    "myst_heading_anchors": 4,
+    "myst_number_code_blocks": [],
+    "autodoc_member_order": "bysource",
+    "autodoc_typehints_format": "short",
+    "python_maximum_signature_line_length": 88,
+    "napoleon_use_ivar": True,
+    "add_module_names": False,
+    "nitpicky": False,
+    # A name that fastinit has too is the same thing; mermaid is no language that is coloured.
+    "suppress_warnings": ["ref.python", "misc.highlighting_failure"],
+}
+
+
+def sources(folder: Path) -> None:
+    """What Sphinx reads: the Markdown pages side by side, and a page for each module."""
+    pages = [name for names in GUIDES.values() for name in names]
+    for path in (ROOT / "docs").iterdir():
+        if path.suffix == ".png":
+            shutil.copy(path, folder)
+    (folder / "README.md").write_text(_beside((ROOT / "README.md").read_text()))
+    for name in pages:
+        path = ROOT / f"{name}.md" if name.isupper() else ROOT / "docs" / f"{name}.md"
+        (folder / f"{name}.md").write_text(_beside(path.read_text()))
+    trees = [_tree(heading, names) for heading, names in GUIDES.items()]
+    (folder / "index.md").write_text("\n".join([_beside((ROOT / "README.md").read_text()), *trees,
+        _tree("Reference", ["reference"])]))  # fmt: skip
+    (folder / "README.md").unlink()
+    modules = [
+        name for name in PAGES if any(map(importlib.util.find_spec, NEEDS.get(name, ("torch",))))
+    ]
+    listed = [f"- [`{name}`]({name}.md): {PAGES[name]}." for name in modules]
+    tree = _tree("", modules)
+    (folder / "reference.md").write_text("\n".join(["# Reference", "", *listed, "", tree]))
+    for name in modules:
+        said = [
+            f"# {name}",
+            "",
+            "```{eval-rst}",
+            f".. automodule:: {name}",
+            "   :members:",
+            "```",
+            "",
+        ]
+        (folder / f"{name}.md").write_text("\n".join(said))
+
+
+def _tree(caption: str, names: list[str]) -> str:
+    """A part of the navigation."""
+    options = [f":caption: {caption}"] * bool(caption) + [":hidden:", ":maxdepth: 1"]
+    return "\n".join(["", "```{toctree}", *options, "", *names, "```", ""])
+
+
+def _beside(text: str) -> str:
+    """A page whose links go to pages beside it, wherever those lie in the repository."""
+    text = re.sub(r"\]\((?:\.\./)?(?:docs/)?README\.md", "](index.md", text)
+    return re.sub(r"\]\((?:\.\./|docs/)([\w.-]+)", r"](\1", text)
+
+
+_NAME = re.compile(r"(`+[^`]*`+)|(\w)_(?!\w)( (?= ))?")
+
+
+def names(*event: object) -> None:
+    """Lets ``normal_`` stand in a docstring's prose and tables: to Sphinx it would be a link."""
+    lines: list[str] = event[-1]  # type: ignore[assignment]
+    lines[:] = [_NAME.sub(lambda m: m[1] or f"{m[2]}\\_", line) for line in lines]
+
+
+def build(directory: Path) -> None:
+    """Writes the site to a directory; raises on the first of Sphinx's warnings."""
+    from sphinx.application import Sphinx
+
+    with tempfile.TemporaryDirectory() as folder:
+        sources(Path(folder))
+        trees = Path(folder, ".trees")
+        made = Sphinx(
+            folder, None, directory, trees, "html", CONFIGURATION, warningiserror=True, status=None
+        )
+        made.connect("autodoc-process-docstring", names)
+        made.build()
+        if made.statuscode:
+            sys.exit("the site has warnings, see above")
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))
