@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import fills, moments, orthogonal
+from benchmarks import fills, imported, moments, orthogonal
 from benchmarks.timing import machine, save
 from fastinit.base.text import table
 
@@ -61,6 +61,12 @@ def main() -> None:
         for r in results["calls"]
     ]
     print(table(rows, "<>>"), "\n")
+
+    results["import"] = r = imported.measure(options.rounds)
+    print(
+        f"import fastinit: {1e3 * r['seconds']:.0f} ms of CPU time beyond import torch's "
+        f"{1e3 * r['torch seconds']:.0f}\n"
+    )
 
     results["orthogonal"] = list(orthogonal.measure(min(3, options.rounds)))
     rows = [["orthogonal_", "s", "torch", "error"]]

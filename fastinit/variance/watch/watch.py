@@ -352,8 +352,8 @@ def watch(
             from then on each has the same table, of all. By default each rank has what it saw itself.
             Batches add up; so do the parts that ranks have of one output or weight; what several ranks
             have alike counts once (ranks whose layers gave the same numbers, to the bit, saw one batch);
-            layers of other pipeline stages come after one another, in the order of ranks, and a stage may
-            be without any. An error on one rank, in the block too, is an error on all.
+            layers of other pipeline stages come after one another, in the order of ranks, and a stage
+            may be without any. An error on one rank, in the block too, is an error on all.
         full_name: what a layer is called in the whole model, by its name in this one (of a pipeline
             stage, say); by default the same.
 
