@@ -9,7 +9,8 @@ from ptx_operations import Fault, Words
 from ptx_threads import Threads
 
 NOBODY, SEVERAL = -1, -2
-READ, WRITTEN, BOTH = range(3)  # what a buffer is for
+READ, WRITTEN, ADDED, BOTH = range(4)  # what a buffer is for
+FOR = {READ: "read", WRITTEN: "written", ADDED: "added to"}
 
 
 def rounded_up(size: int, to: int) -> int:
@@ -45,26 +46,35 @@ class Watch:
 
     def forget(self) -> None:
         """Another kernel begins: what was written is there for all."""
-        self.writers, self.readers = Access(len(self.filled)), Access(len(self.filled))
+        self.writers, self.readers, self.adders = (Access(len(self.filled)) for _ in range(3))
 
     def load(self, threads: Threads, starts: Any, size: int) -> None:
+        self._join(self.readers, [self.writers, self.adders], threads, starts, size)
+
+    def add(self, threads: Threads, starts: Any, size: int) -> None:
+        """As one operation, so that several may at once."""
+        self._join(self.adders, [self.writers, self.readers], threads, starts, size)
+
+    def _join(
+        self, mine: Access, others: list[Access], threads: Threads, starts: Any, size: int
+    ) -> None:
         each = (starts[:, None] + np.arange(size)).ravel()
         if not self.filled[each].all():
             raise Fault("memory read before it is written")
-        self._meet(self.writers, each, threads, size)
-        readers = self.readers
-        alone = readers.apart(each, threads, size)
+        for other in others:
+            self._meet(other, each, threads, size)
+        alone = mine.apart(each, threads, size)
         # Blocks never wait for each other: once several have read, nobody may write.
-        blocks, before = np.repeat(threads.blocks, size), readers.block[each]
+        blocks, before = np.repeat(threads.blocks, size), mine.block[each]
         several = (before != NOBODY) & (before != blocks)
-        readers.note(each, threads, size)
-        readers.block[each[several | (readers.block[each] != blocks)]] = SEVERAL
-        readers.who[each[~alone | (readers.who[each] != np.repeat(threads.ids, size))]] = SEVERAL
+        mine.note(each, threads, size)
+        mine.block[each[several | (mine.block[each] != blocks)]] = SEVERAL
+        mine.who[each[~alone | (mine.who[each] != np.repeat(threads.ids, size))]] = SEVERAL
 
     def store(self, threads: Threads, starts: Any, size: int) -> None:
         each = (starts[:, None] + np.arange(size)).ravel()
-        self._meet(self.writers, each, threads, size)
-        self._meet(self.readers, each, threads, size)
+        for others in (self.writers, self.readers, self.adders):
+            self._meet(others, each, threads, size)
         self.writers.note(each, threads, size)
         if (self.writers.who[each] != np.repeat(threads.ids, size)).any():
             raise Fault("two threads write the same memory")
@@ -104,6 +114,10 @@ class Memory:
         self.watch = Watch(len(filled))
         self.watch.filled = filled
 
+    def add_sums(self, address: int, size: int) -> None:
+        """Zeros, which can only be added to."""
+        self._add(address, np.zeros(size, np.uint8), ADDED)
+
     def _add(self, address: int, data: Any, what: int) -> None:
         # As far from a multiple of 16 as the address: what is aligned there is so here.
         at, size = len(self.bytes) + address % 16, len(data)
@@ -137,10 +151,7 @@ class Memory:
         for bad, fault in (
             (addresses % np.uint64(size) != 0, "not aligned"),
             (~within, "in no buffer"),
-            (
-                ~shared & (what != only),
-                "to be read only" if only == WRITTEN else "to be written only",
-            ),
+            *((~shared & (what == w) & (w != only), f"to be {FOR[w]} only") for w in FOR),
         ):
             if bad.any():
                 raise Fault(f"{size} bytes at {int(addresses[bad][0]):#x}: {fault}")
@@ -170,6 +181,14 @@ class Memory:
         for i, value in enumerate(values):
             self.bytes.view(f"u{item}")[at // item + i] = value
 
+    def sum(self, threads: Threads, addresses: Any, value: Words) -> None:
+        """Adds to integers."""
+        addresses, value = (np.broadcast_to(a, threads.ids.shape) for a in (addresses, value))
+        at, shared, watched = self.where(addresses, value.dtype.itemsize, ADDED)
+        if shared.any():
+            self.watch.add(threads.some(shared), watched[shared], value.dtype.itemsize)
+        np.add.at(self.bytes.view(value.dtype), at // value.dtype.itemsize, value)
+
 
 class Shared:
     """Shared memory of all thread blocks."""
@@ -197,3 +216,11 @@ class Shared:
         self.watch.store(threads, at, item * len(values))
         for i, value in enumerate(values):
             self.bytes.view(f"u{item}")[at // item + i] = value
+
+    def sum(self, threads: Threads, addresses: Any, value: Words) -> None:
+        """Adds to integers."""
+        item = value.dtype.itemsize
+        at = self.where(threads, addresses, item)
+        self.watch.add(threads, at, item)
+        value = np.broadcast_to(value, threads.ids.shape)
+        np.add.at(self.bytes.view(value.dtype), at // item, value)

@@ -46,6 +46,7 @@ class Block(NamedTuple):
 
 STATEMENT = re.compile(r"\s*(?:(\{)|(\})|([$\w]+)\s*:(?!:)|([^;{]*(?:\{[^}]*\}[^;{]*)*);)")
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
+ADDS = re.compile(r"(?:atom|red)(\.global|\.shared)?\.add\.(u32|u64)$")
 MOVES = re.compile(r"(ld|st)(\.param|\.global|\.shared)?(?:\.v([24]))?\.([busf]\d+)$")
 
 
@@ -183,6 +184,8 @@ class Program:
     def _decode(self, line: int, text: str, opcode: str, operands: list[str]) -> Instruction:
         if move := MOVES.match(opcode):
             return self._move(line, text, opcode, operands, *move.groups())
+        if adds := ADDS.match(opcode):
+            return self._add(line, text, operands, *adds.groups())
         if opcode == "shfl.sync.bfly.b32":
             return self._shuffle(line, text, operands)
         if opcode.startswith("mov.b") and "{" in "".join(operands):
@@ -215,14 +218,29 @@ class Program:
         one = shuffled if len(outs) == 2 else lambda *of: shuffled(*of)[0]
         return Instruction(line, text, outs, ["threads", *ins], one)
 
+    def _place(self, address: str) -> tuple[Any, Any]:
+        base, _, offset = address.strip("[]").replace(" ", "").partition("+")
+        return self._value(base, np.dtype("u8")), np.uint64(int(offset or 0) % 2**64)
+
+    def _add(self, line: int, text: str, operands: list[str], *parts: str) -> Instruction:
+        """What was there before is nobody's to know: threads come in any order."""
+        space, kind = parts
+        start, more = self._place(operands[-2])
+
+        def run(threads: Threads, base: Any, value: Any) -> Any:
+            memory = threads.memory[space or ".global"]
+            memory.sum(threads, base.astype(np.uint64) + more, typed(value, TYPES[kind]))
+
+        ins = ["threads", start, self._value(operands[-1], TYPES[kind])]
+        return Instruction(line, text, [], ins, run)
+
     def _move(
         self, line: int, text: str, opcode: str, operands: list[str], *parts: str
     ) -> Instruction:
         what, space, _, kind = parts
         dtype = TYPES[kind]
         address, data = operands[::-1] if what == "ld" else operands
-        base, _, offset = address.strip("[]").replace(" ", "").partition("+")
-        start, more = self._value(base, np.dtype("u8")), np.uint64(int(offset or 0) % 2**64)
+        start, more = self._place(address)
         values = self._values(data, dtype)
         if space == ".param":
             space = ".global"

@@ -141,12 +141,25 @@ def test_lanes_that_must_not_exchange(code: str, fault: str) -> None:
         run_one(code, threads=2)
 
 
+def test_threads_add_in_any_order() -> None:
+    memory = Memory()
+    memory.add_sums(0x1000, 16)
+    code = "cvt.u64.u32 %rd2, %r1; atom.add.u64 %rd2, [%rd1+8], %rd2; red.add.u32 [%rd1], 3;"
+    ptxrun.launch(Program(ENTRY.format(code=code), "one"), memory, (0x1000,), 2, 5)
+    assert np.frombuffer(memory[0x1000], np.uint64).tolist() == [30, 20]
+    used, stored = ADD + "mov.u32 %r2, %r4;", "st.global.u32 [%rd1], 1;"
+    for other, fault in ((used, "%r4"), (stored, "added to only")):
+        with pytest.raises(Fault, match=fault):
+            ptxrun.launch(Program(ENTRY.format(code=other), "one"), memory, (0x1000,), 1, 1)
+
+
 def test_no_more_threads_than_the_kernel_allows() -> None:
     with pytest.raises(Fault, match=r"1025 threads, but \.maxntid is 1024"):
         run_one("", threads=1025)
 
 
 ONE_ONLY = "setp.ne.s32 %p1, %r1, 0; @%p1 bra $L; st.global.u32 [%rd1], %r1; $L: "
+ADD = "atom.global.add.u32 %r4, [%rd1], 1; "
 BLOCK_0_ONLY = "mov.u32 %r3, %ctaid.x; setp.ne.s32 %p1, %r3, 0;"
 
 
@@ -159,6 +172,12 @@ BLOCK_0_ONLY = "mov.u32 %r3, %ctaid.x; setp.ne.s32 %p1, %r3, 0;"
         (ONE_ONLY + "bar.sync 0; ld.global.u32 %r2, [%rd1];", ""),
         (ONE_ONLY + "bar.sync 0; ld.global.u32 %r2, [%rd1];" + EACH, "no barrier between"),
         (ONE_ONLY + "bar.sync 0; ld.global.u32 %r2, [%rd1]; bar.sync 0;" + EACH, ""),
+        (ADD, "before it is written"),
+        (ONE_ONLY + ADD, "no barrier between"),
+        (ONE_ONLY + "bar.sync 0;" + ADD + ADD, ""),
+        (ONE_ONLY + "bar.sync 0;" + ADD + "ld.global.u32 %r2, [%rd1];", "no barrier between"),
+        (ONE_ONLY + "bar.sync 0;" + ADD + "bar.sync 0; ld.global.u32 %r2, [%rd1];", ""),
+        (ONE_ONLY + "bar.sync 0;" + ADD + ONE_ONLY.replace("$L", "$M"), "no barrier between"),
     ],
 )
 def test_scratch_memory(code: str, fault: str) -> None:
