@@ -82,12 +82,7 @@ def main() -> None:
     print(table(rows, "<>>>"), "\n")
 
     results["moments"] = list(moments.measure(2 * options.elements, options.rounds))
-    rows = [["moments", "contender", "ns/element", "fastinit is"]]
-    for r in results["moments"]:
-        for name, each in r["ns per element"].items():
-            ratio = f"{r['times'][name]:.3g} times as fast" if name in r["times"] else ""
-            rows.append([r["dtype"], name, f"{each:.3f}", ratio])
-    print(table(rows, "<<>>"), "\n")
+    print(table(moments.rows(results["moments"]), "<<>>"), "\n")
 
     results["linear_moments"] = r = moments.product(options.rounds)
     print(

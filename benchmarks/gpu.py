@@ -18,7 +18,7 @@ from torch import Tensor
 import fastinit
 from benchmarks import timing
 from benchmarks.fills import CASES, Case
-from benchmarks.moments import eager
+from benchmarks.moments import COUNTED, eager
 from fastinit import init
 from fastinit.backends import choose as backends
 from fastinit.base.text import table
@@ -131,6 +131,10 @@ def moments(elements: int, rounds: int) -> Iterator[dict[str, Any]]:
             {
                 "fastinit": lambda x=x: fastinit.moments(x),
                 "higher=True": lambda x=x: fastinit.moments(x, higher=True),
+                **{
+                    name: lambda x=x, asked=asked: fastinit.moments(x, **asked)
+                    for name, asked in COUNTED.items()
+                },
                 "sum": x.sum,
                 "copy": lambda x=x, y=y: y.copy_(x),
                 "std": lambda x=x: torch.std(x),
