@@ -125,7 +125,9 @@ def _compare_plans(mesh: DeviceMesh, seed: int, text: str, error: BaseException 
     if len(same) > 1:
         seeds = {signed & (1 << 64) - 1 for signed, _ in same}
         what = (
-            "the seed of their plans" if len(seeds) > 1 else "what their plans say of a parameter"
+            "the seed of their plans"
+            if len(seeds) > 1
+            else "what their plans say of a parameter, or in its dtype"
         )
         raise RuntimeError(
             f"ranks differ in {what}: {' / '.join(map(group_of.listing, same.values()))}. Each rank "

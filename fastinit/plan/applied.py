@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -55,38 +55,53 @@ class Prepared(NamedTuple):
     """What is new, by the id of what is on meta."""
     restoring: Restoring
 
+    @property
+    def stored(self) -> Iterator[Fitted]:
+        """Each as it is to be, in the memory that it gets."""
+        return (
+            its._replace(parameter=self.memory.get(id(its.parameter), its.parameter))
+            for its in self.planned
+        )
+
 
 @no_collection()  # of a whole call: what it made is gone when the collector looks again
 def write_plan_(
     plan: Planned,
     model: M,
-    scope: Scope,
+    given: Callable[[], Scope],
     device: torch.device | str | None,
     dtype: torch.dtype | None,
     buffers: Mode,
     progress: Progress | None,
     storage: Formats | None,
 ) -> M:
-    """Writes what a plan says of a model's parameters and buffers, as ``Plan.apply_`` says."""
+    """Writes what a plan says of a model's parameters and buffers, as ``Plan.apply_`` says.
+
+    Args:
+        given: gives the scope; called where an error of this rank is one of all.
+    """
     walk = Walk.of(model)
     meshes = meshes_of(walk)
     with agreeing(meshes, plan.seed) as said:
+        scope = given()
         scope.check(walk, (*plan, *plan.aliases, *plan.buffers))
         planned = fitted(walk, plan, plan.aliases, scope=scope)
         scope.check_met(walk, plan.aliases)
         check_here(model, ((name, parameter) for name, parameter, _ in planned))
         ready = prepared(plan, walk, planned, scope, device, dtype, buffers, progress, storage)
         if meshes:
-            said.update(texts(plan, planned))
+            said.update(texts(plan, ready.stored))
     return write_prepared_(model, ready)
 
 
-def texts(plan: Planned, planned: Sequence[Fitted]) -> dict[DeviceMesh, str]:
+def texts(plan: Planned, planned: Iterable[Fitted]) -> dict[DeviceMesh, str]:
     """What is written to DTensors on each mesh, in words that are the same on all of its ranks."""
     found: dict[DeviceMesh, list[tuple[str, Fill | Computed]]] = {}
     for name, parameter, _ in planned:
         if type(parameter) not in shard.PLAIN and shard.is_dtensor(parameter):
-            found.setdefault(parameter.device_mesh, []).append((name, plan[name]))
+            found.setdefault(parameter.device_mesh, []).append(
+                (f"{name} {parameter.dtype}", plan[name])
+            )
     return {mesh: text_of(some) for mesh, some in found.items()}
 
 

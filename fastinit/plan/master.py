@@ -74,13 +74,15 @@ def master_(
     >>> torch.equal(masters["weight"].bfloat16(), layer.weight)
     True
     """
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a fastinit.Plan, but got {plan!r}")
-    named = _named(shards)
-    meshes = [tensor.device_mesh for _, tensor, _ in named if shard.is_dtensor(tensor)]
+    pairs = list(shards.items() if isinstance(shards, Mapping) else shards)
+    found = (each for pair in pairs if isinstance(pair, (tuple, list)) for each in pair)
+    meshes = [tensor.device_mesh for tensor in found if shard.is_dtensor(tensor)]
+    seed = plan.seed if isinstance(plan, Plan) else 0
     with no_collection():
-        with agreeing(meshes, plan.seed) as said:
-            fits = _fitted(named, plan, parts)
+        with agreeing(meshes, seed) as said:  # an error of this rank is one of all
+            if not isinstance(plan, Plan):
+                raise TypeError(f"plan must be a fastinit.Plan, but got {plan!r}")
+            fits = _fitted(_named(shards if isinstance(shards, Mapping) else pairs), plan, parts)
             entries = (Entry(name, tensor, plan[name], part) for name, tensor, part in fits)
             ready = checked(entries, plan.seed, progress)
             said.update(texts(plan, fits))

@@ -247,7 +247,10 @@ class Plan(html.InNotebooks, Mapping[str, Fill | Computed]):
         >>> torch.equal(plan.apply_(whole, only="h.1.*")["h"][1].weight, layer.weight)
         True
         """
-        scope = Scope(prefix, None if only is None else Choice.given("only", only), parts)
+
+        def scope() -> Scope:
+            return Scope(prefix, None if only is None else Choice.given("only", only), parts)
+
         reshard_(model)
         return write_plan_(self, model, scope, device, dtype, buffers, progress, storage)
 

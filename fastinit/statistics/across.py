@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -125,6 +126,15 @@ def lines(xs: Sequence[object]) -> list[Line]:
     return found
 
 
+@contextmanager
+def telling(asked: Sequence[Line]) -> Iterator[None]:
+    """An error of the body is one on all ranks that are about to be asked."""
+    with ExitStack() as stack:
+        for line in reversed(asked):  # the first hears it first
+            stack.enter_context(ranks.telling(line.group, "the moments of DTensors"))
+        yield
+
+
 def _is_cut(x: Any, mesh_dim: int) -> bool:
     return isinstance(x.placements[mesh_dim], distributed.shard_placements())
 
@@ -191,7 +201,7 @@ def over(
 def _share(x: Tensor, dim: int | None, raw: Tensor, counted: Counting) -> Share:
     if dim is None:
         return Share.of(raw, 1, [(0, 1)], counted)
-    part = shard.part_of(x.detach())
+    part = shard.part_of(shard.detached(x))
     assert part is not None
     return Share.of(raw, x.shape[dim], part.runs[dim], counted)
 

@@ -118,10 +118,9 @@ def moments(
     >>> moments(torch.tensor([1.0, 2.0, 3.0])).var
     1.0
     """
-    if dim is None and part is None and formats == () and histogram is False:
-        fields = ALL_FIELDS if number.flag("higher", higher) else FIELDS
-        if (raw := _of_plain_memory(x, fields)) is not None:
-            return Moments(raw, correction)
+    is_short = dim is None and part is None and formats == () and histogram is False
+    if is_short and (raw := _of_plain_memory(x, higher)) is not None:
+        return Moments(raw, correction)
     parts = None if part is None else [part]
     if dim is None:
         return moments_many(
@@ -175,16 +174,17 @@ def moments_many(
         formats, histogram: of all tensors. Of DTensors that is one more collective.
     """
     xs = list(xs)
-    given = [None] * len(xs) if parts is None else list(parts)
-    if len(given) != len(xs):
-        raise ValueError(f"parts must be of {len(xs)} tensors, but got {len(given)}")
-    correction = number.finite("correction", correction)
-    dim = None if dim is None else number.integer("dim", dim)
-    fields = ALL_FIELDS if number.flag("higher", higher) else FIELDS
-    counting = Counting.of(formats, histogram)
-    if counting.width:
-        check_scales(counting, dim)
     asked = across.lines(xs)
+    with across.telling(asked):
+        given = [None] * len(xs) if parts is None else list(parts)
+        if len(given) != len(xs):
+            raise ValueError(f"parts must be of {len(xs)} tensors, but got {len(given)}")
+        correction = number.finite("correction", correction)
+        dim = None if dim is None else number.integer("dim", dim)
+        fields = ALL_FIELDS if number.flag("higher", higher) else FIELDS
+        counting = Counting.of(formats, histogram)
+        if counting.width:
+            check_scales(counting, dim)
     known: list[Tensor | None] = [None] * len(xs)
     if asked:
         raws = across.over(asked, xs, dim, lambda: _measured(xs, dim, given, fields, NOTHING)[0])
@@ -203,7 +203,7 @@ def moments_many(
     ]
 
 
-def _of_plain_memory(x: Tensor, fields: int) -> Tensor | None:
+def _of_plain_memory(x: Tensor, higher: bool) -> Tensor | None:
     """The short way, for a few values as for millions: raw moments of what is contiguous on the CPU.
 
     None says nothing: the long way looks closer.
@@ -213,6 +213,7 @@ def _of_plain_memory(x: Tensor, fields: int) -> Tensor | None:
         return None
     if (dtype := x.dtype) not in laws.DTYPES:
         return None
+    fields = ALL_FIELDS if number.flag("higher", higher) else FIELDS
     raw = torch.empty(fields, dtype=torch.float64, device="cpu")
     if not (to := tensors.plain_cpu_address(raw)):  # a transform makes everything its own
         return None

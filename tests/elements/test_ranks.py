@@ -423,7 +423,7 @@ def plans_that_differ() -> None:
     odd = rank == 3
     assert said(plan()) == ""
     assert "the seed of their plans: 0, 1, 2 / 3." in said(plan(seed=int(odd)))
-    assert "what their plans say of a parameter: 0, 1, 2 / 3." in said(plan(std=1.0 + odd))
+    assert "plans say of a parameter, or in its dtype: 0, 1, 2 / 3." in said(plan(std=1.0 + odd))
     lacks = said(plan(names="ab" if odd else "abc"))
     assert lacks.startswith("ValueError: " if odd else "RanksError: rank 3 failed: ValueError: "), (
         lacks
