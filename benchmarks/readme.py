@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TABLES = ROOT / "docs" / "benchmarks.md"
 WATCH = ROOT / "docs" / "leaving-it-on.md"
+INSTALLING = ROOT / "docs" / "installing.md"
 LARGE = ROOT / "docs" / "large-models.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SHOWN = ("uniform", "normal", "trunc ±2σ", "trunc std=.02")
@@ -230,6 +231,56 @@ def digits() -> list[str]:
     ]
 
 
+def versions() -> list[str]:
+    """What tools/versions.py ran."""
+    path = RESULTS / "versions.json"
+    if not path.exists():
+        return ["`make versions` says it."]
+    rows: dict[str, dict[str, str]] = json.loads(path.read_text())
+    lines = ["| Python | torch | numpy | beside | tests |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        known = {key: row.pop(key) for key in ("python", "torch", "numpy") if key in row}
+        said, day = row.pop("result"), row.pop("date")
+        row.pop("machine", None)
+        beside = ", ".join(f"{package} {version}" for package, version in row.items())
+        if "python" not in known:
+            said = f"{said} ({name})"
+        cells = [known.get(key, "none") for key in ("python", "torch", "numpy")]
+        lines.append(f"| {' | '.join(cells)} | {beside or 'none'} | {said}, {day} |")
+    return [
+        *lines,
+        "",
+        "`make versions`: each row an environment of its own, with a wheel built by its Python.",
+    ]
+
+
+def peers() -> list[str]:
+    """Other generators, and whether theirs is the same work."""
+    path = RESULTS / "peers.json"
+    if not path.exists():
+        return ["`make peers` measures them."]
+    results = json.loads(path.read_text())
+    told = {(r["peer"], r["law"], r["threads"]): r["ns"] for r in results["records"]}
+    laws = list(dict.fromkeys(record["law"] for record in results["records"]))
+    threads = sorted({record["threads"] for record in results["records"]})
+    columns = [(law, count) for law in laws for count in threads]
+    heads = " | ".join(f"{law}, {count}" for law, count in columns)
+    lines = [f"| ns per value; threads | {heads} | the same work? |"]
+    lines.append("|---" + "|---:" * len(columns) + "|---|")
+    for name, same in results["same"].items():
+        found = (told.get((name, *column)) for column in columns)
+        cells = " | ".join("" if ns is None else f"{ns:.2f}" for ns in found)
+        lines.append(f"| {name} | {cells} | {same} |")
+    with_ = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
+    return [
+        *lines,
+        "",
+        f"`make peers` on {_where(results['machine'])}, with {with_}: {results['elements']:,} float32 "
+        f"values, median of {results['rounds']} rounds in turns. `zero_` writes as many bytes and "
+        "computes nothing. A peer that fills with one thread was given one for each part of the array.",
+    ]
+
+
 def _fills() -> dict[str, Any]:
     """The first results file by name."""
     found: dict[str, Any] = json.loads(min(RESULTS.glob("cpu-*.json")).read_text())
@@ -265,6 +316,8 @@ BLOCKS: dict[str, tuple[Path, Callable[[], list[str]]]] = {
     "lsuv": (TABLES, lsuv),
     "watch": (WATCH, watch),
     "digits": (TABLES, digits),
+    "versions": (INSTALLING, versions),
+    "peers": (TABLES, peers),
 }
 """By name the page that a block is on, and what makes its lines."""
 

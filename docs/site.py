@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,10 +138,16 @@ def _beside(text: str) -> str:
 _NAME = re.compile(r"(`+[^`]*`+)|(\w)_(?!\w)( (?= ))?")
 
 
-def names(*event: object) -> None:
-    """Lets ``normal_`` stand in a docstring's prose and tables: to Sphinx it would be a link."""
-    lines: list[str] = event[-1]  # type: ignore[assignment]
+def prepared(_: object, what: str, *rest: Any) -> None:
+    """Changes a docstring's lines before napoleon reads them.
+
+    ``normal_`` may stand in prose and tables, where it would be a link. Before a colon, an attribute's
+    first line would be its type.
+    """
+    lines: list[str] = rest[-1]
     lines[:] = [_NAME.sub(lambda m: m[1] or f"{m[2]}\\_", line) for line in lines]
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # an empty comment: it takes what stands on the first line
 
 
 def build(directory: Path) -> None:
@@ -153,7 +160,7 @@ def build(directory: Path) -> None:
         made = Sphinx(
             folder, None, directory, trees, "html", CONFIGURATION, warningiserror=True, status=None
         )
-        made.connect("autodoc-process-docstring", names)
+        made.connect("autodoc-process-docstring", prepared, priority=400)
         made.build()
         if made.statuscode:
             sys.exit("the site has warnings, see above")

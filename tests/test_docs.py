@@ -198,7 +198,7 @@ def _is_there(package: str) -> bool:
 
 @pytest.mark.parametrize(
     "name",
-    ["headline", "materialize", "large", "scale", "results", "lsuv", "watch", "digits"],
+    "headline materialize large scale results lsuv watch digits peers versions".split(),  # noqa: SIM905
 )
 def test_results_are_the_saved_ones(name: str) -> None:
     readme = pytest.importorskip("benchmarks.readme", reason="not run from the checkout")

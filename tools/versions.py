@@ -169,8 +169,9 @@ def tested(python: str, source: Path, files: list[str]) -> str:
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout[-8000:], done.stderr[-2000:], file=sys.stderr, flush=True)
-    said = re.findall(r"^(?:=+ )?(\d+ .* in [\d.]+s)", done.stdout, re.MULTILINE)
-    return re.sub(r" in [\d.]+s$", "", said[-1]) if said else "failed: no test was run"
+    said = re.findall(r"^(?:=+ )?\d+ .* in [\d.]+s", done.stdout, re.MULTILINE)
+    counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?)", said[-1]) if said else []
+    return ", ".join(counts) or "failed: no test was run"
 
 
 class Failed(Exception):
