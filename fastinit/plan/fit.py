@@ -17,7 +17,7 @@ from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
 from fastinit.elements.part import Part, check_part, one_shape
 from fastinit.elements.shards import is_dtensor
-from fastinit.plan.names import Model, Walk, joined, named_buffers, walked
+from fastinit.plan.names import Model, Walk, joined, named_buffers, walked, without_wrappers
 from fastinit.plan.parameters import distinct_parameters
 
 
@@ -157,7 +157,9 @@ class Scope(NamedTuple):
             own = {name for names, _, _ in distinct_parameters(model) for name in names}
             own |= {name for name, _ in named_buffers(model)}
             if idle := [name for name in self.parts if name not in own]:
-                raise ValueError(f"parts has {listing('tensor', idle)} that the model lacks")
+                plain = without_wrappers(model)
+                said = [f"{n} (say {plain[n]})" if n in plain else n for n in idle]
+                raise ValueError(f"parts has {listing('tensor', said)} that the model lacks")
         elif self.parts is not None and not callable(self.parts):
             raise TypeError(
                 f"parts must be a map of names, or a function of name and parameter, "

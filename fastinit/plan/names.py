@@ -143,6 +143,15 @@ def named_buffers(model: Model) -> Iterator[tuple[str, Tensor]]:
                 yield joined(name, key), buffer
 
 
+def without_wrappers(model: Model) -> dict[str, str]:
+    """Names of parameters and buffers as the model itself has them, each to what it is called here."""
+    return {
+        joined(full, key): joined(name, key)
+        for name, full, module in (model.modules if isinstance(model, Walk) else walked(model))
+        for key in (*module._parameters, *module._buffers)
+    }
+
+
 def wrapped_key(module: nn.Module) -> str | None:
     """Under which key a module has another that it wraps, so that it is that one to whoever uses it.
 

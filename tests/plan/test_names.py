@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -102,6 +103,17 @@ def test_parts_go_by_names_without_wrappers() -> None:
     plan.apply_(model, parts=parts)
     other = plan.apply_(nn.Linear(2, 2), prefix="w.")
     assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+def test_a_map_of_parts_by_names_with_wrappers_is_told_the_others() -> None:
+    model = nn.Sequential(checkpoint_wrapper(nn.BatchNorm1d(4)))
+    plan = Plan.from_model(model, fastinit.recipes.torch_default)
+    own = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    assert own[0] == "0._checkpoint_wrapped_module.weight"
+    for name in own:
+        plain = name.replace("_checkpoint_wrapped_module.", "")
+        with pytest.raises(ValueError, match=rf"{re.escape(name)} \(say {plain}\) that the model"):
+            plan.apply_(model, parts={name: Part((4,))})
 
 
 def test_ties_are_found_through_wrappers() -> None:
