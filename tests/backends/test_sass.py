@@ -19,6 +19,7 @@ needs_code = pytest.mark.skipif(sass.missing() is not None, reason=str(sass.miss
 ASKED = {
     ("normal", "float32"): 34,
     ("normal", "bfloat16"): 35,
+    ("truncated_normal", "float8"): 51,
     ("uniform", "float32"): 16,
     ("truncated_normal", "float32"): 45,
 }
