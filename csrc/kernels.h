@@ -94,9 +94,10 @@ struct Tiling {
   int64_t count;
 };
 
-constexpr int64_t TILE = 1 << 16;        // elements of a tile whose rows go straight to memory
-constexpr int64_t BUFFER_ROWS = 32;      // a tile that goes through a buffer: a cache line of rows,
-constexpr int64_t BUFFER_COLUMNS = 512;  // and enough columns that the ends of runs cost little
+constexpr int64_t TILE = 1 << 16;  // elements
+// A tile whose rows don't go straight to memory goes through a buffer, so many rows at a time. If memory
+// runs along these, its columns are few: each is then a page or so, and a run of the stream not too short.
+constexpr int64_t BUFFER_ROWS = 64, BUFFER_COLUMNS = 64, LONG_ROW = 512;
 
 static inline Tiling tiling(const Window& w) {  // w is canonical
   Tiling t;
@@ -104,13 +105,14 @@ static inline Tiling tiling(const Window& w) {  // w is canonical
   t.row_dim = -1;
   for (int d = 0; d < last; ++d)
     if (t.row_dim < 0 || w.local[d] <= w.local[t.row_dim]) t.row_dim = d;
+  const bool across = t.row_dim >= 0 && w.local[t.row_dim] < w.local[last];
   const bool direct = w.local[last] == 1 && w.global[last] == 1;
   if (direct && t.row_dim >= 0) t.row_dim = last - 1;
-  const int64_t most = direct ? TILE : BUFFER_COLUMNS;
+  const int64_t most = direct ? TILE : across ? BUFFER_COLUMNS : LONG_ROW;
   t.columns = w.size[last] < most ? w.size[last] : most;
   t.rows = 1;
   if (t.row_dim >= 0) {
-    t.rows = (direct ? TILE : BUFFER_ROWS * BUFFER_COLUMNS) / t.columns;
+    t.rows = TILE / t.columns;
     if (t.rows > w.size[t.row_dim]) t.rows = w.size[t.row_dim];
   }
   t.count = (w.size[last] + t.columns - 1) / t.columns;

@@ -56,31 +56,30 @@ FASTINIT_FN Schedule philox_schedule(uint64_t seed, uint64_t stream, uint32_t bl
   return s;
 }
 
+// One round, of the words `w`. A lane with few registers has its own way through it (cpu/lanes_avx2.h).
+template <class L>
+FASTINIT_FN void philox_round(L, typename L::W w[4], uint32_t key0, uint32_t key1) {
+  const typename L::P p0 = L::mul_wide(w[0], PHILOX_M0), p1 = L::mul_wide(w[2], PHILOX_M1);
+  w[0] = L::xor_words(L::high(p1), w[1], key0);
+  w[1] = L::low(p1);
+  w[2] = L::xor_words(L::high(p0), w[3], key1);
+  w[3] = L::low(p0);
+}
+
 // The four words of each block whose low counter words are in `block_lo`.
 template <class L>
 FASTINIT_FN void philox(const Schedule& s, typename L::W block_lo, typename L::W w[4]) {
-  typename L::P p0, p1;
-  p0 = L::mul_wide(block_lo, PHILOX_M0);  // round 0
-  typename L::W c2 = L::xor_word(L::high(p0), s.x2_round0);
-  typename L::W c3 = L::low(p0);
-  p1 = L::mul_wide(c2, PHILOX_M1);  // round 1
-  typename L::W c0 = L::xor_word(L::high(p1), s.x0_round1);
-  typename L::W c1 = L::low(p1);
-  c2 = L::xor_word(c3, s.x2_round1);
-  c3 = L::word(s.w3_round1);
+  const typename L::P p0 = L::mul_wide(block_lo, PHILOX_M0);  // round 0
+  w[2] = L::xor_word(L::high(p0), s.x2_round0);
+  w[3] = L::low(p0);
+  const typename L::P p1 = L::mul_wide(w[2], PHILOX_M1);  // round 1
+  w[0] = L::xor_word(L::high(p1), s.x0_round1);
+  w[1] = L::low(p1);
+  w[2] = L::xor_word(w[3], s.x2_round1);
+  w[3] = L::word(s.w3_round1);
   FASTINIT_UNROLL
-  for (int round = 2; round < PHILOX_ROUNDS; ++round) {
-    p0 = L::mul_wide(c0, PHILOX_M0);
-    p1 = L::mul_wide(c2, PHILOX_M1);
-    c0 = L::xor_words(L::high(p1), c1, s.key0[round]);
-    c1 = L::low(p1);
-    c2 = L::xor_words(L::high(p0), c3, s.key1[round]);
-    c3 = L::low(p0);
-  }
-  w[0] = c0;
-  w[1] = c1;
-  w[2] = c2;
-  w[3] = c3;
+  for (int round = 2; round < PHILOX_ROUNDS; ++round)
+    philox_round(L(), w, s.key0[round], s.key1[round]);
 }
 
 // 2^-N, for lanes that have no instruction for fixed-point numbers.
@@ -234,8 +233,8 @@ FASTINIT_FN typename L::F tail_quantile(typename L::F l) {
   return L::fma(z, r, L::set(0x1.d0bee2p+2f));
 }
 
-// A step of its own for each of several lanes in lock step: the tail is rare, and one lane's need
-// of it must not cost the others.
+// A step of its own for each of several lanes in lock step, if one of them needs it: the tail is rare, and
+// one lane's need of it must not cost the others.
 struct Tail {
   template <class L>
   FASTINIT_FN bool needed(typename L::F l) {

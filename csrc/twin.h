@@ -73,8 +73,11 @@ struct Twin {
   FASTINIT_FN F if_negative(F sign, F x, F y) {
     return {L::if_negative(sign.a, x.a, y.a), L::if_negative(sign.b, x.b, y.b)};
   }
+  FASTINIT_FN bool any_above(F x, float limit) { return L::any_above(L::max(x.a, x.b), limit); }
   template <class Step>
-  FASTINIT_FN F each(F x, F y, F z) {
+  FASTINIT_FN F each(F x, F y,
+                     F z) {  // asked of both at once: a branch for each ends the lock step
+    if (!Step::template needed<Twin>(x)) return z;
     return {L::template each<Step>(x.a, y.a, z.a), L::template each<Step>(x.b, y.b, z.b)};
   }
   FASTINIT_FN F with_sign(F x, U word) {

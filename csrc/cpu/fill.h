@@ -113,28 +113,39 @@ void fill_tile_as(const Window& w, const Tiling& t, int64_t tile) {
       source.run(to + r * row_local, first + r * row_global, columns);
     return;
   }
-  // Through a buffer: [row][column] of the stream in, [column][row] of memory out.
-  T buffer[BUFFER_ROWS * (BUFFER_COLUMNS + BUFFER_PAD)];
+  // Through a buffer: [row][column] of the stream in, [column][row] of memory out. Rows that are no run
+  // together are drawn from the start of a group on, for which the pads have room.
+  constexpr int64_t EDGE = 4 * Edge::BLOCKS, PAD = EDGE > BUFFER_PAD ? EDGE : BUFFER_PAD;
+  constexpr int64_t LINE = 64 / sizeof(T);
+  T padded[PAD + BUFFER_ROWS * (BUFFER_COLUMNS + PAD)];
+  T* const buffer = padded + PAD;
   const bool one_run = column_global == 1 && row_global == columns;
-  const int64_t pitch = one_run ? columns : columns + BUFFER_PAD;
-  const int64_t chunk = BUFFER_ROWS * (BUFFER_COLUMNS + BUFFER_PAD) / pitch;
+  const int64_t pitch = one_run ? columns : columns + PAD;
+  const int64_t chunk = BUFFER_ROWS * (BUFFER_COLUMNS + PAD) / pitch;
   for (int64_t start = 0; start < rows; start += chunk) {
     const int64_t some = rows - start < chunk ? rows - start : chunk;
     const uint64_t from = first + start * row_global;
-    if (one_run) {
-      source.run(buffer, from, some * columns);
-    } else if (column_global == 1) {
-      for (int64_t r = 0; r < some; ++r)
-        source.run(buffer + r * pitch, from + r * row_global, columns);
+    T* const out = to + start * row_local;
+    if (one_run) source.run(buffer, from, some * columns);
+    for (int64_t r = 0; r < some && !one_run; ++r) {
+      const uint64_t at = from + r * row_global, skip = at % EDGE;
+      for (int64_t c = r; c < columns && row_local == 1; c += some)  // on their way to the cache
+        for (int64_t i = 0; i < some; i += LINE) __builtin_prefetch(out + c * column_local + i, 1);
+      if (column_global == 1)
+        source.run(buffer + r * pitch - skip, at - skip, (skip + columns + EDGE - 1) / EDGE * EDGE);
+      else
+        for (int64_t c = 0; c < columns; ++c)
+          source.run(buffer + r * pitch + c, at + c * column_global, 1);
+    }
+    if (row_local < column_local) {
+      for (int64_t c = 0; c < columns; ++c)
+        for (int64_t r = 0; r < some; ++r)
+          out[c * column_local + r * row_local] = buffer[r * pitch + c];
     } else {
       for (int64_t r = 0; r < some; ++r)
         for (int64_t c = 0; c < columns; ++c)
-          source.run(buffer + r * pitch + c, from + r * row_global + c * column_global, 1);
+          out[c * column_local + r * row_local] = buffer[r * pitch + c];
     }
-    T* out = to + start * row_local;
-    for (int64_t c = 0; c < columns; ++c)
-      for (int64_t r = 0; r < some; ++r)
-        out[c * column_local + r * row_local] = buffer[r * pitch + c];
   }
 }
 

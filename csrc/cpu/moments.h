@@ -19,6 +19,10 @@ namespace {
 
 constexpr int HALF_LANES = LANES / 2;  // at once: what AVX2 has registers for
 
+// Steps ahead of what is read, which is fetched: the machine's own prefetching leaves a third of the time
+// waiting.
+constexpr int64_t AHEAD = 32;
+
 template <class T>
 struct Wide {
   typedef float V;
@@ -58,16 +62,24 @@ FASTINIT_FN S plus_square(S s, S d) {
 }
 #endif
 
-// HALF_LANES lanes in the type S. Around 0, squares of float32 and shorter are exact.
+// HALF_LANES lanes in the type S: float64 goes on from the sums there are, float32 is added to them. Around
+// 0, squares of float32 and shorter are exact.
 template <bool AROUND_0, class T, class S>
 FASTINIT_NOINLINE void accumulate_half(const T* x, int64_t steps, int64_t pitch, S pivot,
                                        Sums& sums, int from) {
   typedef typename Wide<T>::V V;
-  S sum[HALF_LANES] = {}, squares[HALF_LANES] = {};
+  constexpr bool GOES_ON = sizeof(S) == 8;
+  S sum[HALF_LANES], squares[HALF_LANES];
   V min[HALF_LANES], max[HALF_LANES];
   typename Wide<T>::Count zeros[HALF_LANES] = {};
-  for (int i = 0; i < HALF_LANES; ++i) min[i] = INFINITY, max[i] = -INFINITY;
+  for (int i = 0; i < HALF_LANES; ++i) {
+    sum[i] = GOES_ON ? (S)sums.sum[from + i] : 0,
+    squares[i] = GOES_ON ? (S)sums.squares[from + i] : 0;
+    min[i] = INFINITY, max[i] = -INFINITY;
+  }
   for (int64_t step = 0; step < steps; ++step, x += pitch) {
+    for (int line = 0; line < (int)(HALF_LANES * sizeof(T) + 63) / 64; ++line)
+      __builtin_prefetch((const char*)(x + AHEAD * pitch) + 64 * line);
     for (int i = 0; i < HALF_LANES; ++i) {
       const V v = widen(x[i]);
       const S d = AROUND_0 ? (S)v : (S)v - pivot;
@@ -80,8 +92,8 @@ FASTINIT_NOINLINE void accumulate_half(const T* x, int64_t steps, int64_t pitch,
   }
   for (int i = 0; i < HALF_LANES; ++i) {
     const int lane = from + i;
-    sums.sum[lane] += sum[i];
-    sums.squares[lane] += squares[i];
+    sums.sum[lane] = GOES_ON ? (double)sum[i] : sums.sum[lane] + sum[i];
+    sums.squares[lane] = GOES_ON ? (double)squares[i] : sums.squares[lane] + squares[i];
     sums.min[lane] = min[i] < sums.min[lane] ? min[i] : sums.min[lane];
     sums.max[lane] = max[i] > sums.max[lane] ? max[i] : sums.max[lane];
     sums.zeros[lane] += zeros[i];
@@ -90,18 +102,20 @@ FASTINIT_NOINLINE void accumulate_half(const T* x, int64_t steps, int64_t pitch,
 
 template <class T>
 void accumulate_as(const T* x, int64_t steps, int64_t pitch, bool wide, double pivot, Sums& sums) {
-  for (int from = 0; from < LANES; from += HALF_LANES) {
-    if constexpr (sizeof(T) == 2) {
-      for (int64_t done = 0; !wide && done < steps; done += SHORT)
-        accumulate_half<true, T, float>(x + from + done * pitch,
-                                        steps - done < SHORT ? steps - done : SHORT, pitch, 0, sums,
-                                        from);
-      if (!wide) continue;
+  for (; steps > 0;
+       steps -= SHORT, x += SHORT * pitch) {  // both halves of what is in the first cache
+    const int64_t some = steps < SHORT ? steps : SHORT;
+    for (int from = 0; from < LANES; from += HALF_LANES) {
+      if constexpr (sizeof(T) == 2)
+        if (!wide) {
+          accumulate_half<true, T, float>(x + from, some, pitch, 0, sums, from);
+          continue;
+        }
+      if (pivot == 0)
+        accumulate_half<true, T, double>(x + from, some, pitch, 0, sums, from);
+      else
+        accumulate_half<false, T, double>(x + from, some, pitch, pivot, sums, from);
     }
-    if (pivot == 0)
-      accumulate_half<true, T, double>(x + from, steps, pitch, 0, sums, from);
-    else
-      accumulate_half<false, T, double>(x + from, steps, pitch, pivot, sums, from);
   }
 }
 

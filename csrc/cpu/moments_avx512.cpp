@@ -5,9 +5,7 @@
 
 namespace {
 
-// What will be read AHEAD steps on: the machine's own prefetching leaves a third of the time waiting.
-constexpr int64_t AHEAD = 32;
-
+// What will be read AHEAD steps on.
 template <class T>
 void prefetch(const T* x) {
   for (size_t at = 0; at < LANES * sizeof(T); at += 64)
