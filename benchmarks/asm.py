@@ -7,9 +7,13 @@ truncated normal.
 
 Beside it stands what bounds it: cycles per value at which the busiest ports of a core are always busy.
 They are llvm-mca's, whose models are made of Arm's and AMD's optimisation guides and, for Intel, of
-measurements (uops.info). Of Apple's M4 there is none: it has four vector pipes (Apple Silicon CPU
-Optimization Guide 3.0), taken to do everything. These are bounds, not predictions: what waits for what
-is not in them.
+measurements (uops.info), or those of all vector pipes together, if these are more. Of Apple's M4 there
+is no model: it has four vector pipes (Apple Silicon CPU Optimization Guide 3.0), taken to do everything.
+These are bounds, not predictions: what waits for what is not in them.
+
+On a core that is in the table, what was built for it is run as well, on one thread and memory that fits
+its caches: `reached` is the bound's share of the cycles that it takes, at the clock that a chain of
+additions shows, by the process's own time.
 """
 
 from __future__ import annotations
@@ -21,13 +25,19 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import torch
+
+from fastinit.backends.choose import native
 from fastinit.base.text import table
+from fastinit.stream import laws
 
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER = ROOT / "benchmarks" / "results" / "asm.csv"
@@ -52,21 +62,22 @@ class Core(NamedTuple):
     """A core that some builds run on."""
 
     arch: str
-    model: str  # of llvm-mca; none: its vector pipes are counted
+    model: str  # of llvm-mca, if it has one
     builds: tuple[str, ...]
-    pipes: int = 0
+    pipes: int  # that do vector arithmetic; of 512 bits two of the three
 
 
 CORES = {
-    "neoverse_v2": Core("aarch64", "neoverse-v2", ("neon", "neon_sha3")),
+    "neoverse_v2": Core("aarch64", "neoverse-v2", ("neon", "neon_sha3"), 4),
     "apple_m4": Core("aarch64", "", ("neon", "neon_sha3"), 4),
-    "zen3": Core("x86_64", "znver3", ("avx2",)),
-    "golden_cove": Core("x86_64", "sapphirerapids", ("avx2", "avx512")),
+    "zen3": Core("x86_64", "znver3", ("avx2",), 4),
+    "golden_cove": Core("x86_64", "sapphirerapids", ("avx2", "avx512"), 3),
 }
 
 
 class Line(NamedTuple):
-    """One loop: instructions per value, and cycles per value that each core's ports need at least."""
+    """One loop: instructions per value, cycles per value that each core's ports need at least, and what
+    share of the bound was reached where it was measured."""
 
     compiler: str
     build: str
@@ -74,6 +85,7 @@ class Line(NamedTuple):
     dtype: str
     instructions: float
     bounds: tuple[float | None, ...] = (None,) * len(CORES)
+    reached: float | None = None
 
 
 def missing() -> str:
@@ -263,9 +275,13 @@ def bounds(line: Line, loop: Sequence[str]) -> tuple[float | None, ...]:
 
 def _cycles(core: Core, loop: Sequence[str]) -> float:
     """Of one turn of a loop."""
-    if core.pipes:
-        vector = [c for c in loop if re.search(r"\bv\d+\.", c) and not c.startswith("mov")]
-        return len(vector) / core.pipes
+    vector = [
+        c for c in loop if re.search(r"\bv\d+\.|%[yz]mm", c) and not re.match(r"v?mov|vbroad", c)
+    ]
+    of_512 = [c for c in vector if "%zmm" in c]
+    pipes = max(len(vector) / core.pipes, len(of_512) / 2)
+    if not core.model:
+        return pipes
     program = analyser()
     assert program
     body = [re.sub(r"[0-9a-f]+ <.*", "turn", code) for code in loop]
@@ -276,7 +292,83 @@ def _cycles(core: Core, loop: Sequence[str]) -> float:
     ).stdout
     found = re.search(r"Block RThroughput: ([\d.]+)", said)
     assert found, said
-    return float(found[1])
+    return max(pipes, float(found[1]))
+
+
+# --- what is reached --------------------------------------------------------------------------------
+
+CLOCK = """
+#include <stdio.h>
+#include <time.h>
+int main() {  // 8 additions, each of the last one's sum: 8 cycles
+  double best = 1;
+  for (int round = 0; round < 50; ++round) {
+    unsigned long x = 0, turns = 500000;
+    const clock_t start = clock();
+    __asm__ volatile("1: .rept 8\n add $1, %0\n .endr\n dec %1\n jnz 1b" : "+r"(x), "+r"(turns));
+    const double took = (double)(clock() - start) / CLOCKS_PER_SEC;
+    if (took < best) best = took;
+  }
+  printf("%f", 8 * 500000 / best);
+}
+"""
+
+
+@cache
+def here() -> int | None:
+    """Which of CORES this machine has: its place."""
+    said = subprocess.run([str(analyser()), "--version"], capture_output=True, text=True).stdout
+    models = [core.model for core in CORES.values()]
+    host = re.search(r"Host CPU: (\S+)", said)
+    return models.index(host[1]) if host and host[1] in models else None
+
+
+def hertz() -> float:
+    """The clock of this machine (x86-64)."""
+    with TemporaryDirectory() as at:
+        command = ["c++", "-O1", "-x", "c++", "-", "-o", f"{at}/clock"]
+        subprocess.run(command, input=CLOCK, text=True, check=True)
+        return float(subprocess.run([f"{at}/clock"], capture_output=True, check=True).stdout)
+
+
+def reached(line: Line) -> float | None:
+    """The share of its bound that a loop reaches on this machine, if it is one of CORES."""
+    core = here()
+    if core is None or (bound := line.bounds[core]) is None:
+        return None
+    return round(bound / (seconds(line) * hertz()), 2)
+
+
+MEASURED = {
+    "uniform": laws.uniform(-0.1, 0.1),
+    "normal": laws.normal(0.0, 0.02),
+    "truncated_normal": laws.truncated_normal(0.0, 0.02, -2.0, 2.0),
+}
+
+
+def seconds(line: Line, values: int = 1 << 16) -> float:
+    """What a value takes on this machine, at the least of some rounds."""
+    module, dtype = native.module, getattr(torch, line.dtype)
+    assert module is not None
+    tensor, raw = torch.zeros(values, dtype=dtype), torch.empty(7, dtype=torch.float64)
+    if line.law == "moments":
+        to, code = raw.data_ptr(), laws.DTYPES.index(dtype)
+        given = code, tensor.data_ptr(), values, to, False, 1
+        run = partial(module.moments_contiguous, *given)
+    else:
+        prepared = native.prepared(MEASURED[line.law], dtype)
+        run = partial(module.fill_contiguous, prepared, tensor.data_ptr(), values, 1, 0, 1)
+    before, best = module.isa(), float("inf")
+    module.force_isa(line.build)
+    try:
+        for _ in range(25):
+            start = time.process_time()
+            for _ in range(20):
+                run()
+            best = min(best, time.process_time() - start)
+    finally:
+        module.force_isa(before)
+    return best / 20 / values
 
 
 # --- the table --------------------------------------------------------------------------------------
@@ -288,7 +380,9 @@ def recorded() -> list[Line]:
     for row in csv.DictReader(LEDGER.open()):
         of_cores = tuple(float(row[name]) if row[name] else None for name in CORES)
         count = float(row["instructions"])
-        lines.append(Line(row["compiler"], row["build"], row["law"], row["dtype"], count, of_cores))
+        reached = float(row["reached"]) if row["reached"] else None
+        which = row["compiler"], row["build"], row["law"], row["dtype"]
+        lines.append(Line(*which, count, of_cores, reached))
     return lines
 
 
@@ -308,8 +402,8 @@ def save(lines: Sequence[Line]) -> None:
     """Write the ledger."""
     with LEDGER.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*Line._fields[:-1], *CORES])
-        writer.writerows([*line[:-1], *line.bounds] for line in lines)
+        writer.writerow([*Line._fields[:5], *CORES, "reached"])
+        writer.writerows([*line[:5], *line.bounds, line.reached] for line in lines)
 
 
 def main() -> None:
@@ -323,12 +417,22 @@ def main() -> None:
         folders = [native_build(), None if missing() else cross_build(Path(at))]
         for folder in filter(None, folders):
             for line, loop in loops(folder):
-                lines.append(line._replace(bounds=bounds(line, loop)))
-    rows = [["build", "law", "dtype", "instr/value", *(f"{name}, cycles" for name in CORES)]]
+                line = line._replace(bounds=bounds(line, loop))
+                lines.append(line._replace(reached=reached(line)))
+    header = (
+        "build",
+        "law",
+        "dtype",
+        "instr/value",
+        *(f"{name}, cycles" for name in CORES),
+        "reached",
+    )
+    rows = [list(header)]
     for line in lines:
         of_cores = ("" if bound is None else f"{bound:.2f}" for bound in line.bounds)
-        rows.append([line.build, line.law, line.dtype, f"{line.instructions:.2f}", *of_cores])
-    print(table(rows, "<<<" + ">" * (1 + len(CORES))))
+        share = "" if line.reached is None else f"{line.reached:.0%}"
+        rows.append([*line[1:4], f"{line.instructions:.2f}", *of_cores, share])
+    print(table(rows, "<<<" + ">" * (2 + len(CORES))))
     if reason := missing():
         print(f"\nwithout AArch64: {reason}")
     if options.save:

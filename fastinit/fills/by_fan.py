@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -115,10 +116,11 @@ def kaiming_uniform_(
             scale=scale,
             exact=exact,
         )
-    if 0 in full_shape(tensor, part):
+    shape = full_shape(tensor, part)
+    if 0 in shape:
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
-    std = fans.kaiming_std(_fans(tensor, fan, part), a, mode, nonlinearity)
+    std = fans.kaiming_std(_of(shape, fan), a, mode, nonlinearity)
     return draw_(tensor, fans.uniform_of_std(std), generator, seed, name, part, scale, exact)
 
 
@@ -140,10 +142,11 @@ def kaiming_normal_(
 
     Arguments, errors and warnings are those of :func:`kaiming_uniform_`.
     """
-    if 0 in full_shape(tensor, part):
+    shape = full_shape(tensor, part)
+    if 0 in shape:
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
-    std = fans.kaiming_std(_fans(tensor, fan, part), a, mode, nonlinearity)
+    std = fans.kaiming_std(_of(shape, fan), a, mode, nonlinearity)
     return draw_(tensor, laws.normal(0.0, std), generator, seed, name, part, scale, exact)
 
 
@@ -222,3 +225,7 @@ def lecun_uniform_(
 
 def _fans(tensor: Tensor | Blocks, fan: Fans | None, part: Part | None) -> Fans:
     return fans.fans_of(full_shape(tensor, part)) if fan is None else check_fans(fan)
+
+
+def _of(shape: Sequence[int], fan: Fans | None) -> Fans:
+    return fans.fans_of(shape) if fan is None else check_fans(fan)
