@@ -144,7 +144,12 @@ def listing(noun: str, names: Sequence[str]) -> str:
 
 
 def reasons(noted: Sequence[tuple[str, str]], missing: Mapping[str, str]) -> list[str]:
-    """What is said below a table: each note, and why others are missing, with the names it is of.
+    """:func:`notes`, as lines below a table."""
+    return [textwrap.fill(said, WIDTH, subsequent_indent="  ") for said in notes(noted, missing)]
+
+
+def notes(noted: Sequence[tuple[str, str]], missing: Mapping[str, str]) -> list[str]:
+    """What is to be said of layers: each note, and why others are missing, with the names it is of.
 
     Args:
         noted: name and note of each layer; "" where there is none.
@@ -159,8 +164,7 @@ def reasons(noted: Sequence[tuple[str, str]], missing: Mapping[str, str]) -> lis
     lines = []
     for why, who in names.items():
         every = len(who) == len(noted) > 1
-        said = f"{why}: {f'all {len(who)} layers' if every else ', '.join(who)}"
-        lines.append(textwrap.fill(said, WIDTH, subsequent_indent="  "))
+        lines.append(f"{why}: {f'all {len(who)} layers' if every else ', '.join(who)}")
     return lines
 
 

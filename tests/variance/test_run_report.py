@@ -192,3 +192,13 @@ def test_what_formats_lose_and_kurtosis_are_shown_if_recorded(tmp_path: Path) ->
     assert rows[at + 1][:2] == ["7", "weight"]
     assert rows[at + 1][4] == "300"
     assert len(rows[at + 1 :]) == WORST
+
+
+def test_what_is_to_be_said_of_many_layers_is_said_once(tmp_path: Path) -> None:
+    model, run = mlp(), Run()
+    with watch(model, gradients=True, every=1, to=run) as w, torch.no_grad():
+        model(torch.randn(4, 32))
+        w.step()
+    run.report(tmp_path / "report.html")
+    notes = re.findall("<li>(.*?)</li>", (tmp_path / "report.html").read_text())
+    assert notes == [f"no gradient, it ran under no_grad: all {len(w.layers)} layers"]

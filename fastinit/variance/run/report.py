@@ -42,7 +42,12 @@ body { margin: 0 auto; padding: 1rem; max-width: 64rem; background: var(--page);
 h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: 0 }
 dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto;
+  background: linear-gradient(90deg, var(--page) 50%, #0000) 0 0 / 2rem 100% local,
+  linear-gradient(-90deg, var(--page) 50%, #0000) 100% 0 / 2rem 100% local,
+  linear-gradient(90deg, var(--rule), #0000) 0 0 / 1rem 100%,
+  linear-gradient(-90deg, var(--rule), #0000) 100% 0 / 1rem 100%;
+  background-repeat: no-repeat }
 svg { display: block; width: 100%; min-width: 38rem; height: auto; color: var(--ink) }
 svg text { font-family: system-ui, sans-serif !important }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
@@ -54,7 +59,12 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 td:nth-child(2), th:nth-child(2) { text-align: left }
 .bad { color: light-dark(#be185d, #f472b6); font-weight: 600 }
 li { overflow-wrap: anywhere }
-@media (max-width: 30rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } }
+ul { padding-left: 1.25rem } li { margin-bottom: .25rem }
+@media (max-width: 40rem) {
+  dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem }
+  svg { min-width: 28rem }
+  th, td { padding: .25rem .4rem } th { white-space: normal; vertical-align: bottom }
+}
 """
 
 
@@ -248,9 +258,8 @@ def _html(rows: Sequence[Sequence[str]], bad_if_last: bool = False) -> str:
 def _notes(run: Run) -> str:
     """What is to be said of layers."""
     assert run.last is not None
-    notes = {layer.name: layer.note for layer in run.last.layers if layer.note}
-    found = [(name or "the model", why) for name, why in {**notes, **run.last.missing}.items()]
-    items = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in found)
+    noted = [(layer.name, layer.note) for layer in run.last.layers]
+    items = "".join(f"<li>{escape(said)}</li>" for said in text.notes(noted, run.last.missing))
     return f"<h2>Notes</h2><ul>{items}</ul>" if items else ""
 
 
