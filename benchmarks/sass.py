@@ -29,6 +29,7 @@ from fastinit.backends import choose as backends
 from fastinit.base.text import table
 
 if TYPE_CHECKING:
+    from benchmarks.sass_counts import Counts
     from benchmarks.sass_moments import Moments
 
 LEDGER = Path(__file__).parent / "results" / "sass.csv"
@@ -109,12 +110,10 @@ def instructions_of(kernel: str) -> list[Instruction]:
 
 
 def memory(arch: str) -> dict[str, int]:
-    """Bytes of stack and local memory of the kernels, the largest of each: what is spilled."""
+    """Bytes of stack and local memory of each kernel: what is spilled."""
     usage = dump("-res-usage", "-arch", f"sm_{arch}")
-    return {
-        name: max(int(n) for n in re.findall(rf"{name}:(\d+)", usage))
-        for name in ("STACK", "LOCAL")
-    }
+    found = re.findall(r"Function _Z\d+([a-z_]+).*\n.*STACK:(\d+).*LOCAL:(\d+)", usage)
+    return {name: int(stack) + int(local) for name, stack, local in found}
 
 
 def dump(*options: str) -> str:
@@ -132,14 +131,14 @@ def _loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
         target = instruction.target
         if target is None or not VALUES < end - place[target] < 6000:
             continue
-        path = _shortest(code, place, place[target], end)
+        path = shortest(code, place, place[target], end)
         stored = sum(".E.128" in i.text for i in path)
         draws = sum(i.name.startswith("IMAD.WIDE") for i in path) > VALUES  # constants do not
         if draws and stored * 16 in {VALUES * size for size in BYTES.values()}:
             yield path
 
 
-def _shortest(
+def shortest(
     code: list[Instruction], place: dict[int, int], start: int, end: int
 ) -> list[Instruction]:
     """From the first to the last instruction of a loop (Dijkstra)."""
@@ -183,7 +182,7 @@ def _dtype(path: list[Instruction]) -> str:
     return "float64" if any(name.startswith("F2F.F64") for name in names) else "float32"
 
 
-def as_csv(lines: Sequence[Line | Moments]) -> str:
+def as_csv(lines: Sequence[Line | Moments | Counts]) -> str:
     """A ledger of lines of one kind."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -209,7 +208,11 @@ def recorded() -> list[Line]:
 
 
 def main() -> None:
-    from benchmarks import sass_moments, sass_triton  # which read the code as this does
+    from benchmarks import (  # which read the code as this does
+        sass_counts,
+        sass_moments,
+        sass_triton,
+    )
     from benchmarks.gpus import GPUS
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sass", description=__doc__)
@@ -245,10 +248,18 @@ def main() -> None:
     moments.sort(key=lambda line: (line.compiler, int(line.arch), line.dtype))
     print("\nmoments, and the share of each GPU's bandwidth that they are predicted to read\n")
     print(table(sass_moments.rows(moments), "<<<" + ">" * (4 + len(GPUS))))
+    counts = sorted(sass_counts.lines(), key=lambda line: (int(line.arch), line.dtype))
+    print(
+        "\nwhat counting adds, and the share of bandwidth with",
+        ", ".join(sass_counts.OPTIONS),
+        "\n",
+    )
+    print(table(sass_counts.rows(counts), "<<" + ">" * (5 + len(GPUS))))
     if options.save:
         LEDGER.write_text(as_csv(lines))
         sass_moments.LEDGER.write_text(as_csv(moments))
-        print(f"\nsaved as {LEDGER} and {sass_moments.LEDGER}")
+        sass_counts.LEDGER.write_text(as_csv(counts))
+        print(f"\nsaved as {LEDGER}, {sass_moments.LEDGER} and {sass_counts.LEDGER}")
 
 
 if __name__ == "__main__":

@@ -125,8 +125,9 @@ def of(
         threads: of a block.
         dtype: what it is for, if that is one.
     """
-    registers = int(re.search(r"Function \w*measure\w*:\s*\n\s*REG:(\d+)", text)[1])
-    kernel = next(part for part in text.split("Function : ")[1:] if "measure" in part[:99])
+    name = r"(?:_Z\d+)?measure(?!_)"  # as C++ or Triton has it
+    registers = int(re.search(rf"Function {name}\w*:\s*\n\s*REG:(\d+)", text)[1])
+    kernel = next(part for part in text.split("Function : ")[1:] if re.match(name, part))
     code = sass.instructions_of(kernel)
     resident = REGISTERS // (-(-registers // 8) * 8) // threads
     place = {instruction.address: i for i, instruction in enumerate(code)}
@@ -138,13 +139,13 @@ def of(
     found: dict[str, Moments] = {}
     for loop in loops:
         body = code[loop.start : loop.end + 1]
-        if _loads(body, "128") != LOADS or any(_within(other, loop) for other in loops):
+        if loads(body, "128") != LOADS or any(within(other, loop) for other in loops):
             continue
-        read = dtype or _dtype(body)
+        read = dtype or dtype_of(body)
         around = min(
-            (other for other in loops if _within(loop, other)), key=lambda o: o.end - o.start
+            (other for other in loops if within(loop, other)), key=lambda o: o.end - o.start
         )
-        inside = [other for other in loops if _within(other, around)]
+        inside = [other for other in loops if within(other, around)]
         end_of_run = [
             instruction
             for at, instruction in enumerate(code[around.start : around.end + 1], around.start)
@@ -160,7 +161,7 @@ def of(
             per_value(FLOATS),
             per_value(INTEGERS),
             per_value(DOUBLES),
-            _loads(body, "") - LOADS,
+            loads(body, "") - LOADS,
             min(resident, BLOCKS) * threads * 16 * LOADS,
             registers,
         )
@@ -185,11 +186,11 @@ BLOCKS = 24
 """Of a multiprocessor, at most: 32 on A100, H100, H200, B200 and B300."""
 
 
-def _within(inner: Loop, outer: Loop) -> bool:
+def within(inner: Loop, outer: Loop) -> bool:
     return outer.start <= inner.start and inner.end <= outer.end and inner != outer
 
 
-def _loads(code: list[sass.Instruction], width: str) -> int:
+def loads(code: list[sass.Instruction], width: str) -> int:
     return sum(bool(re.match(rf"(LDG|LD)\..*{width}", i.name)) for i in code)
 
 
@@ -200,7 +201,7 @@ def _count(code: list[sass.Instruction], units: set[str] | None) -> int:
     return sum((1 + (name in TWICE)) * n for name, n in names.items() if name in units)
 
 
-def _dtype(code: list[sass.Instruction]) -> str:
+def dtype_of(code: list[sass.Instruction]) -> str:
     names = " ".join(i.name for i in code)
     if "FMNMX" in names:
         return "float32"

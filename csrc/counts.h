@@ -24,7 +24,7 @@ constexpr int SHARES = 3;  // flushed, saturated, subnormal
 constexpr int BINS = 255;  // of the exponents of float32's bits; the first has none of the zeros
 constexpr int LONGEST_BLOCK = 32;
 constexpr uint32_t INFINITE = 0x7f800000u;
-constexpr int MOST_FORMATS = 16;
+constexpr int MOST_FORMATS = 16, MOST_IN_BLOCKS = 6;
 
 struct Counting {
   int formats;

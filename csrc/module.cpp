@@ -210,6 +210,11 @@ struct Counts {
          const std::vector<std::pair<Asked, uintptr_t>>& asked) {
     if (formats.size() > MOST_FORMATS)
       throw std::invalid_argument("at most " + std::to_string(MOST_FORMATS) + " formats");
+    int in_blocks = 0;
+    for (const FormatNumbers& format : formats) in_blocks += std::get<5>(format) > 0;
+    if (in_blocks > MOST_IN_BLOCKS)
+      throw std::invalid_argument("at most " + std::to_string(MOST_IN_BLOCKS) +
+                                  " formats with blocks");
     how.formats = (int)formats.size();
     how.histogram = histogram;
     for (size_t i = 0; i < formats.size(); ++i) {
@@ -228,6 +233,11 @@ struct Counts {
   void measure(bool higher, int threads) const {
     measure_and_count_cpu(*chosen, how, counted.data(), (int64_t)counted.size(), higher, threads);
   }
+#ifdef FASTINIT_CUDA
+  std::vector<Reading> numbered(bool behind) const {
+    return number(how, counted.data(), (int64_t)counted.size(), behind);
+  }
+#endif
 };
 
 void force_isa(const std::string& name) {
@@ -273,13 +283,31 @@ PYBIND11_MODULE(_native, m) {
       .def("measure_on",
            [](const Readings& r, int device, uintptr_t stream, uintptr_t scratch) {
              py::gil_scoped_release nogil;
-             moments_many_cuda(r.numbered(), r.higher, device, (void*)stream, (void*)scratch);
+             moments_many_cuda(r.numbered(), nullptr, r.higher, device, (void*)stream,
+                               (void*)scratch);
            })
 #endif
       .def("measure", &Readings::measure, py::call_guard<py::gil_scoped_release>());
   py::class_<Counts>(m, "Counts")
       .def(py::init<const std::vector<FormatNumbers>&, bool,
                     const std::vector<std::pair<Asked, uintptr_t>>&>())
+#ifdef FASTINIT_CUDA
+      .def("scratch_bytes",
+           [](const Counts& c, bool higher) { return scratch_bytes(c.numbered(false), higher); })
+      .def("measure_on",
+           [](const Counts& c, bool higher, int device, uintptr_t stream, uintptr_t scratch) {
+             py::gil_scoped_release nogil;
+             moments_many_cuda(c.numbered(false), &c.how, higher, device, (void*)stream,
+                               (void*)scratch);
+           })
+      .def_property_readonly("staged_bytes",
+                             [](const Counts& c) { return staged_bytes(c.numbered(true)); })
+      .def("count_on",
+           [](const Counts& c, int device, uintptr_t stream, uintptr_t scratch) {
+             py::gil_scoped_release nogil;
+             count_many_cuda(c.numbered(true), c.how, device, (void*)stream, (void*)scratch);
+           })
+#endif
       .def("count", &Counts::count, py::call_guard<py::gil_scoped_release>())
       .def("measure", &Counts::measure, py::call_guard<py::gil_scoped_release>());
   py::class_<Pieces>(m, "Pieces")

@@ -7,7 +7,7 @@ sanitizers and on emulated machines.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -132,11 +132,28 @@ def tensors(dtype: torch.dtype) -> Iterator[tuple[Tensor, int | None]]:
     yield from ((columns, 1), (columns[:7, 1:4], 1), (x[:50].t(), 0))
 
 
+def asked(readings: Sequence[Reading]) -> tuple[bytes, bytes]:
+    """Requests, and what they read."""
+    requests, data = b"", b""
+    for reading in readings:
+        tensor, request = reading.tensor, np.zeros((), READ)
+        storage = tensor.untyped_storage()
+        request["bytes"] = storage.nbytes()
+        request["data"] = tensor.storage_offset() * tensor.itemsize
+        request["dtype"] = laws.WRITTEN.index(tensor.dtype)
+        request["by_column"], request["dims"] = reading.by_column, len(reading.shape)
+        for name, values in ("size", reading.shape), ("stride", reading.strides):
+            request[name][: len(values)] = values
+        requests += request.tobytes()
+        data += torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()
+    return requests, data
+
+
 def readings(
     dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = False
 ) -> tuple[Work, list[Reading]]:
     """Tensors, whole and by column; large ones are several tasks. What is right is another's to say."""
-    requests, data, all_ = b"", b"", []
+    all_: list[Reading] = []
     for dtype in dtypes:
         cases = list(tensors(dtype))
         if few:
@@ -147,16 +164,6 @@ def readings(
         for tensor, dim in cases:
             channels = () if dim is None else (tensor.shape[dim],)
             raw = torch.empty(*channels, FIELDS, dtype=torch.float64)
-            for reading in readings_of(tensor, dim, raw, []):
-                request = np.zeros((), READ)
-                storage = reading.tensor.untyped_storage()
-                request["bytes"] = storage.nbytes()
-                request["data"] = reading.tensor.storage_offset() * dtype.itemsize
-                request["dtype"] = laws.WRITTEN.index(dtype)
-                request["by_column"], request["dims"] = reading.by_column, len(reading.shape)
-                for name, values in ("size", reading.shape), ("stride", reading.strides):
-                    request[name][: len(values)] = values
-                requests += request.tobytes()
-                data += torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()
-                all_.append(reading)
+            all_.extend(readings_of(tensor, dim, raw, []))
+    requests, data = asked(all_)
     return Work(requests, b"", data), all_

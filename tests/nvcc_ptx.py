@@ -32,6 +32,7 @@ KERNELS = {
     "fill.cuh": ("fill_many", "stage"),
     "moments.cuh": ("measure", "merge_parts"),
     "higher.cuh": ("sum_powers", "merge_powers"),
+    "counts.cuh": ("measure_and_count", "merge_parts", "count_values"),
 }
 PARCEL = 8 * native.module.PARCEL if native.module else 0  # bytes
 STAGING = 0x6EEE_0000_0000

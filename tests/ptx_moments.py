@@ -42,14 +42,23 @@ NUMBERED = """
 extern "C" int64_t few_readings() {{ return FEW_READINGS; }}
 extern "C" int64_t read_bytes() {{ return sizeof(Read); }}
 extern "C" int64_t reading_bytes() {{ return sizeof(Reading); }}
-extern "C" void numbered(const Read* reads, Moments* const* results, int64_t count, Reading* to,
-                         int64_t* totals) {{
-  const std::vector<Reading> all = number(reads, results, count);
+static void tell(const std::vector<Reading>& all, Reading* to, int64_t* totals) {{
   std::copy(all.begin(), all.end(), to);
   const Reading& last = all.back();
   totals[0] = last.first_task + last.work.tasks;
   totals[1] = last.first_result + last.work.columns;
   totals[2] = last.first_part + last.work.parts;
+}}
+extern "C" void numbered(const Read* reads, Moments* const* results, int64_t count, Reading* to,
+                         int64_t* totals) {{
+  tell(number(reads, results, count), to, totals);
+}}
+extern "C" void numbered_counts(const Read* reads, Moments* const* moments, int64_t count,
+                                Reading* to, int64_t* totals, int64_t* const* counts,
+                                const Counting* how, bool behind) {{
+  std::vector<Counted> counted;
+  for (int64_t i = 0; i < count; ++i) counted.push_back({{reads[i], moments[i], counts[i]}});
+  tell(number(*how, counted.data(), count, behind), to, totals);
 }}
 """
 
@@ -78,9 +87,17 @@ class Host:
         assert self.library.read_bytes() == READ.itemsize
 
     def numbered(
-        self, readings: Sequence[Reading], data: Sequence[int], results: Sequence[int]
+        self,
+        readings: Sequence[Reading],
+        data: Sequence[int],
+        results: Sequence[int],
+        counts: tuple[Sequence[int], bytes, bool] | None = None,
     ) -> Numbered:
-        """Readings of tensors whose first elements, and of whose results the first, are there."""
+        """Readings of tensors whose first elements, and of whose results the first, are there.
+
+        Args:
+            counts: where they go, what is counted, and whether when the results are there.
+        """
         count = len(readings)
         reads, totals = np.zeros(count, READ), np.zeros(3, np.int64)
         for read, reading, address in zip(reads, readings, data):
@@ -91,7 +108,13 @@ class Host:
         to = np.zeros(count * self.library.reading_bytes(), np.uint8)
         places = np.array(results, np.uint64)
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in (reads, places, to, totals)]
-        self.library.numbered(*pointers[:2], ctypes.c_int64(count), *pointers[2:])
+        arguments = (*pointers[:2], ctypes.c_int64(count), *pointers[2:])
+        if counts is None:
+            self.library.numbered(*arguments)
+        else:
+            counted = np.array(counts[0], np.uint64)
+            here = ctypes.c_void_p(counted.ctypes.data)
+            self.library.numbered_counts(*arguments, here, counts[1], ctypes.c_bool(counts[2]))
         few = self.library.few_readings()
         return Numbered(to.tobytes(), count, few, *(int(total) for total in totals))
 
@@ -122,28 +145,52 @@ class PowerKernels(NamedTuple):
         run(self, memory, told, POWERS, known=(found,))
 
 
+class CountKernels:
+    """measure_and_count with merge_parts, and count_values, of one PTX text."""
+
+    def __init__(self, text: str) -> None:
+        self.measure, self.merge, self.count = (
+            Program(text, e) for e in ("measure_and_count", "merge_parts", "count_values")
+        )
+
+    def run(self, memory: Memory, told: Numbered, how: bytes, behind: bool) -> None:
+        if not behind:
+            run(self, memory, told, MOMENTS, last=(how,))
+            return
+        few, many, _ = _carried(memory, told)
+        arguments = few, many, told.readings, how
+        threads = self.count.most_threads
+        ptxrun.launch(self.count, memory, arguments, told.tasks, threads, steps=STEPS)
+
+
+def _carried(memory: Memory, told: Numbered) -> tuple[bytes, int, int]:
+    """Readings as parameters, or where they are staged, and where the memory behind begins."""
+    if told.readings > told.few:
+        memory.add(SCRATCH, told.data)  # what the stage kernel does: test_ptx.py
+    size = told.few * (len(told.data) // told.readings)
+    if told.readings <= told.few:
+        return told.data.ljust(size, b"\0"), 0, SCRATCH
+    return bytes(size), SCRATCH, SCRATCH + len(told.data)
+
+
 def run(
-    kernels: MomentKernels | PowerKernels,
+    kernels: MomentKernels | PowerKernels | CountKernels,
     memory: Memory,
     told: Numbered,
     part: int,
     parts: bytes = b"",
     known: tuple[int, ...] = (),
+    last: tuple[bytes, ...] = (),
 ) -> None:
     """Measures and merges parts of so many bytes; or, where there are parts, only merges these."""
-    carried = told.readings <= told.few
-    staged = b"" if carried else told.data  # what the stage kernel does: test_ptx.py
-    if staged:
-        memory.add(SCRATCH, staged)
-    at = SCRATCH + len(staged)
+    few, many, at = _carried(memory, told)
     memory.add_scratch(at, told.parts * part, parts)
-    few = told.data if carried else b""
-    few = few.ljust(told.few * (len(told.data) // told.readings), b"\0")
-    arguments = few, SCRATCH if staged else 0, told.readings, *known, at
+    arguments = few, many, told.readings, *known, at
     for program, grid in (kernels.measure, told.tasks), (kernels.merge, told.results):
         if grid and not (parts and program is kernels.measure):
             threads = program.most_threads
-            ptxrun.launch(program, memory, arguments, grid, threads, steps=STEPS)
+            more = last if program is kernels.measure else ()
+            ptxrun.launch(program, memory, (*arguments, *more), grid, threads, steps=STEPS)
 
 
 def mutant(folder: Path, only: str, edits: Sequence[tuple[str, str, str]], *more: str) -> str:

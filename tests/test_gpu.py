@@ -26,6 +26,7 @@ from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Plan
 from fastinit.statistics.tensor import moments, moments_many
 from fastinit.stream import laws
+from fastinit.stream.formats import BY_POWER, FORMATS, UNSCALED
 from fastinit.stream.keys import stream_id
 from fastinit.stream.laws import Law
 
@@ -266,6 +267,37 @@ def test_higher_moments_are_the_reference_s(dtype: torch.dtype) -> None:
         assert bits(m.raw).equal(bits(moments(one.cuda(), higher=True).raw))
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("dtype", laws.DTYPES)
+def test_counts_are_the_reference_s(dtype: torch.dtype, name: str) -> None:
+    """In the read of the moments, behind it (blocks of rows, scales of the tensor), and by channel."""
+    x = torch.randn(3_000, 1_056).mul(torch.logspace(-20, 20, 1_056, base=2)).to(dtype)
+    x[5, 7], x[6, 8], x[:, 3], x[7] = float("nan"), float("inf"), 1e4, 0
+    unscaled = [name for name, row in FORMATS.items() if not row.scaling]
+    in_powers = [name for name, row in FORMATS.items() if row.scaling in (UNSCALED, BY_POWER)]
+    for formats in (in_powers, list(FORMATS)):
+        for view in (x, x.t(), x[:, 1:], x.flatten()[1:], x[:, ::3], x[:0]):
+            assert_counted(view, name, formats)
+    assert_counted(x, name, unscaled, 1)
+    assert_counted(x[:50], name, unscaled, 0)
+    many = [x[:n] for n in range(40)]  # more than a launch carries
+    with backend(name):
+        there = moments_many([m.cuda() for m in many], formats=list(FORMATS), histogram=True)
+    for here, m in zip(many, there):
+        expected = moments(here, formats=list(FORMATS), histogram=True).counts
+        assert m.counts.numbers.cpu().equal(expected.numbers)
+
+
+def assert_counted(x: Tensor, name: str, formats: list[str], dim: int | None = None) -> None:
+    expected = moments(x, dim=dim, formats=formats, histogram=True)
+    there = x.cuda()
+    with backend(name):
+        got = moments(there, dim=dim, formats=formats, histogram=True)
+        assert got.counts.numbers.is_cuda
+        assert got.counts.numbers.cpu().equal(expected.counts.numbers)
+        assert bits(got.raw).equal(bits(moments(there, dim=dim).raw))
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_another_gpu_gets_no_context() -> None:
     code = """
@@ -292,8 +324,12 @@ def test_moments_wait_for_nothing_and_can_be_captured() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         raw, higher = moments(x).raw, moments(x, higher=True).raw
+        counts = [moments(x, formats=[f], histogram=True).counts for f in ("mxfp8", "nvfp4")]
     x.normal_()
     graph.replay()
+    for count in counts:
+        expected = moments(x.cpu(), formats=count.asked.formats, histogram=True).counts
+        assert count.numbers.cpu().equal(expected.numbers)
     assert near(raw.cpu(), moments(x.cpu()).raw)
     assert higher_near(higher.cpu(), moments(x.cpu(), higher=True).raw)
 

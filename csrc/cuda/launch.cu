@@ -4,6 +4,7 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "counts.cuh"
 #include "fill.cuh"
 #include "higher.cuh"
 
@@ -135,24 +136,28 @@ void fill_many_cuda(const std::vector<Piece>& pieces, int device, void* stream, 
   check(cudaGetLastError(), launch("fill_many", std::to_string(grid), device));
 }
 
+size_t staged_bytes(const std::vector<Reading>& readings) {
+  return readings.size() > FEW_READINGS ? readings.size() * sizeof(Reading) : 0;
+}
+
 size_t scratch_bytes(const std::vector<Reading>& readings, bool higher) {
   if (readings.empty()) return 0;
   const Reading& last = readings.back();
-  const size_t staged = readings.size() > FEW_READINGS ? readings.size() * sizeof(Reading) : 0;
   const size_t parts = last.first_part + last.work.parts;
   const size_t results = last.first_result + last.work.columns;
-  return staged + parts * sizeof(Moments) +
+  return staged_bytes(readings) + parts * sizeof(Moments) +
          (higher ? results * sizeof(Moments) + parts * sizeof(Powers) : 0);
 }
 
-void moments_many_cuda(const std::vector<Reading>& readings, bool higher, int device, void* stream,
-                       void* scratch) {
+void moments_many_cuda(const std::vector<Reading>& readings, const Counting* how, bool higher,
+                       int device, void* stream, void* scratch) {
   if (readings.empty()) return;
   const int count = (int)readings.size();
   const Reading& last = readings.back();
   const unsigned tasks = (unsigned)(last.first_task + last.work.tasks);
   const unsigned results = (unsigned)(last.first_result + last.work.columns);
-  const std::string measuring = launch("measure", std::to_string(tasks), device, MEASURING);
+  const std::string measuring =
+      launch(how ? "measure_and_count" : "measure", std::to_string(tasks), device, MEASURING);
   make_current(device, measuring);
   const cudaStream_t on = (cudaStream_t)stream;
   FewReadings few{};
@@ -170,7 +175,10 @@ void moments_many_cuda(const std::vector<Reading>& readings, bool higher, int de
   if (higher)
     for (Reading& r : first) r.results = found + r.first_result;
   tell(first);
-  if (tasks) measure<<<tasks, MEASURING, 0, on>>>(few, many, count, parts);
+  if (tasks && how)
+    measure_and_count<<<tasks, MEASURING, 0, on>>>(few, many, count, parts, *how);
+  else if (tasks)
+    measure<<<tasks, MEASURING, 0, on>>>(few, many, count, parts);
   check(cudaGetLastError(), measuring);
   merge_parts<<<results, MERGING, 0, on>>>(few, many, count, parts);
   check(cudaGetLastError(), launch("merge_parts", std::to_string(results), device, MERGING));
@@ -180,4 +188,23 @@ void moments_many_cuda(const std::vector<Reading>& readings, bool higher, int de
   check(cudaGetLastError(), launch("sum_powers", std::to_string(tasks), device, MEASURING));
   merge_powers<<<results, MERGING, 0, on>>>(few, many, count, found, powers);
   check(cudaGetLastError(), launch("merge_powers", std::to_string(results), device, MERGING));
+}
+
+void count_many_cuda(const std::vector<Reading>& readings, const Counting& how, int device,
+                     void* stream, void* scratch) {
+  if (readings.empty()) return;
+  const Reading& last = readings.back();
+  const unsigned tasks = (unsigned)(last.first_task + last.work.tasks);
+  if (!tasks) return;
+  const std::string counting = launch("count_values", std::to_string(tasks), device, MEASURING);
+  make_current(device, counting);
+  const cudaStream_t on = (cudaStream_t)stream;
+  FewReadings few{};
+  const Reading* many = staged_bytes(readings) ? (const Reading*)scratch : nullptr;
+  if (many)
+    stage_all(readings, scratch, device, on);
+  else
+    std::copy(readings.begin(), readings.end(), few.readings);
+  count_values<<<tasks, MEASURING, 0, on>>>(few, many, (int)readings.size(), how);
+  check(cudaGetLastError(), counting);
 }

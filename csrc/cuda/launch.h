@@ -23,7 +23,13 @@ void fill_many_cuda(const std::vector<Piece>& pieces, int device, void* stream, 
 
 // The same for moments: device memory for what is staged and for the results of tasks, and a launch
 // that measures, followed by one that merges. If what is asked for is `higher`, the same once more; each
-// reading's results are then Moments with Higher behind them.
+// reading's results are then Moments with Higher behind them. And if it is said `how`, what is counted in the
+// same read: then there are no columns.
 size_t scratch_bytes(const std::vector<Reading>& readings, bool higher);
-void moments_many_cuda(const std::vector<Reading>& readings, bool higher, int device, void* stream,
-                       void* scratch);
+void moments_many_cuda(const std::vector<Reading>& readings, const Counting* how, bool higher,
+                       int device, void* stream, void* scratch);
+
+// Counts in one launch, behind what gives the readings' results. `scratch` are staged_bytes().
+size_t staged_bytes(const std::vector<Reading>& readings);
+void count_many_cuda(const std::vector<Reading>& readings, const Counting& how, int device,
+                     void* stream, void* scratch);

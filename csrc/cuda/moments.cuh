@@ -87,9 +87,9 @@ FASTINIT_FN double power_of_two(int exponent) {
 }
 
 // A chunk, by the lanes of a warp, or a column of it to each: what the first look tells, or others.
-template <class T>
+template <class T, class Who>
 FASTINIT_FN Met<typename Lane<T>::V> measure_chunk(const Reading& r, const T* x, int64_t first,
-                                                   int n, bool whole_rows) {
+                                                   int n, bool whole_rows, const Who& who) {
   typedef typename Lane<T>::V V;
   const int lane = lane_of_thread<T>();
   const int steps = r.by_column ? n : n / LANES, rest = r.by_column ? 0 : n % LANES;
@@ -101,9 +101,9 @@ FASTINIT_FN Met<typename Lane<T>::V> measure_chunk(const Reading& r, const T* x,
       const int64_t pitch = r.by_column ? r.stride[0] : LANES;
       const T* from = x - (r.by_column ? lane : 0) + first * (r.by_column ? pitch : 1);
       if (((uintptr_t)from | pitch * sizeof(T)) % 16 == 0)
-        seen = met_in_rows<T, true>(from, steps, pitch);
+        seen = met_in_rows<T, true>(from, steps, pitch, who);
       else
-        seen = met_in_rows<T, false>(from, steps, pitch);
+        seen = met_in_rows<T, false>(from, steps, pitch, who);
       if (lane < rest) {
         const T* last = from + (int64_t)steps * LANES + lane;
         __builtin_assume(__isGlobal(last));
@@ -150,11 +150,14 @@ FASTINIT_FN Moments moments_of(const Met<V>& met) {
   return m;
 }
 
+template <class T>
+FASTINIT_FN void show_rest(const Nobody&, const Reading&, const T*, int64_t, int, bool) {}
+
 // A task: two chunks for each warp, all merged pairwise. Of values, a thread each turns the warps' sums into
 // moments: there is little float64 for it. Of columns, every thread has one of its own.
-template <class T>
+template <class T, class Who = Nobody>
 FASTINIT_FN void measure_task(const Reading& r, int64_t task, Met<double>* mets, Moments* chunks,
-                              Moments* parts) {
+                              Moments* parts, const Who& who = {}) {
   const int warp = threadIdx.x / LANES, lane = lane_of_thread<T>(), each = r.by_column ? LANES : 1;
   const int64_t unit = r.by_column ? ROWS : CHUNK;
   const int64_t column = r.by_column ? task % r.work.blocks * LANES + lane : 0;
@@ -168,11 +171,13 @@ FASTINIT_FN void measure_task(const Reading& r, int64_t task, Met<double>* mets,
     const bool all_here = !r.by_column || column - lane + LANES <= r.work.columns;
     const bool whole_rows = r.dims == 1 && (r.by_column ? all_here : r.stride[0] == 1);
     const auto met = measure_chunk<T>(r, (const T*)r.data + column, first + chunk * unit,
-                                      (int)(behind < unit ? behind : unit), whole_rows);
+                                      (int)(behind < unit ? behind : unit), whole_rows, who);
     if (!r.by_column) {
       if (threadIdx.x % LANES == 0)
         mets[chunk] = {met.sum,      met.squares, met.pivot, met.min,      met.max,
                        met.exponent, met.count,   met.zeros, met.nonfinite};
+      show_rest(who, r, (const T*)r.data, first + chunk * unit,
+                (int)(behind < unit ? behind : unit), whole_rows);
     } else {
       const Moments one = moments_of(met);
       chunks[slot] = chunk % EACH ? merge(chunks[slot], one) : one;

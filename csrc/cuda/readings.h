@@ -2,7 +2,7 @@
 #pragma once
 #include <vector>
 
-#include "../moments.h"
+#include "../counts.h"
 
 struct Reading {
   const void* data;
@@ -15,6 +15,9 @@ struct Reading {
   int64_t size[MAX_DIMS], stride[MAX_DIMS], step[3];
   int64_t first_task, first_result, first_part;
   Moments* results;
+  // Where counts go (counts.cuh), and how many of the first dimension are values.
+  int64_t* counts;
+  int64_t row;
 };
 
 // Readings travel as pieces do (pieces.h).
@@ -25,3 +28,7 @@ struct FewReadings {
 static_assert(sizeof(FewReadings) <= 4000, "kernel parameters");
 
 std::vector<Reading> number(const Read* reads, Moments* const* results, int64_t count);
+
+// What is counted, as it is measured or `behind`: rows are then filled up to whole blocks.
+std::vector<Reading> number(const Counting& how, const Counted* counted, int64_t count,
+                            bool behind);

@@ -4,7 +4,7 @@
 #include "runs.cuh"
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
-constexpr int IN_FLIGHT = 8;  // rows that are read before their values are added
+constexpr int IN_FLIGHT = 8;
 
 // Values of a thread in 16 bytes, threads of a group, and the lane that a thread of the warp is.
 template <class T>
@@ -192,9 +192,19 @@ FASTINIT_FN void exchange(N x[V_OF<T>]) {
   }
 }
 
-// What each lane meets in `steps` rows, `pitch` apart, from x on.
-template <class T, bool ALIGNED>
-FASTINIT_FN Lane<T> met_in_rows(const T* x, int steps, int64_t pitch) {
+// Who looks at values as they are measured (counts.cuh): nobody.
+struct Nobody {
+  static constexpr int AT_ONCE = IN_FLIGHT;  // rows that are read before their values are added
+};
+template <int N, class T>
+FASTINIT_FN void show(const Nobody&, const Row<T>*) {}
+constexpr int SHOWN = 8;  // values of a thread at once: there are registers for it
+template <class T>
+constexpr int ROUND = V_OF<T> * SHORT * LANES;  // values that a warp reads at its full width
+
+// What each lane meets in `steps` rows, `pitch` apart, from x on. Those of whole rounds are shown.
+template <class T, bool ALIGNED, class Who>
+FASTINIT_FN Lane<T> met_in_rows(const T* x, int steps, int64_t pitch, const Who& who) {
   constexpr int V = V_OF<T>;
   const int thread = threadIdx.x % LANES, group = thread / GROUP<T>;
   x += thread % GROUP<T> * V + group * SHORT * pitch;
@@ -204,7 +214,8 @@ FASTINIT_FN Lane<T> met_in_rows(const T* x, int steps, int64_t pitch) {
   for (int left = steps; left > 0; left -= V * SHORT, x += V * SHORT * pitch) {
     Run<T, V> run{};
     if (left >= V * (int)SHORT) {
-      constexpr int AT_ONCE = ALIGNED ? IN_FLIGHT : IN_FLIGHT / V;
+      constexpr int AT_ONCE = ALIGNED ? Who::AT_ONCE : IN_FLIGHT / V;
+      constexpr int TILE = AT_ONCE * V < SHOWN ? AT_ONCE : SHOWN / V;
       const T* at = x;
 #pragma unroll 1
       for (int step = 0; step < SHORT; step += AT_ONCE, at += AT_ONCE * pitch) {
@@ -213,6 +224,7 @@ FASTINIT_FN Lane<T> met_in_rows(const T* x, int steps, int64_t pitch) {
         for (int i = 0; i < AT_ONCE; ++i) rows[i] = read_row<T, ALIGNED>(at + i * pitch);
         FASTINIT_UNROLL
         for (int i = 0; i < AT_ONCE; ++i) {
+          if (i % TILE == 0) show<TILE>(who, rows + i);
           add_value<T, V>(run, values(rows[i]));
           look_at(seen, rows[i]);
         }

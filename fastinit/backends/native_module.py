@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -105,14 +105,8 @@ class Native(Backend):
         if device.type == "cpu":
             self.module.fill_many(requests, torch.get_num_threads())
             return
-        # Nothing here waits for the device: what a launch cannot carry is staged in memory that
-        # torch's allocator gives to nobody else on this stream before the launch is done with it.
         pieces = self.module.Pieces(requests)
-        size = pieces.staged_bytes
-        staging = torch.empty(size, dtype=torch.uint8, device=device) if size else None
-        stream_ = torch.cuda.current_stream(device).cuda_stream
-        with torch.cuda.device(device):  # which gives no other one a context
-            pieces.fill(device.index, stream_, staging.data_ptr() if staging is not None else 0)
+        _launched(pieces.fill, pieces.staged_bytes, device)
 
     def serves_blocks(self, device: torch.device) -> str | None:
         return None if device.type == "cpu" else "the native build fills block formats on CPUs only"
@@ -138,31 +132,36 @@ class Native(Backend):
         if device.type == "cpu":
             native.measure(torch.get_num_threads())
             return
-        scratch = torch.empty(native.scratch_bytes, dtype=torch.uint8, device=device)
-        stream = torch.cuda.current_stream(device).cuda_stream
-        with torch.cuda.device(device):
-            native.measure_on(device.index, stream, scratch.data_ptr())
+        _launched(native.measure_on, native.scratch_bytes, device)
 
     def count_many(self, counted: Sequence[Counted], counting: Counting) -> None:
-        assert self.module is not None
-        if counted[0].moments.device.type != "cpu":
-            super().count_many(counted, counting)
+        device, native = counted[0].moments.device, self._counts(counted, counting)
+        if device.type == "cpu":
+            native.count(torch.get_num_threads())
             return
-        self._counts(counted, counting).count(torch.get_num_threads())
+        _launched(native.count_on, native.staged_bytes, device)
 
     def measure_and_count(self, counted: Sequence[Counted], counting: Counting) -> None:
-        moments = counted[0].moments
-        if moments.device.type != "cpu":
-            super().measure_and_count(counted, counting)
+        moments, native = counted[0].moments, self._counts(counted, counting)
+        device, higher = moments.device, len(moments) == ALL_FIELDS
+        if device.type == "cpu":
+            native.measure(higher, torch.get_num_threads())
             return
-        higher = len(moments) == ALL_FIELDS
-        self._counts(counted, counting).measure(higher, torch.get_num_threads())
+        _launched(partial(native.measure_on, higher), native.scratch_bytes(higher), device)
 
     def _counts(self, counted: Sequence[Counted], counting: Counting) -> Any:
         assert self.module is not None
         numbers = [row.numbers() for row in counting.rows]
         asked = [(_asked(reading), moments.data_ptr()) for reading, moments in counted]
         return self.module.Counts(numbers, counting.histogram, asked)
+
+
+def _launched(launch: Callable[[int, int, int], None], size: int, device: torch.device) -> None:
+    """On the device's current stream. Nothing waits: nobody else on it gets that memory too early."""
+    scratch = torch.empty(size, dtype=torch.uint8, device=device)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    with torch.cuda.device(device):  # which gives no other one a context
+        launch(device.index, stream, scratch.data_ptr())
 
 
 def _asked(r: Reading) -> tuple[int, int, Sequence[int], Sequence[int], bool, int]:

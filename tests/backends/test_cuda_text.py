@@ -19,15 +19,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import kernel_counts
 import kernel_requests
 import numpy as np
 import pytest
 import torch
 from gpu_moments import higher_near, of_reading
+from kernel_counts import AT_ONCE, BEHIND, BY_CHANNEL, as_bytes
 from kernel_requests import KINDS, LAWS, Work
 from selection import asked, cases
 
 from fastinit.stream import laws, reference_moments
+from fastinit.stream.formats import Counting
 from fastinit.stream.laws import Law
 from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS
 
@@ -62,6 +65,17 @@ def sums(blocks: int) -> Work:
     return Work(values.tobytes(), values.sum(1).repeat(128).tobytes())
 
 
+def counts(counting: Counting, behind: bool, dtypes: tuple[torch.dtype, ...]) -> Work:
+    """Tensors with their moments and the reference's counts behind these."""
+    some = list(kernel_counts.cases(counting, behind, dtypes))
+    given, data = kernel_requests.asked([case.reading for case in some])
+    each = (
+        of_reading(case.reading).contiguous().numpy().tobytes() + case.counts.numpy().tobytes()
+        for case in some
+    )
+    return Work(given, 2 * b"".join(each), data)
+
+
 @cache
 def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = False) -> Work:
     """Tensors with tests/gpu_moments.py's moments."""
@@ -80,6 +94,7 @@ def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = F
 FILL, LANES, STREAM_H = "csrc/cuda/fill.cuh", "csrc/cuda/lanes_cuda.h", "csrc/stream.h"
 SUM, MOMENTS = "tests/cpp/block_sum.cuh", "csrc/cuda/moments.cuh"
 ROWS, HIGHER = "csrc/cuda/rows.cuh", "csrc/cuda/higher.cuh"
+COUNTS = "csrc/cuda/counts.cuh"
 FIRST = "  __syncthreads();  // every warp's sum is there\n"
 LAST = "  __syncthreads();  // so is the total\n"
 FUSED = "L::fma(L::from_int(L::template shr<8>(word)), L::set(p.mul), L::set(p.add))"
@@ -171,6 +186,8 @@ BUILDS: dict[str, tuple[tuple[str, ...], str, Mistake | None]] = {
     "fill, all types": (ASAN, FILL, None),
     "higher, all types": (ASAN, HIGHER, None),
     "moments, all types": (ASAN, MOMENTS, None),
+    "counts": (ASAN, COUNTS, None),
+    "counts, TSan": (TSAN, COUNTS, None),
     "sum": (ASAN, SUM, None),
     "sum, TSan": (TSAN, SUM, None),
     **MISTAKEN,
@@ -184,12 +201,14 @@ SHARED = {
     FILL: (THREADS, "csrc/cuda/pieces.cpp"),
     MOMENTS: (THREADS, "csrc/cuda/readings.cpp"),
     HIGHER: (THREADS, "csrc/cuda/readings.cpp"),
+    COUNTS: (THREADS, "csrc/cuda/readings.cpp"),
     SUM: (THREADS,),
 }
 DEFINED = {
     FILL: (),
     MOMENTS: ("-DMOMENTS",),
     HIGHER: ("-DMOMENTS", "-DHIGHER"),
+    COUNTS: ("-DMOMENTS", "-DCOUNTS"),
     SUM: ("-DBLOCK_SUM",),
 }
 
@@ -218,7 +237,7 @@ def build(
     for folder in ("csrc", "tests/cpp"):
         shutil.copytree(ROOT / folder, at / folder)
     if not (
-        mistake or all_types or kernels == SUM
+        mistake or all_types or kernels in (SUM, COUNTS)
     ):  # float32 and bfloat16: each type takes seconds
         others = r"\n    [^\n]*: return [a-z_]*<(?:Float16|double|Byte)>[^\n]*"
         for text in (kernels, MOMENTS) if kernels == HIGHER else (kernels,):
@@ -270,7 +289,7 @@ Run = Callable[..., tuple[str, bytes]]
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Runs one of BUILDS: what it says, and what it writes. They are built two at a time."""
     at = tmp_path_factory.mktemp("cuda_text")
-    optional = {*MISTAKES, "moments"}
+    optional = {*MISTAKES, "moments", "counts", "counts, TSan"}
     optional |= {f"{what}, all types" for what in ("fill", "moments", "higher")}
     wanted_too = asked(request, "name") | asked(request, "program")
     builds = {name: how for name, how in BUILDS.items() if name not in optional - wanted_too}
@@ -296,12 +315,18 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         }
 
         def run_(
-            name: str, given: bytes, order: str, grid: int = 0, data: bytes = b""
+            name: str,
+            given: bytes,
+            order: str,
+            grid: int = 0,
+            data: bytes = b"",
+            how: bytes = b"",
         ) -> tuple[str, bytes]:
             start = launcher(BUILDS[name][0])
             program = programs[name].result()
             (at / "in").write_bytes(given)
             (at / "in.data").write_bytes(data)
+            (at / "in.how").write_bytes(how)
             (at / "out").write_bytes(b"")
             command = [*start, program, str(at / "in"), str(at / "out"), order, str(grid)]
             ran = subprocess.run(
@@ -380,6 +405,22 @@ def test_moments_in_any_order_are_those_of_gpus(
 def test_moments_by_threads_at_once(run: Run) -> None:
     work = readings((torch.float32,), few=True)
     said, got = run("moments, TSan", work.given, "threads", data=work.data)
+    assert not said
+    assert got == work.expected
+
+
+@pytest.mark.slow  # PTX is run always (test_ptx_counts.py)
+@pytest.mark.parametrize(
+    ("program", "order"), [("counts", "forward"), ("counts", "1"), ("counts, TSan", "threads")]
+)
+@pytest.mark.parametrize(
+    ("counting", "behind"), [(AT_ONCE, False), (BEHIND, True), (BY_CHANNEL, True)]
+)
+def test_counts_in_any_order(
+    run: Run, program: str, order: str, counting: Counting, behind: bool
+) -> None:
+    work = counts(counting, behind, TWO if program == "counts" else TWO[:1])
+    said, got = run(program, work.given, order, behind, work.data, as_bytes(counting))
     assert not said
     assert got == work.expected
 

@@ -9,7 +9,7 @@ import pytest
 from selection import cases
 from warm import compiling
 
-from benchmarks import sass, sass_moments
+from benchmarks import sass, sass_counts, sass_moments
 from benchmarks.gpus import GPU, GPUS
 from fastinit.backends import choose as backends
 
@@ -57,9 +57,12 @@ def test_no_count_rises(lines: list[sass.Line]) -> None:
 
 @needs_code
 def test_nothing_is_spilled() -> None:
+    """But some words of a chunk, around the loops that measure and count it, by one kernel."""
     assert backends.native.module is not None
     for arch in backends.native.module.cuda_archs.split(","):
-        assert sass.memory(arch) == {"STACK": 0, "LOCAL": 0}, arch
+        memory = sass.memory(arch)
+        assert memory.pop("measure_and_count") <= 64, arch
+        assert set(memory.values()) == {0}, arch
 
 
 @needs_code
@@ -129,6 +132,23 @@ def test_moments_are_what_was_asked(native_moments: list[sass_moments.Moments]) 
 @pytest.mark.skipif(sass.cuobjdump() is None, reason="cuobjdump is not there")
 def test_moments_of_triton_are_what_was_asked(triton_moments: list[sass_moments.Moments]) -> None:
     assert_asked(triton_moments)
+
+
+@needs_code
+def test_what_counting_adds_does_not_rise() -> None:
+    assert backends.native.module is not None
+    kept = {line[1:3]: line for line in sass_counts.recorded()}
+    found = list(sass_counts.lines())
+    archs = backends.native.module.cuda_archs.split(",")
+    expected = sorted((arch, dtype) for arch in archs for dtype in sass_moments.DTYPES)
+    assert sorted(line[1:3] for line in found) == expected
+    for line in found:
+        before = kept[line[1:3]]
+        more = 1.0 if before.compiler == line.compiler else 1.1
+        for field in ("moments", *sass_counts.OPTIONS):
+            assert 0 < getattr(line, field) <= more * getattr(before, field), (field, line)
+        assert line.in_flight >= 32 * 1024, line
+        assert line.spilled == 0, line
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)

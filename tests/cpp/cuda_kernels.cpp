@@ -7,7 +7,8 @@
 // then as they are after one launch for all. With -DBLOCK_SUM the kernel is block_sum, IN holds the
 // floats of GRID blocks, and OUT gets what each thread says is its block's sum. With -DMOMENTS IN holds
 // Requests of moments, IN.data what they read, and OUT gets the moments; with -DHIGHER too, what is on request
-// behind each.
+// behind each; with -DCOUNTS too, the counts behind each, of what IN.how says, and GRID is 1 if they are counted
+// behind the moments.
 #include "cuda_on_cpu.h"
 
 #include <stdio.h>
@@ -19,6 +20,8 @@
 
 #ifdef BLOCK_SUM
 #include "block_sum.cuh"
+#elif defined(COUNTS)
+#include "../../csrc/cuda/counts.cuh"
 #elif defined(HIGHER)
 #include "../../csrc/cuda/higher.cuh"
 #elif defined(MOMENTS)
@@ -104,7 +107,30 @@ void launch(const std::vector<Read>& reads, const std::vector<Moments*>& results
 #endif
 }
 
-void main_(const char* in, FILE* out, const Pick& pick, unsigned) {
+#ifdef COUNTS
+// As measure_and_count, and count_many_cuda.
+void launch(const Counting& how, const std::vector<Counted>& counted, bool behind,
+            const Pick& pick) {
+  const int count = (int)counted.size();
+  const std::vector<Reading> all = number(how, counted.data(), count, behind);
+  const Reading& last = all.back();
+  const unsigned tasks = (unsigned)(last.first_task + last.work.tasks);
+  FewReadings few{};
+  if (count <= FEW_READINGS) std::copy(all.begin(), all.end(), few.readings);
+  const Reading* many = count <= FEW_READINGS ? nullptr : all.data();
+  if (behind) {
+    run(tasks, MEASURING, pick, [&] { count_values(few, many, count, how); });
+    return;
+  }
+  const Buffer parts = buffer((last.first_part + last.work.parts) * sizeof(Moments));
+  run(tasks, MEASURING, pick,
+      [&] { measure_and_count(few, many, count, (Moments*)parts.get(), how); });
+  run((unsigned)(last.first_result + last.work.columns), MERGING, pick,
+      [&] { merge_parts(few, many, count, (Moments*)parts.get()); });
+}
+#endif
+
+void main_(const char* in, FILE* out, const Pick& pick, unsigned grid) {
   const std::vector<Request> requests = read<Request>(in);
   const std::vector<char> data = read<char>((std::string(in) + ".data").c_str());
   std::vector<Buffer> buffers, results;
@@ -120,6 +146,27 @@ void main_(const char* in, FILE* out, const Pick& pick, unsigned) {
     results.push_back(buffer(work_of(request.read).columns * RESULT));
     to.push_back((Moments*)results.back().get());
   }
+#ifdef COUNTS
+  const Counting how = read<Counting>((std::string(in) + ".how").c_str()).at(0);
+  for (const bool together : {false, true}) {
+    std::vector<std::vector<int64_t> > counts;
+    std::vector<Counted> counted;
+    for (const Read& read : reads) counts.emplace_back(work_of(read).columns * width_of(how));
+    for (size_t i = 0; i < reads.size(); ++i)
+      counted.push_back({reads[i], to[i], counts[i].data()});
+    if (grid && together) launch(reads, to, pick);
+    for (size_t i = 0; !together && i < reads.size(); ++i) {
+      if (grid) launch({reads[i]}, {to[i]}, pick);
+      launch(how, {counted[i]}, grid, pick);
+    }
+    if (together) launch(how, counted, grid, pick);
+    for (size_t i = 0; i < reads.size(); ++i) {
+      fwrite(to[i], RESULT, work_of(reads[i]).columns, out);
+      fwrite(counts[i].data(), 8, counts[i].size(), out);
+    }
+  }
+  return;
+#endif
   for (const bool together : {false, true}) {
     for (size_t i = 0; !together && i < reads.size(); ++i) launch({reads[i]}, {to[i]}, pick);
     if (together) launch(reads, to, pick);

@@ -92,6 +92,10 @@ T shuffle_as(uint32_t mask, T value, unsigned from, int line) {
   memcpy(&value, &bits, sizeof value);
   return value;
 }
+template <class T>
+T atomicAdd(T* to, T value) {
+  return __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
+}
 inline void __syncthreads(int line = __builtin_LINE()) { meet(false, ~0u, line); }
 template <class T>
 T __shfl_down_sync(uint32_t mask, T value, unsigned by, int line = __builtin_LINE()) {
