@@ -1,7 +1,8 @@
 """What a watch that stays on costs a training: ``python -m benchmarks.watch``.
 
 Steps (forward, backward and the optimizer's) of small models, watched with gradients and told to a file
-of JSON lines, take turns with the same steps unwatched. ``every=1`` is timed. The cost of ``every=100``
+of JSON lines, take turns with the same steps unwatched, of models as they are and of compiled ones
+(``fullgraph=True``), whose graphs measure. ``every=1`` is timed. The cost of ``every=100``
 is a hundredth of it and that of calling step() where nothing is measured, which is timed too.
 """
 
@@ -12,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -68,10 +70,14 @@ MODELS = {"ResNet-18": resnet, "GPT-2, 6 layers of 512": gpt2, "Llama, 6 layers 
 
 
 def measure(rounds: int) -> Iterator[dict[str, Any]]:
-    """One record for each model: seconds of a step, and what watching adds to it."""
-    for name, build in MODELS.items():
+    """Two records for each model, which runs as it is and compiled: seconds of a step, and what
+    watching adds to it."""
+    for (name, build), compiled in product(MODELS.items(), (False, True)):
         model, loss = build()
+        if compiled:
+            model.compile(fullgraph=True)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        name += ", compiled" * compiled
         yield {"model": name, **_of_model(model, partial(_step, loss, optimizer), rounds)}
 
 
