@@ -42,6 +42,8 @@ H200_WRITES = 4.3e12
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "float8": 1}
 VALUES = 4 * backends.native.module.SLOTS if backends.native.module else 0
 """Of one thread in a tile."""
+CONDITIONAL = ("BRA.DIV", "BRA.U")
+"""Branches without a predicate before them: where lanes have come apart, or if a uniform one says so."""
 UNLIKELY = 1000  # what a call, as the square root's slow way is, counts for when paths are compared
 
 
@@ -148,7 +150,8 @@ def shortest(
         length, at = heapq.heappop(queue)
         if at == end:
             break
-        target, falls_through = code[at].target, code[at].text.startswith("@")
+        target = code[at].target
+        falls_through = code[at].text.startswith("@") or code[at].name in CONDITIONAL
         following = [place[target]] if target is not None else []
         if target is None or falls_through:
             following.append(at + 1)

@@ -97,8 +97,9 @@ def _through_shuffles(
 ) -> list[sass.Instruction]:
     """The path on which lanes look for a block's largest value."""
     there = next(i for i in range(start, end) if code[i].name.startswith("SHFL"))
-    first = sass.shortest(code, place, start, there)
-    return first + sass.shortest(code, place, there, end)[1:]
+    first, rest = (sass.shortest(code, place, *way) for way in ((start, there), (there, end)))
+    assert (first[0], rest[0]) == (code[start], code[there]), "no path through the shuffles"
+    return first + rest[1:]
 
 
 def _skipped(
