@@ -41,8 +41,8 @@ WITH_NUMPY = [
 WITH_MODELS = ["command/test_cli.py", "command/test_cli_faults.py", "command/test_output.py"]
 
 OLD_COMMAND = ("typer==0.20.0", "rich==13.0.0")
-OLD_MODELS = (*OLD_COMMAND, "transformers==5.0.0", "safetensors==0.4.3")
-MODELS = ("typer", "rich", "transformers", "safetensors")
+OLD_MODELS = (*OLD_COMMAND, "transformers==5.0.0", "safetensors==0.4.3", "matplotlib==3.8.0")
+MODELS = ("typer", "rich", "transformers", "safetensors", "matplotlib")
 
 
 class Row(NamedTuple):

@@ -73,7 +73,7 @@ def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
     """
     global _thread
     seed = keys.check_seed(seed)
-    if torch.get_default_device() == META:
+    if torch.empty(0).device == META:  # as in place_of
         raise ValueError("the default device must not be meta within deferred(), but it is")
     if _thread is not None:
         raise RuntimeError("deferred() is already in force")

@@ -217,7 +217,9 @@ def place_of(memory: Memory, device: torch.device | str | None = None) -> torch.
     """The device that a tensor shall be on: as asked, or as the constructor would have put it."""
     if device is not None and memory.is_away:
         return torch.device(device)
-    return torch.get_default_device() if memory.place == META else memory.place
+    if memory.place != META:
+        return memory.place
+    return torch.empty(0).device  # torch.get_default_device does not see torch.device's block in 2.6
 
 
 def _memory(
