@@ -219,7 +219,8 @@ def place_of(memory: Memory, device: torch.device | str | None = None) -> torch.
         return torch.device(device)
     if memory.place != META:
         return memory.place
-    return torch.empty(0).device  # torch.get_default_device does not see torch.device's block in 2.6
+    # torch.get_default_device does not see a block of torch.device in torch 2.6.
+    return torch.empty(0).device
 
 
 def _memory(
