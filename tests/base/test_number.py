@@ -179,7 +179,7 @@ def test_sigma_bounds_are_converted_first(std: float) -> None:
 
 # --- no argument is forgotten ----------------------------------------------------------------------
 
-PAGES = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "reference.py"))["PAGES"]
+PAGES = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "site.py"))["PAGES"]
 """The modules that are public."""
 
 A_NUMBER = re.compile(r"\b(int|float|Fans|Schedule|Shapes)\b")
