@@ -27,9 +27,11 @@ def _writes(tensor: Tensor, here: Tensor) -> int:
     return own if here is tensor else own + _writes(here, here)
 
 
-def _place(here: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def _place(here: Tensor) -> tuple[object, ...]:
     """Its elements in its storage: as ``Strided.of``, of thousands at once."""
-    return int(here.storage_offset()), here.shape, here.stride()
+    if here.is_contiguous():  # most are, and need no more to be told apart
+        return here.storage_offset(), here.numel()
+    return here.storage_offset(), here.shape, here.stride()
 
 
 def note_filled(tensors: Iterable[Tensor]) -> None:
