@@ -27,11 +27,9 @@ def _writes(tensor: Tensor, here: Tensor) -> int:
     return own if here is tensor else own + _writes(here, here)
 
 
-def _place(here: Tensor) -> tuple[object, ...]:
+def _place(here: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Its elements in its storage: as ``Strided.of``, of thousands at once."""
-    if here.is_contiguous():  # most are, and need no more to be told apart
-        return here.storage_offset(), here.numel()
-    return here.storage_offset(), here.shape, here.stride()
+    return int(here.storage_offset()), here.shape, here.stride()
 
 
 def note_filled(tensors: Iterable[Tensor]) -> None:
