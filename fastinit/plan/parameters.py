@@ -107,9 +107,7 @@ def memory_for(
     check_place(device, dtype)
     meta, others, known = [], [], []
     for name, parameter in named:
-        if dtype is None and not formats and not parameter.is_meta:  # most are
-            continue
-        format = formats.get(id(parameter))
+        format = formats.get(id(parameter)) if formats else None
         if (dtype is None and format is None and not parameter.is_meta) or is_lazy(parameter):
             continue
         if parameter.is_meta:
