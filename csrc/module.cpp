@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "counts.h"
+#include "cpu/units.h"
 #include "cuda/pieces.h"
 #include "kernels.h"
 #include "moments.h"
@@ -175,6 +176,14 @@ void moments_contiguous(int dtype, uintptr_t data, int64_t n, uintptr_t result, 
   moments_many_cpu(*chosen, &read, &to, higher, 1, threads);
 }
 
+Ints still_units(int dtype, uintptr_t data, int64_t outer, int64_t units, int64_t inner,
+                 bool from_zero) {
+  check_address(data, outer * units * inner);
+  py::gil_scoped_release nogil;
+  return still_units_cpu(reinterpret_cast<const void*>(data), dtype, outer, units, inner,
+                         from_zero);
+}
+
 struct Readings {
   std::vector<Read> reads;
   std::vector<double*> results;
@@ -274,6 +283,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("fill_many", &fill_many);
   m.def("fill_blocks", &fill_blocks);
   m.def("moments_contiguous", &moments_contiguous);
+  m.def("still_units", &still_units);
   py::class_<Readings>(m, "Readings")
       .def(py::init<const std::vector<Asked>&, bool>(), py::arg("readings"),
            py::arg("higher") = false)

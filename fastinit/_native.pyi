@@ -61,6 +61,9 @@ class Counts:
 def moments_contiguous(
     dtype: int, data: int, n: int, result: int, higher: bool, threads: int, /
 ) -> None: ...
+def still_units(
+    dtype: int, data: int, outer: int, units: int, inner: int, from_zero: bool, /
+) -> list[int]: ...
 
 class Readings:
     def __init__(self, readings: Sequence[_Asked], higher: bool = False) -> None: ...

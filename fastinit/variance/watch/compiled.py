@@ -133,7 +133,7 @@ class Account:
         if extremes.shape[1]:
             alive = on_cpu and counts[ALIVE].item() == 1
             units = Units(gradient, extremes[0], extremes[1], alive=alive)
-            units.add(x, dim, new)
+            units.add(x, dim)
             counts[VALUES] += units.values
             if units.alive:
                 counts[ALIVE] = 1

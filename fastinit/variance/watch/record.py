@@ -127,7 +127,7 @@ class Record:
                 dim = layer.channel_dim(here)
                 self.units = here.shape[dim]
                 with self.lock:
-                    signal.units.add(here, dim, raw)
+                    signal.units.add(here, dim)
             if scaler is not None:
                 raw = unscaled(raw, scale_of(scaler, raw.device))
             cut = cut_of(x, here, None if signal is self.input else self.whole, dim)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from math import prod
 
 import torch
 from torch import Tensor
 
-from fastinit.stream.reference_moments import ZEROS
-
-PLACES = (1.0, 0.5, 0.3, 0.7)  # of a unit's values, that are looked at first: mostly one is enough
-SAMPLE = 16  # values of a unit that are looked at before all of them are
+from fastinit.backends import choose as backends
+from fastinit.elements import tensors
+from fastinit.stream import laws
 
 
 @dataclass(slots=True)
@@ -22,7 +21,8 @@ class Units:
 
     Attributes:
         of_gradients: which of the two.
-        high, low: [units], in the values' dtype, on their device; None before there is a need.
+        high, low: [units], on the values' device; infinite of units that are known to vary. None before
+            there is a need.
         values: how many there were of each unit.
         alive: whether all units are known to be alive.
     """
@@ -33,34 +33,27 @@ class Units:
     values: int = 0
     alive: bool = False
 
-    def add(self, x: Tensor, dim: int, raw: Tensor) -> None:
+    def add(self, x: Tensor, dim: int) -> None:
         """Takes up the values of one call.
 
-        A few of them mostly show that all units are alive. All are read only where they do not, and on
-        devices that would have to be waited for to know.
+        On the CPU no more of them are read than show that all units are alive. A device would have to be
+        waited for to know: there all are read.
 
         Args:
             x: floating-point, of any shape.
             dim: its dimension of units.
-            raw: the moments of x, [fields].
         """
-        values = x.numel() // max(x.shape[dim], 1)
-        self.values += values
+        self.values += x.numel() // max(x.shape[dim], 1)
         if self.alive or not x.numel():
             return
-        on_cpu = x.device.type == "cpu"
-        if on_cpu:
-            none_is_still = self.of_gradients and raw[ZEROS].item() < values
-            self.alive = none_is_still or _differs_on_the_way(x, dim, self.of_gradients)
-            if self.alive:
-                return
-        high, low = _extremes(_sample(x, dim) if on_cpu else x, dim)
-        if on_cpu and self._dead(high, low).any():
-            high, low = _extremes(x, dim)
-        self.widen(high, low)
+        still = _still(x, dim, self.of_gradients)
+        if still == []:
+            self.alive = True
+            return
+        self.widen(*(_extremes(x, dim) if still is None else _known(still, x, dim)))
         assert self.high is not None
         assert self.low is not None
-        self.alive = on_cpu and not self._dead(self.high, self.low).any()
+        self.alive = x.device.type == "cpu" and not self._dead(self.high, self.low).any()
 
     def widen(self, high: Tensor, low: Tensor) -> None:
         """Takes up each unit's largest and smallest value."""
@@ -83,40 +76,37 @@ class Units:
         return (high == 0) & (low == 0) if self.of_gradients else high == low
 
 
-def _sample(x: Tensor, dim: int) -> Tensor:
-    """A view with some SAMPLE values of each unit, from all over its dimensions."""
-    index = [slice(None)] * x.dim()
-    left = SAMPLE
-    for d in range(x.dim()):
-        if d != dim % x.dim():
-            step = -(-x.shape[d] // left)
-            index[d] = slice(None, None, step)
-            left = max(left // -(-x.shape[d] // step), 1)
-    return x[tuple(index)]
+def _still(x: Tensor, dim: int, of_gradients: bool) -> list[int] | None:
+    """The units that :class:`Units` is after, of dense memory on the CPU; None says nothing."""
+    if not x.is_contiguous():
+        x, dim = x.movedim(dim, -1), -1
+    address = tensors.plain_cpu_address(x)
+    if not address or x.dtype not in laws.DTYPES or not backends.native_is_chosen():
+        return None
+    assert backends.native.module is not None  # it is chosen
+    shape, dim = x.shape, dim % x.dim()
+    found: list[int] = backends.native.module.still_units(
+        laws.DTYPES.index(x.dtype),
+        address,
+        *(prod(shape[:dim]), shape[dim], prod(shape[dim + 1 :])),
+        of_gradients,
+    )
+    return found
 
 
-def _differs_on_the_way(x: Tensor, dim: int, from_zero: bool) -> bool:
-    """Whether each unit has another value than 0, or than its first, at some of a few places."""
-    index: list[Any] = [0] * x.dim()
-    index[dim] = slice(None)
-    first = 0 if from_zero else x[tuple(index)]
-    differs: Tensor | None = None
-    for share in PLACES:
-        for d in range(x.dim()):
-            if d != dim % x.dim():
-                index[d] = int(share * (x.shape[d] - 1))
-        here = x[tuple(index)] != first
-        differs = here if differs is None else differs.logical_or_(here)
-        if differs.all():
-            return True
-    return False
+def _known(still: list[int], x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Each unit's largest and smallest value, as far as known if some are still: float64 [units]."""
+    high = torch.full((x.shape[dim],), torch.inf, dtype=torch.float64, device="cpu")
+    low, at = -high, torch.tensor(still, device="cpu")
+    first = x.movedim(dim, -1)
+    while first.dim() > 1:
+        first = first[0]
+    high[at] = low[at] = first[at].to(torch.float64)
+    return high, low
 
 
 def _extremes(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Each unit's largest and smallest value, [units] each."""
     rows = x.movedim(dim, 0)
-    if x.numel() <= SAMPLE * rows.shape[0]:  # cheap to copy, and then one reduction does
-        low, high = rows.reshape(rows.shape[0], -1).aminmax(dim=1)
-        return high, low
     others = list(range(1, x.dim()))
     return (rows.amax(others), rows.amin(others)) if others else (rows, rows)
