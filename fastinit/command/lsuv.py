@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastinit.base import number, text
-from fastinit.command import faults, options, output, progress
-from fastinit.command.asked import Asked, Dtype, Model, OfParameters, Seed, Threads
+from fastinit.command import devices, faults, options, output, progress
+from fastinit.command.asked import Asked, Device, Dtype, Model, OfParameters, Seed, Threads
 from fastinit.command.trial import Trial, tables_asked
 from fastinit.record.refused import DeferredError
 from fastinit.variance.lsuv.affine import LSUVError
@@ -32,6 +32,7 @@ def lsuv_command(
     seed: Seed = None,
     dtype: OfParameters = Dtype.float32,
     threads: Threads = None,
+    device: Device = "auto",
     batch: Annotated[
         int | None, typer.Option(min=1, help="Rows that run at once; by default all.")
     ] = None,
@@ -39,8 +40,7 @@ def lsuv_command(
 ) -> None:
     """Scales a model's initial weights by LSUV, so that every layer's output has one std.
 
-    The model runs on the CPU and is never in memory as a whole. The plan goes to init, inspect and write
-    as --plan.
+    The model is never in memory as a whole. The plan goes to init, inspect and write as --plan.
 
     Example: python -m fastinit lsuv gpt2-xl --data tokens.npy --out plan.json
 
@@ -49,32 +49,42 @@ def lsuv_command(
     options.file("--out", out)
     target_std = number.positive("--target-std", target_std)
     values = read(data, getattr(torch, dtype.value))
-    asked = Asked(seed, None, threads)
+    asked = Asked(seed, None, threads, [device])
     run = Trial(tuple(values.shape), tokens=not values.is_floating_point())
     model, plan = asked.planned(model_name, dtype)
     run.check(model, model_name)
     rows = list(values.split(batch or len(values)))
-    with (
-        faults.of_others(f"{model_name} does not run on {data}", _OURS),
-        tables_asked(model),
-        progress.running("LSUV", model, len(rows), gradients=False),
-    ):
-        result = lsuv_(
-            model,
-            batches=rows,
-            get_input=(lambda some: {"input_ids": some}) if run.tokens else None,
-            target_std=target_std,
-        )
+    needed = max(_bytes(module) for module in model.modules()) + rows[0].nbytes
+    [place] = asked.places(needed, "the largest layer and what it runs on")
+
+    def scaled_on(place: devices.Choice) -> tuple[devices.Choice, LSUVResult]:
+        def given(some: Tensor) -> Tensor | dict[str, Tensor]:
+            there = some.to(place.device)
+            return {"input_ids": there} if run.tokens else there
+
+        with (
+            faults.of_others(f"{model_name} does not run on {data}", _OURS),
+            devices.buffers_on(model, place.device),
+            tables_asked(model),
+            progress.running("LSUV", model, len(rows), gradients=False),
+        ):
+            return place, lsuv_(
+                model, batches=rows, get_input=given, target_std=target_std, device=place.device
+            )
+
+    place, result = place.attempt(scaled_on)
     assert result.plan is not None
     result.plan.save(out)
     about = f"{type(model).__name__}, {dtype.value}, seed {plan.seed}"
-    output.say(f"{about}, on {text.counted('row', len(values))} of {data}\n")
+    output.say(f"{about}, on {text.counted('row', len(values))} of {data}\n{place}\n")
     output.say(f"{result.table()}\n\n{out}: {result.plan!r}")
     output.give(
         model=type(model).__name__,
         dtype=dtype.value,
         seed=plan.seed,
         rows=len(values),
+        device=str(place.device),
+        why=place.why,
         passes=result.passes,
         layers=_layers(result),
         missing=result.passed,
@@ -109,6 +119,11 @@ def read(path: Path, dtype: torch.dtype) -> Tensor:
         f"--data {path} must have integers [n, length] or floating-point values [n, ...], but "
         f"has {found}"
     )
+
+
+def _bytes(module: nn.Module) -> int:
+    """Those of a module's own parameters, which are in memory while it runs."""
+    return sum(parameter.nbytes for parameter in module.parameters(recurse=False))
 
 
 def _layers(result: LSUVResult) -> list[dict[str, Any]]:

@@ -225,7 +225,7 @@ class Fill:
             return replace(self, parts=parts)
         self._check_takes_steps()
         if self.distribution == "constant":
-            value = torch.tensor([self.law.p0], dtype=torch.float64)
+            value = torch.tensor([self.law.p0], dtype=torch.float64, device="cpu")
             _ = its_steps.image(float(value), float(value), (step,)) if value == value else None
             result = float(its_steps.run(value, (step,)))
             return self._of("constant", (result,), parts)

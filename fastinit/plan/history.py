@@ -319,7 +319,7 @@ def covers(regions: Sequence[Strided], numel: int) -> bool:
         return True
     if sum(region.numel for region in regions) < numel:
         return False
-    written = torch.zeros(numel, dtype=torch.bool)
+    written = torch.zeros(numel, dtype=torch.bool, device="cpu")
     for region in regions:
         region.on(written).fill_(True)
     return bool(written.all())

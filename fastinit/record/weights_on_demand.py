@@ -24,12 +24,17 @@ from fastinit.record.memories import memory_of
 ScaleOf = Callable[[nn.Parameter], float]
 
 
-def weights_of(model: nn.Module) -> InMemory | Recorded:
+def weights_of(model: nn.Module, device: torch.device | str | None = None) -> InMemory | Recorded:
     """How a model's weights are run with and changed: as they are, or as ``deferred`` recorded them.
 
+    Args:
+        device: where those that are recorded are written; by default where the constructor put them.
+
     Raises:
-        ValueError: parameters on meta of which nothing is recorded, as where recorded ones were sharded.
+        ValueError: parameters on meta of which nothing is recorded, as where recorded ones were sharded;
+            a device for parameters that are there, or one that holds no values.
     """
+    parameters.check_place(device, None)
     found = {name: p for name, p in model.named_parameters() if p.is_meta and not is_lazy(p)}
     unknown = [name for name, parameter in found.items() if memory_of(parameter) is None]
     if unknown:
@@ -39,7 +44,14 @@ def weights_of(model: nn.Module) -> InMemory | Recorded:
             f"group= of the ranks, each of which then makes the weights that it uses; shard it, and say "
             f"result.plan.apply_(model, device=...)"
         )
-    return Recorded(model) if found else InMemory()
+    if found:
+        return Recorded(model, device)
+    if device is not None:
+        raise ValueError(
+            f"device must be None where all parameters have values, which stay where they are, but got "
+            f"{device}: move the model with its to()"
+        )
+    return InMemory()
 
 
 class InMemory:
@@ -69,8 +81,8 @@ class Recorded(InMemory):
     throughout.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, device: torch.device | str | None) -> None:
+        self.model, self.device = model, device
         self.seed = recorded_plan(model).seed
 
     @contextmanager
@@ -95,7 +107,7 @@ class Recorded(InMemory):
         Args:
             scale_of: what a parameter's values are multiplied with; asked at each writing.
         """
-        stream = _Stream(recorded_plan(self.model), self.model, scale_of)
+        stream = _Stream(recorded_plan(self.model), self, scale_of)
         with ExitStack() as stack:
             stack.callback(stream.leave_all)
             for module in self.model.modules():
@@ -114,12 +126,12 @@ class Recorded(InMemory):
 class _Stream(TorchFunctionMode):
     """The parameters that are written at the moment, by the module that was running when used."""
 
-    def __init__(self, plan: Plan, model: nn.Module, scale_of: ScaleOf) -> None:
+    def __init__(self, plan: Plan, recorded: Recorded, scale_of: ScaleOf) -> None:
         super().__init__()
-        self.plan, self.scale_of = plan, scale_of
+        self.plan, self.device, self.scale_of = plan, recorded.device, scale_of
         self.names = {
             id(parameter): names[0]
-            for names, _, parameter in parameters.distinct_parameters(model)
+            for names, _, parameter in parameters.distinct_parameters(recorded.model)
             if parameter.is_meta
         }
         self.running = [_Frame()]
@@ -163,7 +175,7 @@ class _Stream(TorchFunctionMode):
     def write(self, parameter: nn.Parameter) -> None:
         name, memory = self.names[id(parameter)], memory_of(parameter)
         assert memory is not None
-        real = parameters.allocate(parameter, place_of(memory), parameter.dtype)
+        real = parameters.allocate(parameter, place_of(memory, self.device), parameter.dtype)
         checked([Entry(name, real, self.plan[name])], self.plan.seed).write()
         factor = self.scale_of(parameter)
         if factor != 1.0:

@@ -24,7 +24,7 @@ from fastinit.base.number import NumberRangeError
 from fastinit.stream import laws, reference
 from fastinit.stream.formats import BY_POWER, FORMATS
 from fastinit.stream.laws import Law
-from fastinit.stream.rounding import float32, rounded
+from fastinit.stream.rounding import CPU, float32, rounded
 
 ELEMENTS = {
     "mxfp8": torch.float8_e4m3fn,
@@ -143,7 +143,9 @@ def largest_magnitude(law: Law) -> float:
         return abs(law.p0)
     p = laws.kernel_params(law, torch.float32)
     law_of = reference.uniform if law.kind == laws.UNIFORM else reference.truncated_normal
-    return float(law_of(torch.tensor([0, reference.MASK]), p).abs().max())  # quantiles ascend
+    return float(
+        law_of(torch.tensor([0, reference.MASK], device=CPU), p).abs().max()
+    )  # quantiles ascend
 
 
 def check_law(law: Law, name: str) -> None:
@@ -184,7 +186,7 @@ def fill(
             at = offset + start * strides[dim]
             fill(*here, law, seed, stream, strides, at, name, tensor_scale)
         return
-    x = torch.empty(*scale.shape, block, dtype=torch.float32)
+    x = torch.empty(*scale.shape, block, dtype=torch.float32, device=CPU)
     p = laws.kernel_params(law, torch.float32)
     reference.fill(x, law.kind, p, seed, stream, (*strides, 1), offset)
     for to, made in zip((data, scale), quantised(x, name, tensor_scale)):

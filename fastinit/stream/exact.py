@@ -102,7 +102,7 @@ def truncated_normal(k: Tensor, p: Params) -> Tensor:
     x = (k - TURN // 2).double() * p.x_mul + p.x_add
     is_below = x < 0.0
     steps = torch.where(is_below, k, TURN - 1 - k).double()
-    ends = torch.tensor([p.t_above, p.t_below], dtype=torch.float64)
+    ends = torch.tensor([p.t_above, p.t_below], dtype=torch.float64, device=k.device)
     tail = steps * p.t_mul + ends[is_below.long()]
     return clamped(quantile(x, tail) * p.mul + p.add, p)
 

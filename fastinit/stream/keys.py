@@ -92,5 +92,7 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
     offset = generator.get_offset()
     generator.set_offset(offset + 4)
     seed = generator.initial_seed() & 0xFFFF_FFFF_FFFF_FFFF
-    low, high = philox_words(seed, ANONYMOUS, torch.tensor([offset // 4]))[0, :2].tolist()
+    low, high = philox_words(seed, ANONYMOUS, torch.tensor([offset // 4], device="cpu"))[
+        0, :2
+    ].tolist()
     return int(low | high << 32)

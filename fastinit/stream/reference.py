@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastinit.stream.kinds import Params
 from fastinit.stream.laws import CONSTANT, NORMAL, UNIFORM
-from fastinit.stream.rounding import rounded
+from fastinit.stream.rounding import CPU, rounded, scalar
 
 MASK = 0xFFFF_FFFF
 SIGN = 0x8000_0000
@@ -52,6 +52,10 @@ def philox_words(seed: int, stream: int, block: Tensor) -> Tensor:
 # --- float32 arithmetic --------------------------------------------------------------------------
 
 
+def _float64(x: Tensor | float) -> Tensor:
+    return x.double() if isinstance(x, Tensor) else scalar(x, torch.float64)
+
+
 def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
     """a * b + c with one rounding, for float32 values.
 
@@ -59,7 +63,7 @@ def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
     after which rounding to float32 is right (Boldo & Melquiond 2008, "Emulation of FMA and correctly
     rounded sums"); rounding the nearest float64 once more would be wrong about once in 2^29.
     """
-    a, b, c = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b, c))
+    a, b, c = (_float64(x) for x in (a, b, c))
     product = a * b
     total = product + c
     part = total - product  # Knuth's two-sum: the error of the sum, exactly
@@ -272,7 +276,7 @@ def fill(
         if p.add != p.add:
             tensor.fill_(p.add)
         else:
-            tensor.copy_(torch.tensor(p.add, dtype=torch.float64))
+            tensor.copy_(scalar(p.add, torch.float64))
         return
     if tensor.numel() > CHUNK:
         dim = max(range(tensor.dim()), key=tensor.size)
@@ -281,8 +285,8 @@ def fill(
         rest = tensor.narrow(dim, half, tensor.size(dim) - half)
         fill(rest, kind, p, seed, stream, strides, offset + half * strides[dim], values)
         return
-    index = torch.full(tensor.shape, offset, dtype=torch.int64)
+    index = torch.full(tensor.shape, offset, dtype=torch.int64, device=CPU)
     for dim, stride in enumerate(strides):
-        steps = torch.arange(tensor.size(dim)) * stride
+        steps = torch.arange(tensor.size(dim), device=CPU) * stride
         index += steps.view(-1, *[1] * (tensor.dim() - 1 - dim))
     tensor.copy_(rounded(values(kind, p, seed, stream, index), tensor.dtype))

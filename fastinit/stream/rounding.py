@@ -16,6 +16,15 @@ FLOAT8 = (
 """The 8-bit dtypes. Rounding to them saturates: beyond the largest value is the largest value."""
 
 
+CPU = torch.device("cpu")
+"""Where the specification computes, whatever torch's default device is."""
+
+
+def scalar(value: float, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor without dimensions there."""
+    return torch.tensor(value, dtype=dtype, device=CPU)
+
+
 def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Values in a dtype, to nearest even; of 8 bits saturated (OFP8's SAT mode), but NaN.
 
@@ -50,7 +59,7 @@ def nearest(value: float, dtype: torch.dtype) -> float:
     """The nearest value that ``dtype`` and float32 both hold."""
     value = float32(value)
     if dtype not in (torch.float32, torch.float64):
-        value = rounded(torch.tensor(value, dtype=torch.float32), dtype).item() + 0.0
+        value = rounded(scalar(value, torch.float32), dtype).item() + 0.0
     return value
 
 
@@ -78,7 +87,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 def neighbour(value: float, dtype: torch.dtype, direction: int) -> float:
     held = torch.float32 if dtype == torch.float64 else dtype
     integers = _INTEGERS[held.itemsize]
-    bits = int(torch.tensor(value, dtype=torch.float32).to(held).view(integers).item())
+    bits = int(scalar(value, torch.float32).to(held).view(integers).item())
     sign = -1 << (8 * held.itemsize - 1)
     ordered = bits if bits >= 0 else sign - bits  # integers in the order of the values
     ordered += direction
@@ -87,5 +96,5 @@ def neighbour(value: float, dtype: torch.dtype, direction: int) -> float:
     if abs(ordered) >= -sign:  # behind the largest value is nothing where zero has no sign
         return direction * math.inf
     bits = ordered if ordered >= 0 else sign - ordered
-    found = float(torch.tensor(bits, dtype=integers).view(held).item())
+    found = float(scalar(bits, integers).view(held).item())
     return found if found == found else direction * math.inf  # 8 bits have no infinity there

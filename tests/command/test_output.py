@@ -114,6 +114,29 @@ def test_lsuv_saves_a_plan_of_which_each_layer_has_the_std_asked_for(capsys) -> 
     assert model(x).std(correction=0).item() == pytest.approx(0.5, rel=0.02)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize("asked", ["cuda", "cuda:3"])
+def test_lsuv_on_a_gpu_that_is_not_there_is_one_line(asked: str, capsys) -> None:
+    assert cli.main([*COMMANDS["lsuv"], "--device", asked]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"fastinit: --device {asked}: no GPU can be used: ")
+    assert printed.err.count("\n") == 1
+    assert not Path("plan.json").exists()
+
+
+def test_lsuv_finds_the_same_scales_on_any_device_and_in_batches(capsys) -> None:
+    scales = []
+    for further in (["--device", "cpu"], [], ["--batch", "10"]):
+        assert cli.main([*COMMANDS["lsuv"], *further, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        if not torch.cuda.is_available():
+            assert said["device"] == "cpu"
+        scales.append([layer["scale"] for layer in said["layers"]])
+    # In batches the second layer's is aimed at until its variance fits, to lsuv_'s tol of 0.02.
+    assert scales[1] == pytest.approx(scales[0], rel=0.01)
+    assert scales[2] == pytest.approx(scales[0], rel=0.01)
+
+
 BAD = {
     "a scalar": (np.array(3), "but has int64 []"),
     "text": (np.array(["a"]), "but has <U1 [1]"),

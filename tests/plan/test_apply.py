@@ -11,6 +11,7 @@ from torch import nn
 
 import fastinit
 from fastinit import Fill, Part, Plan, recipes
+from fastinit.stream.laws import kernel_params
 
 
 class Block(nn.Module):
@@ -496,3 +497,25 @@ def test_leaves_the_collector_nothing_to_walk_through() -> None:
         gc.callbacks.remove(note)
     assert young
     assert max(young) < 1000  # or three for each parameter and more, if they were there still
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+def test_the_default_device_changes_nothing_that_is_written(dtype: torch.dtype) -> None:
+    third = 1 / (3 + dtype.itemsize)
+    fills = {
+        "uniform": Fill.uniform(-third, third),
+        "normal": Fill.normal(third, third),
+        "truncated": Fill.truncated_normal(third, third, -third, 1.0),
+        "constant": Fill.constant(third),
+    }
+    written = []
+    for device in ("meta", "cpu"):
+        model = nn.ParameterDict({n: torch.zeros(6, 7, dtype=dtype) for n in fills})
+        model.requires_grad_(False)
+        kernel_params.cache_clear()
+        with torch.device(device):
+            stepped = Fill.constant(third).then("exp")
+            Plan(fills, seed=1).apply_(model)
+        written.append({name: value.float().tolist() for name, value in model.items()})
+        written[-1]["stepped"] = repr(stepped)
+    assert written[0] == written[1]

@@ -170,3 +170,33 @@ print(kibibytes("VmHWM") - before)
 """
     done = warm.run(code)
     assert int(done.stdout) * 1024 < 4 * 1024 * 1024 * 4
+
+
+def test_weights_are_written_where_it_is_asked() -> None:
+    def on_meta() -> nn.Module:
+        with deferred(seed=0):
+            return nn.Sequential(nn.Linear(64, 64, device="meta"), nn.Linear(64, 8, device="meta"))
+
+    model, same = on_meta(), on_meta()
+    with torch.device("meta"):  # where weights would be that are asked for nowhere else
+        with pytest.raises(RuntimeError):
+            lsuv_(model, X)
+        found = lsuv_(same, X, device="cpu").scales
+    assert found == lsuv_(on_meta(), X).scales
+
+
+@pytest.mark.parametrize(
+    ("recorded", "device", "said"),
+    [
+        (True, "meta", "device must be one that holds values, but got meta"),
+        (False, "meta", "device must be one that holds values, but got meta"),
+        (False, "cpu", "device must be None where all parameters have values"),
+    ],
+)
+def test_other_places_are_refused(recorded: bool, device: str, said: str) -> None:
+    with deferred(seed=0):
+        model = nn.Sequential(nn.Linear(64, 8))
+    if not recorded:
+        materialize_(model)
+    with pytest.raises(ValueError, match=said):
+        lsuv_(model, X, device=device)

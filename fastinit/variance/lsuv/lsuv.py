@@ -56,6 +56,7 @@ def lsuv_(
     dead: str = "error",
     verify: bool = False,
     group: Group = None,
+    device: torch.device | str | None = None,
     **kwargs: Any,
 ) -> LSUVResult:
     """Scales the weights of ``model`` so that every layer's output has the std ``target_std``.
@@ -101,6 +102,9 @@ def lsuv_(
         verify: runs one more pass, plain, and measures every layer in it; keeps a copy of the weights.
         group: the ranks that have this model too, where it does not say so itself: a process group or a
             device mesh.
+        device: of a model that was built within ``deferred``, where its parameters are written as they
+            are used; by default where the constructor would have put them. Inputs and buffers have to be
+            there.
 
     Ranks that share the model, sharded (DTensors: FSDP2, HSDP, tensor parallelism) or replicated
     (DistributedDataParallel, or ``group``), call this together, each with inputs of its own or all with
@@ -149,7 +153,7 @@ def lsuv_(
         _check(found, passed, target_std, unbuilt)
         trials = Trials(tol, max_iter, activation)
         options = Options(target_std, center, reuse == "pool", dead == "skip", unbuilt, trials)
-        weights = weights_of(model)
+        weights = weights_of(model, device)
         asked = {
             "target_std": target_std,
             "tol": tol,
