@@ -14,10 +14,12 @@ from fastinit.base.patterns import Choice
 from fastinit.base.text import listing
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Run
+from fastinit.fills.agreement import agreeing
 from fastinit.plan import parameters
-from fastinit.plan.applied import prepared, write_prepared_
+from fastinit.plan.applied import Prepared, prepared, texts, write_prepared_
 from fastinit.plan.buffers import check_buffers
 from fastinit.plan.fit import Fitted, Parts, Scope
+from fastinit.plan.names import Walk
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import known_values
 from fastinit.plan.rows import held_rows
@@ -106,10 +108,49 @@ def fill_missing_(
     1.weight      1         8  filled
     1.bias        1         2  filled
     """
-    parameters.check_place(device, dtype)
     parameters.reshard_(model)
+    meshes = parameters.meshes_of(Walk.of(model))
     scope = Scope(prefix, parts=parts)
-    scope.check(model, ())
+    with agreeing(meshes, 0):  # before ranks compare ties, an error of one is one of all
+        parameters.check_place(device, dtype)
+        scope.check(model, ())
+        known = _plan_of(model, plan, missing, seed, scope)
+        named = None if missing is None else Named(missing)
+        lacking = LACKING if plan is None else ""
+        found = [_decided(item, known, scope, named, lacking) for item in held(model)]
+        problems = [] if named is None else named.problems([each.item for each in found])
+        if plan is not None:
+            known, other = _with_loaded(known, found, model, scope)
+            if other and named is None:
+                why = "loaded within their block, but the plan has other values, so say missing="
+                problems.append(f"{why}: {listing('tensor', other)}")
+    ties, notes, apart = _ties(found, known, scope)
+    problems += _problems(found, ties, known, scope, named is not None) + apart
+    wanted = [each for each in found if each.is_wanted and id(each.item.tensor) not in ties]
+    ready: Prepared | None = None
+    with _tied(found, ties):
+        with agreeing(meshes, known.seed) as said:
+            if problems:
+                raise ValueError("nothing was filled: " + "; ".join(problems))
+            place = _place(found) if device is None else device
+            is_recorded = plan is None and _is_recorded(wanted)
+            if wanted and not is_recorded:
+                planned = [each for some in wanted for each in _planned(some, known, scope)]
+                its = scope._replace(only=_names_of_buffers(wanted, scope))
+                ready = prepared(known, model, planned, its, place, dtype, "restore", progress)
+                said.update(texts(known, ready.stored))
+        if ready is not None:
+            write_prepared_(model, ready)
+        elif wanted:
+            _fill_recorded(model, wanted, known, scope, place, dtype, progress)
+    noted = [each._replace(note=notes.get(id(each.item.tensor), each.note)) for each in found]
+    return _audit(model, noted, ties, known, scope)
+
+
+def _plan_of(
+    model: nn.Module, plan: Plan | None, missing: Missing | None, seed: int | None, scope: Scope
+) -> Plan:
+    """The plan that is given, or the constructor's; with another seed, if one is given."""
     known = constructor_plan(model, scope) if plan is None else plan
     if known is None and missing is None and not any(p.is_meta for p in model.parameters()):
         raise ValueError(
@@ -117,33 +158,9 @@ def fill_missing_(
             f"say plan=, and missing= ([]: all was loaded)"
         )
     known = Plan({}) if known is None else known
-    if seed is not None:
-        known = Plan(known, seed=seed, aliases=known.aliases, buffers=known.buffers)
-    named = None if missing is None else Named(missing)
-    lacking = LACKING if plan is None else ""
-    found = [_decided(item, known, scope, named, lacking) for item in held(model)]
-    problems = [] if named is None else named.problems([each.item for each in found])
-    if plan is not None:
-        known, other = _with_loaded(known, found, model, scope)
-        if other and named is None:
-            why = "loaded within their block, but the plan has other values, so say missing="
-            problems.append(f"{why}: {listing('tensor', other)}")
-    ties, notes, apart = _ties(found, known, scope)
-    problems += _problems(found, ties, known, scope, named is not None) + apart
-    if problems:
-        raise ValueError("nothing was filled: " + "; ".join(problems))
-    wanted = [each for each in found if each.is_wanted and id(each.item.tensor) not in ties]
-    place = _place(found) if device is None else device
-    with _tied(found, ties):
-        if plan is None and _is_recorded(wanted):
-            _fill_recorded(model, wanted, known, scope, place, dtype, progress)
-        elif wanted:
-            planned = [each for some in wanted for each in _planned(some, known, scope)]
-            scope = scope._replace(only=_names_of_buffers(wanted, scope))
-            ready = prepared(known, model, planned, scope, place, dtype, "restore", progress)
-            write_prepared_(model, ready)
-    noted = [each._replace(note=notes.get(id(each.item.tensor), each.note)) for each in found]
-    return _audit(model, noted, ties, known, scope)
+    if seed is None:
+        return known
+    return Plan(known, seed=seed, aliases=known.aliases, buffers=known.buffers)
 
 
 class _Found(NamedTuple):

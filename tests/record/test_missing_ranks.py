@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from ranks import on_ranks
@@ -137,3 +139,27 @@ def test_ranks_that_loaded_different_names_do_not_wait_for_each_other() -> None:
     fill_missing_(model, ["out.weight"] if torch.distributed.get_rank() else [])
     assert model.out.weight is model.embed.weight
     assert bool((model.out.weight.full_tensor() == 2.0).all())  # type: ignore[attr-defined]
+
+
+@on_ranks(2)
+def test_ranks_that_would_fill_differently_all_fail_and_write_nothing() -> None:
+    first = torch.distributed.get_rank() == 0
+    own: dict[str, dict[str, Any]] = {
+        "ranks differ in the seed of their plans": {"seed": 3 if first else 4},
+        "ranks differ in what their plans say": {"missing": ["body.0.bias"] if first else []},
+        "dtype": {"dtype": torch.int32 if first else None},
+        "has no tensor nobody": {"missing": ["nobody"] if first else ["body.0.bias"]},
+        "only rows": {"missing": {"body.0.weight": slice(2) if first else None}},
+    }
+    for message, arguments in own.items():
+        model = sharded().to_empty(device="cpu")
+        for parameter in model.parameters():
+            parameter.data.fill_(2.0)
+        if "rows" in message and first:
+            model.body[0].weight = nn.Parameter(model.body[0].weight.to("meta"))
+        with pytest.raises((ValueError, RuntimeError, TypeError)) as error:
+            fill_missing_(model, **{"missing": ["body.0.bias", "body.1.bias"], **arguments})
+        assert not first or message in str(error.value), (message, str(error.value))
+        for parameter in model.parameters():
+            local = parameter.to_local()  # type: ignore[attr-defined]
+            assert local.is_meta or bool((local == 2.0).all()), message
