@@ -180,3 +180,17 @@ def from_words(words: Sequence[int]) -> str:
     """What :func:`words_of` took."""
     data = b"".join(word.to_bytes(8, "little", signed=True) for word in words)
     return data.rstrip(b"\0").decode("utf-8")
+
+
+def abbreviated(name: str, room: int) -> str:
+    """A dotted name with its first words cut to a letter, as many as it takes to fit.
+
+    >>> abbreviated("transformer.h.11.attn.c_proj", 20)
+    't.h.11.attn.c_proj'
+    """
+    words = name.split(".")
+    for i, word in enumerate(words[:-1]):
+        if len(".".join(words)) <= room:
+            break
+        words[i] = word if word.isdigit() else word[:1]
+    return ".".join(words)

@@ -369,3 +369,15 @@ def _merged(dims: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 def _of_dims(offset: int, dims: list[tuple[int, ...]]) -> Strided:
     return Strided(offset, tuple([size for size, _ in dims]), tuple([step for _, step in dims]))
+
+
+def covers(regions: Sequence[Strided], numel: int) -> bool:
+    """Whether every one of so many elements is in one of the regions."""
+    if any(region.is_run and region.numel == numel for region in regions):
+        return True
+    if sum(region.numel for region in regions) < numel:
+        return False
+    written = torch.zeros(numel, dtype=torch.bool, device="cpu")
+    for region in regions:
+        region.on(written).fill_(True)
+    return bool(written.all())

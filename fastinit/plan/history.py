@@ -7,7 +7,7 @@ fold to :class:`Filled`, a Fill over a region; the rest stay :class:`Call` and a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastinit.base.torch_internals import tree_leaves
-from fastinit.elements.strided import Strided
+from fastinit.elements.strided import Strided, covers
 from fastinit.plan.fill import Fill
 
 
@@ -311,18 +311,6 @@ class Contents:
 
 
 _NONE: frozenset[Source] = frozenset()
-
-
-def covers(regions: Sequence[Strided], numel: int) -> bool:
-    """Whether every one of so many elements is in one of the regions."""
-    if any(region.is_run and region.numel == numel for region in regions):
-        return True
-    if sum(region.numel for region in regions) < numel:
-        return False
-    written = torch.zeros(numel, dtype=torch.bool, device="cpu")
-    for region in regions:
-        region.on(written).fill_(True)
-    return bool(written.all())
 
 
 def _begin(write: Filled | Call) -> int:

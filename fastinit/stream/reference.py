@@ -1,6 +1,6 @@
 """The number stream in plain torch: slow, readable, and the specification of the other backends.
 
-Function by function and line by line this is ``csrc/stream.h`` and ``fastinit/backends/triton/fill.py``;
+Function by function and line by line this is ``csrc/stream.h`` and ``backends/triton/stream.py``;
 read the comments about the mathematics there. Words are int64 tensors that hold 32-bit unsigned
 numbers. Every float32 operation below is one IEEE 754 operation, so nothing depends on the machine. A
 value is rounded to the tensor's dtype as it is stored; ``lo`` and ``hi`` keep it in its law's interval.

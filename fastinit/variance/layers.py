@@ -394,17 +394,3 @@ def _wanted(model: nn.Module, which: Which) -> Callable[[str, nn.Module], bool]:
     if callable(which):
         return which
     raise TypeError(f"layers must be types, names or a predicate, but got {which!r}")
-
-
-def abbreviated(name: str, room: int) -> str:
-    """A dotted name with its first words cut to a letter, as many as it takes to fit.
-
-    >>> abbreviated("transformer.h.11.attn.c_proj", 20)
-    't.h.11.attn.c_proj'
-    """
-    words = name.split(".")
-    for i, word in enumerate(words[:-1]):
-        if len(".".join(words)) <= room:
-            break
-        words[i] = word if word.isdigit() else word[:1]
-    return ".".join(words)

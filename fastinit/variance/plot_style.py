@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastinit.base.files import replacing
-from fastinit.variance.layers import abbreviated
+from fastinit.base.text import abbreviated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

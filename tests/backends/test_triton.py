@@ -32,7 +32,7 @@ def test_on_the_cpu_it_serves_only_in_its_interpreter(monkeypatch: pytest.Monkey
 def test_an_interpreter_that_would_give_other_bits_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(triton.kernels, "VERSION", "3.6.0")
+    monkeypatch.setattr(triton.stream, "VERSION", "3.6.0")
     assert "rounds twice in fma" in (triton.serves(torch.device("cpu")) or "")
     assert triton.serves(torch.device("cuda")) is None  # compiled, it is one instruction
 

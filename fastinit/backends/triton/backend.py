@@ -32,10 +32,10 @@ class Triton(Backend):
             if _release(triton.__version__) < self.oldest:
                 least = ".".join(map(str, self.oldest))
                 return f"triton {triton.__version__} is too old: {least} comes with torch 2.10"
-            from fastinit.backends.triton import fill as triton_kernels
+            from fastinit.backends.triton import fill, stream
         except ImportError as error:
             return f"triton is not there: {error} (pip install triton)"
-        self.kernels = triton_kernels
+        self.fill, self.stream = fill.fill, stream
         return None
 
     def serves(self, device: torch.device) -> str | None:
@@ -45,17 +45,17 @@ class Triton(Backend):
             return f"triton compiles nothing for {device.type}, and TRITON_INTERPRET=1 is not set"
         if self.missing:
             return self.missing
-        if not self.kernels.INTERPRETED:
+        if not self.stream.INTERPRETED:
             return "TRITON_INTERPRET was not 1 when triton was first used"
-        if _release(self.kernels.VERSION) < (3, 9):
-            return f"the interpreter of triton {self.kernels.VERSION} rounds twice in fma (3.9 does not)"
+        if _release(self.stream.VERSION) < (3, 9):
+            return f"the interpreter of triton {self.stream.VERSION} rounds twice in fma (3.9 does not)"
         return None
 
     def fill_many(self, writes: Sequence[Write]) -> None:
         for tensor, law, seed, stream, strides, offset in writes:
             dtype, params = laws.WRITTEN.index(tensor.dtype), laws.kernel_params(law, tensor.dtype)
             with _current(tensor.device):
-                self.kernels.fill(tensor, law.kind, dtype, params, seed, stream, strides, offset)
+                self.fill(tensor, law.kind, dtype, params, seed, stream, strides, offset)
 
     def serves_blocks(self, device: torch.device) -> str | None:
         return None

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from fastinit.backends.contract import BlockWrite
-from fastinit.backends.triton.fill import INTERPRETED, bits, float8, from_bits, values
+from fastinit.backends.triton.fill import float8
+from fastinit.backends.triton.stream import INTERPRETED, bits, from_bits, values
 from fastinit.stream import laws
 from fastinit.stream.blocks import ELEMENTS
 from fastinit.stream.formats import BY_POWER, FORMATS

@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastinit.backends.contract import Counted
-from fastinit.backends.triton.fill import FLOAT64, INTERPRETED, plain_arithmetic
 from fastinit.backends.triton.places import coordinates, place, widen
+from fastinit.backends.triton.stream import FLOAT64, INTERPRETED, plain_arithmetic
 from fastinit.stream import formats, laws, reference_counts
 from fastinit.stream.formats import BY_E4M3, BY_TENSOR, UNSCALED, Counting, Format
 from fastinit.stream.reference_moments import MAX, MIN

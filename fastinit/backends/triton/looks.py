@@ -12,7 +12,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastinit.backends.triton.fill import BFLOAT16, FLOAT32, FLOAT64
 from fastinit.backends.triton.merging import is_finite
 from fastinit.backends.triton.pairs import (
     add_distance,
@@ -24,6 +23,7 @@ from fastinit.backends.triton.pairs import (
     no_sums,
 )
 from fastinit.backends.triton.places import place, widen
+from fastinit.backends.triton.stream import BFLOAT16, FLOAT32, FLOAT64
 
 LANES = tl.constexpr(32)
 SHORT = tl.constexpr(32)  # rows of a run

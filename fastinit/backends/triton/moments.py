@@ -20,13 +20,6 @@ import triton.language as tl
 
 from fastinit.backends.contract import Reading
 from fastinit.backends.triton.batches import Batch, batches
-from fastinit.backends.triton.fill import (
-    FLOAT16,
-    FLOAT32,
-    FLOAT64,
-    INTERPRETED,
-    plain_arithmetic,
-)
 from fastinit.backends.triton.looks import LANES, look
 from fastinit.backends.triton.merging import (
     EXPONENT,
@@ -39,6 +32,13 @@ from fastinit.backends.triton.merging import (
     power_of_two,
 )
 from fastinit.backends.triton.places import coordinates
+from fastinit.backends.triton.stream import (
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    INTERPRETED,
+    plain_arithmetic,
+)
 from fastinit.stream import laws, reference_moments
 
 CHUNK = tl.constexpr(1 << 14)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastinit.backends.triton.fill import BFLOAT16, FLOAT16
+from fastinit.backends.triton.stream import BFLOAT16, FLOAT16
 
 
 @triton.jit

@@ -17,7 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastinit.backends.triton.fill import (
+from fastinit.backends.triton.merging import FIELDS, MET, is_finite, merge_in_order, power_of_two
+from fastinit.backends.triton.moments import exponent_of
+from fastinit.backends.triton.pairs import add_distance, as_float64, no_sums, slices
+from fastinit.backends.triton.stream import (
     BFLOAT16,
     FLOAT16,
     INTERPRETED,
@@ -25,9 +28,6 @@ from fastinit.backends.triton.fill import (
     from_bits,
     plain_arithmetic,
 )
-from fastinit.backends.triton.merging import FIELDS, MET, is_finite, merge_in_order, power_of_two
-from fastinit.backends.triton.moments import exponent_of
-from fastinit.backends.triton.pairs import add_distance, as_float64, no_sums, slices
 from fastinit.stream import laws
 
 INTERPRETING = tl.constexpr(INTERPRETED)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fastinit.base import html, text
-from fastinit.variance.layers import abbreviated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -182,7 +181,7 @@ class CoordCheck(html.InNotebooks):
         )
         notes = text.reasons(self._notes(), self.missing)
         lines = [*notes, textwrap.fill(said, text.WIDTH), self._summary()]
-        return text.table(rows, "<>>>>>><", fit=abbreviated).above(lines)
+        return text.table(rows, "<>>>>>><", fit=text.abbreviated).above(lines)
 
     def _notes(self) -> list[tuple[str, str]]:
         return [(layer.name, layer.note) for layer in self.layers]

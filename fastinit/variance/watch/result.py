@@ -11,7 +11,6 @@ from fastinit.base import html, text
 from fastinit.statistics.fields import HIGHER
 from fastinit.statistics.plain import json_number, number_of
 from fastinit.statistics.tensor import Moments
-from fastinit.variance.layers import abbreviated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,7 +156,7 @@ class Measured:
         if not gradients:
             rows = [[*row[:2], *row[3:]] for row in rows]
         columns = len(rows[0])
-        made = text.table(rows, "<" + ">" * (columns - 1), fit=abbreviated)
+        made = text.table(rows, "<" + ">" * (columns - 1), fit=text.abbreviated)
         return made.above(
             text.reasons([(layer.name, layer.note) for layer in self.layers], self.missing)
         )
