@@ -1,9 +1,10 @@
 """What a watch that stays on costs a training: ``python -m benchmarks.watch``.
 
 Steps (forward, backward and the optimizer's) of small models, watched with gradients and told to a file
-of JSON lines, take turns with the same steps unwatched, of models as they are and of compiled ones
-(``fullgraph=True``), whose graphs measure. ``every=1`` is timed. The cost of ``every=100``
-is a hundredth of it and that of calling step() where nothing is measured, which is timed too.
+of JSON lines, take turns with the same steps of a twin that is not watched, of models as they are and
+of compiled ones (``fullgraph=True``), whose graphs measure. ``every=1`` is timed. The cost of
+``every=100`` is a hundredth of it and that of calling step() where nothing is measured, which is timed
+too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from benchmarks.timing import machine, save
 from fastinit.base.text import table
 
 Loss = Callable[[], Tensor]
+Step = Callable[[], object]
 
 
 def resnet() -> tuple[nn.Module, Loss]:
@@ -79,12 +81,17 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
     """Two records for each model, which runs as it is and compiled: seconds of a step, and what
     watching adds to it."""
     for (name, build), compiled in product(MODELS.items(), (False, True)):
-        model, loss = build()
-        if compiled:
-            model.compile(fullgraph=True)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        (model, step), (_, plain) = (_trained(build, compiled) for _ in range(2))
         name += ", compiled" * compiled
-        yield {"model": name, **_of_model(model, partial(_step, loss, optimizer), rounds)}
+        yield {"model": name, **_of_model(model, step, plain, rounds)}
+
+
+def _trained(build: Callable[[], tuple[nn.Module, Loss]], compiled: bool) -> tuple[nn.Module, Step]:
+    """A model, and a step of its training."""
+    model, loss = build()
+    if compiled:
+        model.compile(fullgraph=True)
+    return model, partial(_step, loss, torch.optim.AdamW(model.parameters(), lr=1e-5))
 
 
 def _step(loss: Loss, optimizer: torch.optim.Optimizer) -> None:
@@ -93,30 +100,35 @@ def _step(loss: Loss, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def _of_model(model: nn.Module, step: Callable[[], None], rounds: int) -> dict[str, Any]:
-    step()
-    plain, watched = [], []
+def _of_model(model: nn.Module, step: Step, plain: Step, rounds: int) -> dict[str, Any]:
+    """Of two like models, of which one is watched. A round is plain, watched, watched, plain."""
+    seconds: dict[bool, list[float]] = {False: [], True: []}
     with TemporaryDirectory() as folder:
         on = fastinit.watch(model, gradients=True, every=1, to=f"{folder}/stats.jsonl")
-        for _ in range(rounds):
-            plain.append(_seconds(step))
-            with on:
-                taken = [_seconds(lambda: (step(), on.step())) for _ in range(2)]
-            watched.append(taken[1])  # which also tells of the one before
+        with on:
+            runs = {False: plain, True: lambda: (step(), on.step())}
+            for _, watched in product(range(2), runs):  # compiles, and sets the hooks
+                runs[watched]()
+            for _ in range(rounds):
+                both = {False: 0.0, True: 0.0}
+                for watched in (False, True, True, False):
+                    both[watched] += _seconds(runs[watched]) / 2
+                for watched, each in both.items():
+                    seconds[watched].append(each)
     off = fastinit.watch(model, gradients=True, every=10**9, start=1)
     with off:
         idle = _seconds(lambda: [off.step() for _ in range(1000)]) / 1000
-    ratios = [w / p - 1 for p, w in zip(plain, watched)]
-    seconds, cost = statistics.median(plain), statistics.median(ratios)
+    ratios = [w / p - 1 for p, w in zip(seconds[False], seconds[True])]
+    a_step, cost = statistics.median(seconds[False]), statistics.median(ratios)
     quartiles = statistics.quantiles(ratios, n=4)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers": len(on.layers),
-        "seconds a step": seconds,
+        "seconds a step": a_step,
         "cost of every=1": cost,
         "lower quartile": quartiles[0],
         "upper quartile": quartiles[2],
-        "cost of every=100": cost / 100 + idle / seconds,
+        "cost of every=100": cost / 100 + idle / a_step,
     }
 
 
