@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import cpu_name, machine, race, save
+from benchmarks.timing import machine, race, save
 from fastinit import Blocks, init
 from fastinit.base.text import table
 from fastinit.stream.blocks import ELEMENTS
@@ -52,12 +52,18 @@ def main() -> None:
     for name, timing in timings.items():
         each = timing.median / count * 1e9
         rows.append([name, f"{each:.3f} ±{timing.spread:.0%}", f"{timing.median / base:.2f}"])
-    print(machine()["cpu"])
+    about = machine()
+    print(about["cpu"])
     print(table(rows, "<>>"))
     if options.out:
         seconds = {name: timing.median / count for name, timing in timings.items()}
-        results = {**machine(), "side": options.side, "seconds a value": seconds}
-        print(save(results, options.out, "low-precision", cpu_name()))
+        results = {
+            "machine": about,
+            "rounds": options.rounds,
+            "side": options.side,
+            "seconds a value": seconds,
+        }
+        print(save(results, options.out, "low-precision", about["cpu"]))
 
 
 if __name__ == "__main__":

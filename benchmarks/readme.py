@@ -16,26 +16,29 @@ WATCH = ROOT / "docs" / "leaving-it-on.md"
 INSTALLING = ROOT / "docs" / "installing.md"
 LARGE = ROOT / "docs" / "large-models.md"
 RESULTS = ROOT / "benchmarks" / "results"
+SEEING = ROOT / "docs" / "seeing-variance.md"
+LOW = ROOT / "docs" / "low-precision.md"
+OPTIONS = {
+    "higher=True": "`higher=True`",
+    "histogram": "`histogram=True`",
+    **{name: f'`formats=["{name}"]`' for name in ("e4m3", "mxfp8", "e4m3_tensor", "nvfp4")},
+}
+PEERS = {
+    "sum": "`sum`, a plain read",
+    "var_mean": "`var_mean`",
+    "var": "`var`",
+    "float().var()": "`float().var()`",
+    "four eager": "mean, variance, largest magnitude and non-finite values, four calls",
+    "compiled": "these four, compiled",
+    "histc": "`histc` of the logarithms",
+    "e4m3 by conversion": "what E4M3 loses, by converting",
+}
 SHOWN = ("uniform", "normal", "trunc ±2σ", "trunc std=.02")
 
 
 def headline() -> list[str]:
-    """The Llama that fastinit makes the most times as fast, or else the fill that is."""
-    results = _materialize()
-    if results is None:
-        measured = _fills()
-        plain = [
-            r for r in measured["fills"] if r["law"] in ("uniform", "normal") and not r["note"]
-        ]
-        record = max((r for r in plain if r["dtype"] == "float32"), key=lambda r: r["times torch"])
-        many = record["threads"] > 1
-        threads = f"{record['threads']} threads, where torch uses one" if many else "1 thread"
-        return [
-            f"**{record['elements'] / 1e6:.0f} million {record['law']} numbers in "
-            f"{record['ns per element'] * record['elements'] / 1e9:.3f} s, {record['times torch']:.1f} "
-            f"times as fast as torch.nn.init** (float32, {threads}; {_where(measured['machine'])}; "
-            "`make bench`).",
-        ]
+    """The Llama that fastinit makes the most times as fast."""
+    results = _saved("materialize")
     llamas = [name for name in results["timings"] if name.startswith("Llama 1.1B")]
     name = max(llamas, key=lambda llama: _times(results["timings"][llama]))
     theirs, ours, touch = _medians(results["timings"][name])
@@ -48,11 +51,7 @@ def headline() -> list[str]:
 
 
 def materialize() -> list[str]:
-    results = _materialize()
-    if results is None:
-        return [
-            "`python -m benchmarks.materialize --out benchmarks/results/materialize.json` measures it."
-        ]
+    results = _saved("materialize")
     lines = [
         "| model | constructor, s | fastinit, s | times as fast | × touch | × touch, 4 KiB pages |",
         "|---|---:|---:|---:|---:|---:|",
@@ -81,9 +80,9 @@ def materialize() -> list[str]:
 
 def large() -> list[str]:
     """What is larger than memory: written to disk, and given unit variance."""
-    saved = json.loads((RESULTS / "write.json").read_text())
+    saved = _saved("write")
     written, where = saved["write"], _where(saved["machine"])
-    lsuv = json.loads((RESULTS / "larger-than-memory.json").read_text())
+    lsuv = _saved("larger-than-memory")
     return [
         f"- A checkpoint of {written['model']} in {written['dtype']}, {written['bytes'] / 1e9:.1f} GB: "
         f"{written['write seconds']:.1f} s; the same bytes written plainly "
@@ -101,7 +100,7 @@ def large() -> list[str]:
 
 def scale() -> list[str]:
     """What each of many parameters costs, and what follows for a machine that nobody here has."""
-    results = json.loads(min(RESULTS.glob("scale-*.json")).read_text())
+    results = _newest("scale")
     kinds = {
         "plain build": "constructor",
         "deferred": "`deferred()`",
@@ -145,7 +144,7 @@ def scale() -> list[str]:
 
 
 def fills() -> list[str]:
-    results = _fills()
+    results = _newest("cpu")
     lines = [
         "| law | dtype | threads | ns/element | GB/s | × torch.nn.init | × torch.zero_ |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -169,7 +168,7 @@ def fills() -> list[str]:
 
 
 def lsuv() -> list[str]:
-    results: dict[str, Any] = json.loads((RESULTS / "lsuv.json").read_text())
+    results: dict[str, Any] = _saved("lsuv")
     lines = [
         "| net | plain forward | `lsuv_` | published procedure | largest distance of a std from 1 |",
         "|---|---:|---:|---:|---:|",
@@ -189,9 +188,52 @@ def lsuv() -> list[str]:
     ]
 
 
+def moments() -> list[str]:
+    """What moments take, what each option adds, and what torch has for it."""
+    results = _newest("moments")
+    told = {record["dtype"]: record["ns per element"] for record in results["moments"]}
+    dtypes, known = list(told), list(dict.fromkeys(name for its in told.values() for name in its))
+    lines = [f"| ns a value | {' | '.join(dtypes)} |", "|---" + "|---:" * len(dtypes) + "|"]
+
+    def row(name: str, said: str, less: str | None = None) -> None:
+        cells = (
+            f"{its[name] - (its[less] if less else 0):.2f}" if name in its else ""
+            for its in told.values()
+        )
+        lines.append(f"| {said} | {' | '.join(cells)} |")
+
+    row("fastinit", "`moments(x)`")
+    for name in known[1 : known.index("sum")]:
+        row(name, f"+ {OPTIONS.get(name, name)}", less="fastinit")
+    for name in known[known.index("sum") :]:
+        row(name, f"torch: {PEERS[name]}")
+    return [
+        *lines,
+        "",
+        f"`python -m benchmarks.moments` on {_where(results['machine'])}: "
+        f"{results['moments'][0]['elements']:,} values, median of {results['rounds']} rounds in turns.",
+    ]
+
+
+def low_precision() -> list[str]:
+    """Normals in few bits, beside bfloat16."""
+    results = _newest("low-precision")
+    each = results["seconds a value"]
+    lines = ["| normal in | ns a value | of bfloat16's |", "|---|---:|---:|"]
+    for name, seconds in each.items():
+        lines.append(f"| {name} | {1e9 * seconds:.2f} | {seconds / each['bfloat16']:.2f} |")
+    side = results["side"]
+    return [
+        *lines,
+        "",
+        f"`python -m benchmarks.low_precision` on {_where(results['machine'])}, one of them at work: "
+        f"{side:,} x {side:,} values, median of {results['rounds']} rounds in turns.",
+    ]
+
+
 def watch() -> list[str]:
     """What a watch that stays on adds to a training."""
-    results: dict[str, Any] = json.loads(min(RESULTS.glob("watch-*.json")).read_text())
+    results = _newest("watch")
     lines = [
         "| model | layers | a step | `every=1` adds | quartiles | `every=100` adds |",
         "|---|---:|---:|---:|---:|---:|",
@@ -214,7 +256,7 @@ def watch() -> list[str]:
 
 
 def digits() -> list[str]:
-    records: list[dict[str, Any]] = json.loads((RESULTS / "digits.json").read_text())
+    records: list[dict[str, Any]] = _saved("digits")
     seeds, steps = len(records[0]["accuracy"]), records[0]["steps"]
     lines = ["| net | initialisation | test accuracy, % |", "|---|---|---:|"]
     for record in records:
@@ -281,16 +323,15 @@ def peers() -> list[str]:
     ]
 
 
-def _fills() -> dict[str, Any]:
-    """The first results file by name."""
-    found: dict[str, Any] = json.loads(min(RESULTS.glob("cpu-*.json")).read_text())
-    return found
+def _saved(kind: str) -> Any:
+    return json.loads((RESULTS / f"{kind}.json").read_text())
 
 
-def _materialize() -> dict[str, Any] | None:
-    """The first results file by name, if there is one."""
-    path = min(RESULTS.glob("materialize*.json"), default=None)
-    return None if path is None else json.loads(path.read_text())
+def _newest(kind: str) -> dict[str, Any]:
+    """The results of the last day, of any machine."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
+    newest: dict[str, Any] = max(found, key=lambda results: results["machine"]["date"])
+    return newest
 
 
 def _where(machine: dict[str, Any]) -> str:
@@ -314,6 +355,8 @@ BLOCKS: dict[str, tuple[Path, Callable[[], list[str]]]] = {
     "scale": (LARGE, scale),
     "results": (TABLES, fills),
     "lsuv": (TABLES, lsuv),
+    "moments": (SEEING, moments),
+    "low precision": (LOW, low_precision),
     "watch": (WATCH, watch),
     "digits": (TABLES, digits),
     "versions": (INSTALLING, versions),
