@@ -199,6 +199,11 @@ def is_transforming() -> bool:
 
 constant_when_compiled(is_transforming)  # dynamo guards the transforms itself
 
+is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
+"""Whether torch.jit.trace makes a graph here. Without it, a watch's measurements would be in the graph.
+
+``torch.jit.is_tracing`` asks the same, and has no types."""
+
 backward_pass: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 """Which backward pass runs here, or -1. Without it, watch counts checkpointed layers twice."""
 

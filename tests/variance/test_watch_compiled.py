@@ -393,6 +393,47 @@ def test_on_a_gpu_the_operator_would_not_wait(gradient: bool) -> None:
     account.add(new, x, clock, -1, gradient)
 
 
+ORDERS: dict[str, Callable[[Callable[..., Any], Tensor], object]] = {
+    "two forwards first": lambda model, x: [
+        loss.backward() for loss in [model(x).sum(), model(2 * x).square().sum()]
+    ],
+    "one loss of two": lambda model, x: (model(x) * model(model(x))).sum().backward(),
+    "backward twice": lambda model, x: [
+        loss.backward(retain_graph=True) for loss in [model(x).square().sum()] * 2
+    ],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_backward_passes_come_in_any_order(order: str) -> None:
+    """What a graph keeps of an account is where it is, not its values."""
+    model, x = mlp(2, 8), torch.randn(4, 8)
+    train = ORDERS[order]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with watch(model, gradients=True) as eager:
+        train(model, x)
+    plain = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    with watch(model, gradients=True) as graphs:
+        train(compiled, x)
+    torch.testing.assert_close([p.grad for p in model.parameters()], plain)
+    for one, other in zip(graphs.layers, eager.layers, strict=True):
+        assert one.backward is not None
+        assert other.backward is not None
+        assert (one.calls, one.backward.count) == (other.calls, other.backward.count)
+        assert one.backward.std == pytest.approx(other.backward.std, rel=1e-6)  # float32 sums
+
+
+def test_gradients_that_are_one_tensor_count_each() -> None:
+    model, x = mlp(1, 8), torch.randn(4, 8)
+    with watch(model, gradients=True) as w:
+        twice = torch.compile(lambda x: model(x) + model(-x), backend="aot_eager")
+        twice(x).sum().backward()
+    assert w.layers[0].calls == 2
+    assert w.layers[0].backward is not None
+    assert w.layers[0].backward.count == 2 * x.numel()
+
+
 def _penalty(model: Callable[..., Any], x: Tensor) -> None:
     value = model(x).square().sum()
     (grad,) = torch.autograd.grad(value, x, create_graph=True)

@@ -8,10 +8,18 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 from watching import hooks, mlp, saved
 
 from fastinit.variance.watch.record import FOLD
@@ -191,3 +199,76 @@ def test_a_model_that_has_a_watch_of_its_own() -> None:
         other(x)
     assert [layer.calls for layer in model.seen.layers] == [1, 1]
     assert [layer.calls for layer in other.seen.layers] == [2, 2]
+
+
+class Operations(TorchDispatchMode):
+    """Notes which operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.ran.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+ASKED: dict[str, dict[str, Any]] = {
+    "outputs": {},
+    "all signals": {"gradients": True, "inputs": True, "higher": True, "attention": True},
+    "counts": {"gradients": True, "formats": ["nvfp4", "e4m3"], "histogram": True},
+    "scaled": {"gradients": True, "scaler": torch.amp.GradScaler("cpu", init_scale=8.0)},
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_modes_see_what_the_model_does_alone(asked: str) -> None:
+    """Selective checkpointing keeps it by its number; others count it, or make graphs of it."""
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x = torch.randn(2, 3, 8)
+
+    def run() -> list[str]:
+        model.zero_grad()
+        with Operations() as seen:
+            model(x).square().sum().backward()
+        return seen.ran
+
+    plain = run()
+    with watch(model, **ASKED[asked]) as w:
+        assert run() == plain
+    assert {layer.calls for layer in w.layers} == {1}
+
+
+def _kept(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if "mm" in str(op) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def test_selective_checkpointing_keeps_what_is_the_models() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x = torch.randn(2, 3, 8)
+    contexts = partial(create_selective_checkpoint_contexts, _kept)
+
+    def gradients() -> list[Tensor | None]:
+        model.zero_grad()
+        out = checkpoint(model, x, use_reentrant=False, context_fn=contexts)
+        out.square().sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    plain = gradients()
+    with watch(model, gradients=True):
+        seen = gradients()
+    torch.testing.assert_close(seen, plain, rtol=0, atol=0)
+
+
+def test_a_traced_graph_has_nothing_of_it() -> None:
+    model, x = mlp(1, 8), torch.randn(3, 8)
+    plain = torch.jit.trace(model, x, check_trace=False)
+    with watch(model, gradients=True) as w:
+        traced = torch.jit.trace(model, x, check_trace=False)
+    assert [n.kind() for n in traced.inlined_graph.nodes()] == [
+        n.kind() for n in plain.inlined_graph.nodes()
+    ]
+    assert not w.layers
+    assert all("only traced" in why for why in w.missing.values())

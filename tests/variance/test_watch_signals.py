@@ -188,6 +188,36 @@ def test_gradients_that_a_closure_makes_within_the_step_are_measured(
         assert_moments(measured.layers[0].weight_gradient, gradient)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_weight_gradients_are_without_the_scale_whoever_takes_it_out(
+    fused: bool, unscaled: bool
+) -> None:
+    """GradScaler does before the step, or leaves it to the optimizer."""
+    model, told = mlp(), list[Measured]()
+    optimizer = torch.optim.Adam(model.parameters(), fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with watch(model, weight_gradients=True, every=1, to=told.append, optimizer=optimizer):
+        scaler.scale(model(torch.randn(4, 32)).square().mean()).backward()
+        gradient = model[0].weight.grad / 1024
+        if unscaled:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+    assert_moments(told[0].layers[0].weight_gradient, gradient)
+
+
+def test_what_is_counted_is_not_of_scaled_gradients() -> None:
+    model, told = mlp(), list[Measured]()
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    asked = {"weight_gradients": True, "histogram": True}
+    with watch(model, every=1, to=told.append, optimizer=optimizer, **asked):
+        scaler.scale(model(torch.randn(4, 32)).square().mean()).backward()
+        scaler.step(optimizer)
+    assert told[0].layers[0].weight_gradient is None
+    assert "no weight gradient: a loss scale is in it" in told[0].layers[0].note
+
+
 def test_an_optimizer_is_one_of_torch() -> None:
     with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer"):
         watch(mlp(), every=1, optimizer=3)  # type: ignore[arg-type]

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fastinit.base.hooks import Uncopied
 from fastinit.variance.layers import without_hooks
+from fastinit.variance.watch.outputs import is_only_traced
 from fastinit.variance.watch.targets import Target
 
 PARTS = ("query", "key", "value")
@@ -93,14 +93,14 @@ class _Running(TorchFunctionMode):
         return found
 
     def begin(self, name: str, *_: object) -> None:
-        if torch.compiler.is_compiling():
+        if is_only_traced():
             return
         if not self._names:
             self.__enter__()  # type: ignore[no-untyped-call]
         self._names.append(name)
 
     def ended(self, name: str, *_: object) -> None:
-        if torch.compiler.is_compiling():
+        if is_only_traced():
             return
         if self._names[-1:] == [name]:  # else one before it failed
             self._names.pop()

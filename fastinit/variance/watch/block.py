@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from fastinit.base import number
+from fastinit.base import torch_internals as internals
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
@@ -25,7 +26,15 @@ from fastinit.variance.layers import Layer
 from fastinit.variance.watch.compiled import Accounts, accounts_of, place_outside, refused
 from fastinit.variance.watch.cuts import Cut, text_of, whole_of
 from fastinit.variance.watch.outputs import immeasurable, runs_again
-from fastinit.variance.watch.record import IN_GRAPHS, IN_PARTS, Record, Scaler, scales
+from fastinit.variance.watch.record import (
+    IN_COMPILED,
+    IN_GRAPHS,
+    IN_PARTS,
+    Record,
+    Scaler,
+    scales,
+    unscaled,
+)
 from fastinit.variance.watch.rows import Row, Seen
 from fastinit.variance.watch.targets import Target
 from fastinit.variance.watch.transfer import Transfer, together
@@ -157,8 +166,11 @@ class Block:
                     record.why = IN_GRAPHS
                 elif found := tensors.unreadable(grad):
                     record.why = f"it {found[1]}"
-                elif why := record.measure(grad, record.backward, self.asked.scaler):
-                    record.why = f"it {why}"
+                else:
+                    with internals.without_modes():  # as where outputs are measured
+                        why = record.measure(grad, record.backward, self.asked.scaler)
+                    if why:
+                        record.why = f"it {why}"
 
         # The hook goes with the graph, but for a leaf, such as a parameter that a module returns.
         handle = x.register_hook(backward)
@@ -200,11 +212,15 @@ class Block:
                 record.backward.account = accounts.backward
                 record.units = accounts.forward.extremes.shape[1] or record.units
                 if self.asked.gradients and accounts.backward is None:
-                    record.why = "which in compiled code only known kinds of layers have"
+                    record.why = IN_COMPILED
                 self.records.setdefault(name, record)
 
-    def measure_weight_gradients(self) -> None:
-        """Those that the weights have now, if that is asked and was not done before."""
+    def measure_weight_gradients(self, scale: Tensor | None = None) -> None:
+        """Those that the weights have now, if that is asked and was not done before.
+
+        Args:
+            scale: what is in them and is to be divided out.
+        """
         if not self.asked.weight_gradients or self.weight_gradients is not None:
             return
         self._take_accounts()
@@ -213,9 +229,18 @@ class Block:
             layer = record.target.layer
             if layer is None or layer.key in found:
                 continue
-            if why := self._weight_gradient(layer, found):
+            if scale is not None and self.asked.counting.width:
+                why: str | None = (
+                    "a loss scale is in it, and what is counted is of values as they are"
+                )
+            else:
+                why = self._weight_gradient(layer, found)
+            if why:
                 record.notes.append(f"no weight gradient: {why}")
-        self.weight_gradients = dict(zip(found, self.asked.measured(list(found.values()))))
+        measured = self.asked.measured(list(found.values()))
+        if scale is not None:
+            measured = [Moments(unscaled(m.raw, scale.to(m.raw))) for m in measured]
+        self.weight_gradients = dict(zip(found, measured))
 
     def _weight_gradient(self, layer: Layer, found: dict[Any, Tensor]) -> str | None:
         """Adds what this rank has of a layer's to what was found. Why it could not, if so."""

@@ -13,6 +13,8 @@ without any trace of this, and switching between them compiles nothing.
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,44 +43,38 @@ COUNTED = 6
 _library = torch.library.Library("fastinit", "FRAGMENT")
 _library.define(
     "seen_(Tensor x, Tensor(a!) raw, Tensor(b!) counts, Tensor(c!) extremes, Tensor(d!)? clock, "
-    "int dim, bool gradient) -> ()"
+    "int dim) -> ()"
 )
 
 
 def _seen_(
-    x: Tensor,
-    raw: Tensor,
-    counts: Tensor,
-    extremes: Tensor,
-    clock: Tensor | None,
-    dim: int,
-    gradient: bool,
+    x: Tensor, raw: Tensor, counts: Tensor, extremes: Tensor, clock: Tensor | None, dim: int
 ) -> None:
-    global _ran
-    _ran = True
-    if not gradient and runs_again():
-        return
-    # By .data no version goes up: what autograd keeps of them is not their values.
-    account = Account(raw.data, counts.data, extremes.data)
-    if gradient and torch.is_grad_enabled():
-        account.counts[GRAPHED] += 1
-        return
-    with torch.no_grad():
-        try:
-            here = tensors.values(x)
-            if gradient and 0 in here.stride():
-                here = here.contiguous()
-            new = moments(here, higher=len(raw) == ALL_FIELDS).raw
-            account.add(new, here, None if clock is None else clock.data, dim, gradient)
-        except Exception:  # the user's own step goes on
-            account.counts[FAILED] += 1
+    if not runs_again():
+        _add(x, Account(raw, counts, extremes), clock, dim, gradient=False)
 
 
 _library.impl("seen_", _seen_, "CompositeExplicitAutograd")
 torch.library.register_fake("fastinit::seen_", lambda *args: None, lib=_library)
 
 _ran = False
-"""Whether there was ever a graph with the operator."""
+"""Whether there was ever a graph with one of the operators."""
+_adding = threading.Lock()  # replicas run in threads
+
+
+def _add(x: Tensor, account: Account, clock: Tensor | None, dim: int, gradient: bool) -> None:
+    global _ran
+    _ran = True
+    account = account.unversioned()
+    with _adding, torch.no_grad():
+        try:
+            here = tensors.values(x)
+            if gradient and 0 in here.stride():
+                here = here.contiguous()
+            new = moments(here, higher=len(account.raw) == ALL_FIELDS).raw
+            account.add(new, here, None if clock is None else clock.data, dim, gradient)
+        except Exception:  # the user's own step goes on
+            account.counts[FAILED] += 1
 
 
 def place_outside(accounts: Mapping[str, Accounts]) -> Tensor | None:
@@ -111,13 +107,19 @@ class Account:
 
     def begin(self) -> None:
         """Begins anew."""
-        self.raw.zero_()
-        self.raw[MAX] = -torch.inf
-        for least in (MIN, LEAST)[: 1 if len(self.raw) == FIELDS else 2]:
-            self.raw[least] = torch.inf
-        self.counts.zero_()
-        self.extremes[0].fill_(-torch.inf)
-        self.extremes[1].fill_(torch.inf)
+        raw, counts, extremes = vars(self.unversioned()).values()
+        raw.zero_()
+        raw[MAX] = -torch.inf
+        for least in (MIN, LEAST)[: 1 if len(raw) == FIELDS else 2]:
+            raw[least] = torch.inf
+        counts.zero_()
+        extremes[0].fill_(-torch.inf)
+        extremes[1].fill_(torch.inf)
+
+    def unversioned(self) -> Account:
+        """The same memory, of which no version goes up when it is written: what a graph keeps of an
+        account for its backward pass is where it is, not its values."""
+        return Account(self.raw.data, self.counts.data, self.extremes.data)
 
     def add(self, new: Tensor, x: Tensor, clock: Tensor | None, dim: int, gradient: bool) -> None:
         """Adds a tensor and its raw moments. Nothing but the CPU's is read to do so.
@@ -171,11 +173,38 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _measure(ctx: Any, grad: Tensor) -> Any:
-    torch.ops.fastinit.seen_(grad, *ctx.account, None, ctx.dim, True)
+    if torch.is_grad_enabled():  # with create_graph: a gradient that a loss is made of
+        Account(*ctx.account).unversioned().counts[GRAPHED] += 1
+    else:
+        grad = torch.ops.fastinit.graded(grad, *ctx.account, ctx.dim, next(_gradients))
     return grad, None, None, None, None
 
 
 torch.library.register_autograd("fastinit::passed", _measure, setup_context=_keep, lib=_library)
+
+# It writes the account, and does not say so: of what a backward pass is said to write, autograd would
+# refuse the values that a second forward has kept for its own. What nobody is said to write is left out
+# where nobody needs what it gives, and done once where it is asked for twice alike: so it gives a copy,
+# and each has a number of its own. A CUDA graph would write copies of its inputs, so it is kept out.
+_TAGS = tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))  # from torch 2.9 on
+_library.define(
+    "graded(Tensor grad, Tensor raw, Tensor counts, Tensor extremes, int dim, int number) -> Tensor",
+    tags=_TAGS,
+)
+_gradients = itertools.count()
+
+
+def _graded(
+    grad: Tensor, raw: Tensor, counts: Tensor, extremes: Tensor, dim: int, number: int
+) -> Tensor:
+    _add(grad, Account(raw, counts, extremes), None, dim, gradient=True)
+    return grad.clone()
+
+
+_library.impl("graded", _graded, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "fastinit::graded", lambda grad, *_: torch.empty_like(grad), lib=_library
+)
 
 
 @dataclass
@@ -224,7 +253,7 @@ class Accounts:
             x = _plain(output)
             if x is None:
                 return None
-            torch.ops.fastinit.seen_(x, raw, counts, extremes, clock, dim, False)
+            torch.ops.fastinit.seen_(x, raw, counts, extremes, clock, dim)
             if not graded or not torch.is_grad_enabled() or not x.requires_grad:
                 return None
             passed: Tensor = torch.ops.fastinit.passed(x, back_raw, back_counts, back_extremes, dim)
@@ -241,7 +270,7 @@ class Accounts:
 
         def hook(module: Any, args: Any, kwargs: Any) -> None:
             if is_traced() and asked and (x := _plain((args, kwargs))) is not None:
-                torch.ops.fastinit.seen_(x, raw, counts, extremes, None, -1, False)
+                torch.ops.fastinit.seen_(x, raw, counts, extremes, None, -1)
 
         return hook
 
@@ -284,7 +313,9 @@ def accounts_of(
         found[target.name] = Accounts(
             target,
             Account.of(units, higher, device),
-            Account.of(units, higher, device) if gradients and _gives_its_own(target) else None,
+            Account.of(units, higher, device)
+            if gradients and _gives_its_own(target) and (_TAGS or device.type == "cpu")
+            else None,
             Account.of(0, higher, device) if inputs else None,
             clocks[device],
             dim,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fastinit.base import torch_internals as internals
 from fastinit.base.hooks import Uncopied
 from fastinit.elements import shards as shard
 from fastinit.variance.watch.attention import Attention
 from fastinit.variance.watch.block import Asked, Block
-from fastinit.variance.watch.outputs import hook_output, tensor_in
+from fastinit.variance.watch.outputs import hook_output, is_only_traced, tensor_in
 from fastinit.variance.watch.targets import Target
 
 
@@ -83,19 +83,22 @@ class Hooks:
             hooks.callback(Uncopied(looking).remove)
 
     # The block is asked for as each of these runs. That there is none is of a call in another thread.
+    # Modes do not see what is done: they count, keep or put into graphs what they take for the model's.
 
     def _measure(self, target: Target, x: Tensor | None) -> None:
         if (block := self.block) is not None:
-            block.measure(target, x)
+            with internals.without_modes():
+                block.measure(target, x)
 
     def _fail(self, target: Target, why: str) -> None:
         if (block := self.block) is not None:
             block.fail(target, why)
 
     def _note(self, target: Target, output: Any) -> None:
-        if not torch.compiler.is_compiling() and (block := self.block) is not None:
+        if not is_only_traced() and (block := self.block) is not None:
             block.note_whole(target, tensor_in(output))
 
     def _measure_input(self, target: Target, args: Any, kwargs: Any) -> None:
-        if not torch.compiler.is_compiling() and (block := self.block) is not None:
-            block.measure_input(target, tensor_in((args, kwargs)))
+        if not is_only_traced() and (block := self.block) is not None:
+            with internals.without_modes():
+                block.measure_input(target, tensor_in((args, kwargs)))

@@ -24,13 +24,12 @@ Fail = Callable[[Target, str], None]
 
 
 def hook_output(target: Target, measure: Measure, fail: Fail) -> Uncopied:
-    """From now on calls ``measure`` whenever the target has run; not while it is compiled: there is
-    nothing to see yet, and compiled code does not come here."""
+    """From now on calls ``measure`` whenever the target has run, but not while it is only traced."""
     layer, module = target.layer, target.module
     if layer is None or not target.inside:
 
         def look(module: nn.Module, args: Any, output: Any) -> None:
-            if not torch.compiler.is_compiling():
+            if not is_only_traced():
                 measure(target, tensor_in(output))
 
         return Uncopied(module.register_forward_hook(look))
@@ -38,9 +37,9 @@ def hook_output(target: Target, measure: Measure, fail: Fail) -> Uncopied:
     inside = Sharded(layer)
 
     def project(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or runs_again():
+        if is_only_traced() or runs_again():
             return
-        with torch.no_grad():
+        with internals.without_modes(), torch.no_grad():
             try:
                 out = layer.projected(args, kwargs, inside.in_use())
             except Exception as error:  # of which the model that runs knows nothing
@@ -49,6 +48,12 @@ def hook_output(target: Target, measure: Measure, fail: Fail) -> Uncopied:
                 measure(target, out)
 
     return Uncopied(module.register_forward_pre_hook(project, with_kwargs=True))
+
+
+def is_only_traced() -> bool:
+    """Whether a graph is being made, by torch.compile, torch.export or torch.jit.trace: there is nothing
+    to see yet, and what is done would become a part of it."""
+    return torch.compiler.is_compiling() or internals.is_jit_tracing()
 
 
 def runs_again() -> bool:

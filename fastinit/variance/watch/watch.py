@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -82,7 +83,8 @@ class Watch(html.InNotebooks):
             stack.push(self._end)
             if self._steps is not None and self._steps.optimizer is not None:
                 optimizer = self._steps.optimizer
-                stack.enter_context(hook_steps(optimizer, self._before_optimizer, self._next))
+                before = partial(self._before_optimizer, optimizer)
+                stack.enter_context(hook_steps(optimizer, before, self._next))
             if self._steps is None or self._steps.begin(self._tells):
                 self._hooked.begin()
             self._stack = stack.pop_all()
@@ -133,10 +135,11 @@ class Watch(html.InNotebooks):
         if self._block is not None:
             self._hooked.set()
 
-    def _before_optimizer(self, given: Sequence[Any]) -> None:
+    def _before_optimizer(self, optimizer: Optimizer, given: Sequence[Any]) -> None:
         has_closure = any(map(callable, given))  # then they are yet to come
         if self._block is not None and not has_closure:
-            self._block.measure_weight_gradients()
+            # Fused optimizers take the scale out as they step: GradScaler leaves it to them.
+            self._block.measure_weight_gradients(getattr(optimizer, "grad_scale", None))
 
     def _next(self) -> None:
         assert self._steps is not None
@@ -321,8 +324,8 @@ def watch(
         inputs: also measures what comes into each layer: of its arguments the first floating-point
             tensor, as it is when the module's own pre-hooks have run. Not of input projections.
         weight_gradients: also measures the ``grad`` of each weight as it stands at the end of the block
-            (before it is set to zero), or with ``optimizer`` before its step, or after the step of one
-            that is given a closure. A loss scale that nobody has taken out of ``grad`` is in it.
+            (before it is set to zero), or with ``optimizer`` as it steps with it, or after the step of
+            one that is given a closure. Else a loss scale that nobody has taken out is in it.
         residual: also measures the residual stream: the output of each block, as ``transformer.h.3``.
             Blocks are the members of the outermost ModuleList, Sequential or ModuleDict that has two or
             more of one class with modules inside.
@@ -380,18 +383,15 @@ def watch(
         steps = None
         if every is not None:
             if step is not None:
-                raise TypeError(
-                    "every counts the steps of a block, but step is all that is measured"
-                )
+                raise TypeError("every counts the steps of a block: step= is all that is measured")
             steps = Steps(every, to, start, optimizer)
         else:
             for name, given in {"to": to, "start": start, "optimizer": optimizer}.items():
                 if given:
                     raise TypeError(f"{name} is of a watch with every=, which is not given")
         counting = Counting.of(formats, histogram)
-        asked = Asked(
-            gradients, inputs, weight_gradients, residual, attention, scaler, higher, counting
-        )
+        which = gradients, inputs, weight_gradients, residual, attention
+        asked = Asked(*which, scaler, higher, counting)
         seen = Watch(model, layers, asked, group, full_name, steps)
     if step is not None:
         with seen:
