@@ -198,8 +198,8 @@ def normal_(
         part: which elements of the full parameter these are; by default all. It needs a seed, as other
             ranks have to draw the same.
         scale: of a float8 tensor, what values are divided by before they are rounded and stored: any
-            number in float32's range, rounded to float32; by default 1. The law is that of the values,
-            which are what is stored times the scale.
+            number in float32's normal range, rounded to float32; by default 1. The law is that of the
+            values, which are what is stored times the scale.
         exact: of a float64 or complex128 tensor, values are drawn in float64: of 53 random bits, up to
             8.57 standard deviations. They are others than those of float32, and are made on the CPU by
             plain torch, a million or two a second, whatever the device. By default float64 gets the

@@ -71,7 +71,7 @@ def finite(name: str, value: Any) -> float:
 
 
 def positive(name: str, value: Any) -> float:
-    """The number, if it is positive and within float32's range, as what float32 values are scaled by.
+    """The number, if it is positive and a normal one of float32, as what float32 values are scaled by.
 
     Raises:
         as :func:`real`.
@@ -80,7 +80,8 @@ def positive(name: str, value: Any) -> float:
     if not 0.0 < number < math.inf:
         out_of_range(name, "positive and finite", value)
     if not FLOAT32_MIN <= number <= FLOAT32_MAX:
-        out_of_range(name, "within float32's range", value)
+        wanted = f"within float32's normal range, {FLOAT32_MIN:.2e} to {FLOAT32_MAX:.2e}"
+        out_of_range(name, wanted, value)
     return number
 
 

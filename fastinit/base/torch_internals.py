@@ -192,6 +192,16 @@ def constant_when_compiled(function: Callable[..., Any]) -> None:
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which dynamo leaves alone with all that it calls, if it is there.
+
+    ``torch.compiler.disable`` does the same, and imports all of dynamo. Without it, what a compiled
+    function calls behind a graph break is compiled frame by frame, and fails in dynamo itself.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    return function if dynamo is None else dynamo.disable(function)
+
+
 def is_transforming() -> bool:
     """Whether a torch.func transform runs here. Without it, a watched model fails in a compiled one."""
     return torch._C._functorch.peek_interpreter_stack() is not None

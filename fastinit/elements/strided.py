@@ -162,17 +162,28 @@ class Strided(NamedTuple):
         return "+".join([str(self.offset), *(f"{n}x{s}" for n, s in zip(self.sizes, self.strides))])
 
     def meets(self, other: Strided) -> bool:
-        """Whether two merged sets have an element in common; of other strides than each other, whether
-        they may.
+        """Whether two merged sets have an element in common; of strides that do not nest, whether they
+        may.
 
         >>> Strided(0, (4, 2), (6, 1)).meets(Strided(2, (4, 2), (6, 1)))
+        False
+        >>> Strided(0, (4, 5), (6, 1)).meets(Strided(5, (4,), (6,)))
         False
         """
         if not (self.numel and other.numel) or self.end <= other.offset or other.end <= self.offset:
             return False
         one, two = self.in_memory_order(), other.in_memory_order()
         if one.strides != two.strides:
-            return True
+            one, two = one._with(two.strides), two._with(one.strides)
+            for dim, step in enumerate(one.strides):
+                if any(
+                    its._replace(
+                        sizes=its.sizes[dim + 1 :], strides=its.strides[dim + 1 :], offset=0
+                    ).end
+                    > step
+                    for its in (one, two)
+                ):
+                    return True
 
         def reached(distance: int, dim: int) -> bool:
             if dim == len(one.strides):
@@ -185,6 +196,12 @@ class Strided(NamedTuple):
             )
 
         return reached(two.offset - one.offset, 0)
+
+    def _with(self, strides: Sequence[int]) -> Strided:
+        """The same elements in memory order, with dimensions of one element for strides it lacks."""
+        sizes = {**dict.fromkeys(strides, 1), **dict(zip(self.strides, self.sizes))}
+        steps = tuple(sorted(sizes, reverse=True))
+        return Strided(self.offset, tuple(sizes[step] for step in steps), steps)
 
     def numbered(self, start: int, stop: int) -> Iterator[Strided]:
         """Its elements number ``start`` to ``stop - 1``, counted in their order.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from fastinit.base import number
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part, Runs
+from fastinit.elements.strided import Strided
 from fastinit.fills.writable import check_place
 from fastinit.stream import blocks as formats
 from fastinit.stream.formats import BY_POWER, FORMATS
@@ -127,7 +129,7 @@ class Blocks:
             as :class:`Blocks`.
         """
         row, element = FORMATS[_check_format(format)], formats.ELEMENTS[format]
-        sizes = Part(tuple(shape)).shape  # checked
+        sizes = Part(shape).shape  # type: ignore[arg-type]  # checked
         if not sizes or sizes[-1] % row.block:
             raise ValueError(
                 f"the last size must be of whole blocks of {row.block} for {format}, but got {sizes}"
@@ -215,6 +217,7 @@ def writes_of(
         NumberRangeError: a law of which values are not finite, or whose tensor_scale is out of range.
         ValueError: a part that is not of whole blocks, or has another shape; a law that is scaled;
             data whose last dimension has another stride than 1.
+        RuntimeError: data and scales that share memory.
         NotImplementedError, RuntimeError: as :func:`fastinit.ops.fill_`.
     """
     formats.check_law(law, blocks.format)
@@ -225,6 +228,7 @@ def writes_of(
         if (held := getattr(blocks, name)) is not None:
             check_place(shard.local(held), f"{argument}.{name}")
     part = blocks._part(part)
+    _check_apart(blocks, argument)
     data, scale = blocks._bytes()
     if data.numel() and data.stride(-1) != 1:
         raise ValueError(
@@ -242,6 +246,25 @@ def writes_of(
         key = law, seed, stream, its, block * offset, blocks.format, whole or 1.0
         made.append(BlockWrite(to, at, *key))
     return made, whole
+
+
+def _check_apart(blocks: Blocks, argument: str) -> None:
+    """Raises RuntimeError where what is written one way is written another way too."""
+    names = ("data", "scale", "tensor_scale")
+    held = [(name, shard.local(t)) for name in names if (t := getattr(blocks, name)) is not None]
+    if any(t.is_meta or tensors.is_fake(t) for _, t in held):
+        return
+    bytes_ = [(name, _bytes_of(tensors.local(t).detach())) for name, t in held]
+    for (one, its), (two, others) in combinations(bytes_, 2):
+        if its.meets(others):
+            raise RuntimeError(f"{argument}.{one} and {argument}.{two} share memory")
+
+
+def _bytes_of(tensor: Tensor) -> Strided:
+    """At which addresses a tensor's bytes are."""
+    size = tensor.element_size()
+    steps = tuple(size * step for step in tensor.stride())
+    return Strided(tensor.data_ptr(), (*tensor.shape, size), (*steps, 1)).merged()
 
 
 def _data_pieces(data: Tensor, scale: Tensor, held: Part) -> Iterator[Tensor]:

@@ -152,6 +152,17 @@ def _fill_blocks(
             "Blocks are no tensors: a compiled function, or a block that records or fakes operations, "
             "does not see them written"
         )
+    internals.uncompiled(_write_blocks)(blocks, law, seed, stream, generator, window)
+
+
+def _write_blocks(
+    blocks: Blocks,
+    law: Law,
+    seed: int | None,
+    stream: int,
+    generator: torch.Generator | None,
+    window: Window | Strided | Part | None,
+) -> None:
     if seed is not None and generator is not None:
         raise ValueError("seed and generator exclude each other, but got both")
     request = Request(blocks, law, 0 if seed is None else seed, stream, window)

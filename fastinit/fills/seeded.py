@@ -42,7 +42,7 @@ def draw_(
         name = name_of(name, part)
     if scale is not None or exact is not False:
         law = laws.exactly(law if scale is None else laws.scaled(law, scale), exact)
-        laws.check_dtype(law, torch.float32 if isinstance(tensor, Blocks) else tensor.dtype)
+        laws.check_dtype(law, tensor.format if isinstance(tensor, Blocks) else tensor.dtype)
     return ops.fill_(
         tensor,
         law,

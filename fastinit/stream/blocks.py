@@ -20,7 +20,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fastinit.base.number import NumberRangeError
+from fastinit.base.number import FLOAT32_MAX, NumberRangeError
 from fastinit.stream import laws, reference
 from fastinit.stream.formats import BY_POWER, FORMATS
 from fastinit.stream.laws import Law
@@ -125,7 +125,7 @@ def float8_scale_of(law: Law, dtype: torch.dtype) -> float:
     zeros it is 1.
 
     Raises:
-        NumberRangeError: a constant that is not finite.
+        NumberRangeError: a law with values that are not finite.
     """
     check_law(law, str(dtype).removeprefix("torch."))
     if not (most := largest_magnitude(law)):
@@ -134,6 +134,7 @@ def float8_scale_of(law: Law, dtype: torch.dtype) -> float:
     return math.ldexp(1.0, max(exponent - (mantissa == 0.5), -126))
 
 
+@lru_cache(maxsize=256)
 def largest_magnitude(law: Law) -> float:
     """No float32 value of the law's stream has a larger one (of truncated normals by more than 1e-5)."""
     if law.kind == laws.NORMAL:
@@ -152,12 +153,16 @@ def check_law(law: Law, name: str) -> None:
     """Raises unless values of a law are held by a block format.
 
     Raises:
-        NumberRangeError: a constant that is not finite, or one beyond float32; and as
-            :func:`fastinit.stream.laws.kernel_params`. ValueError: a law that is scaled itself.
+        NumberRangeError: a law with values that are not finite in float32, which a block's scale would
+            follow; and as :func:`fastinit.stream.laws.kernel_params`.
+        ValueError: a law that is scaled or exact itself.
     """
-    p = laws.kernel_params(law, torch.float32)
-    if law.kind == laws.CONSTANT and not abs(p.add) < float("inf"):
-        raise NumberRangeError(f"constant_ expects a finite value for {name}, but got {law.p0}")
+    laws.check_dtype(law, name)
+    laws.kernel_params(law, torch.float32)
+    if not largest_magnitude(law) <= FLOAT32_MAX:
+        raise NumberRangeError(
+            f"a law must have finite values to be stored in {name}, but got {law.name}{law.arguments}"
+        )
 
 
 def fill(

@@ -177,7 +177,7 @@ def scaled(law: Law, scale: float) -> Law:
     """The law, of whose values value / scale is stored: one float32 division, rounded once.
 
     Args:
-        scale: positive, within float32's range and rounded to it.
+        scale: positive, within float32's normal range and rounded to it.
 
     Raises:
         NumberTypeError, NumberRangeError: it is no such number.
@@ -232,10 +232,11 @@ def kernel_params(law: Law, dtype: torch.dtype) -> Params:
     return KINDS[law.kind].kernel_params(dtype, float32(law.scale), *law.arguments)
 
 
-def check_dtype(law: Law, dtype: torch.dtype, argument: str = "tensor") -> None:
+def check_dtype(law: Law, dtype: torch.dtype | str, argument: str = "tensor") -> None:
     """Raises ValueError for a law that no tensor of the dtype can have.
 
     Args:
+        dtype: or the name of a block format.
         argument: what the error calls the tensor.
     """
     if law.scale != 1.0 and dtype not in FLOAT8:

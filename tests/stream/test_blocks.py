@@ -395,6 +395,7 @@ def u8(*shape: int) -> Tensor:
 NOT_BLOCKS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "format": (lambda: Blocks.empty((2, 32), "fp4"), ValueError, "format must be one of mxfp8"),
     "counted only": (lambda: Blocks.empty((2, 32), "mxfp6_e2m3"), ValueError, "format must be"),
+    "no shape": (lambda: Blocks.empty(32, "mxfp4"), TypeError, "shape must be"),  # type: ignore[arg-type]
     "no text": (lambda: Blocks.empty((2, 32), 4), TypeError, "format must be a str"),  # type: ignore[arg-type]
     "no tensor": (lambda: Blocks(None, u8(2, 1), "mxfp4"), TypeError, "data must be a torch"),  # type: ignore[arg-type]
     "not divisible": (lambda: Blocks.empty((2, 48), "mxfp4"), ValueError, "whole blocks of 32"),
@@ -496,6 +497,14 @@ NOT_WRITTEN: dict[str, tuple[Callable[[], Blocks], dict[str, Any], type[Exceptio
         "exclude each other",
     ),
     "a bad seed": (lambda: strided(1), {"seed": -1}, ValueError, "seed"),
+    "of one memory": (
+        lambda: Blocks((held := u8(4, 32)), held[:, 31:], "mxfp8"),
+        {},
+        RuntimeError,
+        r"tensor\.data and tensor\.scale share memory",
+    ),
+    "exact": (lambda: strided(1), {"exact": True}, ValueError, "but tensor is mxfp8"),
+    "beyond float32": (lambda: strided(1), {"std": 3e38}, ValueError, "finite values to be stored"),
     "out of the scale's range": (
         lambda: Blocks.empty((4, 32), "nvfp4"),
         {"std": 1e-36},
@@ -523,7 +532,7 @@ def test_what_is_refused_before_a_byte_is_written(name: str) -> None:
 
 def test_constants_that_are_not_finite() -> None:
     for value in (math.nan, math.inf, 1e39):
-        with pytest.raises(ValueError, match="finite value for mxfp8"):
+        with pytest.raises(ValueError, match="finite values to be stored in mxfp8"):
             init.constant_(strided(1), value)
 
 
@@ -533,6 +542,27 @@ def test_windows_and_traces_are_refused() -> None:
     refused = pytest.raises(NotImplementedError, match="does not see them written")
     with refused, fastinit.deferred(seed=0):
         init.normal_(strided(1))
+
+
+def test_rows_may_have_their_scales_behind_them() -> None:
+    rows = u8(40, 17)
+    got = init.normal_(Blocks(rows[:, :16], rows[:, 16:], "mxfp4"), seed=1)
+    assert_holds(got, init.normal_(torch.empty(40, 32), seed=1))
+
+
+def test_a_compiled_function_breaks_its_graph_for_them() -> None:
+    def write(blocks: Blocks) -> Blocks:
+        return init.normal_(blocks, seed=1)
+
+    try:
+        got = torch.compile(write, backend="eager")(Blocks.empty((4, 32), "mxfp4"))
+        assert_holds(got, init.normal_(torch.empty(4, 32), seed=1))
+        torch.compiler.reset()
+        whole = torch.compile(write, backend="eager", fullgraph=True)
+        with pytest.raises(Exception, match="Blocks are no tensors"):
+            whole(Blocks.empty((4, 32), "mxfp4"))
+    finally:
+        torch.compiler.reset()
 
 
 def test_who_fills_blocks_is_said_and_forced() -> None:
