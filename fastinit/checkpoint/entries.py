@@ -8,7 +8,8 @@ views of the parameters as transformers cuts them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,9 @@ from fastinit.checkpoint.sources import Source
 from fastinit.elements.strided import Strided, row_major
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
+
+METHOD = "compressed-tensors"
+"""What a ``quantization_config`` calls that package."""
 
 WHOLE = 1 << 28
 """Bytes, in float32, of the largest parameter that is made in one piece where it has to be."""
@@ -155,3 +159,15 @@ def _reverted(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
             return dict(revert_weight_conversion(model, dict(tensors)))
     except (NotImplementedError, RuntimeError):  # more than views
         return tensors
+
+
+def replaced() -> Collection[str]:
+    """Classes that transformers replaces by others, of other tensors, to load what METHOD stores."""
+    if "transformers" not in sys.modules:
+        return ()
+    try:
+        from transformers.quantizers import base
+    except ImportError:
+        return ()
+    known = getattr(base, "MODULES_TO_PATCH_FOR_QUANTIZATION", {})
+    return [name for name, its in known.items() if METHOD in its["quantization_methods"]]

@@ -17,8 +17,9 @@ from fastinit.base.ranks import Group
 from fastinit.base.text import listing
 from fastinit.checkpoint.entries import stored_tensors
 from fastinit.checkpoint.fingerprint import fingerprint
+from fastinit.checkpoint.layers import Layers
 from fastinit.checkpoint.many import Ranks, agreed
-from fastinit.checkpoint.quantised import Asked, Dtype, Layers, quantised
+from fastinit.checkpoint.quantised import Asked, Dtype, quantised
 from fastinit.checkpoint.ranges import Ranges
 from fastinit.checkpoint.safetensors import IS_SHARD, Shard, index, shards
 from fastinit.checkpoint.shard_bytes import Done, first_wrong
@@ -103,7 +104,7 @@ def planned_by(
     if nowhere := [name for name in plan or () if name not in held]:
         raise ValueError(f"the plan does not fit: no rank has {listing('parameter', nowhere)}")
     stored = stored_tensors(model, all_sources)
-    own_layers = Layers.of(model, parts) if asked.is_quantised else Layers([], [])
+    own_layers = Layers.of(model, parts) if asked.is_quantised else Layers([], [], [])
     layers = Layers.together(those.told(own_layers, "a checkpoint: its layers"))
     tensors, config = quantised(layers, all_sources, stored, asked)
     metadata = {

@@ -7,22 +7,21 @@ the plan's laws: no value is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
-from fastinit.checkpoint.entries import Stored, check_whole
+from fastinit.checkpoint.entries import METHOD, Stored, check_whole
+from fastinit.checkpoint.layers import Layers, Linear
 from fastinit.checkpoint.packed import Packed, bytes_of
 from fastinit.checkpoint.sources import Source
 from fastinit.elements.strided import Strided
 from fastinit.fills.blocks import Blocks
 from fastinit.plan.fill import Fill
-from fastinit.plan.fit import Parts, Scope
-from fastinit.plan.names import joined, named_modules
-from fastinit.plan.storage import Format, Formats, Storage, is_linear
+from fastinit.plan.storage import Format, Formats, Storage
 from fastinit.stream import blocks
 from fastinit.stream.formats import FORMATS
 
@@ -50,6 +49,9 @@ class Scheme(NamedTuple):
     weights: dict[str, Any]
     inputs: dict[str, Any] | None = None
 
+
+_OF_VLLM = ("mxfp8", "nvfp4")
+"""Formats of experts whose scales transformers 5.24 does not all read (CompressedTensorsDequantize)."""
 
 _ALL = {"type": "float", "symmetric": True, "dynamic": False}
 _MX = {"strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
@@ -129,11 +131,15 @@ def quantised(
 
     Raises:
         ValueError: a pattern that matches nothing of its kind; a model without any linear weight; one
-            that is not of whole blocks, or whose values do not follow from one law of a plan.
+            that is not of whole blocks, or whose values do not follow from one law of a plan; experts
+            that transformers reads as other tensors than the model has.
+
+    Warns:
+        UserWarning: experts in a format of which transformers reads no scales.
     """
     if not asked.is_quantised:
         return list(stored), None
-    linear = _Linear(layers, sources, stored)
+    linear = Linear(layers, sources, stored)
     chosen: dict[str, Format] = {}
     if asked.format is not None:
         chosen.update(dict.fromkeys(linear.by_default, asked.format))
@@ -157,89 +163,29 @@ def quantised(
             check_whole(made[-1])
         else:
             made.append(tensor)
-    return made, _config(formats, linear.others(formats)) if formats else None
+    if not formats:
+        return made, None
+    if layers.replaced:
+        raise ValueError(
+            f"a checkpoint of weights in few bits can't hold {layers.replaced[0]}: transformers reads a "
+            f"linear layer for each expert there, and the model has all in one parameter"
+        )
+    if unread := linear.cut.intersection(n for n, its in formats.items() if its in _OF_VLLM):
+        warnings.warn(
+            f"{min(unread)} is an expert's weight in {formats[min(unread)]}, which vLLM reads: "
+            f"transformers 5.24 reads weight_global_scale of no expert, nor the scales of mxfp8",
+            stacklevel=2,
+        )
+    return made, _config(formats, linear)
 
 
-class Layers(NamedTuple):
-    """The layers that loaders replace (``is_linear``), by the full names of their weights.
-
-    Attributes:
-        names: of all, whether or not the model has the weight as a parameter.
-        logits: of that which gives them (``get_output_embeddings``).
-    """
-
-    names: list[str]
-    logits: list[str]
-
-    @classmethod
-    def of(cls, model: nn.Module, parts: Parts | None) -> Layers:
-        """Those of a model, or of what a rank has of one."""
-        found, scope = cls([], []), Scope(parts=parts)
-        last = getattr(model, "get_output_embeddings", lambda: None)()
-        for path, module in named_modules(model, remove_duplicate=False):
-            if not is_linear(module):
-                continue
-            name = joined(path, "weight")
-            if (weight := module._parameters.get("weight")) is not None:
-                name = scope.planned([name], weight)[0][0]
-            found.names.append(name)
-            if module is last:
-                found.logits.append(name)
-        return found
-
-    @classmethod
-    def together(cls, said: Iterable[Sequence[Sequence[str]]]) -> Layers:
-        """Those of several ranks, each of which may have some."""
-        names, logits = ([name for its in some for name in its] for some in zip(*said))
-        return cls(list(dict.fromkeys(names)), list(dict.fromkeys(logits)))
-
-
-class _Linear:
-    """Linear weights, by the names under which they are stored.
-
-    These are weights of layers that loaders replace, and matrices cut from a parameter of more
-    dimensions, as experts are: where they are loaded there are linear layers of them. A weight that
-    something else has too, such as an embedding, is none.
-
-    Attributes:
-        names: of all.
-        by_default: those that do not give logits.
-    """
-
-    def __init__(
-        self, layers: Layers, sources: Mapping[str, Source], stored: Sequence[Stored]
-    ) -> None:
-        of_others = {source for name, source in sources.items() if name not in layers.names}
-        last = {sources.get(name) for name in layers.logits}
-        self._layers = {name: sources.get(name) for name in layers.names}
-        self._matrices = {
-            name: source
-            for name, source, which in stored
-            if len(which.sizes) == 2 and name.endswith(".weight")
-        }
-        self.names = [
-            name
-            for name, source in self._matrices.items()
-            if source not in of_others or (len(source.shape) > 2 and name not in sources)
-        ]
-        self.by_default = [name for name in self.names if self._matrices[name] not in last]
-
-    def others(self, chosen: Collection[str]) -> list[str]:
-        """What is not chosen: layers, and all other matrices, of which loaders may make such layers."""
-        known = {self._matrices[name] for name in chosen}
-        own = [name for name, source in self._layers.items() if source not in known]
-        left = dict.fromkeys(own + [name for name in self._matrices if name not in chosen])
-        return [name.removesuffix(".weight") for name in left]
-
-
-def _config(formats: Mapping[str, str], ignore: Sequence[str]) -> dict[str, Any]:
+def _config(formats: Mapping[str, str], linear: Linear) -> dict[str, Any]:
     """``quantization_config``, as the package writes it; of several formats with the layers' names."""
-    groups = {}
+    groups, count = {}, len(set(formats.values()))
     for i, format in enumerate(dict.fromkeys(formats.values())):
         scheme = SCHEMES[format]
-        own = [name.removesuffix(".weight") for name, its in formats.items() if its == format]
         groups[f"group_{i}"] = {
-            "targets": ["Linear"] if len(own) == len(formats) else own,
+            "targets": ["Linear"] if count == 1 else linear.targets(formats, format),
             "weights": {**_ALL, **scheme.weights},
             "input_activations": scheme.inputs and {**_ALL, **scheme.inputs},
             "output_activations": None,
@@ -247,11 +193,11 @@ def _config(formats: Mapping[str, str], ignore: Sequence[str]) -> dict[str, Any]
         }
     all_formats = {group["format"] for group in groups.values()}
     return {
-        "quant_method": "compressed-tensors",
+        "quant_method": METHOD,
         "quantization_status": "compressed",
         "format": all_formats.pop() if len(all_formats) == 1 else "mixed-precision",
         "config_groups": groups,
-        "ignore": list(ignore),
+        "ignore": linear.others(formats),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
@@ -295,7 +241,7 @@ def _tensors(weight: Stored, format: str) -> Iterator[Stored]:
             reciprocal = 1 / blocks.tensor_scale_of(law)
             yield stored("weight_global_scale", (1,), torch.float32, Fill.constant(reciprocal))
     except ValueError as error:
-        raise type(error)(f"{name}: {error}") from None
+        raise type(error)(f"{name}: {error}; dtype= takes patterns, to leave it out") from None
     stream, block = fill.stream or source.name, FORMATS[format].block
     of_blocks = rows * columns // block
     data = Packed(fill, stream, source.shape, which.offset, format, False, of_blocks)

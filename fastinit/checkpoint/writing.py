@@ -140,10 +140,14 @@ def write(
             format; a pattern that matches nothing of its kind; a format that is not known; another
             model's (seed's, dtype's, plan's) shards in the directory, or damaged ones; with ``verify``
             it names the tensor in which the first wrong byte is. Ranks that differ in what shall be
-            written, or do not have every element of a parameter together.
+            written, or do not have every element of a parameter together. Formats, and experts that
+            transformers would read as other tensors.
         OSError: too little room on the disk, seen before anything is written; or what the system says.
         NotImplementedError, RuntimeError: a parameter that cannot be written. Other ranks get
             ``fastinit.base.ranks.RanksError``, which says what failed on which.
+
+    Warns:
+        UserWarning: experts in a format of which transformers does not read all scales.
     """
     begun, those = time.perf_counter(), Ranks.of(group, no_dist)
     with those.together("checkpoint.write"), ExitStack() as stack:

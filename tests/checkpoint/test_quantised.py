@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,25 @@ def test_a_block_is_made_once(tmp_path: Path, format: str, monkeypatch: pytest.M
     values = sum(math.prod(shape) for shape, _ in DRAWN.values())
     chunks = done.bytes // disk.CHUNK + 1
     assert values <= sum(made) <= values + 32 * chunks
+
+
+class Mixture(nn.Module):
+    """Experts in one parameter, which stays as it is, beside a layer in few bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ParameterDict({"up": nn.Parameter(torch.randn(4, 96, 64))})
+        self.embed = nn.ParameterDict({"class_token": nn.Parameter(torch.randn(1, 1, 96))})
+        self.embed["proj"] = nn.Linear(96, 96).weight
+        self.conv = nn.Conv1d(96, 96, 2)
+        self.up = nn.Linear(96, 96)
+
+
+def test_nobody_looks_for_layers_below_a_stack_of_matrices() -> None:
+    ignored = checkpoint.layout(recorded(Mixture), dtype="mxfp4").quantization["ignore"]
+    assert [name for name in ignored if re.match("re:.*exp", name)] == [r"re:experts\..*"]
+    assert not any(re.fullmatch(n.removeprefix("re:"), "up") for n in ignored)
+    assert not any("conv" in name for name in ignored)
 
 
 def test_what_the_directory_says_of_other_things_stays(tmp_path: Path) -> None:

@@ -107,18 +107,89 @@ def test_formats_by_pattern(tmp_path: Path, tied: bool) -> None:
         check(model, formats)
 
 
+def mixtral() -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    with deferred(SEED):
+        sizes = {**SIZES, "num_hidden_layers": 1, "num_local_experts": 2}
+        return MixtralForCausalLM(MixtralConfig(**sizes, initializer_range=STD))
+
+
+FUSED = "model.layers.0.mlp.experts.gate_up_proj"
+OF_VLLM = pytest.warns(
+    UserWarning, match=r"experts\.0\.w\d\.weight is an expert's .* which vLLM reads"
+)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        FLOAT8,
+        "mxfp4",
+        {"*self_attn*": FLOAT8, "*.experts.*": "mxfp4"},
+        {"*.experts.*": FLOAT8, "*self_attn*": "nvfp4"},
+        {"*self_attn*": "mxfp8", "*.experts.*.w3.*": "mxfp4", "*.experts.*": "mxfp4"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_experts_are_loaded(tmp_path: Path, dtype: Any, dequantize: bool) -> None:
+    from transformers import CompressedTensorsConfig, MixtralForCausalLM
+
+    checkpoint.write(mixtral(), tmp_path, dtype=dtype)
+    given = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
+    model, said = MixtralForCausalLM.from_pretrained(tmp_path, output_loading_info=True, **given)
+    assert not any(said.values()), said
+    assert model(torch.arange(8)[None]).logits.isfinite().all()
+    have = model.get_parameter(FUSED)
+    format = dtype if isinstance(dtype, str) else dtype["*.experts.*"]
+    want = values(FUSED, tuple(have.shape), format)
+    torch.testing.assert_close(have.float(), want, rtol=3 * 2.0**-8, atol=0.0)
+
+
+def test_formats_of_experts_that_transformers_does_not_read(tmp_path: Path) -> None:
+    """If this fails, it does now: ``_OF_VLLM`` and docs/low-precision.md have to follow."""
+    from transformers import MixtralForCausalLM
+
+    with OF_VLLM:
+        checkpoint.write(mixtral(), tmp_path / "nv", dtype="nvfp4")
+    have = MixtralForCausalLM.from_pretrained(tmp_path / "nv").get_parameter(FUSED).float()
+    want = values(FUSED, tuple(have.shape), "nvfp4")
+    assert have.std() > 1000 * want.std()
+    with OF_VLLM:
+        checkpoint.write(mixtral(), tmp_path / "mx", dtype="mxfp8")
+    with pytest.raises(RuntimeError, match="conversion of the weights"):
+        MixtralForCausalLM.from_pretrained(tmp_path / "mx")
+
+
+def test_experts_that_stay_in_one_parameter(tmp_path: Path) -> None:
+    from transformers import GptOssConfig, GptOssForCausalLM, Llama4ForCausalLM, Llama4TextConfig
+
+    sizes = {**SIZES, "num_hidden_layers": 1, "num_local_experts": 2, "head_dim": 16}
+    with deferred(SEED):
+        model = GptOssForCausalLM(GptOssConfig(**sizes))
+        llama4 = Llama4ForCausalLM(Llama4TextConfig(**sizes, intermediate_size_mlp=64))
+    written = checkpoint.write(model, tmp_path, dtype="mxfp4")
+    assert r"re:model\.layers\.0\.mlp\.experts\..*" in written.layout.quantization["ignore"]
+    _, said = GptOssForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(said.values()), said
+    with pytest.raises(
+        ValueError, match=r"feed_forward\.experts: transformers reads a linear layer"
+    ):
+        checkpoint.write(llama4, tmp_path / "llama4", dtype="mxfp4")
+    assert not (tmp_path / "llama4").exists()
+    checkpoint.write(llama4, tmp_path / "llama4", dtype={"*": torch.bfloat16})
+
+
+@pytest.mark.filterwarnings("ignore:.*which vLLM reads")
 @pytest.mark.parametrize("format", SCHEMES)
 def test_experts_are_unpacked_one_by_one(tmp_path: Path, format: str) -> None:
     """Mixtral's, of which a class holds one parameter and a file has linear layers."""
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
     from safetensors.torch import load_file
-    from transformers import MixtralConfig, MixtralForCausalLM
 
-    with deferred(SEED):
-        sizes = {**SIZES, "num_hidden_layers": 1, "num_local_experts": 2}
-        model = MixtralForCausalLM(MixtralConfig(**sizes, initializer_range=STD))
-    written = checkpoint.write(model, tmp_path, dtype=format)
+    written = checkpoint.write(mixtral(), tmp_path, dtype=format)
     config = QuantizationConfig.model_validate(written.layout.quantization)
     assert (
         "model.layers.0.block_sparse_moe.gate" in config.ignore
@@ -126,8 +197,7 @@ def test_experts_are_unpacked_one_by_one(tmp_path: Path, format: str) -> None:
     scheme = config.config_groups["group_0"]
     compressor = BaseCompressor.get_value_from_registry(scheme.format)
     there = load_file(tmp_path / "model.safetensors")
-    fused = "model.layers.0.mlp.experts.gate_up_proj"
-    want = values(fused, (2, 2 * 128, 64), format)
+    want = values(FUSED, (2, 2 * 128, 64), format)
     for expert in range(2):
         for place, name in enumerate(("w1", "w3")):
             prefix = f"model.layers.0.block_sparse_moe.experts.{expert}.{name}."
