@@ -48,8 +48,9 @@ def master_(
     Args:
         shards: float32 tensors (of float64 the same values, widened) on any device, that have memory: a
             map from the plan's names, or pairs of a tensor and the :class:`fastinit.Part` that it is,
-            with its parameter's name. DTensors say themselves what they hold. They need not be all of
-            the plan's, and may be several parts of one. Of tied parameters any name will do.
+            with its parameter's name. DTensors say themselves what they hold; other tensors without a
+            Part are whole parameters, of whatever shape, as plans say none. They need not be all of the
+            plan's, and may be several parts of one. Of tied parameters any name will do.
         plan: what the parameters are, as it was applied to them.
         parts: of a map's plain tensors that are parts of the plan's parameters: a map of names to Parts,
             or a function of name and tensor, as of :meth:`fastinit.Plan.apply_`.
@@ -61,7 +62,8 @@ def master_(
     Raises:
         ValueError: names that the plan lacks (all are listed), tensors of another dtype than float32 or
             float64, or on meta; a Part of another shape than its tensor's.
-        TypeError: ``plan`` is no Plan, what is written no tensor, a Part without a name in a pair.
+        TypeError: ``plan`` is no Plan, ``shards`` neither map nor pairs, what is written no tensor, a
+            Part without a name in a pair.
         RuntimeError: ranks with DTensors on one mesh write different plans, or one of them failed.
         NotImplementedError, RuntimeError: as :meth:`fastinit.Plan.apply_`.
 
@@ -74,6 +76,11 @@ def master_(
     >>> torch.equal(masters["weight"].bfloat16(), layer.weight)
     True
     """
+    if not isinstance(shards, Iterable):
+        kind = type(shards).__name__
+        raise TypeError(
+            f"shards must be tensors by names, or pairs of tensor and Part, but got {kind}"
+        )
     pairs = list(shards.items() if isinstance(shards, Mapping) else shards)
     found = (each for pair in pairs if isinstance(pair, (tuple, list)) for each in pair)
     meshes = [tensor.device_mesh for tensor in found if shard.is_dtensor(tensor)]

@@ -202,8 +202,10 @@ class Plan(html.InNotebooks, Mapping[str, Fill | Computed]):
                 ``param_dtype`` whatever it is, and wants one dtype within each module that it shards.
             storage: of parameters on meta, by patterns of names as in ``only``, of which the first that
                 matches counts: a floating-point dtype, or "mxfp8", "mxfp8_e5m2", "mxfp4" or "nvfp4" for
-                weights of ``torch.nn.Linear``. These become tensors of torchao's, which has to be there,
-                and need no gradient; ``dtype`` is then that in which they take part in computations.
+                weights of ``torch.nn.Linear`` and of experts that transformers holds in one parameter,
+                [expert, out, in], and uses one by one (``set_experts_implementation("eager")``). These
+                become tensors of torchao's, which has to be there, and need no gradient; ``dtype`` is
+                then that in which they take part in computations.
                 Parameters with memory have to be stored so already.
             only: shell-style patterns (or names) of parameters and buffers, one or several; ``*``
                 matches dots too. What none matches is left alone, and may be on meta, unwritable or

@@ -3,7 +3,8 @@
 One rule for parameters in memory (``storage=`` of :meth:`fastinit.Plan.apply_` and
 :func:`fastinit.materialize_`) and in files (``dtype=`` of :func:`fastinit.checkpoint.write`): of the
 patterns that a name has, the first counts. A dtype is for any floating-point parameter; a format, which
-has packed values and scales, for the weights of linear layers, as nothing else computes with them.
+has packed values and scales, for the weights of linear layers and experts, as nothing else computes with
+them.
 """
 
 from __future__ import annotations
@@ -77,7 +78,14 @@ class Storage:
             fits = [names for names in parameters if is_any or names[0] in linear]
             if idle := choice.idle([*(name for names in fits for name in names), *elsewhere]):
                 kind = "floating-point parameter" if is_any else "linear weight"
-                raise ValueError(f"{self._argument}: no {kind} matches {listing('pattern', idle)}")
+                said = f"{self._argument}: no {kind} matches {listing('pattern', idle)}"
+                left = [names for names in parameters if names[0] not in linear and not is_any]
+                if others := [names[0] for names in left if any(name in choice for name in names)]:
+                    said += (
+                        f"; {listing('parameter', others)} would, but formats are for what only "
+                    )
+                    said += "a torch.nn.Linear has, and for experts that are used one by one"
+                raise ValueError(said)
             for names in fits:
                 if any(name in choice for name in names):
                     found.setdefault(names[0], its)
@@ -115,6 +123,17 @@ def is_linear(module: nn.Module) -> bool:
     )
 
 
+def has_experts(module: nn.Module) -> bool:
+    """Whether parameters of three dimensions are matrices [expert, out, in], used one by one.
+
+    Mixtures say so themselves: how matrices lie, and by which implementation they are multiplied. The
+    one called eager takes each by its index, which torchao's packed tensors have an operator for. The
+    others transpose or gather all of them, for which they have none.
+    """
+    by = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    return getattr(module, "is_transposed", None) is False and by == "eager"
+
+
 def stored_as(
     formats: Formats | None,
     model: Model,
@@ -137,8 +156,10 @@ def stored_as(
     linear: set[int] = set()
     others: set[int] = set()
     for _, _, module in walk.modules:
-        for key, parameter in module._parameters.items():
-            (linear if key == "weight" and is_linear(module) else others).add(id(parameter))
+        weighs, mixes = is_linear(module), has_experts(module)
+        for key, its in module._parameters.items():
+            is_one = (weighs and key == "weight") or (mixes and its is not None and its.dim() == 3)
+            (linear if is_one else others).add(id(its))
     floating = [(names, id(its)) for names, its in parameters if its.is_floating_point()]
     weights = {names[0] for names, its in floating if its in linear - others}
     found = storage.of([names for names, _ in floating], weights, elsewhere)

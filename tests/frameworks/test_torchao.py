@@ -157,6 +157,38 @@ def test_parameters_on_meta_become_packed_ones(format: str, write: Any, dtype: A
     assert again[0].weight.dequantize(torch.float32).equal(want.values())
 
 
+@pytest.mark.parametrize("format", BLOCKS)
+def test_experts_become_packed_where_they_are_used_one_by_one(format: str) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def net() -> Any:
+        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+        sizes |= {"num_hidden_layers": 1, "vocab_size": 96, "num_local_experts": 3}
+        sizes["num_key_value_heads"] = 2
+        with deferred(seed=3):
+            return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes))
+
+    storage = {"*.experts.*": format, "*": torch.bfloat16}
+    refused = net()  # which multiplies them all at once
+    with pytest.raises(
+        ValueError, match=r"no linear weight .*down_proj would, but .*used one by one"
+    ):
+        materialize_(refused, storage=storage)
+    assert all(parameter.is_meta for parameter in refused.parameters())
+    packed, plain = net(), materialize_(net(), dtype=torch.bfloat16)
+    for model in packed, plain:
+        model.set_experts_implementation("eager")
+    materialize_(packed, dtype=torch.bfloat16, storage=storage)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    weight = packed.get_parameter(name)
+    want = init.normal_(Blocks.empty((3, 192, 64), format), std=0.02, seed=3, name=name)
+    assert weight.dequantize(torch.float32).equal(want.values())
+    x = torch.arange(8)[None]
+    out, like = packed(x).logits, plain(x).logits
+    assert out.isfinite().all()
+    assert 0 < (out - like).norm() < 0.1 * like.norm()  # experts add little to what they get
+
+
 @pytest.mark.parametrize("write", [planned, materialize_])
 def test_what_cannot_be_packed_is_refused_before_anything_is_written(write: Any) -> None:
     def net(orthogonal: bool = False, view: bool = False) -> torch.nn.Module:

@@ -112,6 +112,8 @@ def test_what_is_no_master_is_refused_before_anything_is_written(
 def test_arguments_of_other_kinds_are_refused() -> None:
     with pytest.raises(TypeError, match="plan must be"):
         fastinit.master_(blank(), FILLS)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="shards must be tensors by names, or pairs"):
+        fastinit.master_(7, PLAN)  # type: ignore[type-var]
     with pytest.raises(TypeError, match="needs its parameter's name"):
         fastinit.master_([(torch.empty(8, 16), Part((8, 16)))], PLAN)
     with pytest.raises(ValueError, match="parts has tensor absent that shards lacks"):
