@@ -13,6 +13,9 @@ Environment variables:
     ARCHFLAGS            on macOS, "-arch arm64" or "-arch x86_64" (default: this Python's machine); not
                          both, of which pip needs two wheels.
     CMAKE_ARGS           further arguments for CMake, as scikit-build has them.
+    FASTINIT_ADDRESS     where the repository is public, as in "https://github.com/owner/fastinit": links
+                         of the description that an index shows lead there, to the version's tag, and the
+                         project has URLs. Without it (default) what they link is text.
 """
 
 from __future__ import annotations
@@ -104,6 +107,39 @@ def why_pure() -> str:
     if compiler() is None:
         return f"no C++ compiler ({' or '.join(COMPILERS)}) when fastinit was installed"
     return ""
+
+
+def address() -> str:
+    """The repository's public address; empty if it has none."""
+    value = os.environ.get("FASTINIT_ADDRESS", "")
+    if value and not re.fullmatch(r"https://[\w.-]+(/[\w.-]+)+", value):
+        raise SystemExit(
+            "FASTINIT_ADDRESS must be a repository's, such as https://github.com/owner/fastinit, "
+            f"but got {value!r}"
+        )
+    return value
+
+
+def description(version: str) -> str:
+    """The README for an index page, on which nothing lies beside it."""
+    files = f"{address()}/blob/v{version}/" if address() else ""
+
+    def link(found: re.Match[str]) -> str:
+        text, target = found.groups()
+        if re.match(r"[a-z]+:|#", target):
+            return found[0]
+        return f"[{text}]({files}{target})" if files else text
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"(?<!!)\[([^\[\]]+)\]\(([^()\s]+)\)", link, readme)
+
+
+def urls() -> dict[str, str]:
+    """The project's, on an index page."""
+    if not address():
+        return {}
+    pages = {"Documentation": "/tree/HEAD/docs", "Changelog": "/blob/HEAD/CHANGELOG.md"}
+    return {"Source": address(), **{name: address() + page for name, page in pages.items()}}
 
 
 def local_version() -> str:
@@ -214,10 +250,15 @@ class EggInfo(egg_info):
 
     def finalize_options(self) -> None:
         self.tag_build = local_version()
+        about = self.distribution.metadata
+        about.long_description = description(about.version)
         super().finalize_options()
 
 
 setup(
+    long_description=" ",  # EggInfo knows the version
+    long_description_content_type="text/markdown",
+    project_urls=urls(),
     ext_modules=[CMakeExtension("fastinit._native")],
     cmdclass={"build_ext": BuildExt, "build_py": BuildPy, "egg_info": EggInfo},
 )

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from email import message_from_string
 from importlib import metadata
 from pathlib import Path
 
@@ -181,6 +182,34 @@ def version_of(tmp_path: Path, *commands: str, **variables: str) -> str:
     assert result.returncode == 0, result.stderr
     [about] = tmp_path.glob("*.egg-info/PKG-INFO")
     return re.search(r"^Version: (.*)$", about.read_text(), re.MULTILINE)[1]
+
+
+@pytest.mark.parametrize("where", ["", "https://example.org/owner/fastinit"])
+def test_no_link_of_the_description_leads_to_a_place_beside_it(where, tmp_path):
+    result = setup("egg_info", "--egg-base", str(tmp_path), FASTINIT_ADDRESS=where)
+    assert result.returncode == 0, result.stderr
+    [about] = tmp_path.glob("*/PKG-INFO")
+    known = message_from_string(about.read_text(encoding="utf-8"))
+    text, version = known.get_payload(), known["Version"].partition("+")[0]
+    assert known["Description-Content-Type"] == "text/markdown"
+    assert text.strip().startswith("# fastinit")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    readme = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(readme) > 15
+    assert links == ([f"{where}/blob/v{version}/{link}" for link in readme] if where else [])
+    assert [
+        url.partition(", ")[2].startswith(where) for url in known.get_all("Project-URL", [])
+    ] == ([True] * 3 if where else [])
+
+
+@pytest.mark.parametrize(
+    "where", ["github.com/owner/fastinit", "https://example.org", "http://x/y", "a b"]
+)
+def test_an_address_that_is_none_is_refused(where):
+    result = setup("--version", FASTINIT_ADDRESS=where)
+    assert result.returncode != 0
+    assert "FASTINIT_ADDRESS must be a repository's" in result.stderr
+    assert repr(where) in result.stderr
 
 
 def test_the_version_says_that_nothing_was_built(tmp_path):
