@@ -87,6 +87,11 @@ class Line(NamedTuple):
     bounds: tuple[float | None, ...] = (None,) * len(CORES)
     reached: float | None = None
 
+    @property
+    def family(self) -> str:
+        """The compiler, of any version: of two of them a loop's instructions are other ones."""
+        return self.compiler.partition(" ")[0]
+
 
 def missing() -> str:
     """Why nothing can be cross-compiled here; empty if it can."""
@@ -386,12 +391,18 @@ def recorded() -> list[Line]:
     return lines
 
 
+def strangers(lines: Sequence[Line]) -> set[str]:
+    """Compilers with which the ledger was never made: nothing was before that could have risen."""
+    known = {(line.family, line.build) for line in recorded()}
+    return {line.compiler for line in lines if (line.family, line.build) not in known}
+
+
 def risen(lines: Sequence[Line]) -> list[str]:
-    """What takes more instructions than the ledger has; of another compiler, a tenth more."""
-    kept = {line[1:4]: line for line in recorded()}
+    """What takes more instructions than the ledger has; of another version of the compiler, a tenth."""
+    kept = {(line.family, *line[1:4]): line for line in recorded()}
     found = []
     for line in lines:
-        before = kept.get(line[1:4])
+        before = kept.get((line.family, *line[1:4]))
         more = 1.0 if before and before.compiler == line.compiler else 1.1
         if before is None or line.instructions > more * before.instructions:
             found.append(f"{line}, before: {before}")
@@ -399,11 +410,13 @@ def risen(lines: Sequence[Line]) -> list[str]:
 
 
 def save(lines: Sequence[Line]) -> None:
-    """Write the ledger."""
+    """Write the ledger; what it has of other compilers stays."""
+    made = {(line.family, line.build) for line in lines}
+    others = [line for line in recorded() if (line.family, line.build) not in made]
     with LEDGER.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*Line._fields[:5], *CORES, "reached"])
-        writer.writerows([*line[:5], *line.bounds, line.reached] for line in lines)
+        writer.writerows([*line[:5], *line.bounds, line.reached] for line in [*lines, *others])
 
 
 def main() -> None:

@@ -33,6 +33,10 @@ def test_no_loop_takes_more_than_before() -> None:
         if law != "moments" or not dtype.startswith("float8")
     }
     assert {line[1:4] for line in lines} == wanted
+    if unknown := asm.strangers(lines):
+        pytest.skip(
+            f"the ledger has no lines of {unknown}: python -m benchmarks.asm --save adds them"
+        )
     assert not asm.risen(lines)
 
 

@@ -159,6 +159,10 @@ def lines(built: Path) -> list[asm.Line]:
 def test_no_loop_takes_more_than_before(lines: list[asm.Line]) -> None:
     wanted = {(name, law) for name in ISAS for law in (*asm.LAWS, "moments")}
     assert {(line.build, line.law) for line in lines if line.dtype == "float32"} == wanted
+    if unknown := asm.strangers(lines):
+        pytest.skip(
+            f"the ledger has no lines of {unknown}: python -m benchmarks.asm --save adds them"
+        )
     assert not asm.risen(lines)
 
 
@@ -167,7 +171,8 @@ def test_no_loop_takes_more_than_was_asked(lines: list[asm.Line]) -> None:
     found = {line[1:4]: line.instructions for line in lines}
     for law, most in ASKED.items():
         assert found["neon_sha3", law, "float32"] <= most, law
-    avx2 = {line[2:4]: line.instructions for line in asm.recorded() if line.build == "avx2"}
+    kept = [line for line in asm.recorded() if line.family == lines[0].family]
+    avx2 = {line[2:4]: line.instructions for line in kept if line.build == "avx2"}
     for dtype in ("float32", "float16", "bfloat16"):  # registers are half as wide
         assert found["neon", "moments", dtype] <= 1.3 * 2 * avx2["moments", dtype], dtype
 
