@@ -302,7 +302,7 @@ def _cycles(core: Core, loop: Sequence[str]) -> float:
 
 # --- what is reached --------------------------------------------------------------------------------
 
-CLOCK = """
+CLOCK = r"""
 #include <stdio.h>
 #include <time.h>
 int main() {  // 8 additions, each of the last one's sum: 8 cycles

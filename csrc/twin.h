@@ -4,6 +4,13 @@
 #pragma once
 #include <stdint.h>
 
+// Stores two groups that are neighbours. A lane may have a way of its own.
+template <class L, class T>
+FASTINIT_FN void store_two(L, T* to, const typename L::F* a, const typename L::F* b) {
+  L::store(to, a);
+  L::store(to + 4 * L::BLOCKS, b);
+}
+
 template <class L>
 struct Twin {
   struct U {
@@ -119,7 +126,6 @@ struct Twin {
   FASTINIT_FN void store(T* to, const F v[VECTORS]) {
     typename L::F a[VECTORS], b[VECTORS];
     for (int i = 0; i < VECTORS; ++i) a[i] = v[i].a, b[i] = v[i].b;
-    L::store(to, a);
-    L::store(to + 4 * L::BLOCKS, b);
+    store_two(L(), to, a, b);
   }
 };

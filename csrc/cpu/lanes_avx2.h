@@ -91,67 +91,87 @@ struct Avx2Lane {
   FASTINIT_FN U even_odd(W even, W odd) {
     return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
   }
-  FASTINIT_FN void in_order(const W w[4], U out[2]) {
-    U first = even_odd(w[0], w[1]), second = even_odd(w[2], w[3]);
-    out[0] = _mm256_unpacklo_epi64(first, second);
-    out[1] = _mm256_unpackhi_epi64(first, second);
+  // Even elements of two blocks and odd ones in turn: the stores put them in order.
+  FASTINIT_FN void pairs(const W w[4], U even[1], U odd[1]) {
+    even[0] = even_odd(w[0], w[2]);
+    odd[0] = even_odd(w[1], w[3]);
   }
-  FASTINIT_FN void pairs(const W w[4], U radius[1], U angle[1]) {
-    radius[0] = even_odd(w[0], w[2]);
-    angle[0] = even_odd(w[1], w[3]);
+  FASTINIT_FN void in_order(const W w[4], U out[2]) { pairs(w, out, out + 1); }
+  FASTINIT_FN void zip(const F z[2], F out[2]) { out[0] = z[0], out[1] = z[1]; }
+  FASTINIT_FN void ordered(const F v[2], F out[2]) {
+    out[0] = _mm256_unpacklo_ps(v[0], v[1]);
+    out[1] = _mm256_unpackhi_ps(v[0], v[1]);
   }
-  FASTINIT_FN void zip(const F z[2], F out[2]) {
-    out[0] = _mm256_unpacklo_ps(z[0], z[1]);
-    out[1] = _mm256_unpackhi_ps(z[0], z[1]);
-  }
+  // The lower or upper halves of even words and odd ones in turn: of blocks 0, 2, 1 and 3.
+  FASTINIT_FN U lower(U even, U odd) { return _mm256_blend_epi16(even, shl<16>(odd), 0xAA); }
+  FASTINIT_FN U upper(U even, U odd) { return _mm256_blend_epi16(shr<16>(even), odd, 0xAA); }
 
   FASTINIT_FN void store(float* to, const F v[2]) {
-    _mm256_storeu_ps(to, v[0]);
-    _mm256_storeu_ps(to + 8, v[1]);
+    F in[2];
+    ordered(v, in);
+    _mm256_storeu_ps(to, in[0]);
+    _mm256_storeu_ps(to + 8, in[1]);
   }
   FASTINIT_FN void store(double* to, const F v[2]) {
+    F in[2];
+    ordered(v, in);
     for (int i = 0; i < 2; ++i) {
-      _mm256_storeu_pd(to + 8 * i, _mm256_cvtps_pd(_mm256_castps256_ps128(v[i])));
-      _mm256_storeu_pd(to + 8 * i + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(v[i], 1)));
+      _mm256_storeu_pd(to + 8 * i, _mm256_cvtps_pd(_mm256_castps256_ps128(in[i])));
+      _mm256_storeu_pd(to + 8 * i + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(in[i], 1)));
     }
   }
   FASTINIT_FN void store(Float16* to, const F v[2]) {
+    F in[2];
+    ordered(v, in);
     for (int i = 0; i < 2; ++i)
-      _mm_storeu_si128((__m128i*)(to + 8 * i), _mm256_cvtps_ph(v[i], _MM_FROUND_TO_NEAREST_INT));
+      _mm_storeu_si128((__m128i*)(to + 8 * i), _mm256_cvtps_ph(in[i], _MM_FROUND_TO_NEAREST_INT));
+  }
+  FASTINIT_FN U bfloat16(F v) {  // in the upper half
+    U odd = _mm256_and_si256(shr<16>(bits(v)), word(1));
+    return _mm256_add_epi32(_mm256_add_epi32(bits(v), word(0x7fff)), odd);
   }
   FASTINIT_FN void store(Bfloat16* to, const F v[2]) {
-    U rounded[2];
-    for (int i = 0; i < 2; ++i) {
-      U odd = _mm256_and_si256(_mm256_srli_epi32(bits(v[i]), 16), word(1));
-      rounded[i] =
-          _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits(v[i]), word(0x7fff)), odd), 16);
-    }
-    U packed = _mm256_packus_epi32(rounded[0], rounded[1]);
-    _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(packed, 0xD8));
+    U both = upper(bfloat16(v[0]), bfloat16(v[1]));
+    _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(both, 0xD8));
   }
+  // Added to its own power of two, but not to less than To's least, a magnitude is rounded to nearest even and
+  // stands in the last bits if its last one there is To's. With the exponent this gives To's bits.
   template <class To>  // one of Float8
-  FASTINIT_FN U float8(F v) {
-    U magnitude = _mm256_and_si256(bits(v), word(0x7fffffffu));
-    U small = _mm256_sub_epi32(bits(add(from_bits(magnitude), from_bits(word(To::MAGIC)))),
-                               word(To::MAGIC));
-    U odd = _mm256_and_si256(shr<To::DROPPED>(magnitude), word(1));
-    U large =
-        shr<To::DROPPED>(_mm256_add_epi32(_mm256_sub_epi32(magnitude, word(To::REBIAS)), odd));
-    U is_small = _mm256_cmpgt_epi32(word(To::LEAST_NORMAL), magnitude);
-    U h = _mm256_min_epu32(_mm256_blendv_epi8(large, small, is_small), word(To::LARGEST));
-    U sign = _mm256_and_si256(shr<24>(bits(v)), word(0x80));
-    if (To::ONE_ZERO) sign = _mm256_andnot_si256(_mm256_cmpeq_epi32(h, word(0)), sign);
-    return _mm256_or_si256(h, sign);
+  FASTINIT_FN U float8(const F v[2], U upper_halves) {
+    U least = _mm256_set1_epi16(To::LEAST_NORMAL >> 16);
+    U power = _mm256_max_epi16(_mm256_and_si256(upper_halves, _mm256_set1_epi16(0x7f80)), least);
+    F down = set(TWO_TO_MINUS<To::DROPPED>), size = from_bits(word(0x7fffffffu));
+    F even = fma(_mm256_and_ps(v[0], size), down, from_bits(shl<16>(power)));
+    F odd =
+        fma(_mm256_and_ps(v[1], size), down, from_bits(_mm256_and_si256(power, word(0xffff0000u))));
+    U more = _mm256_set1_epi16(To::LEAST_NORMAL >> To::DROPPED);
+    U exponent = _mm256_srli_epi16(power, To::DROPPED - 16);
+    return _mm256_sub_epi16(_mm256_add_epi16(lower(bits(even), bits(odd)), exponent), more);
+  }
+  template <class To>
+  FASTINIT_FN U float8(const F a[2], const F b[2]) {
+    U as = upper(bits(a[0]), bits(a[1])), bs = upper(bits(b[0]), bits(b[1]));
+    U h = _mm256_packus_epi16(float8<To>(a, as), float8<To>(b, bs));
+    h = _mm256_min_epu8(h, _mm256_set1_epi8(To::LARGEST));
+    U sign = _mm256_and_si256(_mm256_packs_epi16(as, bs), _mm256_set1_epi8((char)0x80));
+    if (To::ONE_ZERO) sign = _mm256_andnot_si256(_mm256_cmpeq_epi8(h, word(0)), sign);
+    return _mm256_permutevar8x32_epi32(_mm256_or_si256(h, sign),
+                                       _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
   template <int M, int BIAS, bool ONE_ZERO>
   FASTINIT_FN void store(Float8<M, BIAS, ONE_ZERO>* to, const F v[2]) {
     typedef Float8<M, BIAS, ONE_ZERO> To;
-    U packed = _mm256_packus_epi32(float8<To>(v[0]), float8<To>(v[1]));  // in halves of each
-    packed = _mm256_permute4x64_epi64(packed, 0xD8);
-    _mm_storeu_si128((__m128i*)to, _mm_packus_epi16(_mm256_castsi256_si128(packed),
-                                                    _mm256_extracti128_si256(packed, 1)));
+    _mm_storeu_si128((__m128i*)to, _mm256_castsi256_si128(float8<To>(v, v)));
   }
 };
+
+// Bytes of two groups fill a vector.
+template <int M, int BIAS, bool ONE_ZERO>
+FASTINIT_FN void store_two(Avx2Lane, Float8<M, BIAS, ONE_ZERO>* to, const Avx2Lane::F a[2],
+                           const Avx2Lane::F b[2]) {
+  typedef Float8<M, BIAS, ONE_ZERO> To;
+  _mm256_storeu_si256((__m256i*)to, Avx2Lane::float8<To>(a, b));
+}
 
 #ifndef __clang__  // which puts all of them in an order of its own
 // Lanes in lock step take a round in turn: the words of four and their products at once are more than there

@@ -38,6 +38,8 @@ struct Avx512Lane {
   FASTINIT_FN F sqrt(F a) { return _mm512_sqrt_ps(a); }
   FASTINIT_FN F min(F a, F b) { return _mm512_min_ps(a, b); }
   FASTINIT_FN F max(F a, F b) { return _mm512_max_ps(a, b); }
+  FASTINIT_FN U bits(F a) { return _mm512_castps_si512(a); }
+  FASTINIT_FN F from_bits(U a) { return _mm512_castsi512_ps(a); }
   FASTINIT_FN F from_int(U a) { return _mm512_cvtepi32_ps(a); }
   template <int N>
   FASTINIT_FN F from_fixed(U a) {
@@ -58,7 +60,7 @@ struct Avx512Lane {
   }
   FASTINIT_FN U xor_bits(U a, uint32_t b) { return _mm512_xor_si512(a, _mm512_set1_epi32(b)); }
   FASTINIT_FN __mmask16 positive(F a) {
-    return _mm512_testn_epi32_mask(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN));
+    return _mm512_testn_epi32_mask(bits(a), _mm512_set1_epi32(INT32_MIN));
   }
   FASTINIT_FN U not_unless_negative(U a, F sign) {
     return _mm512_mask_xor_epi32(a, positive(sign), a, _mm512_set1_epi32(-1));
@@ -76,8 +78,7 @@ struct Avx512Lane {
     return Step::template needed<Avx512Lane>(a) ? Step::template of<Avx512Lane>(a, b, c) : c;
   }
   FASTINIT_FN F with_sign(F a, U word) {  // a ^ (word & sign bit)
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(a), word,
-                                                         _mm512_set1_epi32(INT32_MIN), 0x78));
+    return from_bits(_mm512_ternarylogic_epi32(bits(a), word, _mm512_set1_epi32(INT32_MIN), 0x78));
   }
   FASTINIT_FN F mantissa(F a) {
     return _mm512_getmant_ps(a, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_zero);
@@ -121,36 +122,45 @@ struct Avx512Lane {
       _mm256_storeu_si256((__m256i*)(to + 16 * i),
                           _mm512_cvtps_ph(v[i], _MM_FROUND_TO_NEAREST_INT));
   }
+  // The lower (0) or upper (1) halves of words.
+  template <int HALF>
+  FASTINIT_FN U halves(const U v[2]) {
+    const U from = _mm512_set_epi16(
+        62 + HALF, 60 + HALF, 58 + HALF, 56 + HALF, 54 + HALF, 52 + HALF, 50 + HALF, 48 + HALF,
+        46 + HALF, 44 + HALF, 42 + HALF, 40 + HALF, 38 + HALF, 36 + HALF, 34 + HALF, 32 + HALF,
+        30 + HALF, 28 + HALF, 26 + HALF, 24 + HALF, 22 + HALF, 20 + HALF, 18 + HALF, 16 + HALF,
+        14 + HALF, 12 + HALF, 10 + HALF, 8 + HALF, 6 + HALF, 4 + HALF, 2 + HALF, HALF);
+    return _mm512_permutex2var_epi16(v[0], from, v[1]);
+  }
+  FASTINIT_FN U bfloat16(F v) {  // in the upper half
+    U odd = _mm512_and_si512(shr<16>(bits(v)), word(1));
+    return _mm512_add_epi32(_mm512_add_epi32(bits(v), word(0x7fff)), odd);
+  }
   FASTINIT_FN void store(Bfloat16* to, const F v[2]) {
-    U rounded[2];  // in the upper halves
-    for (int i = 0; i < 2; ++i) {
-      U b = _mm512_castps_si512(v[i]);
-      U odd = _mm512_and_si512(_mm512_srli_epi32(b, 16), word(1));
-      rounded[i] = _mm512_add_epi32(_mm512_add_epi32(b, word(0x7fff)), odd);
-    }
-    const U upper = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33,
-                                     31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(rounded[0], upper, rounded[1]));
+    const U rounded[2] = {bfloat16(v[0]), bfloat16(v[1])};
+    _mm512_storeu_si512(to, halves<1>(rounded));
+  }
+  // Added to its own power of two, but not to less than To's least, a value is rounded to nearest even and stands
+  // in the last bits if its last one there is To's. With sign and exponent: To's bits, in the lower half.
+  template <class To>  // one of Float8
+  FASTINIT_FN U float8(F v) {
+    constexpr int LARGER = 3;  // of two magnitudes, with the first one's sign
+    F power = _mm512_and_ps(v, from_bits(word(0xff800000u)));
+    U b = bits(_mm512_range_ps(power, from_bits(word(To::LEAST_NORMAL)), LARGER));
+    U more = _mm512_add_epi32(b, shr<To::DROPPED>(b));
+    return bits(fma(v, set(TWO_TO_MINUS<To::DROPPED>), from_bits(more)));
   }
   template <int M, int BIAS, bool ONE_ZERO>
   FASTINIT_FN void store(Float8<M, BIAS, ONE_ZERO>* to, const F v[2]) {
     typedef Float8<M, BIAS, ONE_ZERO> To;
-    for (int i = 0; i < 2; ++i) {
-      U b = _mm512_castps_si512(v[i]), magnitude = _mm512_and_si512(b, word(0x7fffffffu));
-      F magic = _mm512_castsi512_ps(word(To::MAGIC));
-      U small = _mm512_sub_epi32(
-          _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(magnitude), magic)),
-          word(To::MAGIC));
-      U odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, To::DROPPED), word(1));
-      U large = _mm512_srli_epi32(
-          _mm512_add_epi32(_mm512_sub_epi32(magnitude, word(To::REBIAS)), odd), To::DROPPED);
-      U h = _mm512_mask_mov_epi32(large, _mm512_cmplt_epu32_mask(magnitude, word(To::LEAST_NORMAL)),
-                                  small);
-      h = _mm512_min_epu32(h, word(To::LARGEST));
-      U sign = _mm512_and_si512(_mm512_srli_epi32(b, 24), word(0x80));
-      __mmask16 signs = To::ONE_ZERO ? _mm512_test_epi32_mask(h, h) : (__mmask16)0xffff;
-      h = _mm512_mask_or_epi32(h, signs, h, sign);
-      _mm_storeu_si128((__m128i*)(to + 16 * i), _mm512_cvtepi32_epi8(h));
-    }
+    const U more = _mm512_set1_epi16(To::LEAST_NORMAL >> To::DROPPED);
+    const U rounded[2] = {float8<To>(v[0]), float8<To>(v[1])};
+    const U both = _mm512_sub_epi16(halves<0>(rounded), more);
+    U h = _mm512_and_si512(both, _mm512_set1_epi16((1 << (8 + M)) - 1));
+    h = _mm512_min_epu16(h, _mm512_set1_epi16(To::LARGEST));
+    U sign = _mm512_srli_epi16(both, 1 + M);
+    if (To::ONE_ZERO) sign = _mm512_maskz_mov_epi16(_mm512_test_epi16_mask(h, h), sign);
+    h = _mm512_ternarylogic_epi32(h, sign, _mm512_set1_epi16(0x80), 0xF8);  // h | (sign & 0x80)
+    _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi16_epi8(h));
   }
 };
