@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of which the median counts (15)")
     parser.add_argument("--out", type=Path, help="write the results to this folder, as JSON")
     options = parser.parse_args()
+    about = machine()
     torch.set_num_threads(1)
     timings = race(contenders(options.side), options.rounds, cpu_clock)
     base, count = timings["bfloat16"].median, options.side**2
@@ -52,7 +53,6 @@ def main() -> None:
     for name, timing in timings.items():
         each = timing.median / count * 1e9
         rows.append([name, f"{each:.3f} ±{timing.spread:.0%}", f"{timing.median / base:.2f}"])
-    about = machine()
     print(about["cpu"])
     print(table(rows, "<>>"))
     if options.out:

@@ -226,7 +226,7 @@ def low_precision() -> list[str]:
     return [
         *lines,
         "",
-        f"`python -m benchmarks.low_precision` on {_where(results['machine'])}, one of them at work: "
+        f"`python -m benchmarks.low_precision` on {_where(results['machine'])}, one thread: "
         f"{side:,} x {side:,} values, median of {results['rounds']} rounds in turns.",
     ]
 
