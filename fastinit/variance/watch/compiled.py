@@ -129,25 +129,33 @@ class Account:
             clock: [1], how many layers have begun; of gradients, None.
             dim: x's dimension of units, if there are extremes of them.
         """
-        counts, extremes, on_cpu = self.counts, self.extremes, x.device.type == "cpu"
-        is_first = on_cpu and counts[CALLS].item() == 0
-        self.raw.copy_(new if is_first else merged(self.raw, new))
+        counts, extremes = self.counts, self.extremes
+        known = counts.tolist() if counts.device.type == "cpu" else None
+        self.raw.copy_(merged(self.raw, new) if known is None or known[CALLS] else new)
+        alive = known is not None and known[ALIVE] == 1
+        units = Units(gradient, extremes[0], extremes[1], alive=alive)
         if extremes.shape[1]:
-            alive = on_cpu and counts[ALIVE].item() == 1
-            units = Units(gradient, extremes[0], extremes[1], alive=alive)
             units.add(x, dim)
-            counts[VALUES] += units.values
-            if units.alive:
-                counts[ALIVE] = 1
-            else:
+            if not units.alive:
                 assert units.high is not None
                 assert units.low is not None
                 extremes[0].copy_(units.high)
                 extremes[1].copy_(units.low)
         if clock is not None:
             clock += 1
-            counts[FIRST] = torch.where(counts[CALLS] > 0, counts[FIRST], clock[0])
-        counts[CALLS] += 1
+        if known is None:
+            if clock is not None:
+                counts[FIRST] = torch.where(counts[CALLS] > 0, counts[FIRST], clock[0])
+            counts[CALLS] += 1
+            counts[VALUES] += units.values
+            return
+        if clock is not None and not known[CALLS]:
+            known[FIRST] = clock.item()
+        known[CALLS] += 1
+        known[VALUES] += units.values
+        known[ALIVE] = float(units.alive)
+        # At once, as each operator here takes longer than what it computes.
+        counts.copy_(torch.tensor(known, dtype=counts.dtype, device="cpu"))
 
     @property
     def is_alive(self) -> bool:
