@@ -55,12 +55,15 @@ def main() -> None:
     print(table(rows, "<<>>>>>>>"), "\n")
 
     results["calls"] = list(fills.calls())
-    rows = [["call on 4 elements", "µs", "torch's µs"]]
+    rows = [["call on 4 elements", "µs", "torch's µs", "of torch's"]]
     rows += [
-        [r["name"], f"{r['microseconds']:.2f}", f"{r['torch microseconds']:.2f}"]
+        [
+            r["name"],
+            *(f"{r[key]:.2f}" for key in ("microseconds", "torch microseconds", "of torch")),
+        ]
         for r in results["calls"]
     ]
-    print(table(rows, "<>>"), "\n")
+    print(table(rows, "<>>>"), "\n")
 
     results["import"] = r = imported.measure(options.rounds)
     print(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.timing import per_call, race
+from benchmarks.timing import race
 from fastinit import init
 from fastinit.backends.choose import native
 from fastinit.command.bench import KAIMING, NARROW, NORMAL, TRUNCATED, UNIFORM, Case
@@ -63,23 +64,42 @@ def measure(elements: int, threads: list[int], rounds: int) -> Iterator[dict[str
         yield _record(NORMAL, torch.float32, elements, count, rounds, note="ᵀ")
 
 
-def calls() -> Iterator[dict[str, Any]]:
-    """What a call on four elements costs."""
-    tensor = torch.empty(2, 2)
-    for name, ours, theirs in (
-        ("normal_", init.normal_, peer.normal_),
-        ("uniform_", init.uniform_, peer.uniform_),
-        ("trunc_normal_", init.trunc_normal_, peer.trunc_normal_),
-        ("kaiming_uniform_", init.kaiming_uniform_, peer.kaiming_uniform_),
-    ):
-        mine = per_call(lambda f=ours: f(tensor))
-        other = per_call(lambda f=theirs: f(tensor))
+FURTHER_ARGUMENTS: dict[str, tuple[float, ...]] = {"constant_": (0.5,), "sparse_": (0.5,)}
+"""What functions of ``torch.nn.init`` take beyond the tensor, where that is not enough."""
+
+
+def calls(rounds: int = 101, each: int = 100) -> Iterator[dict[str, Any]]:
+    """What a call on four elements of a parameter costs: each function that torch.nn.init has too.
+
+    Args:
+        rounds: turns of both, of which the median counts.
+        each: calls in one turn.
+    """
+    for name in init.__all__:
+        if not name.endswith("_") or not hasattr(peer, name):
+            continue
+        shape = (2, 2, 1) if name == "dirac_" else (2, 2)
+        arguments = (torch.nn.Parameter(torch.empty(shape)), *FURTHER_ARGUMENTS.get(name, ()))
+        timings = race(
+            {
+                "fastinit": partial(_repeated, getattr(init, name), arguments, each),
+                "torch": partial(_repeated, getattr(peer, name), arguments, each),
+            },
+            rounds,
+        )
+        mine, other = timings["fastinit"].median, timings["torch"].median
         yield {
             "name": name,
-            "microseconds": mine.median * 1e6,
-            "spread": mine.spread,
-            "torch microseconds": other.median * 1e6,
+            "microseconds": mine / each * 1e6,
+            "spread": timings["fastinit"].spread,
+            "torch microseconds": other / each * 1e6,
+            "of torch": mine / other,
         }
+
+
+def _repeated(function: Callable[..., object], arguments: tuple[Any, ...], times: int) -> None:
+    for _ in range(times):
+        function(*arguments)
 
 
 def _record(

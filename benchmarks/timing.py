@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,7 @@ import torch
 import fastinit
 from fastinit.base.timing import Timing, race, wall_clock
 
-__all__ = ["Timing", "cpu_name", "machine", "per_call", "race", "save", "wall_clock"]
-
-
-def per_call(call: Callable[[], object], calls: int = 2000, rounds: int = 7) -> Timing:
-    """Times a short call, as the mean over many calls in each of several rounds."""
-
-    def run() -> None:
-        for _ in range(calls):
-            call()
-
-    timing = race({"call": run}, rounds)["call"]
-    return Timing(*(seconds / calls for seconds in timing))
+__all__ = ["Timing", "cpu_name", "machine", "race", "save", "wall_clock"]
 
 
 def cpu_name() -> str:
