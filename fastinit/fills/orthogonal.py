@@ -26,6 +26,9 @@ from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id
 from fastinit.stream.rounding import rounded, wide
 
+_LEAST = 1e-36
+"""Stands for 0 in divisions: a normal float32, and too small to change what was drawn as another."""
+
 
 def orthogonal_(
     tensor: Tensor,
@@ -71,7 +74,7 @@ def orthogonal_(
     columns = math.prod(tensor.shape[1:])
     matrix = _matrix(rows, columns, tensor, gain, generator, seed, name)
     with torch.no_grad():
-        return tensor.copy_(rounded(matrix.reshape(tensor.shape), tensor.dtype))
+        return tensor.copy_(rounded(matrix.view(tensor.shape), tensor.dtype))
 
 
 def delta_orthogonal_(
@@ -161,16 +164,13 @@ def product_of_reflections(gaussians: Tensor, gain: float = 1.0) -> Tensor:
     overwritten. Reflections are LAPACK's: H = I - tau v v^H with v[0] = 1.
     """
     x = gaussians.triu_()
-    first = x.diagonal().clone()
-    norm = torch.linalg.vector_norm(x, dim=1)
-    null = norm == 0  # one number drawn as exactly 0, in the last row of a square matrix
-    first.masked_fill_(null, 1)
-    norm.masked_fill_(null, 1)
-    # H maps x to beta: real, of x's norm, and of the sign that makes first - beta free of
+    # The last row of a square matrix is one number, and may have been drawn as exactly 0.
+    first = x.diagonal() + _LEAST
+    norm = torch.linalg.vector_norm(x, dim=1).clamp_min_(_LEAST)
+    # H maps x to -beta: beta is real, of x's norm, and of the sign that makes first + beta free of
     # cancellation.
-    beta = -torch.copysign(norm, first.real if first.is_complex() else first)
-    x.div_((first - beta).unsqueeze(1))
-    q: Tensor = torch.linalg.householder_product(x.mT, 1 - first / beta)
-    # R's diagonal would be beta; Haar's measure wants it positive.
-    q.mul_(beta.sign() * gain)
-    return q
+    beta = torch.copysign(norm, first.real if first.is_complex() else first)
+    x.div_((first + beta).unsqueeze(1))
+    q: Tensor = torch.linalg.householder_product(x.mT, first.div_(beta).add_(1))
+    # R's diagonal would be -beta; Haar's measure wants it positive.
+    return q.mul_(beta.sign_().mul_(-gain))
