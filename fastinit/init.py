@@ -69,6 +69,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastinit.elements.part import Part
@@ -90,7 +91,7 @@ from fastinit.fills.fans import (
 from fastinit.fills.identity_and_sparse import dirac_, eye_, sparse_
 from fastinit.fills.operator import fill_
 from fastinit.fills.orthogonal import delta_orthogonal_, orthogonal_
-from fastinit.fills.seeded import LostWriteWarning, check_reaches, draw_, warn_if_lost
+from fastinit.fills.seeded import LostWriteWarning, check_reaches, draw_, write_
 from fastinit.stream import laws
 
 __all__ = [
@@ -297,30 +298,21 @@ def constant_(tensor: Target, val: float) -> Target:
         return handle_torch_function(constant_, (tensor,), tensor, val=val)
     if isinstance(tensor, Blocks):
         return fill_(tensor, laws.constant(val))
-    check_reaches(tensor)
-    warn_if_lost(tensor)
-    with torch.no_grad():
-        return tensor.fill_(val)
+    return write_(tensor, lambda t: t.fill_(val), check_reaches)
 
 
 def ones_(tensor: Target) -> Target:
     """Fills with 1; otherwise as :func:`constant_`."""
     if isinstance(tensor, Blocks):
         return fill_(tensor, laws.constant(1.0))
-    check_reaches(tensor)
-    warn_if_lost(tensor)
-    with torch.no_grad():
-        return tensor.fill_(1.0)
+    return write_(tensor, lambda t: t.fill_(1.0), check_reaches)
 
 
 def zeros_(tensor: Target) -> Target:
     """Fills with 0; otherwise as :func:`constant_`."""
     if isinstance(tensor, Blocks):
         return fill_(tensor, laws.constant(0.0))
-    check_reaches(tensor)
-    warn_if_lost(tensor)
-    with torch.no_grad():
-        return tensor.zero_()
+    return write_(tensor, Tensor.zero_, check_reaches)
 
 
 # --- deprecated names ----------------------------------------------------------------------------

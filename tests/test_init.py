@@ -16,6 +16,8 @@ from same_bits import assert_values
 from scipy import stats
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_init import FUNCTIONS
 
 from fastinit import init
@@ -59,6 +61,25 @@ def test_returns_the_tensor_and_keeps_requires_grad(name: str) -> None:
         assert w.grad_fn is None
         assert w._version > version
         assert not w.eq(7).all()
+
+
+@pytest.mark.parametrize("name", ["zeros_", "ones_", "constant_", "eye_", "dirac_"])
+@pytest.mark.parametrize("mode", [TorchFunctionMode, TorchDispatchMode])
+def test_a_mode_is_shown_what_torch_writes(name: str, mode: type[Any]) -> None:
+    shown = []
+
+    class Shown(mode):  # type: ignore[misc]
+        def seen(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            shown.append(func.__name__.partition(".")[0])
+            return func(*args, **(kwargs or {}))
+
+        __torch_function__ = __torch_dispatch__ = seen
+
+    w = nn.Parameter(blank(name))
+    with Shown():
+        call(name, w)
+    assert any(write in shown for write in ("zero_", "fill_", "constant_"))
+    assert not w.eq(7).any()
 
 
 @pytest.mark.parametrize("name", ALIASES)

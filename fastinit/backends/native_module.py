@@ -81,8 +81,10 @@ class Native(Backend):
         return self.module.cuda_missing_on(index) or None
 
     def _prepared(self, law: Law, dtype: torch.dtype) -> Any:
-        """The law's kernel parameters for a dtype, converted once."""
+        """The law's kernel parameters for a dtype, converted once; None if no kernel here writes it."""
         assert self.module is not None
+        if law.exact or dtype not in laws.WRITTEN:
+            return None
         return self.module.PreparedLaw(
             law.kind, laws.WRITTEN.index(dtype), laws.kernel_params(law, dtype)
         )

@@ -32,8 +32,10 @@ class Mark(NamedTuple):
 
 def is_marked(tensor: Tensor) -> bool:
     """Whether a tensor, or what it is a view of, has attributes: only then is more to be asked."""
+    if tensor.__dict__:
+        return True
     base = base_of(tensor)
-    return bool(tensor.__dict__) or (base is not None and bool(base.__dict__))
+    return base is not None and bool(base.__dict__)
 
 
 def mark_of(tensor: Tensor) -> Mark | None:
@@ -41,8 +43,8 @@ def mark_of(tensor: Tensor) -> Mark | None:
 
     What was taken from a part is one too. ``.data`` and ``.detach()`` give tensors that carry no mark.
     """
-    base = base_of(tensor)
     if is_marked(tensor):
+        base = base_of(tensor)
         for marked in (tensor,) if base is None else (tensor, base):
             for kept_by in _KEPT_BY:
                 if (mark := kept_by(marked)) is not None:
@@ -70,10 +72,9 @@ def check_stays(tensor: Tensor, argument: str = "tensor") -> None:
     Those of DeepSpeed do, of any precision (ZeRO-1 and 2 mark a parameter so that its copy, ``hp``, can
     be found, on all ranks; ZeRO-3 names the optimizer): what is written is lost at the next step.
     """
-    base = base_of(tensor)
     if is_marked(tensor) and any(
         hasattr(each, mark)
-        for each in ((tensor,) if base is None else (tensor, base))
+        for each in (tensor, base_of(tensor))
         for mark in ("_hp_mapping", "_z3_optimizer")
     ):
         raise RuntimeError(

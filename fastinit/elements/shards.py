@@ -108,7 +108,8 @@ def check_held(tensor: Tensor, argument: str = "tensor", *, constant: bool = Fal
             was cut; a plain tensor that is a part of a parameter (:mod:`fastinit.elements.partitioned`).
     """
     if not is_dtensor(tensor):
-        partitioned.check_whole(tensor, argument, constant=constant)
+        if partitioned.is_marked(tensor):
+            partitioned.check_whole(tensor, argument, constant=constant)
         return
     check_placements(tensor, argument)
     base = internals.base_of(tensor)

@@ -27,13 +27,12 @@ def plain_cpu_address(tensor: Tensor) -> int:
         if (
             type(tensor) in shard.PLAIN
             and tensor.is_cpu
-            and tensor.layout is torch.strided
             and tensor.is_contiguous()
             and not tensor.is_nested
             and not tensor.is_neg()
             and not tensor.is_inference()
-            and tensor.untyped_storage().nbytes()
-            >= tensor.nbytes + tensor.storage_offset() * tensor.itemsize
+            and tensor.untyped_storage().nbytes()  # other layouts have none
+            >= tensor.nbytes + ((at := tensor.storage_offset()) and at * tensor.itemsize)
         ):
             return tensor.data_ptr()  # 0 of what has a storage for show, such as an immutable zero
     except RuntimeError:  # no storage to ask: inside torch.func, say
@@ -122,7 +121,7 @@ def sizes(tensor: Tensor, argument: str = "tensor") -> torch.Size:
 
 def is_left_alone(tensor: Tensor) -> bool:
     """Whether there is nothing to write: a FakeTensor that no mode traces, or a DTensor of one."""
-    if torch.compiler.is_compiling():
+    if type(tensor) in shard.PLAIN or torch.compiler.is_compiling():
         return False
     if shard.is_dtensor(tensor):
         return is_fake(shard.local(tensor))

@@ -13,7 +13,7 @@ from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part
 from fastinit.fills import operator as ops
-from fastinit.fills.seeded import draw_, full_shape, name_of, warn_if_lost, writes_whole
+from fastinit.fills.seeded import draw_, full_shape, name_of, warn_if_lost, write_, writes_whole
 from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id, substream
 from fastinit.stream.rounding import FLOAT8
@@ -33,14 +33,13 @@ def eye_(tensor: Tensor, *, part: Part | None = None) -> Tensor:
     shape = full_shape(tensor, part)
     if len(shape) != 2:
         raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(shape)}")
-    _check(tensor, part)
-    if tensors.is_left_alone(tensor):
-        return tensor
-    if writes_whole(tensor, part):
-        return shard.write_whole_(tensor, eye_, part)
-    with torch.no_grad():
-        tensor.zero_().diagonal().fill_(1)
-    return tensor
+    return write_(
+        tensor,
+        lambda t: t.zero_().fill_diagonal_(1),
+        lambda t: _check(t, part),
+        part,
+        whole=True,
+    )
 
 
 def dirac_(tensor: Tensor, groups: int = 1, *, part: Part | None = None) -> Tensor:
@@ -66,16 +65,13 @@ def dirac_(tensor: Tensor, groups: int = 1, *, part: Part | None = None) -> Tens
             f"dim 0 must be divisible by groups, but got shape {tuple(shape)} and "
             f"groups={number.said(groups)}"
         )
-    _check(tensor, part)
-    if tensor.numel() == 0 or tensors.is_left_alone(tensor):
-        return tensor
-    if writes_whole(tensor, part):
-        return shard.write_whole_(tensor, lambda full: dirac_(full, groups), part)
-    with torch.no_grad():
-        tensor.zero_()
-        by_group = torch.unflatten(centre(tensor), 0, (groups, tensor.size(0) // groups))
-        by_group.diagonal(dim1=1, dim2=2).fill_(1)
-    return tensor
+
+    def write(full: Tensor) -> None:
+        if full.numel() > 0:
+            by_group = centre(full.zero_()).unflatten(0, (groups, shape[0] // groups))
+            by_group.diagonal(dim1=1, dim2=2).fill_(1)
+
+    return write_(tensor, write, lambda t: _check(t, part), part, whole=True)
 
 
 def sparse_(
@@ -109,15 +105,15 @@ def sparse_(
         raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(shape)}")
     sparsity = number.share("sparsity", sparsity)
     law = laws.normal(0.0, std)
-    ops.check_target(tensor, part=part)
     name = name_of(name, part)
-    if tensors.is_left_alone(tensor):
-        return tensor
     rows, columns = shape
     zeros = math.ceil(sparsity * rows)
     some = zeros > 0 and columns > 0
     stream = ANONYMOUS if name is None else stream_id(name)
     if writes_whole(tensor, part):
+        ops.check_target(tensor, part=part)
+        if tensors.is_left_alone(tensor):
+            return tensor
         values = ops.draw_seed(tensor, seed, generator)
         places = ops.draw_seed(tensor, seed, generator) if some else values
         warn_if_lost(tensor)
@@ -129,7 +125,7 @@ def sparse_(
 
         return shard.write_whole_(tensor, write, part)
     draw_(tensor, law, generator, seed, name)
-    if some and not tensor.is_meta:
+    if some and not tensor.is_meta and not tensors.is_left_alone(tensor):
         _zero(tensor, zeros, stream, seed, generator)
     return tensor
 
@@ -150,10 +146,10 @@ def _zero(
         stream=substream(stream, "zeros"),
         generator=generator,
     ).argsort(dim=1, stable=True)
-    with torch.no_grad():
-        # torch scatters no float8, whose zero is the byte 0
-        held = tensor.view(torch.uint8) if tensor.dtype in FLOAT8 else tensor
-        held.t().scatter_(1, order[:, :zeros], 0)
+    held = tensor.detach()
+    if held.dtype in FLOAT8:  # which torch does not scatter; their zero is the byte 0
+        held = held.view(torch.uint8)
+    held.t().scatter_(1, order[:, :zeros], 0)
 
 
 def centre(tensor: Tensor) -> Tensor:
@@ -168,7 +164,6 @@ def _check(tensor: Tensor, part: Part | None) -> None:
     if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.is_complex():
         ops.check_target(tensor, part=part)
     tensors.check_memory(tensor)
-    warn_if_lost(tensor, stacklevel=4)
 
 
 def _but_got(shape: Sequence[int]) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastinit.backends import choose as backends
 from fastinit.base import torch_internals as internals
-from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
+from fastinit.elements import tensors
 from fastinit.elements.part import Part
 from fastinit.elements.strided import Strided
 from fastinit.fills import agreement
@@ -20,7 +20,7 @@ from fastinit.fills.many import Request as Request
 from fastinit.fills.many import Window as Window
 from fastinit.fills.many import elements, is_itself, writes
 from fastinit.fills.many import fill_many_ as fill_many_
-from fastinit.fills.writable import SHORT_WAY
+from fastinit.fills.writable import at_hand as at_hand
 from fastinit.fills.writable import check_target as check_target
 from fastinit.fills.writable import check_writable as check_writable
 from fastinit.stream import keys, laws
@@ -36,10 +36,7 @@ _threads = torch.get_num_threads
 _is_compiling = torch.compiler.is_compiling
 _traced = torch.compiler.is_dynamo_compiling
 _dispatch_modes = internals.dispatch_modes
-_increment_version = torch.autograd.graph.increment_version
-
-_is_marked = partitioned.is_marked
-_plain_cpu_address = tensors.plain_cpu_address
+_increment_versions = internals.increment_versions
 
 
 def fill_(
@@ -81,16 +78,12 @@ def fill_(
     # The short way, for a few elements as for billions: nothing here but what each call needs.
     if (
         window is None
-        and not _traced()
-        and not _dispatch_modes()
-        and (address := _plain_cpu_address(tensor))
-        and (dtype := tensor.dtype) in SHORT_WAY
+        and (address := at_hand(tensor))
         and _native_is_chosen()
-        and not _is_marked(tensor)
-        and not law.exact
+        # which may refuse the law, before a seed is drawn
+        and (prepared := _prepared(law, tensor.dtype)) is not None
     ):
         assert _native is not None  # it is chosen
-        prepared = _prepared(law, dtype)  # which may refuse the law, before a seed is drawn
         if seed is None:
             seed = _draw_seed(generator) if law[0] != _CONSTANT else 0
         elif generator is not None:
@@ -98,7 +91,7 @@ def fill_(
         else:
             seed = keys.check_seed(seed)
         _native.fill_contiguous(prepared, address, tensor.numel(), seed, stream, _threads())
-        _increment_version(tensor)
+        _increment_versions((tensor,))
         return tensor
 
     if isinstance(window, Part) and (_traced() or _dispatch_modes()):
@@ -236,7 +229,7 @@ def _fill_real(
     mask = (1 << 64) - 1
     asked = writes(tensor, law, seed & mask, stream & mask, elements(tensor, window))
     backends.choose(tensor.device, exact=bool(law.exact)).fill_many(list(asked))
-    _increment_version(tensor)
+    _increment_versions((tensor,))
 
 
 def _fill_fake(tensor: Tensor, *arguments: object) -> None:

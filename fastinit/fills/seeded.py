@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from fastinit.base.torch_internals import base_of
 from fastinit.elements import partitioned, tensors
@@ -19,6 +20,8 @@ from fastinit.stream.keys import ANONYMOUS, stream_id
 from fastinit.stream.laws import Law
 
 _is_compiling = torch.compiler.is_compiling
+_traced = torch.compiler.is_dynamo_compiling
+_at_hand = ops.at_hand
 
 
 class LostWriteWarning(UserWarning):
@@ -53,6 +56,37 @@ def draw_(
     )
 
 
+def write_(
+    tensor: Tensor,
+    write: Callable[[Tensor], object],
+    check: Callable[[Tensor], None],
+    part: Part | None = None,
+    *,
+    whole: bool = False,
+) -> Tensor:
+    """Has torch write a tensor, unseen by autograd; to be called by the public function itself.
+
+    Args:
+        check: raises for what cannot be written; not asked of what is at hand.
+        whole: ``write`` is a function of whole tensors, of which a part gets its elements.
+    """
+    short = part is None and not has_torch_function_variadic(tensor) and _at_hand(tensor)
+    if not short:
+        check(tensor)
+    if _is_computed(tensor):
+        warn_if_lost(tensor, stacklevel=4)
+    if short:
+        write(tensor.detach() if tensor.requires_grad else tensor)
+        return tensor
+    if whole and tensors.is_left_alone(tensor):
+        return tensor
+    if whole and writes_whole(tensor, part):
+        return shard.write_whole_(tensor, write, part)
+    with torch.no_grad():
+        write(tensor)
+    return tensor
+
+
 def name_of(name: str | None, part: Part | None) -> str | None:
     """The parameter's name: as given, or as its part says it.
 
@@ -75,13 +109,13 @@ def full_shape(tensor: Tensor | Blocks, part: Part | None = None) -> Sequence[in
         NotImplementedError: it is a part, and nothing says which
         (``fastinit.elements.shards.check_held``).
     """
-    if not isinstance(tensor, Blocks):
-        _check_tensor(tensor)
+    if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Blocks):
+            _check_tensor(tensor)
+        return tensor.shape if part is None else check_part(part).shape
     if part is not None:
         return check_part(part).shape
-    if isinstance(tensor, Blocks):
-        return tensor.shape
-    if not _is_compiling():
+    if not _traced():
         shard.check_held(tensor)
     return tensors.sizes(tensor)
 
@@ -115,9 +149,10 @@ def _is_computed(tensor: Tensor) -> bool:
     A view is not asked itself: autograd would look whether its base was written since, and refuse one
     of several views that are written in turn (``for gate in weight.chunk(4)``), as torch does not.
     """
-    if _is_compiling():
+    if _traced():
         return False
-    return not _source(tensor).is_leaf
+    base = base_of(tensor)
+    return not (tensor if base is None else base).is_leaf and not _is_compiling()
 
 
 def _source(tensor: Tensor) -> Tensor:

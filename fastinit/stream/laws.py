@@ -115,7 +115,7 @@ class Law(NamedTuple):
 def make(name: str, *parameters: float) -> Law:
     """The law of a name, of as many numbers as it has parameters; raises as its constructor."""
     names = KINDS[CODES[name]].parameters
-    return _kept(CODES[name], *map(_number, names, parameters))
+    return _kept(CODES[name], *map(number.real, names, parameters))
 
 
 def uniform(a: float = 0.0, b: float = 1.0) -> Law:
@@ -125,7 +125,9 @@ def uniform(a: float = 0.0, b: float = 1.0) -> Law:
         NumberRangeError: a or b is NaN or infinite, a > b, or b - a overflows float32.
         NumberTypeError: as every law, for what is no number (``fastinit.base.number``).
     """
-    return (_checked if _traced() else _kept)(UNIFORM, _number("a", a), _number("b", b))
+    if type(a) is not float or type(b) is not float:
+        a, b = number.real("a", a), number.real("b", b)
+    return (_checked if _traced() else _kept)(UNIFORM, a, b)
 
 
 def normal(mean: float = 0.0, std: float = 1.0) -> Law:
@@ -134,7 +136,9 @@ def normal(mean: float = 0.0, std: float = 1.0) -> Law:
     Raises:
         NumberRangeError: std is negative, or mean or std is NaN, infinite or beyond float32.
     """
-    return (_checked if _traced() else _kept)(NORMAL, _number("mean", mean), _number("std", std))
+    if type(mean) is not float or type(std) is not float:
+        mean, std = number.real("mean", mean), number.real("std", std)
+    return (_checked if _traced() else _kept)(NORMAL, mean, std)
 
 
 def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Law:
@@ -146,9 +150,9 @@ def truncated_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: fl
         NumberRangeError: as :func:`normal`; or a or b is NaN, a > b, or [a, b] lies wholly more than
             8.9 standard deviations from the mean.
     """
-    mean, std = _number("mean", mean), _number("std", std)
+    mean, std = number.real("mean", mean), number.real("std", std)
     checked = _checked if _traced() else _kept
-    return checked(TRUNCATED_NORMAL, mean, std, _number("a", a), _number("b", b))
+    return checked(TRUNCATED_NORMAL, mean, std, number.real("a", a), number.real("b", b))
 
 
 def truncated_normal_by_sigma(
@@ -159,8 +163,8 @@ def truncated_normal_by_sigma(
     Raises:
         NumberRangeError: as :func:`truncated_normal`.
     """
-    mean, std = _number("mean", mean), _number("std", std)
-    a, b = _number("a", a), _number("b", b)
+    mean, std = number.real("mean", mean), number.real("std", std)
+    a, b = number.real("a", a), number.real("b", b)
     check_normal(mean, std, "trunc_normal_")
     check_window(a, b)
     # Of a std of 0 an infinite multiple is infinite, too, and not NaN.
@@ -170,7 +174,7 @@ def truncated_normal_by_sigma(
 
 def constant(value: float) -> Law:
     """The constant law; value may be any float, NaN and infinities included. -0.0 is 0.0."""
-    return Law(CONSTANT, _number("value", value))
+    return Law(CONSTANT, number.real("value", value) + 0.0)
 
 
 def scaled(law: Law, scale: float) -> Law:
@@ -196,17 +200,13 @@ def exactly(law: Law, exact: bool) -> Law:
 
 def _checked(kind: int, *parameters: float) -> Law:
     KINDS[kind].check(*parameters)
-    return Law(kind, *parameters)
+    # Zero has no sign here: laws that are equal, as those of 0.0 and -0.0 are, give the same bits.
+    return Law(kind, *[parameter + 0.0 for parameter in parameters])
 
 
 # A net is initialised with few laws, each asked for many times. Dynamo traces the plain function:
 # it would warn that it ignores the cache.
 _kept = lru_cache(maxsize=4096)(_checked)
-
-
-def _number(name: str, value: float) -> float:
-    # Zero has no sign here: laws that are equal, as those of 0.0 and -0.0 are, give the same bits.
-    return (value if type(value) is float else number.real(name, value)) + 0.0
 
 
 @lru_cache(maxsize=4096)

@@ -460,6 +460,17 @@ def test_moments_of_many_dimensions(many: int) -> None:
     torch.testing.assert_close(by_channel.mean, fastinit.moments(x.contiguous(), dim=1).mean)
 
 
+@pytest.mark.parametrize(
+    "layout",
+    ["to_sparse", "to_sparse_csr", "to_sparse_csc", "to_sparse_bsr", "to_sparse_bsc", "to_mkldnn"],
+)
+def test_other_layouts_have_no_address(layout: str) -> None:
+    block = ((2, 2),) if layout.endswith(("bsr", "bsc")) else ()
+    for plain in (data(), data()[1:]):
+        assert tensors.plain_cpu_address(plain) == plain.data_ptr()
+    assert tensors.plain_cpu_address(getattr(data(), layout)(*block)) == 0
+
+
 @pytest.mark.skipif(native.module is None, reason="without the native module")
 def test_the_native_module_trusts_nobody() -> None:
     module = native.module
