@@ -161,6 +161,15 @@ def _reverted(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
         return tensors
 
 
+def saved_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """What tensors of a model would be called in a file, by their names in it, if it had them."""
+    tensors = {name: torch.empty(2, 2, device="meta") for name in names}
+    own = {internals.storage_id(tensor): name for name, tensor in tensors.items()}
+    saved = _reverted(model, tensors)
+    found = {own.get(internals.storage_id(tensor)): name for name, tensor in saved.items()}
+    return {name: found.get(name, name) for name in tensors}
+
+
 def replaced() -> Collection[str]:
     """Classes that transformers replaces by others, of other tensors, to load what METHOD stores."""
     if "transformers" not in sys.modules:

@@ -12,42 +12,54 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fastinit.checkpoint.entries import Stored, replaced
+from fastinit.checkpoint.entries import Stored, replaced, saved_names
 from fastinit.checkpoint.sources import Source
 from fastinit.plan.fit import Parts, Scope
 from fastinit.plan.names import joined, named_modules
 from fastinit.plan.storage import is_linear
 
+_SCALE = "weight_scale"
+
 
 class Layers(NamedTuple):
-    """The layers that loaders replace (``is_linear``), by the full names of their weights.
+    """The layers that loaders replace (``torch.nn.Linear``), by the full names of their weights.
 
     Attributes:
         names: of all, whether or not the model has the weight as a parameter.
         logits: of that which gives them (``get_output_embeddings``).
+        apart: of those that can't be in few bits: attention computes with the weight itself, or
+            transformers stores it under a name that its scale would not have, as of Phi-MoE's router.
         replaced: modules of experts that transformers replaces by layers of other weights.
     """
 
     names: list[str]
     logits: list[str]
+    apart: list[str]
     replaced: list[str]
 
     @classmethod
     def of(cls, model: nn.Module, parts: Parts | None) -> Layers:
         """Those of a model, or of what a rank has of one."""
-        found, scope = cls([], [], []), Scope(parts=parts)
+        found, scope = cls([], [], [], []), Scope(parts=parts)
         last, others = getattr(model, "get_output_embeddings", lambda: None)(), replaced()
-        for path, module in named_modules(model, remove_duplicate=False):
+        modules = dict(named_modules(model, remove_duplicate=False))
+        linear = {path for path, module in modules.items() if isinstance(module, nn.Linear)}
+        keys = [joined(path, key) for path in linear for key in ("weight", _SCALE)]
+        saved = saved_names(model, keys)
+        for path, module in modules.items():
             if type(module).__name__ in others:
                 found.replaced.append(path)
-            if not is_linear(module):
+            if path not in linear:
                 continue
-            name = joined(path, "weight")
+            name = own = joined(path, "weight")
             if (weight := module._parameters.get("weight")) is not None:
                 name = scope.planned([name], weight)[0][0]
             found.names.append(name)
             if module is last:
                 found.logits.append(name)
+            beside = joined(_module(saved[own]), _SCALE)
+            if not is_linear(module) or saved[joined(path, _SCALE)] != beside:
+                found.apart.append(name)
         return found
 
     @classmethod
@@ -76,6 +88,7 @@ class Linear:
     ) -> None:
         of_others = {source for name, source in sources.items() if name not in layers.names}
         last = {sources.get(name) for name in layers.logits}
+        apart = {sources.get(name) for name in layers.apart}
         self._layers = {name: sources.get(name) for name in layers.names}
         self._matrices = {
             name: source
@@ -90,7 +103,7 @@ class Linear:
         self.names = [
             name
             for name, source in self._matrices.items()
-            if source not in of_others or name in self.cut
+            if source not in of_others | apart or name in self.cut
         ]
         self._stacks = {
             name.rpartition(".")[0]

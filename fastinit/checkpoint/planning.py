@@ -104,7 +104,7 @@ def planned_by(
     if nowhere := [name for name in plan or () if name not in held]:
         raise ValueError(f"the plan does not fit: no rank has {listing('parameter', nowhere)}")
     stored = stored_tensors(model, all_sources)
-    own_layers = Layers.of(model, parts) if asked.is_quantised else Layers([], [], [])
+    own_layers = Layers.of(model, parts) if asked.is_quantised else Layers([], [], [], [])
     layers = Layers.together(those.told(own_layers, "a checkpoint: its layers"))
     tensors, config = quantised(layers, all_sources, stored, asked)
     metadata = {

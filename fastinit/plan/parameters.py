@@ -185,7 +185,8 @@ def check_place(device: torch.device | str | None, dtype: torch.dtype | None) ->
     if device is not None and torch.device(device).type == "meta":
         raise ValueError(f"device must be one that holds values, but got {device}")
     if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a torch.dtype, but got {dtype!r}")
+        hint = " (formats are for storage=)" if isinstance(dtype, (str, Mapping)) else ""
+        raise TypeError(f"dtype must be a torch.dtype, but got {dtype!r}{hint}")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point dtype, but got {dtype}")
 

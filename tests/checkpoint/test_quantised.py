@@ -193,6 +193,7 @@ class Mixture(nn.Module):
         self.embed = nn.ParameterDict({"class_token": nn.Parameter(torch.randn(1, 1, 96))})
         self.embed["proj"] = nn.Linear(96, 96).weight
         self.conv = nn.Conv1d(96, 96, 2)
+        self.attention = nn.MultiheadAttention(96, 2)
         self.up = nn.Linear(96, 96)
 
 
@@ -201,6 +202,7 @@ def test_nobody_looks_for_layers_below_a_stack_of_matrices() -> None:
     assert [name for name in ignored if re.match("re:.*exp", name)] == [r"re:experts\..*"]
     assert not any(re.fullmatch(n.removeprefix("re:"), "up") for n in ignored)
     assert not any("conv" in name for name in ignored)
+    assert "attention.out_proj" in ignored  # whose class loaders take for a linear layer's
 
 
 def test_what_the_directory_says_of_other_things_stays(tmp_path: Path) -> None:

@@ -181,6 +181,24 @@ def test_experts_that_stay_in_one_parameter(tmp_path: Path) -> None:
     checkpoint.write(llama4, tmp_path / "llama4", dtype={"*": torch.bfloat16})
 
 
+@pytest.mark.parametrize("format", [FLOAT8, "mxfp4"])
+def test_a_layer_whose_scale_would_be_elsewhere_stays(tmp_path: Path, format: str) -> None:
+    """Phi-MoE's router: a linear layer by its class, of which only ``weight`` is renamed in files."""
+    from transformers import PhimoeConfig, PhimoeForCausalLM
+
+    with deferred(SEED):
+        made = PhimoeForCausalLM(PhimoeConfig(**{**SIZES, "num_local_experts": 2}))
+    checkpoint.write(made, tmp_path, dtype=format)
+    model, said = PhimoeForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(said.values()), said
+    assert model.get_parameter("model.layers.0.mlp.router.weight").dtype == torch.bfloat16
+    assert model(torch.arange(8)[None]).logits.isfinite().all()
+    with pytest.raises(
+        ValueError, match=r"no linear weight .*block_sparse_moe\.gate\.weight would"
+    ):
+        checkpoint.layout(made, dtype={"*.gate.*": format})
+
+
 @pytest.mark.filterwarnings("ignore:.*which vLLM reads")
 @pytest.mark.parametrize("format", SCHEMES)
 def test_experts_are_unpacked_one_by_one(tmp_path: Path, format: str) -> None:
