@@ -29,6 +29,12 @@ _NAMES = {"qdata": "scale", "_data": "_scale_inv"}
 """What packed values are called, and the scales that they are multiplied by: in torchao, and in
 TransformerEngine. (``_data`` beside ``_scale`` would be divided by it.)"""
 
+_BYTES = {"kFloat8E4M3": torch.float8_e4m3fn, "kFloat8E5M2": torch.float8_e5m2}
+"""What TransformerEngine's bytes mean, by the name of the ``fp8_dtype`` that it flattens to."""
+
+_TURNED = "_transpose"
+"""TransformerEngine's second copy of them, which has the last dimension first."""
+
 _OF_TENSOR, _OF_INPUTS = "per_tensor_scale", "act_per_tensor_scale"
 """torchao's other two: a scale of all values, and one of activations, which is left alone."""
 
@@ -40,10 +46,15 @@ layers and experts that it trains in few bits."""
 
 
 class Wrapped(NamedTuple):
-    """What is under a tensor: blocks, 8-bit floats with one scale, or a tensor of its values."""
+    """What is under a tensor: blocks, 8-bit floats with one scale, or a tensor of its values.
+
+    Attributes:
+        scale: of 8-bit floats. copy: a second one of them, which gets the same values.
+    """
 
     held: Blocks | Tensor
     scale: Tensor | None = None
+    copy: Tensor | None = None
 
     @property
     def values(self) -> Tensor | None:
@@ -58,7 +69,9 @@ class Wrapped(NamedTuple):
         """
         if self.scale is not None and isinstance(self.held, Tensor):
             scale = formats.float8_scale_of(law, self.held.dtype)
-            yield Request(self.held, laws.scaled(law, scale), seed, stream, part)
+            for held in (self.held, self.copy):
+                if held is not None:
+                    yield Request(held, laws.scaled(law, scale), seed, stream, part)
             yield Request(self.scale, laws.constant(scale), seed)
         else:
             yield Request(self.held, law, seed, stream, part)
@@ -102,14 +115,24 @@ def wrapped(tensor: Tensor, argument: str = "tensor") -> Wrapped | None:
     known = next(((d, s) for d, s in _NAMES.items() if d in inner and s in inner), None)
     if known is None:
         return None  # the gate says what it is, such as a result to come
-    if not inner.keys() <= {*known, _OF_TENSOR, _OF_INPUTS}:
+    if not inner.keys() <= {*known, _TURNED, _OF_TENSOR, _OF_INPUTS}:
         raise NotImplementedError(f"{what}: what values these stand for is not known")
     if getattr(tensor, _SWIZZLED, False):
         raise NotImplementedError(f"{what}: its scales are swizzled, which fills do not write")
-    data, scale = inner[known[0]], inner[known[1]]
-    is_float8 = data.dtype in FLOAT8 and data.shape == tensor.shape and scale.dtype == torch.float32
-    if is_float8 and (scale.numel() == 1 or scale.shape == (*tensor.shape[:-1], 1)):
-        return Wrapped(data, scale)
+    data, scale, turned = inner[known[0]], inner[known[1]], inner.get(_TURNED)
+    floats, copy = _floats(data, tensor), None
+    if turned is not None:
+        copy = _floats(turned.movedim(0, -1) if turned.dim() else turned, tensor)
+    is_scale = scale.numel() == 1 or scale.shape == (*tensor.shape[:-1], 1)
+    if (
+        floats is not None
+        and (copy is not None or turned is None)
+        and is_scale
+        and scale.dtype == torch.float32
+    ):
+        return Wrapped(floats, scale, copy)
+    if turned is not None:
+        raise NotImplementedError(f"{what}: what values these stand for is not known")
     for name in formats.ELEMENTS:
         whole = inner.get(_OF_TENSOR)
         if _is(name, data, scale, tensor.shape) and (whole is None or name == "nvfp4"):
@@ -124,6 +147,18 @@ def _inner(tensor: Any) -> dict[str, Any]:
     """What a tensor subclass says it is made of: tensors, and in torch's own ones what else there is."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     return {} if flatten is None else {name: getattr(tensor, name) for name in flatten()[0]}
+
+
+def _floats(data: Tensor, tensor: Any) -> Tensor | None:
+    """Values of a parameter as 8-bit floats, where they are some, or bytes that are said to be some."""
+    if data.shape != tensor.shape:
+        return None
+    if data.dtype == torch.uint8:
+        context = tensor.__tensor_flatten__()[1]
+        said = context.get("nontensor_kwargs", {}) if isinstance(context, dict) else {}
+        element = _BYTES.get(getattr(said.get("fp8_dtype"), "name", ""))
+        return None if element is None else data.view(element)
+    return data if data.dtype in FLOAT8 else None
 
 
 def as_tensor(blocks: Blocks, dtype: torch.dtype, argument: str = "tensor") -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ class Held(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default), func
-        made = Held(**{name: getattr(args[0], name) for name in args[0].names})
+        made = type(args[0])(**{name: getattr(args[0], name) for name in args[0].names})
         return return_and_correct_aliasing(func, args, kwargs or {}, made)
 
 
@@ -57,6 +58,42 @@ def test_8_bit_floats_and_their_scale(names: tuple[str, str], shape: tuple[int, 
     PLAN.apply_(layer(**dict(zip(names, (data, scale)))))
     assert scale.eq(2.0**-11).all()  # the least above 6.7637 * 0.02 / 448
     assert bits(data).equal(bits(init.normal_(eight(), scale=2.0**-11, **KEY)))
+
+
+class DType(enum.IntEnum):
+    """TransformerEngine's, in part."""
+
+    kFloat32 = 4
+    kFloat8E4M3 = 7
+    kFloat8E5M2 = 8
+
+
+class Bytes(Held):
+    """As TransformerEngine 2.20's Float8Tensor: bytes, which are 8-bit floats by what it flattens to."""
+
+    said = DType.kFloat8E5M2
+
+    def __tensor_flatten__(self) -> tuple[list[str], Any]:
+        return self.names, {"nontensor_kwargs": {"fp8_dtype": self.said, "quantizer": None}}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_bytes_that_are_said_to_be_floats(monkeypatch: pytest.MonkeyPatch, turned: bool) -> None:
+    """And a second copy of them, which has to be of the same values."""
+    inner = {"_data": torch.zeros(ROWS, COLUMNS, dtype=torch.uint8), "_scale_inv": torch.zeros(1)}
+    if turned:
+        inner["_transpose"] = torch.zeros(COLUMNS, ROWS, dtype=torch.uint8)
+    made = nn.Linear(COLUMNS, ROWS)
+    made.weight = nn.Parameter(Bytes(**inner), requires_grad=False)
+    PLAN.apply_(made)
+    want = init.normal_(eight(torch.float8_e5m2), scale=2.0**-18, **KEY).view(torch.uint8)
+    assert inner["_scale_inv"].eq(2.0**-18).all()  # the least above 6.7637 * 0.02 / 57344
+    assert inner["_data"].equal(want)
+    assert not turned or inner["_transpose"].equal(want.t())
+    monkeypatch.setattr(Bytes, "said", DType.kFloat32)
+    with pytest.raises(NotImplementedError, match="weight is a tensor of shape"):
+        PLAN.apply_(made)
+    assert inner["_data"].equal(want)
 
 
 @pytest.mark.parametrize("format", ["mxfp8", "mxfp8_e5m2", "mxfp4", "nvfp4"])
