@@ -73,8 +73,8 @@ def orthogonal_(
     rows = tensor.size(0)
     columns = math.prod(tensor.shape[1:])
     matrix = _matrix(rows, columns, tensor, gain, generator, seed, name)
-    with torch.no_grad():
-        return tensor.copy_(rounded(matrix.view(tensor.shape), tensor.dtype))
+    tensor.detach().copy_(rounded(matrix.view(tensor.shape), tensor.dtype))
+    return tensor
 
 
 def delta_orthogonal_(
