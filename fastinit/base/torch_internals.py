@@ -11,7 +11,7 @@ import copy
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from operator import attrgetter
@@ -132,11 +132,6 @@ base_of: Callable[[Tensor], Tensor | None] = attrgetter("_base")
 
 version_of: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
 """How often a tensor was written. Without it, changed values would be taken for known ones."""
-
-increment_versions: Callable[[Sequence[Tensor]], None] = torch._C._increment_version
-"""Says that tensors were written, as ``torch.autograd.graph.increment_version`` of one or several does.
-
-Without it, a fill of 4 elements takes longer."""
 
 
 def storage_id(tensor: Tensor) -> int:

@@ -36,7 +36,7 @@ _threads = torch.get_num_threads
 _is_compiling = torch.compiler.is_compiling
 _traced = torch.compiler.is_dynamo_compiling
 _dispatch_modes = internals.dispatch_modes
-_increment_versions = internals.increment_versions
+_increment_version = torch.autograd.graph.increment_version
 
 
 def fill_(
@@ -91,7 +91,7 @@ def fill_(
         else:
             seed = keys.check_seed(seed)
         _native.fill_contiguous(prepared, address, tensor.numel(), seed, stream, _threads())
-        _increment_versions((tensor,))
+        _increment_version(tensor)
         return tensor
 
     if isinstance(window, Part) and (_traced() or _dispatch_modes()):
@@ -229,7 +229,7 @@ def _fill_real(
     mask = (1 << 64) - 1
     asked = writes(tensor, law, seed & mask, stream & mask, elements(tensor, window))
     backends.choose(tensor.device, exact=bool(law.exact)).fill_many(list(asked))
-    _increment_versions((tensor,))
+    _increment_version(tensor)
 
 
 def _fill_fake(tensor: Tensor, *arguments: object) -> None:

@@ -51,17 +51,6 @@ def test_dispatch_modes_are_counted_left_and_paused() -> None:
     assert x.tolist() == [5.0, 5.0]
 
 
-def test_writes_are_said_to_autograd() -> None:
-    x = torch.ones(2, requires_grad=True)
-    y = x.exp()
-    of_both = [version + 1 for version in (internals.version_of(x), internals.version_of(y))]
-    z = y.pow(2).sum()
-    internals.increment_versions((x, y))
-    assert [internals.version_of(x), internals.version_of(y)] == of_both
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        z.backward()
-
-
 def test_what_modules_load_from_nothing() -> None:
     batches = nn.BatchNorm1d(2)
     before = batches.num_batches_tracked._version
