@@ -294,7 +294,7 @@ FASTINIT_FN void group(const Schedule& schedule, typename L::W block_lo, const P
   const bool scaled = MAY_BE_SCALED && p.scale != 1.0f;
   typename L::W w[4];
   philox<L>(schedule, block_lo, w);
-  if (LAW == NORMAL) {
+  if constexpr (LAW == NORMAL) {
     typename L::U radius_words[VECTORS / 2], angle_words[VECTORS / 2];
     L::pairs(w, radius_words, angle_words);
     FASTINIT_UNROLL

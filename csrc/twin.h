@@ -129,3 +129,38 @@ struct Twin {
     store_two(L(), to, a, b);
   }
 };
+
+// A group's two vectors in lock step as well, for laws that are one long chain: their words are drawn as L
+// draws them.
+template <class L>
+struct Both : Twin<L> {
+  typedef typename Twin<L>::U U;
+  typedef typename Twin<L>::F F;
+  typedef typename L::W W;
+  typedef typename L::P P;
+  static constexpr int BLOCKS = L::BLOCKS;
+
+  FASTINIT_FN P mul_wide(W x, uint32_t y) { return L::mul_wide(x, y); }
+  FASTINIT_FN W high(P p) { return L::high(p); }
+  FASTINIT_FN W low(P p) { return L::low(p); }
+  FASTINIT_FN W word(uint32_t x) { return L::word(x); }
+  FASTINIT_FN W xor_word(W x, uint32_t y) { return L::xor_word(x, y); }
+  FASTINIT_FN W counters(uint32_t first) { return L::counters(first); }
+  FASTINIT_FN W plus(W x, uint32_t n) { return L::plus(x, n); }
+  FASTINIT_FN void in_order(const W w[4], U out[1]) {
+    typename L::U words[2];
+    L::in_order(w, words);
+    out[0] = {words[0], words[1]};
+  }
+  template <class T>
+  FASTINIT_FN void store(T* to, const F v[1]) {
+    const typename L::F values[2] = {v[0].a, v[0].b};
+    L::store(to, values);
+  }
+};
+
+template <class L>
+FASTINIT_FN void philox_round(Both<L>, typename L::W w[4], uint32_t key0, uint32_t key1) {
+  using ::philox_round;  // or one of these lanes
+  philox_round(L(), w, key0, key1);
+}

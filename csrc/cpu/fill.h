@@ -1,5 +1,5 @@
 // Filling a tile with any lane type. Included by one file per instruction set, each of which names
-// its lanes: `Edge`, the smallest, and `Wide`, several of them in lock step. No std:: templates here:
+// its lanes: `Edge`, the smallest, and `WideOf` a law, several of them in lock step. No std:: templates here:
 // their weak symbols would leak this file's instructions into code that runs on every machine.
 #pragma once
 #include "../kernels.h"
@@ -12,6 +12,8 @@ constexpr int64_t BLOCKS_PER_SCHEDULE = (int64_t)1 << 32;
 // A stream's elements, drawn run by run.
 template <class T, int LAW>
 struct Source {
+  typedef typename WideOf<LAW>::L Wide;
+
   uint64_t seed, stream;
   Params params;
   uint32_t block_hi;
@@ -70,9 +72,9 @@ struct Source {
   void wide(T* to, uint32_t block_lo, int64_t groups) {
     const Schedule s = schedule;  // locals: the stores below cannot alias them
     const Params p = params;
-    Wide::W counters = Wide::counters(block_lo);
+    typename Wide::W counters = Wide::counters(block_lo);
     for (int64_t i = 0; i < groups; ++i) {
-      Wide::F v[4 * Wide::BLOCKS / Wide::WIDTH];
+      typename Wide::F v[4 * Wide::BLOCKS / Wide::WIDTH];
       group<Wide, LAW, MAY_BE_SCALED<T>>(s, counters, p, v);
       Wide::store(to, v);
       counters = Wide::plus(counters, Wide::BLOCKS);

@@ -3,14 +3,22 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <initializer_list>
+
 #include "../kernels.h"
 
 namespace {
-#include "../twin.h"
 #include "lanes_scalar.h"
 #include "lanes_avx2.h"
 typedef Avx2Lane Edge;
-typedef Twin<Twin<Avx2Lane>> Wide;
+template <int LAW>
+struct WideOf {
+  typedef Twin<Twin<Avx2Lane>> L;
+};
+template <>
+struct WideOf<TRUNCATED_NORMAL> {
+  typedef Both<Twin<Twin<Avx2Lane>>> L;
+};
 }  // namespace
 #include "blocks.h"
 

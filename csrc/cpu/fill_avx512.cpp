@@ -10,7 +10,14 @@ namespace {
 #include "lanes_scalar.h"
 #include "lanes_avx512.h"
 typedef Avx512Lane Edge;
-typedef Twin<Twin<Avx512Lane>> Wide;
+template <int LAW>
+struct WideOf {
+  typedef Twin<Twin<Avx512Lane>> L;
+};
+template <>
+struct WideOf<TRUNCATED_NORMAL> {
+  typedef Both<Twin<Twin<Avx512Lane>>> L;
+};
 }  // namespace
 #include "blocks.h"
 

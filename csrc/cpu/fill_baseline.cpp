@@ -6,7 +6,11 @@
 
 namespace {
 #include "lanes_scalar.h"
-typedef ScalarLane Edge, Wide;
+typedef ScalarLane Edge;
+template <int LAW>
+struct WideOf {
+  typedef ScalarLane L;
+};
 }  // namespace
 #include "blocks.h"
 

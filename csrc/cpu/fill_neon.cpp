@@ -8,7 +8,11 @@
 namespace {
 #include "lanes_scalar.h"
 #include "lanes_neon.h"
-typedef NeonLane Edge, Wide;
+typedef NeonLane Edge;
+template <int LAW>
+struct WideOf {
+  typedef NeonLane L;
+};
 }  // namespace
 #include "blocks.h"
 
