@@ -13,9 +13,9 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import cache
+from functools import cache, wraps
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,8 +33,7 @@ from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_map_only as tree_map_only
 
-if TYPE_CHECKING:
-    pass
+Called = TypeVar("Called", bound=Callable[..., Any])
 
 # TorchDispatchMode: nothing is recorded, and nothing that a forward writes is put back.
 # is_traceable_wrapper_subclass: what wrapper subclasses hold would not be put back. tree_*: tensors in
@@ -201,6 +200,25 @@ def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     dynamo = sys.modules.get("torch._dynamo")
     return function if dynamo is None else dynamo.disable(function)
+
+
+def between_graphs(function: Called) -> Called:
+    """A function that compiled code calls as it is (:func:`uncompiled`), with its graph cut there.
+
+    Without it, dynamo would compile what a watch does at the end of a step.
+    """
+
+    def outside(*args: Any) -> Any:
+        return uncompiled(function)(*args)
+
+    outside._torchdynamo_disable = True  # type: ignore[attr-defined]
+    outside._torchdynamo_disable_msg = "a step of fastinit.watch ends here"  # type: ignore[attr-defined]
+
+    @wraps(function)
+    def called(*args: Any) -> Any:
+        return (outside if torch.compiler.is_dynamo_compiling() else function)(*args)
+
+    return called  # type: ignore[return-value]
 
 
 def is_transforming() -> bool:

@@ -84,7 +84,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     named = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, but got {tensor!r:.60}")
+            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must be a floating-point tensor, but got {got}")
         if shard.is_dtensor(tensor):
             raise NotImplementedError(
                 f"{name} is a DTensor, and a product of parts is no part of the product; "

@@ -380,12 +380,14 @@ def _wanted(model: nn.Module, which: Which) -> Callable[[str, nn.Module], bool]:
         return lambda name, module: isinstance(module, which)
     if isinstance(which, Iterable):
         names = [which] if isinstance(which, str) else list(which)
-        known = set()
-        for name, module in model.named_modules():
+        known, first = set[str](), dict[nn.Module, str]()
+        for name, module in model.named_modules(remove_duplicate=False):
             known.add(name)
+            own = first.setdefault(module, name)  # of a module with several, by which it goes
+            names += [own] if name in names else []
             if isinstance(module, nn.MultiheadAttention):
                 known.update(_names(name))
-                names += _names(name) if name in names else []
+                names += _names(own) if name in names else []
         if strange := [name for name in names if name not in known]:
             raise ValueError(
                 f"layers names modules that the model has not: {', '.join(map(str, strange))}"

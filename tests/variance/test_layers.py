@@ -249,3 +249,15 @@ def test_ties_are_told_by_their_memory() -> None:
     parts = [layer.key for layer in find(attend)[0]]
     assert [place(one).overlaps(part) for part in parts] == [True, True, True, False]
     assert len(set(parts)) == 4
+
+
+@pytest.mark.parametrize("names", ["b", ["b", "c"], ["a", "b"]])
+def test_a_module_of_two_names_may_be_called_by_either(names: str | list[str]) -> None:
+    shared = nn.Linear(2, 2)
+    model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Linear(2, 2)})
+    found, _ = find(model, names)
+    assert [layer.name for layer in found] == ["a", *(["c"] if "c" in names else [])]
+    attention = nn.MultiheadAttention(4, 2)
+    found, _ = find(nn.ModuleDict({"a": attention, "b": attention}), "b")
+    assert {layer.name.partition(".")[0] for layer in found} == {"a"}
+    assert len(found) == 4

@@ -434,6 +434,40 @@ def test_gradients_that_are_one_tensor_count_each() -> None:
     assert w.layers[0].backward.count == 2 * x.numel()
 
 
+@pytest.mark.filterwarnings("ignore:.*lr")
+@pytest.mark.parametrize("of", ["an optimizer", "the watch"])
+@pytest.mark.parametrize("compiled", ["the step", "all"])
+def test_a_step_that_ends_in_compiled_code(compiled: str, of: str) -> None:
+    model, told = mlp(1, 8), list[Measured]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ended = optimizer if of == "an optimizer" else None
+    asked = {"gradients": True, "weight_gradients": ended is not None}
+    with watch(model, every=2, to=told.append, optimizer=ended, **asked) as w:
+
+        def step() -> None:
+            optimizer.step()
+            if ended is None:
+                w.step()
+
+        def whole(x: Tensor) -> None:
+            model(x).sum().backward()
+            step()
+
+        if compiled == "all":
+            whole = torch.compile(whole, backend="eager")
+        else:
+            step = torch.compile(step, backend="eager")
+        for _ in range(3):
+            optimizer.zero_grad()
+            whole(torch.randn(4, 8))
+    assert [measured.step for measured in told] == [0, 2]
+    for measured in told:
+        (layer,) = measured.layers
+        assert (layer.calls, layer.note) == (1, "")
+        assert layer.backward is not None
+        assert layer.backward.count == 32
+
+
 def _penalty(model: Callable[..., Any], x: Tensor) -> None:
     value = model(x).square().sum()
     (grad,) = torch.autograd.grad(value, x, create_graph=True)

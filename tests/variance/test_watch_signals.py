@@ -131,7 +131,7 @@ def test_an_optimizer_ends_the_steps_and_its_gradients_are_those_of_its_step() -
     with watch(
         model, weight_gradients=True, every=2, to=told.append, optimizer=optimizer, gradients=True
     ) as w:
-        with pytest.raises(RuntimeError, match="the optimizer that is given ends the steps"):
+        with pytest.raises(RuntimeError, match="the optimizer= that is given ends the steps"):
             w.step()
         for _ in range(3):
             for _ in range(2):  # of which the gradients add up

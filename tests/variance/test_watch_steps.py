@@ -260,6 +260,7 @@ def test_steps_are_what_they_were_for_who_goes_on_when_a_logger_fails() -> None:
         ({"every": 1, "start": -1}, NumberRangeError, "start"),
         ({"every": 1, "to": 3}, TypeError, "to must be a path, a writer"),
         ({"every": 1, "step": print}, TypeError, "every counts the steps"),
+        ({"step": 3}, TypeError, "step must be a function, but got 3"),
         ({"gradients": "no"}, TypeError, "gradients must be a bool"),
         ({"residual": 0}, TypeError, "residual must be a bool"),
         ({"higher": None}, TypeError, "higher must be a bool"),

@@ -66,7 +66,7 @@ class Training:
                 loss = self.loss(given)
                 if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                     raise TypeError(
-                        f"loss must be a scalar tensor that depends on parameters, but got {loss!r}"
+                        f"loss must be a scalar tensor that depends on parameters, but got {loss!r:.60}"
                     )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

@@ -62,15 +62,17 @@ class Run:
         Its last line is left out if it is not whole, as a crash or a watch that is at it leaves it.
 
         Raises:
+            TypeError: it is no path.
             OSError: it cannot be read.
             ValueError: it is another kind of file, as its name and the line say, or has no step.
         """
         run = cls()
-        with open(path, "rb") as file:
-            for measured in _lines(file, os.fspath(path)):
+        name = os.fspath(path)  # not a number, as which open takes any file that is open
+        with open(name, "rb") as file:
+            for measured in _lines(file, name):
                 run(measured)
         if not run.steps:
-            raise ValueError(f"{os.fspath(path)} has no step that was measured")
+            raise ValueError(f"{name} has no step that was measured")
         return run
 
     def __call__(self, measured: Measured) -> None:

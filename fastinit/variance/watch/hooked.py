@@ -44,6 +44,7 @@ class Hooks:
             block.open = False
         return block
 
+    @internals.between_graphs
     def set(self) -> None:
         """From now on they measure, unless they did."""
         if self._set is not None:
@@ -55,6 +56,7 @@ class Hooks:
                 hooks.enter_context(self._attention.hook(self._measure))
             self._set = hooks.pop_all()
 
+    @internals.between_graphs
     def remove(self) -> None:
         """No hooks are there, until :meth:`set` or :meth:`begin`."""
         if self._set is not None:

@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from fastinit.base import number
+from fastinit.base import torch_internals as internals
 from fastinit.base.frames import is_called_by
 from fastinit.base.hooks import Uncopied
 from fastinit.variance.watch.result import Measured
@@ -89,12 +90,32 @@ def hook_steps(
 ) -> ExitStack:
     """From now on, until it is closed, calls ``before`` (with all arguments) and ``after`` of each step.
 
-    Of a step() that calls the one of the class above, torch runs hooks in both: it counts once.
+    Of a step() that calls the one of the class above, torch runs hooks in both: it counts once. Where it
+    runs compiled, which has no frames to go by, that is when the first of the two ends.
     """
     outermost: FrameType | None = None  # of a step that runs, or that failed
+    runs = False  # a step that is compiled
+
+    def begin(given: Sequence[Any]) -> None:
+        nonlocal runs
+        if not runs:
+            runs = True
+            before(given)
+
+    def end() -> None:
+        nonlocal runs
+        if runs:
+            runs = False
+            after()
+
+    compiled_begin = internals.between_graphs(begin)
+    compiled_end = internals.between_graphs(end)
 
     def begun(optimizer: Optimizer, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         nonlocal outermost
+        if torch.compiler.is_dynamo_compiling():
+            compiled_begin([*args[1:], *kwargs.values()])
+            return
         caller = sys._getframe(1)
         if outermost is None or not is_called_by(caller, outermost):
             outermost = caller
@@ -102,7 +123,9 @@ def hook_steps(
 
     def ended(optimizer: Optimizer, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         nonlocal outermost
-        if sys._getframe(1) is outermost:
+        if torch.compiler.is_dynamo_compiling():
+            compiled_end()
+        elif sys._getframe(1) is outermost:
             outermost = None
             after()
 

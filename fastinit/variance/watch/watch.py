@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fastinit.base import html, ranks
+from fastinit.base import torch_internals as internals
 from fastinit.stream.formats import Counting
 from fastinit.variance.layers import Which
 from fastinit.variance.watch.attention import Attention
@@ -119,9 +120,7 @@ class Watch(html.InNotebooks):
             why = "is not entered" if self._steps is not None else "measures its whole block"
             raise RuntimeError(f"step() is for watches with every=, in their block; this one {why}")
         if self._steps.optimizer is not None:
-            raise RuntimeError(
-                "step() is not to be called: the optimizer that is given ends the steps"
-            )
+            raise RuntimeError("step() is not called: the optimizer= that is given ends the steps")
         self._next()
 
     def pause(self) -> None:
@@ -141,6 +140,7 @@ class Watch(html.InNotebooks):
             # Fused optimizers take the scale out as they step: GradScaler leaves it to them.
             self._block.measure_weight_gradients(getattr(optimizer, "grad_scale", None))
 
+    @internals.between_graphs
     def _next(self) -> None:
         assert self._steps is not None
         try:
@@ -331,11 +331,9 @@ def watch(
             more of one class with modules inside.
         attention: also measures query, key and value as attention gets them, the arguments of
             torch.nn.functional.scaled_dot_product_attention: as ``NAME.sdpa.query`` of the module that
-            called it. Attention that is computed otherwise is not seen; of MultiheadAttention the
-            projections are layers.
+            called it. Attention computed otherwise is not seen; MultiheadAttention's are layers.
         scaler: what scaled the loss of every backward pass in the block
-            (:class:`torch.amp.GradScaler`): its scale is divided out of the gradients. Those that do not
-            fit their dtype when scaled stay infinite.
+            (:class:`torch.amp.GradScaler`): it is divided out of gradients. What was infinite stays so.
         higher, formats, histogram: of all that is measured also what :func:`fastinit.moments` gives with
             them, in records and curves. Compiled code is not counted, nor anything with a ``scaler``.
         step: runs the model; then there is no need for a block, and the watch has seen it.
@@ -381,6 +379,8 @@ def watch(
     # Ranks with good arguments are in the block before they hear of one whose arguments are not.
     with nullcontext() if group is None else ranks.telling(group, "a watch"):
         steps = None
+        if step is not None and not callable(step):
+            raise TypeError(f"step must be a function, but got {step!r:.60}")
         if every is not None:
             if step is not None:
                 raise TypeError("every counts the steps of a block: step= is all that is measured")
