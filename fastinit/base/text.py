@@ -33,9 +33,10 @@ def table(
         fit: of a first cell and the columns that there are for it, what stands there in a terminal.
     """
     as_html = html.table(rows, align)
+    rows = [[_on_one_line(cell) for cell in row] for row in rows]
     if fit is not None:
         space = room([row[1:] for row in rows], width)
-        rows = [(fit(row[0], space), *row[1:]) for row in rows]
+        rows = [[fit(row[0], space), *row[1:]] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(align))]
     widths[0] = max(8, min(widths[0], room([row[1:] for row in rows], width)))
     rule = "-" * (sum(widths) + 2 * (len(align) - 1))
@@ -51,6 +52,11 @@ def table(
         if line := "  ".join(padded).rstrip():
             lines.append(line)
     return html.Table("\n".join(lines), as_html)
+
+
+def _on_one_line(cell: str) -> str:
+    """Without what moves a terminal's cursor, which a module's name may have."""
+    return cell if cell.isprintable() else "".join(c if c.isprintable() else " " for c in cell)
 
 
 def room(rows: Sequence[Sequence[str]], width: int = WIDTH) -> int:

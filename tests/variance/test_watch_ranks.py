@@ -277,6 +277,28 @@ def test_outputs_that_are_on_their_way_are_waited_for() -> None:
 
 
 @on_ranks(WORLD)
+def test_who_looks_at_it_alone_waits_for_nobody() -> None:
+    """As a notebook does that shows what a rank has."""
+    model, shown = Net(), list[bool]()
+    for every in (None, 1):
+        w = fastinit.watch(model, group=dist.group.WORLD, every=every)
+        for stage in ("before", "within", "after"):
+            if stage == "within":
+                with w:
+                    for _ in range(2):
+                        model(tokens())
+                        if dist.get_rank() == 0:
+                            shown.append("<table>" in (w._repr_html_() or repr(w)))
+                        if every:
+                            w.step()
+            elif dist.get_rank() == 0:
+                shown.append("<table>" in (w._repr_html_() or repr(w)))
+    if dist.get_rank() == 0:
+        assert shown == [False, False, False, True, False, False, False, True]
+    assert len(group_of.same(None, [1])) == 1  # nobody is ahead
+
+
+@on_ranks(WORLD)
 def test_one_batch_counts_once_and_batches_add_up() -> None:
     model, rank = Net(), dist.get_rank()
     alike, some = tokens()[:2], tokens().chunk(WORLD)[rank]

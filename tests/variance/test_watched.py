@@ -35,6 +35,14 @@ def test_json_is_strict_and_complete() -> None:
     assert report["missing"] == {}
 
 
+def test_a_name_takes_one_line_of_a_table() -> None:
+    model, inner = nn.Module(), nn.Linear(4, 4)
+    model.add_module("first\nsecond\x1b[2J", inner)
+    with watch(model) as w:
+        inner(torch.randn(2, 4))
+    assert "first second [2J" in w.table().splitlines()[2]
+
+
 def deep(name: str, levels: int) -> nn.Module:
     module: nn.Module = nn.Linear(300, 300)
     for _ in range(levels):
