@@ -13,7 +13,15 @@ from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part
 from fastinit.fills import operator as ops
-from fastinit.fills.seeded import draw_, full_shape, name_of, warn_if_lost, write_, writes_whole
+from fastinit.fills.seeded import (
+    check_tensor,
+    draw_,
+    full_shape,
+    name_of,
+    warn_if_lost,
+    write_,
+    writes_whole,
+)
 from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id, substream
 from fastinit.stream.rounding import FLOAT8
@@ -100,6 +108,7 @@ def sparse_(
         ValueError: not 2-D; sparsity outside [0, 1]; both a seed and a generator.
         RuntimeError, NotImplementedError: as :func:`fastinit.init.normal_`.
     """
+    check_tensor(tensor)  # and no Blocks, which draw_ takes
     shape = full_shape(tensor, part)
     if len(shape) != 2:
         raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(shape)}")

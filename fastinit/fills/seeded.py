@@ -111,7 +111,7 @@ def full_shape(tensor: Tensor | Blocks, part: Part | None = None) -> Sequence[in
     """
     if not isinstance(tensor, Tensor):
         if not isinstance(tensor, Blocks):
-            _check_tensor(tensor)
+            check_tensor(tensor)
         return tensor.shape if part is None else check_part(part).shape
     if part is not None:
         return check_part(part).shape
@@ -131,14 +131,15 @@ def check_reaches(tensor: Tensor) -> None:
     And RuntimeError for freed memory, which torch's own operators would write, and for what an
     optimizer will overwrite.
     """
-    _check_tensor(tensor)
+    check_tensor(tensor)
     if not _is_compiling():
         tensors.check_memory(tensor)
         partitioned.check_stays(tensor)
         shard.check_held(tensor, constant=True)
 
 
-def _check_tensor(tensor: object) -> None:
+def check_tensor(tensor: object) -> None:
+    """Raises TypeError for what is no tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"tensor must be a torch.Tensor, but got {type(tensor).__name__}")
 

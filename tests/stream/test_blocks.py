@@ -192,8 +192,10 @@ def test_constants() -> None:
 def test_structures_are_refused(name: str) -> None:
     given = {"sparsity": 0.5} if name == "sparse_" else {}
     target = Blocks.empty((32, 32, 32) if name == "dirac_" else (32, 32), "mxfp4")
+    init.zeros_(target)
     with pytest.raises(TypeError, match=r"must be a torch.Tensor, but got Blocks"):
         getattr(init, name)(target, **given)
+    assert not target.values().any()
 
 
 def test_they_are_written_with_tensors_in_one_call_or_not_at_all() -> None:
