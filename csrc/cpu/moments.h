@@ -1,5 +1,5 @@
 // Sums in lanes, written so that the compiler makes vectors of them. Included by one file per
-// instruction set; AVX-512 has a form of its own of what is read most (moments_avx512.cpp).
+// instruction set; AVX2 and AVX-512 have forms of their own of what is read most (moments_avx*.cpp).
 #pragma once
 #include <string.h>
 
