@@ -119,7 +119,7 @@ void fill_tile_as(const Window& w, const Tiling& t, int64_t tile) {
   // together are drawn from the start of a group on, for which the pads have room.
   constexpr int64_t EDGE = 4 * Edge::BLOCKS, PAD = EDGE > BUFFER_PAD ? EDGE : BUFFER_PAD;
   constexpr int64_t LINE = 64 / sizeof(T);
-  T padded[PAD + BUFFER_ROWS * (BUFFER_COLUMNS + PAD)];
+  alignas(64) T padded[PAD + BUFFER_ROWS * (BUFFER_COLUMNS + PAD)];
   T* const buffer = padded + PAD;
   const bool one_run = column_global == 1 && row_global == columns;
   const int64_t pitch = one_run ? columns : columns + PAD;
