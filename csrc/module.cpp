@@ -335,7 +335,7 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("tiles", &Pieces::tiles);
 #ifdef FASTINIT_CUDA
   m.attr("nvcc") = FASTINIT_NVCC;
-  m.def("cuda_missing_on", &cuda_missing);
+  m.def("cuda_missing_on", [](int device) { return cuda_missing(device, FASTINIT_CUDA_ARCHS); });
   m.def("cuda_driver", &cuda_driver);
 #endif
   // How CUDA's pieces travel and are written.

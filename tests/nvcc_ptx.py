@@ -34,6 +34,8 @@ KERNELS = {
     "higher.cuh": ("sum_powers", "merge_powers"),
     "counts.cuh": ("measure_and_count", "merge_parts", "count_values"),
 }
+BESIDE = {"counts.cuh": "moments.cuh"}
+"""The header with the rest of these."""
 PARCEL = 8 * native.module.PARCEL if native.module else 0  # bytes
 STAGING = 0x6EEE_0000_0000
 
@@ -58,13 +60,15 @@ def compile_(source: Path, arch: int, *more: str) -> str:
 def ptx(folder: Path, arch: int, header: str, csrc: Path = CSRC, *more: str) -> str:
     """The PTX of the kernels in a header of csrc/cuda, compiled in an empty folder."""
     source = folder / "kernels.cu"
-    source.write_text(f'#include "{csrc}/cuda/{header}"\n')
+    headers = [header, *([BESIDE[header]] if header in BESIDE else [])]
+    source.write_text("".join(f'#include "{csrc}/cuda/{name}"\n' for name in headers))
     return compile_(source, arch, *more)
 
 
 @cache
-def embedded() -> dict[int, str]:
-    """The PTX in the native module by architecture; none where the module is older than its text."""
+def embedded() -> dict[int, list[str]]:
+    """The PTX in the native module by architecture: a text for each source. None where the module is
+    older than its text."""
     sources = [CSRC.parent / "CMakeLists.txt", *CSRC.rglob("*.*")]
     if sass.missing() or any(
         source.stat().st_mtime > Path(native.module.__file__).stat().st_mtime for source in sources
@@ -72,17 +76,32 @@ def embedded() -> dict[int, str]:
         return {}
     listed = re.split(r"Fatbin \w+ code:", sass.dump("-ptx"))
     found = ((re.search(r"(?m)^\.target sm_(\d+)", text), text) for text in listed)
-    return {int(target[1]): text[text.index(".version") :] for target, text in found if target}
+    by_arch: dict[int, list[str]] = {}
+    for target, text in found:
+        if target:
+            by_arch.setdefault(int(target[1]), []).append(text[text.index(".version") :])
+    return by_arch
 
 
 def text_of(folder: Path, arch: int, header: str) -> str:
     """The PTX of a header of csrc/cuda: the native module's, or what nvcc takes most of a minute for."""
-    text = embedded().get(arch) or ptx(folder, arch, header)
-    first, *kernels = re.split(r"(?m)^(?=\.visible \.entry)", text)
-    named = [re.search(r"entry _Z\d+([a-z_]+)", kernel) for kernel in kernels]
-    ours = [k for k, name in zip(kernels, named) if name and name[1] in KERNELS[header]]
-    assert len(ours) == len(KERNELS[header])
-    return first + "".join(ours)
+    wanted = set(KERNELS[header])
+    for texts in (embedded().get(arch, []), ()):  # of an architecture some sources may have no PTX
+        before, ours = "", {}
+        for text in texts or [ptx(folder, arch, header)]:
+            first, *kernels = re.split(r"(?m)^(?=\.visible \.entry)", text)
+            named = [re.search(r"entry _Z\d+([a-z_]+)", kernel) for kernel in kernels]
+            some = {name[1]: k for k, name in zip(kernels, named) if name and name[1] in wanted}
+            if some:  # what stands before the first, once: .version, .target, .address_size
+                before += (
+                    re.sub(r"(?m)^\.(version|target|address_size) .*\n", "", first)
+                    if before
+                    else first
+                )
+                ours.update(some)
+        if ours.keys() == wanted:
+            return before + "".join(ours.values())
+    raise AssertionError(f"{header} lacks {wanted - ours.keys()}")
 
 
 def texts(
@@ -140,7 +159,7 @@ class Kernels:
     def fill_many(
         self, memory: Memory, requests: Sequence[Any], grid: int, first: int | None = None
     ) -> int:
-        """What fill_many_cuda in launch.cu does; or only the thread blocks from ``first`` on.
+        """What fill_many_cuda in csrc/cuda does; or only the thread blocks from ``first`` on.
 
         Returns the number of tiles.
         """

@@ -1,4 +1,4 @@
-"""Launches the moments kernels of a PTX text in ptxrun, as moments_many_cuda in launch.cu does."""
+"""Launches the moments kernels of a PTX text in ptxrun, as moments_many_cuda in csrc/cuda does."""
 
 from __future__ import annotations
 

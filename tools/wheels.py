@@ -59,7 +59,12 @@ def built(sdist: Path, python: str, arch: str, out: Path) -> Path:
             environment |= on_linux(python, arch)
         elif arch != platform.machine():
             sys.exit(f"--arch {arch}: only Linux wheels are made on another machine than theirs")
-        run([python, "-m", "pip", "wheel", "--no-deps", "-w", folder, str(sdist)], environment)
+        command = [python, "-m", "pip", "wheel", "--no-deps", "-w", folder, str(sdist)]
+        if (
+            sys.platform == "linux"
+        ):  # said to setuptools only: pip's tools are those of this machine
+            command += ["--config-settings", f"--build-option=--plat-name=linux_{arch}"]
+        run(command, environment)
         [made] = Path(folder).glob("*.whl")
         if sys.platform == "linux":
             tag = f"manylinux_{GLIBC.replace('.', '_')}_{arch}"
@@ -89,7 +94,6 @@ def on_linux(python: str, arch: str) -> dict[str, str]:
         "CXX": f"{zig} c++ -target {arch}-linux-gnu.{GLIBC}",
         "CMAKE_ARGS": " ".join([*system, f"-DPYTHON_MODULE_EXTENSION={suffix}"]),
         "SETUPTOOLS_EXT_SUFFIX": suffix,
-        "_PYTHON_HOST_PLATFORM": f"linux-{arch}",
     }
 
 

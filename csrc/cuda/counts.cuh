@@ -4,7 +4,7 @@
 // column's. Integers: any order gives the same.
 #pragma once
 #include "../counts.h"
-#include "moments.cuh"
+#include "measuring.cuh"
 
 constexpr int ROWS_AT_ONCE = 4;
 constexpr int SELF = MOST_FORMATS;  // the row of what is counted whatever the format

@@ -7,8 +7,8 @@
 #include "readings.h"
 
 // Why this build cannot fill on the device: no driver, one that is too old, no such device, or no
-// code for it. Empty if it can. Asking costs the device nothing: it gets no context.
-std::string cuda_missing(int device);
+// code for it, as `built` says: "80,90". Empty if it can. Asking costs the device nothing: it gets no context.
+std::string cuda_missing(int device, const char* built);
 
 // "13.0", the version of CUDA that the driver is for; empty where there is no driver.
 std::string cuda_driver();

@@ -1,4 +1,4 @@
-"""csrc/cuda/launch.cu on a runtime that counts its calls: devices set, and how lists are carried."""
+"""csrc/cuda/*.cu on a runtime that counts its calls: devices set, and how lists are carried."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which(CXX[0]) is None, reason=f"needs a C++ compiler ({CXX[0]})"),
 ]
 
-# What launch.cu calls, of one GPU that answers; kernels are launched by name.
+# What they call, of one GPU that answers; kernels are launched by name.
 RUNTIME = """
 #include "cuda_on_cpu.h"
 #include <stdio.h>
@@ -54,7 +54,6 @@ void launched(const char* kernel, Arguments&&... arguments) {
   (void)std::initializer_list<size_t>{bytes = (bytes + 7) / 8 * 8 + sizeof(arguments)...};
   printf("%s %zu\\n", kernel, bytes);
 }
-#define __CUDA_ARCH_LIST__ 900
 """
 MAIN = """
 #include <stdlib.h>
@@ -69,7 +68,7 @@ int main(int, char** arguments) {
   const std::vector<Window> windows(count, w);
   const std::vector<Piece> pieces = cut(windows.data(), count);
   std::vector<char> staging(staged_bytes(pieces));
-  puts(cuda_missing(0).c_str());
+  puts(cuda_missing(0, "80,90").c_str());
   printf("%zu bytes\\n", staging.size());
   try {
     fill_many_cuda(pieces, device, nullptr, staging.data());
@@ -84,7 +83,8 @@ int main(int, char** arguments) {
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("launch")
-    text = (ROOT / "csrc/cuda/launch.cu").read_text()
+    files = ("launch", "fill", "moments", "counts")
+    text = "".join((ROOT / f"csrc/cuda/{name}.cu").read_text() for name in files)
     text = re.sub(r"(\w+)<<<.*?>>>\(", r'launched("\1", ', text)
     folded = RUNTIME + text.replace('#include "', f'#include "{ROOT}/csrc/cuda/') + MAIN
     (folder / "launch.cpp").write_text(folded)

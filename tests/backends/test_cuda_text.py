@@ -93,6 +93,7 @@ def readings(dtypes: tuple[torch.dtype, ...], large: bool = False, few: bool = F
 
 FILL, LANES, STREAM_H = "csrc/cuda/fill.cuh", "csrc/cuda/lanes_cuda.h", "csrc/stream.h"
 SUM, MOMENTS = "tests/cpp/block_sum.cuh", "csrc/cuda/moments.cuh"
+MEASURING = "csrc/cuda/measuring.cuh"
 ROWS, HIGHER = "csrc/cuda/rows.cuh", "csrc/cuda/higher.cuh"
 COUNTS = "csrc/cuda/counts.cuh"
 FIRST = "  __syncthreads();  // every warp's sum is there\n"
@@ -147,7 +148,7 @@ MISTAKES = {
         SUM, LAST, f"if (lane < 9)\n{LAST}else\n{LAST}", "divergence", "reverse"
     ),
     "moments merged before they are there": Mistake(
-        MOMENTS,
+        MEASURING,
         "parts_here = all, __syncthreads();",
         "parts_here = all;",
         OTHER_BITS,
@@ -173,7 +174,7 @@ ALWAYS = {
     "moments merged before they are there",
 }
 MISTAKEN = {
-    name: (m.flags, {SUM: SUM, MOMENTS: MOMENTS, ROWS: MOMENTS}.get(m.file, FILL), m)
+    name: (m.flags, {SUM: SUM, MEASURING: MOMENTS, ROWS: MOMENTS}.get(m.file, FILL), m)
     for name, m in MISTAKES.items()
 }
 BUILDS: dict[str, tuple[tuple[str, ...], str, Mistake | None]] = {

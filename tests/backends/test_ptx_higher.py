@@ -1,6 +1,6 @@
 """The PTX of the kernels of higher moments, run without a GPU, against the reference.
 
-They are given moments, as launch.cu has them measured before.
+They are given moments, as csrc/cuda has them measured before.
 """
 
 from __future__ import annotations

@@ -228,7 +228,8 @@ def test_many_parts_merge(kernels: MomentKernels, host: Host) -> None:
 
 # --- mistakes --------------------------------------------------------------------------------------
 
-KERNEL, ROWS, RUNS, WALK = (f"cuda/{name}.cuh" for name in ("moments", "rows", "runs", "walk"))
+KERNEL, ROWS, RUNS, WALK = (f"cuda/{name}.cuh" for name in ("measuring", "rows", "runs", "walk"))
+MERGES = "cuda/moments.cuh"
 TEXT = "moments.h"
 OTHER = "other bits"
 TASKS, PARTS = "tensors of several tasks", "parts"
@@ -270,7 +271,7 @@ MISTAKES = {
         SYNC + "    if (have", "    if (have", TASKS, rf"\.shared.*({ALONE})"
     ),
     "parts are merged before they are there": mistake(
-        "apart]);\n" + SYNC, "apart]);\n", TASKS, r"\.global.*no barrier between"
+        "apart]);\n" + SYNC, "apart]);\n", TASKS, r"\.global.*no barrier between", MERGES
     ),
     "half the lanes are summed": mistake(
         "apart = LANES / 2; apart", "apart = LANES / 4; apart", "two chunks"
@@ -351,15 +352,17 @@ MISTAKES = {
         "finite = v - v == 0", "finite = v < INFINITY", "not finite", file=WALK
     ),
     "tasks of the first reading": mistake(
-        "blockIdx.x - r.first_task", "blockIdx.x", "rows", ELSEWHERE
+        "blockIdx.x - r.first_task", "blockIdx.x", "rows", ELSEWHERE, MERGES
     ),
     "the reading before": mistake("*first <= i", "*first < i", "rows", ELSEWHERE),
     "one result for all columns": mistake(
-        "r.results[column]", "r.results[0]", "columns", "written twice"
+        "r.results[column]", "r.results[0]", "columns", "written twice", MERGES
     ),
-    "another column's part": mistake("column / each * each", "column / each", "columns"),
+    "another column's part": mistake(
+        "column / each * each", "column / each", "columns", file=MERGES
+    ),
     "parts merged twice": mistake(
-        "i += 2 * width * MERGING", "i += width * MERGING", PARTS, "no barrier between"
+        "i += 2 * width * MERGING", "i += width * MERGING", PARTS, "no barrier between", MERGES
     ),
 }
 

@@ -22,6 +22,7 @@
 #include "block_sum.cuh"
 #elif defined(COUNTS)
 #include "../../csrc/cuda/counts.cuh"
+#include "../../csrc/cuda/moments.cuh"
 #elif defined(HIGHER)
 #include "../../csrc/cuda/higher.cuh"
 #elif defined(MOMENTS)
@@ -74,7 +75,7 @@ constexpr size_t RESULT = sizeof(Moments) + sizeof(Higher);
 constexpr size_t RESULT = sizeof(Moments);
 #endif
 
-// As moments_many_cuda in csrc/cuda/launch.cu.
+// As moments_many_cuda in csrc/cuda/moments.cu.
 void launch(const std::vector<Read>& reads, const std::vector<Moments*>& results,
             const Pick& pick) {
   const std::vector<Reading> wanted = number(reads.data(), results.data(), (int64_t)reads.size());
@@ -181,7 +182,7 @@ struct Request {
   Window window;   // its data is an offset in the buffer
 };
 
-// As fill_many_cuda in csrc/cuda/launch.cu.
+// As fill_many_cuda in csrc/cuda/fill.cu.
 void launch(const std::vector<Window>& windows, const Pick& pick, unsigned grid) {
   const std::vector<Piece> pieces = cut(windows.data(), (int64_t)windows.size());
   if (pieces.empty()) return;
