@@ -81,11 +81,18 @@ struct Twin {
     return {L::if_negative(sign.a, x.a, y.a), L::if_negative(sign.b, x.b, y.b)};
   }
   FASTINIT_FN bool any_above(F x, float limit) { return L::any_above(L::max(x.a, x.b), limit); }
+  // Asked of all at once, as a branch for each ends the lock step, and then of one after another: halves of
+  // halves would be as many branches that nobody foresees.
+  typedef typename L::Single Single;
   template <class Step>
-  FASTINIT_FN F each(F x, F y,
-                     F z) {  // asked of both at once: a branch for each ends the lock step
+  FASTINIT_FN F each(F x, F y, F z) {
     if (!Step::template needed<Twin>(x)) return z;
-    return {L::template each<Step>(x.a, y.a, z.a), L::template each<Step>(x.b, y.b, z.b)};
+    constexpr int SINGLES = WIDTH / Single::WIDTH;
+    typename Single::F xs[SINGLES], ys[SINGLES], zs[SINGLES];
+    memcpy(xs, &x, sizeof xs), memcpy(ys, &y, sizeof ys), memcpy(zs, &z, sizeof zs);
+    for (int i = 0; i < SINGLES; ++i) zs[i] = Single::template each<Step>(xs[i], ys[i], zs[i]);
+    memcpy(&z, zs, sizeof zs);
+    return z;
   }
   FASTINIT_FN F with_sign(F x, U word) {
     return {L::with_sign(x.a, word.a), L::with_sign(x.b, word.b)};

@@ -5,6 +5,7 @@
 #include "../twin.h"
 
 struct Avx2Lane {
+  typedef Avx2Lane Single;
   typedef __m256i U;  // 8 words
   typedef __m256 F;   // 8 values
   typedef __m256i W;  // one word of 4 blocks, in the low halves; the high halves are never read

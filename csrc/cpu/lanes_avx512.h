@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 struct Avx512Lane {
+  typedef Avx512Lane Single;
   typedef __m512i U;  // 16 words
   typedef __m512 F;   // 16 values
   typedef __m512i W;  // one word of 8 blocks, in the low halves; the high halves are never read
