@@ -14,6 +14,26 @@ GOOD = {*PACKAGE, "fastinit/_native.cpython-311-x86_64-linux-gnu.so"}
 ABOUT = {"f-0.1.dist-info/METADATA", "f-0.1.dist-info/licenses/LICENSE"}
 
 
+@pytest.mark.parametrize(
+    ("tag", "passes"),
+    [
+        ("manylinux_2_28_aarch64", True),
+        ("manylinux2014_aarch64.manylinux_2_17_aarch64", True),
+        ("manylinux_2_27_aarch64.manylinux_2_35_aarch64", True),
+        ("manylinux_2_31_aarch64", False),
+        ("manylinux_2_28_x86_64", False),
+        ("linux_aarch64", False),
+    ],
+)
+def test_a_wheel_is_for_the_machine_and_glibc_that_were_asked(tag: str, passes: bool) -> None:
+    name = f"f-0.1-cp311-cp311-{tag}.whl"
+    if passes:
+        wheels.check_tag(name, "aarch64")
+        return
+    with pytest.raises(SystemExit, match="not for aarch64 and glibc 2.28"):
+        wheels.check_tag(name, "aarch64")
+
+
 def wheel(folder: Path, names: set[str]) -> Path:
     path = folder / "f-0.1-cp311-cp311-any.whl"
     with zipfile.ZipFile(path, "w") as archive:

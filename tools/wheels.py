@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tarfile
@@ -67,10 +68,19 @@ def built(sdist: Path, python: str, arch: str, out: Path) -> Path:
         run(command, environment)
         [made] = Path(folder).glob("*.whl")
         if sys.platform == "linux":
-            tag = f"manylinux_{GLIBC.replace('.', '_')}_{arch}"
-            command = ["auditwheel", "repair", "--plat", tag, "-w", f"{folder}/of_all", str(made)]
+            # "auto" is what is there; of its own tags auditwheel takes this machine's architecture only.
+            command = [
+                "auditwheel",
+                "repair",
+                "--plat",
+                "auto",
+                "-w",
+                f"{folder}/of_all",
+                str(made),
+            ]
             run([sys.executable, "-m", *command])
             [made] = Path(folder, "of_all").glob("*.whl")
+            check_tag(made.name, arch)
         return Path(made.replace(out / made.name))
 
 
@@ -103,6 +113,15 @@ def package_files(sdist: Path) -> set[str]:
         names = {name.partition("/")[2] for name in archive.getnames()}
     endings = (".py", ".pyi", ".json", "py.typed")
     return {name for name in names if name.startswith("fastinit/") and name.endswith(endings)}
+
+
+def check_tag(name: str, arch: str) -> None:
+    """Exits unless a wheel is for an architecture and for glibc of GLIBC, or of before."""
+    found = re.findall(rf"manylinux_(\d+)_(\d+)_{arch}\b", name)
+    if not any(
+        (int(major), int(minor)) <= tuple(map(int, GLIBC.split("."))) for major, minor in found
+    ):
+        sys.exit(f"{name}: not for {arch} and glibc {GLIBC}")
 
 
 def check(wheel: Path, expected: set[str]) -> None:
