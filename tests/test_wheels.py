@@ -30,7 +30,7 @@ def test_a_wheel_is_for_the_machine_and_glibc_that_were_asked(tag: str, passes: 
     if passes:
         wheels.check_tag(name, "aarch64")
         return
-    with pytest.raises(SystemExit, match="not for aarch64 and glibc 2.28"):
+    with pytest.raises(SystemExit, match=r"not for aarch64 and glibc 2\.28"):
         wheels.check_tag(name, "aarch64")
 
 
