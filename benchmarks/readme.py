@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import statistics
@@ -9,13 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.timing import RESULTS, newest, saved, where
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 TABLES = ROOT / "docs" / "benchmarks.md"
 WATCH = ROOT / "docs" / "leaving-it-on.md"
 INSTALLING = ROOT / "docs" / "installing.md"
 LARGE = ROOT / "docs" / "large-models.md"
-RESULTS = ROOT / "benchmarks" / "results"
+BACKENDS = ROOT / "docs" / "backends.md"
 SEEING = ROOT / "docs" / "seeing-variance.md"
 LOW = ROOT / "docs" / "low-precision.md"
 OPTIONS = {
@@ -33,25 +36,34 @@ PEERS = {
     "histc": "`histc` of the logarithms",
     "e4m3 by conversion": "what E4M3 loses, by converting",
 }
+BUILDS = {
+    "avx512": ("AVX-512", "Intel from Skylake-X, AMD from Zen 4"),
+    "avx2": ("AVX2", "other x86-64 since 2013"),
+    "neon_sha3": (
+        "NEON and SHA3",
+        "Neoverse V1 and newer (Graviton 3, Grace), Apple from M1",
+    ),
+    "neon": ("NEON", "every AArch64 (Graviton 2, Ampere Altra)"),
+}
 SHOWN = ("uniform", "normal", "trunc ±2σ", "trunc std=.02")
 
 
 def headline() -> list[str]:
     """The Llama that fastinit makes the most times as fast."""
-    results = _saved("materialize")
+    results = saved("materialize")
     llamas = [name for name in results["timings"] if name.startswith("Llama 1.1B")]
     name = max(llamas, key=lambda llama: _times(results["timings"][llama]))
     theirs, ours, touch = _medians(results["timings"][name])
     return [
         f"**A Llama of 1.1 billion parameters, from constructor to ready: {ours:.1f} s instead of "
-        f"{theirs:.1f} s** ({name.split()[-1]}; {_where(results['machine'])}; "
+        f"{theirs:.1f} s** ({name.split()[-1]}; {where(results['machine'])}; "
         "`python -m benchmarks.materialize`). One byte written on each page of the same memory takes "
         f"{touch:.1f} s.",
     ]
 
 
 def materialize() -> list[str]:
-    results = _saved("materialize")
+    results = saved("materialize")
     lines = [
         "| model | constructor, s | fastinit, s | times as fast | × touch | × touch, 4 KiB pages |",
         "|---|---:|---:|---:|---:|---:|",
@@ -70,7 +82,7 @@ def materialize() -> list[str]:
     return [
         *lines,
         "",
-        f"`python -m benchmarks.materialize` on {_where(results['machine'])}: median of "
+        f"`python -m benchmarks.materialize` on {where(results['machine'])}: median of "
         f"{results['rounds']} rounds, each in fresh memory. fastinit is `deferred()` and "
         "`materialize_`; touch is one byte written on each page of the same memory, which has huge "
         "pages where the system gives them, or the small ones that the constructor gets. The "
@@ -80,27 +92,27 @@ def materialize() -> list[str]:
 
 def large() -> list[str]:
     """What is larger than memory: written to disk, and given unit variance."""
-    saved = _saved("write")
-    written, where = saved["write"], _where(saved["machine"])
-    lsuv = _saved("larger-than-memory")
+    results = saved("write")
+    written = results["write"]
+    lsuv = saved("larger-than-memory")
     return [
         f"- A checkpoint of {written['model']} in {written['dtype']}, {written['bytes'] / 1e9:.1f} GB: "
         f"{written['write seconds']:.1f} s; the same bytes written plainly "
         f"{written['plain seconds']:.1f} s past the page cache and "
         f"{written['plain, page cache seconds']:.1f} s through it. Peak memory "
         f"{written['peak bytes'] / 2**20:.0f} MiB (`python -m benchmarks.write --model "
-        f"{written['model']}`; {where}).",
+        f"{written['model']}`; {where(results['machine'])}).",
         f"- LSUV of {lsuv['layers']} layers with {lsuv['parameters'] / 1e9:.1f} billion parameters, "
         f"{lsuv['bytes'] / 1e9:.0f} GB in float32, which are never in memory: {lsuv['seconds']:.0f} s "
         f"for {lsuv['tokens']} tokens. Peak memory {lsuv['peak'] / 2**30:.2f} GiB, the plan "
         f"{lsuv['plan_bytes'] / 1e3:.0f} kB (`python -m benchmarks.larger_than_memory`; "
-        f"{_where(lsuv['machine'])}).",
+        f"{where(lsuv['machine'])}).",
     ]
 
 
 def scale() -> list[str]:
     """What each of many parameters costs, and what follows for a machine that nobody here has."""
-    results = _newest("scale")
+    results = newest("scale")
     kinds = {
         "plain build": "constructor",
         "deferred": "`deferred()`",
@@ -132,7 +144,7 @@ def scale() -> list[str]:
         f"{results['width']} in float32. On one rank of FSDP2, `apply_` takes "
         f"{', '.join(f'{us:.0f}' for us in each)} µs a parameter in worlds of {worlds}. Which elements "
         f"a shard in many turns has (FSDP2 over tensor parallelism) takes {turns} turns "
-        f"(`python -m benchmarks.scale`; {_where(results['machine'])}).",
+        f"(`python -m benchmarks.scale`; {where(results['machine'])}).",
         "",
         f"Computed, not measured: {elements:,} parameters in bfloat16 on {world:,} ranks. A rank writes "
         f"{elements:,} x 2 bytes / {world:,} = {share / 1e9:.2f} GB. One thread writes "
@@ -144,7 +156,7 @@ def scale() -> list[str]:
 
 
 def fills() -> list[str]:
-    results = _newest("cpu")
+    results = newest("cpu")
     lines = [
         "| law | dtype | threads | ns/element | GB/s | × torch.nn.init | × torch.zero_ |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -161,14 +173,30 @@ def fills() -> list[str]:
     return [
         *lines,
         "",
-        f"`make bench` on {_where(results['machine'])}: "
+        f"`make bench` on {where(results['machine'])}: "
         f"{elements:,} elements, median of {results['rounds']} rounds; × is the peer's time over "
         "fastinit's in the same rounds, and `torch.zero_` stands for the machine's write limit.",
     ]
 
 
+def instructions() -> list[str]:
+    """What each build for CPUs takes for a value, and where it runs."""
+    with open(RESULTS / "asm.csv", newline="") as file:
+        counted = [row for row in csv.DictReader(file) if row["dtype"] == "float32"]
+    laws = ("uniform", "normal", "truncated_normal", "moments")
+    lines = [
+        f"| build | {' | '.join(law.replace('_', ' ') for law in laws)} | runs on |",
+        "|---" * 6 + "|",
+    ]
+    for build, (name, machines) in BUILDS.items():
+        its = {row["law"]: float(row["instructions"]) for row in counted if row["build"] == build}
+        cells = " | ".join(f"{its[law]:.1f}" for law in laws)
+        lines.append(f"| {name} | {cells} | {machines} |")
+    return lines
+
+
 def lsuv() -> list[str]:
-    results: dict[str, Any] = _saved("lsuv")
+    results: dict[str, Any] = saved("lsuv")
     lines = [
         "| net | plain forward | `lsuv_` | published procedure | largest distance of a std from 1 |",
         "|---|---:|---:|---:|---:|",
@@ -183,14 +211,14 @@ def lsuv() -> list[str]:
     return [
         *lines,
         "",
-        f'`make lsuv` on {_where(results["machine"])}. "about": the '
+        f'`make lsuv` on {where(results["machine"])}. "about": the '
         "published procedure ran for some of the layers, the rest is in proportion.",
     ]
 
 
 def moments() -> list[str]:
     """What moments take, what each option adds, and what torch has for it."""
-    results = _newest("moments")
+    results = newest("moments")
     told = {record["dtype"]: record["ns per element"] for record in results["moments"]}
     dtypes, known = list(told), list(dict.fromkeys(name for its in told.values() for name in its))
     lines = [f"| ns a value | {' | '.join(dtypes)} |", "|---" + "|---:" * len(dtypes) + "|"]
@@ -210,14 +238,14 @@ def moments() -> list[str]:
     return [
         *lines,
         "",
-        f"`python -m benchmarks.moments` on {_where(results['machine'])}: "
+        f"`python -m benchmarks.moments` on {where(results['machine'])}: "
         f"{results['moments'][0]['elements']:,} values, median of {results['rounds']} rounds in turns.",
     ]
 
 
 def low_precision() -> list[str]:
     """Normals in few bits, beside bfloat16."""
-    results = _newest("low-precision")
+    results = newest("low-precision")
     each = results["seconds a value"]
     lines = ["| normal in | ns a value | of bfloat16's |", "|---|---:|---:|"]
     for name, seconds in each.items():
@@ -226,14 +254,14 @@ def low_precision() -> list[str]:
     return [
         *lines,
         "",
-        f"`python -m benchmarks.low_precision` on {_where(results['machine'])}, one thread: "
+        f"`python -m benchmarks.low_precision` on {where(results['machine'])}, one thread: "
         f"{side:,} x {side:,} values, median of {results['rounds']} rounds in turns.",
     ]
 
 
 def watch() -> list[str]:
     """What a watch that stays on adds to a training."""
-    results = _newest("watch")
+    results = newest("watch")
     lines = [
         "| model | layers | a step | `every=1` adds | quartiles | `every=100` adds |",
         "|---|---:|---:|---:|---:|---:|",
@@ -248,7 +276,7 @@ def watch() -> list[str]:
     return [
         *lines,
         "",
-        f"`python -m benchmarks.watch` on {_where(results['machine'])}, "
+        f"`python -m benchmarks.watch` on {where(results['machine'])}, "
         f"{results['machine']['fastinit']['threads']} threads: median of {results['rounds']} rounds, in "
         "which watched steps (gradients too, told to a file) and plain ones take turns. `every=100` is "
         "a hundredth of `every=1`, and what `step()` takes where nothing is measured.",
@@ -256,7 +284,7 @@ def watch() -> list[str]:
 
 
 def digits() -> list[str]:
-    records: list[dict[str, Any]] = _saved("digits")
+    records: list[dict[str, Any]] = saved("digits")
     seeds, steps = len(records[0]["accuracy"]), records[0]["steps"]
     lines = ["| net | initialisation | test accuracy, % |", "|---|---|---:|"]
     for record in records:
@@ -317,25 +345,10 @@ def peers() -> list[str]:
     return [
         *lines,
         "",
-        f"`make peers` on {_where(results['machine'])}, with {with_}: {results['elements']:,} float32 "
+        f"`make peers` on {where(results['machine'])}, with {with_}: {results['elements']:,} float32 "
         f"values, median of {results['rounds']} rounds in turns. `zero_` writes as many bytes and "
         "computes nothing. A peer that fills with one thread was given one for each part of the array.",
     ]
-
-
-def _saved(kind: str) -> Any:
-    return json.loads((RESULTS / f"{kind}.json").read_text())
-
-
-def _newest(kind: str) -> dict[str, Any]:
-    """The results of the last day, of any machine."""
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
-    newest: dict[str, Any] = max(found, key=lambda results: results["machine"]["date"])
-    return newest
-
-
-def _where(machine: dict[str, Any]) -> str:
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}"
 
 
 def _medians(found: dict[str, dict[str, float]]) -> tuple[float, float, float]:
@@ -355,6 +368,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], list[str]]]] = {
     "scale": (LARGE, scale),
     "results": (TABLES, fills),
     "lsuv": (TABLES, lsuv),
+    "instructions": (BACKENDS, instructions),
     "moments": (SEEING, moments),
     "low precision": (LOW, low_precision),
     "watch": (WATCH, watch),

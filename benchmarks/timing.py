@@ -16,7 +16,19 @@ import torch
 import fastinit
 from fastinit.base.timing import Timing, race, wall_clock
 
-__all__ = ["Timing", "cpu_name", "machine", "race", "save", "wall_clock"]
+__all__ = [
+    "Timing",
+    "cpu_name",
+    "machine",
+    "newest",
+    "race",
+    "save",
+    "saved",
+    "wall_clock",
+    "where",
+]
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def cpu_name() -> str:
@@ -55,3 +67,23 @@ def save(results: Mapping[str, Any], folder: Path, kind: str, hardware: str) -> 
     path = folder / f"{kind}-{name}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
     return path
+
+
+def saved(kind: str) -> Any:
+    """Results that were saved under their kind alone."""
+    return json.loads((RESULTS / f"{kind}.json").read_text())
+
+
+def newest(kind: str) -> dict[str, Any]:
+    """The results of the last day, of any machine; of one day, where no build was forced."""
+    paths = sorted(
+        RESULTS.glob(f"{kind}-*.json"), reverse=True
+    )  # "...-17.json", "...-17-avx2.json"
+    found = [json.loads(path.read_text()) for path in paths]
+    last: dict[str, Any] = max(found, key=lambda results: results["machine"]["date"])
+    return last
+
+
+def where(machine: Mapping[str, Any]) -> str:
+    """The machine, in a line of text."""
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}"
