@@ -459,7 +459,7 @@ def test_what_becomes_of_a_mistake(run: Run, name: str) -> None:
     if "-mfma" in mistake.flags and "fma" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this CPU has no fma")
     law = LAWS[laws.CODES[mistake.law.lower()]]
-    if mistake.file in (MOMENTS, ROWS):
+    if mistake.file in (MEASURING, ROWS):
         work = readings((torch.float32,), few=True)
     else:
         work = sums(1) if mistake.file == SUM else fills((mistake.kind,), (law,), (torch.float32,))
