@@ -73,7 +73,12 @@ def fill_(
             (``fastinit.agreement``).
     """
     if isinstance(tensor, Blocks):
-        _fill_blocks(tensor, law, seed, stream, generator, window)
+        if _traced() or _dispatch_modes():
+            raise NotImplementedError(
+                "Blocks are no tensors: a compiled function, or a block that records or fakes "
+                "operations, does not see them written"
+            )
+        internals.uncompiled(_fill_blocks)(tensor, law, seed, stream, generator, window)
         return tensor
     # The short way, for a few elements as for billions: nothing here but what each call needs.
     if (
@@ -133,22 +138,6 @@ def fill_(
 
 
 def _fill_blocks(
-    blocks: Blocks,
-    law: Law,
-    seed: int | None,
-    stream: int,
-    generator: torch.Generator | None,
-    window: Window | Strided | Part | None,
-) -> None:
-    if _traced() or _dispatch_modes():
-        raise NotImplementedError(
-            "Blocks are no tensors: a compiled function, or a block that records or fakes operations, "
-            "does not see them written"
-        )
-    internals.uncompiled(_write_blocks)(blocks, law, seed, stream, generator, window)
-
-
-def _write_blocks(
     blocks: Blocks,
     law: Law,
     seed: int | None,
