@@ -49,6 +49,18 @@ def process_groups() -> list[Any]:
     return list(torch.distributed.distributed_c10d._world.pg_map)
 
 
+def save_checkpoint(writer: Any, planner: Any, group: Any, *, alone: bool) -> Any:
+    """Writes what a planner says, as ``dcp.save`` does, with a group or alone; returns the metadata.
+
+    Without it, torch 2.6 could not write alone: its ``dcp.save`` has no ``no_dist``.
+    """
+    from torch.distributed.checkpoint import state_dict_saver
+
+    return state_dict_saver._save_state_dict(
+        {}, writer, process_group=group, no_dist=alone, planner=planner
+    )
+
+
 def fsdp2_modules() -> list[torch.nn.Module]:
     """All modules that ``fully_shard`` was called on, of any model.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import re
 import secrets
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from os import PathLike
@@ -21,9 +20,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import filesystem, metadata, planner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 
+from fastinit.base import distributed_internals as distributed
 from fastinit.base.files import alone_in, remove_left, replacing, sync_directory
 from fastinit.base.memory import free_disk_bytes
 from fastinit.base.ranks import Group, RanksError
@@ -137,27 +136,20 @@ def write_dcp(
         name_of_mark, token = those.told_by_first(there, "a checkpoint: what is there")
         check_shared(folder, name_of_mark, those)
         path = tuple(prefix.split(".")[:-1])
-        writer = _Writer(folder, token)
         chosen = _Planner(
             {prefix + chunk.name: (*path, chunk.name) for chunk in chunks},
             chunks,
             prefix,
             Ranges(seed),
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that nobody else takes part
-            return _saved(writer, chosen, those)
+        return _saved(_Writer(folder, token), chosen, those)
 
 
 def _saved(writer: _Writer, chosen: _Planner, those: Ranks) -> metadata.Metadata:
     group = those.group.get_group() if isinstance(those.group, DeviceMesh) else those.group
     try:
-        written: metadata.Metadata = save(
-            {},
-            storage_writer=writer,
-            planner=chosen,
-            process_group=group,
-            no_dist=those.size == 1,
+        written: metadata.Metadata = distributed.save_checkpoint(
+            writer, chosen, group, alone=those.size == 1
         )
         return written
     except CheckpointException as failed:  # which is no Exception; all ranks have it

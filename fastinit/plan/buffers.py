@@ -246,15 +246,25 @@ def _is_sum(buffer: Tensor) -> bool:
 
 
 def _write_sum(buffer: Tensor, known: Values | Computed, seed: int) -> None:
-    """As torch distributes a tensor: for each sum one rank has the values, the others zeros."""
-    from torch.distributed.tensor import distribute_tensor
+    """Of each sum its first rank has the values, and the others zeros; so that nothing is sent."""
+    from torch.distributed.tensor import DTensor, Replicate
 
     assert shard.is_dtensor(buffer)
+    mesh, placements = buffer.device_mesh, buffer.placements
     full = torch.empty(buffer.shape, dtype=buffer.dtype, device=shard.local(buffer).device)
     _write(full, known, seed)
-    # None: nothing is sent, as every rank has the same.
-    made = distribute_tensor(full, buffer.device_mesh, buffer.placements, src_data_rank=None)
-    shard.local(buffer).copy_(shard.local(made))
+    cut = [Replicate() if p.is_partial() else p for p in placements]
+    whole = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    made = shard.local(whole.redistribute(placements=cut))
+    for placement, index in zip(placements, mesh.get_coordinate() or ()):
+        neutral = _NEUTRAL.get(getattr(placement, "reduce_op", ""))
+        if neutral is not None and index > 0:
+            made = torch.full_like(made, neutral)
+    shard.local(buffer).copy_(made)
+
+
+_NEUTRAL = {"sum": 0, "product": 1, "bxor": 0}
+"""What all ranks but one have, where the same value on all would not give that value."""
 
 
 def _holds(place: _Place, known: Values | Computed, seed: int, *, exactly: bool = False) -> bool:

@@ -4,6 +4,7 @@ import gc
 import sys
 import weakref
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,22 @@ def test_what_modules_load_from_nothing() -> None:
     plain = nn.Module()
     plain.register_buffer("x", torch.zeros(2))
     assert not internals.loads_from_nothing(plain, "x")
+
+
+def test_a_rank_saves_a_checkpoint_alone(tmp_path: Path) -> None:
+    dist = torch.distributed
+    dist.is_available() or pytest.skip("a torch without distributed")
+    from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
+    try:
+        writer, planner = FileSystemWriter(tmp_path), DefaultSavePlanner()
+        written = distributed.save_checkpoint(writer, planner, None, alone=True)
+    finally:
+        dist.destroy_process_group()
+    assert written.state_dict_metadata == {}
+    assert (tmp_path / ".metadata").exists()
 
 
 def test_process_groups_are_found_in_their_order() -> None:

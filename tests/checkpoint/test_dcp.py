@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import warm
+from dtensors import distributed
 from ranks import on_ranks, pool
 from torch import nn
 
@@ -22,7 +23,7 @@ from test_many import HOWS, Net, cut_model, mesh_of, planned, recorded, sharded
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import fastinit
@@ -107,15 +108,12 @@ def test_layouts_that_no_item_of_dcp_says() -> None:
         [Shard(1), _StridedShard(0, split_factor=2)],
         [Replicate(), Replicate()],
     ):
-        state = {
-            name: distribute_tensor(torch.full((12, 6), 7.0), mesh, placements, src_data_rank=None)
-            for name in FILLS
-        }
+        state = {name: distributed(torch.full((12, 6), 7.0), mesh, placements) for name in FILLS}
         dcp.load({"model": state}, storage_reader=checkpoint.PlanReader(plan, prefix="model."))
         model = nn.ParameterDict({name: nn.Parameter(torch.zeros(12, 6)) for name in FILLS})
         want = plan.apply_(model)
         for name in FILLS:
-            shard = distribute_tensor(want[name].detach(), mesh, placements, src_data_rank=None)
+            shard = distributed(want[name].detach(), mesh, placements)
             have = state[name].to_local()
             assert_values(
                 have, shard.to_local(), "orthogonal" if name == "orthogonal" else "", name

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from dtensors import distributed
 from ranks import on_ranks, pool
 from test_writing import contents, loaded
 from torch import nn
@@ -25,7 +26,7 @@ if not dist.is_available():
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -93,7 +94,7 @@ def sharded(model: Net, how: str) -> Net:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if parameter.dim():
                     cut = cuts[how](parameter)
-                    local = distribute_tensor(parameter.detach(), mesh, cut, src_data_rank=None)
+                    local = distributed(parameter.detach(), mesh, cut)
                     setattr(module, name, nn.Parameter(local))
         model.head.weight = model.embed.weight
     return model

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from dtensors import distributed
 from ranks import pool
 from torch import Tensor, nn
 
@@ -390,7 +391,6 @@ ZERO = Fill.constant(0.0)
 
 def plans_that_differ() -> None:
     """An error on each rank of a mesh before anything is written; those outside do not wait."""
-    from torch.distributed.tensor import distribute_tensor
 
     rank = dist.get_rank()
     square, pair = init_device_mesh("cpu", (2, 2)), DeviceMesh("cpu", [0, 1])
@@ -398,9 +398,7 @@ def plans_that_differ() -> None:
     def model() -> nn.Module:
         net = nn.Module()
         for name, mesh in (("a", square), ("b", square), ("c", pair)):
-            full = distribute_tensor(
-                torch.zeros(4, 3), mesh, [Shard(0)] * mesh.ndim, src_data_rank=None
-            )
+            full = distributed(torch.zeros(4, 3), mesh, [Shard(0)] * mesh.ndim)
             net.register_parameter(name, nn.Parameter(full))
         return net
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import warm
+from dtensors import distributed
 from same_bits import assert_values
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,7 +33,7 @@ if not dist.is_available():
     pytest.skip("a torch without distributed", allow_module_level=True)
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 WORLD = 4
@@ -58,7 +59,7 @@ def mesh_of(shape: tuple[int, ...]) -> DeviceMesh:
 
 def sharded(full: torch.Tensor, mesh: DeviceMesh, placements: list[Placement]) -> DTensor:
     """Of this rank; its own copy, split by torch."""
-    return distribute_tensor(full.clone(), mesh, placements, src_data_rank=None)
+    return distributed(full.clone(), mesh, placements)
 
 
 def one(tensor: torch.Tensor) -> nn.Module:

@@ -77,8 +77,7 @@ def test_the_plan_is_that_of_the_model_as_it_initialises_itself(device: str) -> 
 def test_shards_get_what_the_whole_has() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-    from torch.distributed.tensor.placement_types import Partial
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (2,))
     model = net()
@@ -94,10 +93,24 @@ def test_shards_get_what_the_whole_has() -> None:
     for owner in (split.embed, split.head):
         owner.weight = nn.Parameter(distribute_tensor(owner.weight, mesh, [Shard(0)]))
     split.cache = distribute_tensor(split.cache, mesh, [Replicate()])
-    split.count = distribute_tensor(split.count, mesh, [Partial()])
+    split.count = DTensor.from_local(split.count, mesh, [Partial()], run_check=False)
     write_(split, plan_of(split, Net.init_weights, 3), "cpu")
     assert_same(split, expected())
     assert split.head.weight is split.embed.weight
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("operation", ["sum", "min", "max", "product"])
+def test_a_buffer_that_ranks_reduce_has_its_values(operation: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial
+
+    model = net()
+    of_all = [Partial(operation)]
+    mesh = init_device_mesh("cpu", (2,))
+    model.count = DTensor.from_local(model.count, mesh, of_all, run_check=False)
+    write_(model, plan_of(model, Net.init_weights, 3), "cpu")
+    assert_same(model, expected())
 
 
 def _nothing(twin: nn.Module) -> None:

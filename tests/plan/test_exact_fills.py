@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dtensors import distributed
 from ranks import on_ranks
 from safetensors.torch import load_file
 from torch import nn
@@ -123,14 +124,14 @@ def test_checkpoints_and_recorded_models(tmp_path: Path) -> None:
 def test_parts_of_dtensors_and_plain_ones() -> None:
     """Rows and columns of which blocks of the stream are cut: those of the whole, to the last bit."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.distributed.tensor import Shard
 
     mesh, rank = init_device_mesh("cpu", (2,)), torch.distributed.get_rank()
     whole = {name: parameter.detach() for name, parameter in PLAN.apply_(model()).items()}
     for dim in (0, 1):
         cut, plain, parts = model(), model(), {}
         for name, parameter in cut.items():
-            held = distribute_tensor(parameter.detach(), mesh, [Shard(dim)], src_data_rank=None)
+            held = distributed(parameter.detach(), mesh, [Shard(dim)])
             cut[name] = nn.Parameter(held)
             parts[name] = Part((8, 6)).chunk(dim, 2, rank)
             plain[name] = nn.Parameter(torch.empty(parts[name].local_shape, dtype=torch.float64))

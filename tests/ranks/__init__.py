@@ -249,12 +249,15 @@ def _leave_groups() -> None:
     Torch remembers how it dispatched DTensors, with their meshes.
     """
     import torch.distributed as dist
-    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+    from torch.distributed.tensor import DTensor, debug
 
+    propagator = DTensor._op_dispatcher.sharding_propagator
     for group in list(dist.distributed_c10d._world.pg_map):
         if group is not dist.group.WORLD:
             dist.destroy_process_group(group)
-    _clear_sharding_prop_cache()
+    # torch 2.6 has no name for it
+    clear = getattr(debug, "_clear_sharding_prop_cache", None)
+    (clear or propagator.propagate_op_sharding.cache.cache_clear)()
 
 
 def _found(module: str, name: str) -> Callable[..., Any]:

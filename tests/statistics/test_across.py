@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from dtensors import distributed
 
 if not torch.distributed.is_available():
     pytest.skip("a torch without distributed", allow_module_level=True)
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import on_ranks, pool
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard  # noqa: F401
 
 import fastinit
@@ -75,12 +76,7 @@ def layouts(draw: st.DrawFn) -> tuple[tuple[int, ...], list[str], tuple[int, ...
 def measured(
     mesh: tuple[int, ...], placements: list[str], shape: tuple[int, ...], dim: int | None
 ) -> torch.Tensor:
-    x = distribute_tensor(
-        values(shape),
-        init_device_mesh("cpu", mesh),
-        [eval(p) for p in placements],
-        src_data_rank=None,
-    )
+    x = distributed(values(shape), init_device_mesh("cpu", mesh), [eval(p) for p in placements])
     return raw(moments(x, dim=dim))
 
 
@@ -105,7 +101,7 @@ def test_many_tensors_need_one_collective_for_each_dimension_that_cuts() -> None
         (row, [Shard(1)]),
     ]
     full = [values((6 + i, 5)) for i in range(len(cut))]
-    xs = [distribute_tensor(x, *where, src_data_rank=None) for x, where in zip(full, cut)]
+    xs = [distributed(x, *where) for x, where in zip(full, cut)]
     plain = torch.full((3,), float(dist.get_rank()))
     asked = []
     gather = group_of.all_gather
@@ -128,7 +124,7 @@ def test_many_tensors_need_one_collective_for_each_dimension_that_cuts() -> None
 def test_a_rank_outside_of_the_mesh_has_nothing_and_waits_for_nobody() -> None:
     mesh = DeviceMesh("cpu", [0, 2, 3])
     full = values((7, 2))
-    x = distribute_tensor(full, mesh, [Shard(0)], src_data_rank=None)
+    x = distributed(full, mesh, [Shard(0)])
     whole, by_channel = moments(x), moments(x, dim=0)
     if dist.get_rank() == 1:
         assert (whole.count, whole.min) == (0, torch.inf)
@@ -162,7 +158,7 @@ def test_replicas_that_differ_are_an_error_on_all_ranks(placements, dim: int | N
 @on_ranks(WORLD)
 def test_what_a_smaller_mesh_has_counts_where_it_is() -> None:
     full = values((7, 2))
-    x = distribute_tensor(full, DeviceMesh("cpu", [2, 3]), [Shard(0)], src_data_rank=None)
+    x = distributed(full, DeviceMesh("cpu", [2, 3]), [Shard(0)])
     for dim in (None, 0):
         assert_alike(raw(moments(x, dim=dim).all_merge()), raw(moments(full, dim=dim)))
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from dtensors import distributed
 from same_bits import ISAS, TRITON, bits, forced
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import fastinit
 from fastinit import Blocks, Part, init
@@ -357,26 +358,21 @@ def test_dtensors_of_whole_blocks(format: str) -> None:
             mesh = init_device_mesh("cpu", (4,), mesh_dim_names=(f"blocks{rank}",))
             for placement in (Shard(0), Shard(1), Replicate()):
                 data, scale = (
-                    distribute_tensor(t.view(torch.uint8), mesh, [placement], src_data_rank=None)
+                    distributed(t.view(torch.uint8), mesh, [placement])
                     for t in (torch.zeros_like(whole.data), torch.zeros_like(whole.scale))
                 )
                 got = Blocks(data, scale, format)
                 assert got.shape == (6, 256)
                 fill_(got, LAW, seed=5)
                 for held, full in ((data, whole.data), (scale, whole.scale)):
-                    its = distribute_tensor(
-                        full.view(torch.uint8), mesh, [placement], src_data_rank=None
-                    )
+                    its = distributed(full.view(torch.uint8), mesh, [placement])
                     assert held.to_local().equal(its.to_local())  # type: ignore[no-untyped-call]
             # Half a block on each rank; and data cut otherwise than scales.
             narrow = Blocks.empty((4, 64), format)
             cut, rows = (
-                distribute_tensor(narrow.data.view(torch.uint8), mesh, [p], src_data_rank=None)
-                for p in (Shard(1), Shard(0))
+                distributed(narrow.data.view(torch.uint8), mesh, [p]) for p in (Shard(1), Shard(0))
             )
-            scales = distribute_tensor(
-                narrow.scale.view(torch.uint8), mesh, [Shard(1)], src_data_rank=None
-            )
+            scales = distributed(narrow.scale.view(torch.uint8), mesh, [Shard(1)])
             for one in (cut, rows):
                 with pytest.raises(ValueError, match="whole blocks"):
                     fill_(Blocks(one, scales, format), LAW, seed=5)
