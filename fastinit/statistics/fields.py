@@ -309,10 +309,13 @@ class Moments(Fields[float]):
     def of_rows(cls, rows: Tensor, counted: Counting = NOTHING) -> list[Moments]:
         """One for each ``row``, [n, fields]; cheaper than one by one."""
         raws, numbers = rows.tensor_split([rows.shape[-1] - counted.width], dim=-1)
-        counts = [Counts(counted, some) if counted.width else None for some in numbers.long()]
-        found = [cls(raw, counts=some) for raw, some in zip(raws, counts)]
-        for one, numbers in zip(found, _fields_of(raws, 1).t().tolist()):
-            one._numbers = dict(zip(one.fields, numbers))
+        found = [cls(raw) for raw in raws.unbind()]
+        names = found[0].fields if found else ()
+        for one, known in zip(found, _fields_of(raws, 1).t().tolist()):
+            one._numbers = dict(zip(names, known))
+        if counted.width:
+            for one, some in zip(found, numbers.long()):
+                one.counts = Counts(counted, some)
         return found
 
     def _values(self) -> dict[str, float]:
@@ -325,7 +328,8 @@ class Moments(Fields[float]):
 
     def plain(self) -> dict[str, Any]:
         """All fields by their names; ``formats`` and ``histogram`` if they were asked for."""
-        return self._values() | plain_counts(self.formats, self.histogram)
+        counts = {} if self.counts is None else plain_counts(self.formats, self.histogram)
+        return self._values() | counts
 
     @classmethod
     def of_plain(cls, plains: Sequence[Mapping[str, Any]]) -> list[Moments]:

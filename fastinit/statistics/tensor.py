@@ -203,26 +203,32 @@ def moments_many(
     ]
 
 
+def row(x: Tensor, higher: bool, counting: Counting) -> Tensor:
+    """:attr:`Moments.row`, for what is measured often."""
+    if not counting.width and (raw := _of_plain_memory(x, higher)) is not None:
+        return raw
+    named, histogram = counting
+    return moments(x, higher=higher, formats=named, histogram=histogram).row
+
+
 def _of_plain_memory(x: Tensor, higher: bool) -> Tensor | None:
     """The short way, for a few values as for millions: raw moments of what is contiguous on the CPU.
 
     None says nothing: the long way looks closer.
     """
     address = tensors.plain_cpu_address(x) if isinstance(x, Tensor) else 0
-    if not address or _traced() or internals.dispatch_modes() or not backends.native_is_chosen():
+    if not address or (dtype := x.dtype) not in laws.DTYPES or not backends.native_is_chosen():
         return None
-    if (dtype := x.dtype) not in laws.DTYPES:
-        return None
+    if _traced() or internals.dispatch_modes() or internals.is_transforming():
+        return None  # what is made here would not be plain memory
     fields = ALL_FIELDS if number.flag("higher", higher) else FIELDS
     raw = torch.empty(fields, dtype=torch.float64, device="cpu")
-    if not (to := tensors.plain_cpu_address(raw)):  # a transform makes everything its own
-        return None
     assert backends.native.module is not None  # it is chosen
     backends.native.module.moments_contiguous(
         laws.DTYPES.index(dtype),
         address,
         x.numel(),
-        to,
+        raw.data_ptr(),
         fields == ALL_FIELDS,
         torch.get_num_threads(),
     )

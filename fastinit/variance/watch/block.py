@@ -164,8 +164,6 @@ class Block:
                 if torch.is_grad_enabled():
                     # With create_graph: a gradient that the loss is made of, as a force or a penalty.
                     record.why = IN_GRAPHS
-                elif found := tensors.unreadable(grad):
-                    record.why = f"it {found[1]}"
                 else:
                     with internals.without_modes():  # as where outputs are measured
                         why = record.measure(grad, record.backward, self.asked.scaler)
@@ -310,18 +308,18 @@ class Block:
         signals, stills, transfer = self.sent
         got = iter(transfer.arrived())
         raws = [next(got) for _ in signals]
-        weights = {key: next(got).tolist() for key in self.weights}
+        weights = {key: next(got) for key in self.weights}
         gradients = {
-            key: Seen(1, next(got).tolist(), cut=Cut(self.gradient_parts[key]))
+            key: Seen(1, next(got), cut=Cut(self.gradient_parts[key]))
             for key in self.weight_gradients or {}
         }
         seen = {
-            id(signal): signal.seen(raw, None if still is None else next(got))
+            id(signal): signal.seen(raw, () if still is None else next(got))
             for signal, raw, still in zip(signals, raws, stills)
         }
         for signal in signals:
             if signal.began is not None:
-                signal.place = int(next(got))
+                signal.place = int(*next(got))
         for signal in signals:
             if signal.account is not None:
                 signal.count(seen[id(signal)], next(got))

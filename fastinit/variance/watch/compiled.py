@@ -79,8 +79,9 @@ def _add(x: Tensor, account: Account, clock: Tensor | None, dim: int, gradient: 
 
 def place_outside(accounts: Mapping[str, Accounts]) -> Tensor | None:
     """The place, [1], of a layer that begins outside of graphs; None as long as no graph has run."""
-    clock = next((one.clock for one in accounts.values()), None)
-    return clock.add_(1).clone() if _ran and clock is not None else None
+    if not _ran or not accounts:
+        return None
+    return next(iter(accounts.values())).clock.add_(1).clone()
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fastinit.elements import tensors
-from fastinit.statistics.tensor import moments
+from fastinit.statistics.tensor import row
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.stream.reference_moments import POWERS
 from fastinit.variance.watch.compiled import CALLS, FAILED, FIRST, GRAPHED, VALUES, Account
-from fastinit.variance.watch.cuts import Cut, Whole, cut_of
+from fastinit.variance.watch.cuts import WHOLE, Cut, Whole, cut_of
 from fastinit.variance.watch.outputs import why_not
 from fastinit.variance.watch.rows import Seen
 from fastinit.variance.watch.targets import Target
@@ -45,7 +45,7 @@ class Signal:
     raws: list[Tensor] = field(
         default_factory=list
     )  # raw moments and counts, float64 [fields] each
-    cut: Cut = field(default_factory=Cut)
+    cut: Cut = WHOLE
     account: Account | None = None  # of calls that ran compiled
     began: Tensor | None = None  # its place among all layers', if graphs ran before, [1]
     place: int = 0  # the same, once it was read, also of calls that ran compiled
@@ -73,20 +73,19 @@ class Signal:
             self.units.widen(high, low)
             self.units.alive = self.account.is_alive
 
-    def count(self, seen: Seen, counts: Tensor) -> None:
+    def count(self, seen: Seen, counts: Sequence[float]) -> None:
         """Adds compiled calls, as they were counted, to the others."""
-        numbers = [int(number) for number in counts.tolist()]
+        numbers = [int(number) for number in counts]
         first = self.place if self.calls else numbers[FIRST]
         seen.calls += numbers[CALLS]
         seen.values += numbers[VALUES]
         self.place = min(first, numbers[FIRST] or first)
         self.failed, self.graphed = numbers[FAILED], numbers[GRAPHED] > 0
 
-    def seen(self, raw: Tensor, still: Tensor | None) -> Seen:
+    def seen(self, raw: list[float], still: Sequence[float]) -> Seen:
         """With what was read from the device."""
-        units = {} if still is None else dict(enumerate(still.tolist()))
-        known = {u: value for u, value in units.items() if not math.isnan(value)}
-        return Seen(self.calls, raw.tolist(), self.units.values, known, self.cut)
+        known = {u: value for u, value in enumerate(still) if not math.isnan(value)}
+        return Seen(self.calls, raw, self.units.values, known, self.cut)
 
 
 @dataclass(slots=True)
@@ -119,8 +118,7 @@ class Record:
             here = tensors.values(x)
             if 0 in here.stride():
                 here = here.contiguous()  # expanded, as by sum(); element by element is slow
-            named, histogram = self.counting
-            raw = moments(here, higher=self.higher, formats=named, histogram=histogram).row
+            raw = row(here, self.higher, self.counting)
             layer, dim = self.target.layer, None
             if layer is not None and signal is self.forward and layer.runs_with_another():
                 self.unread = "its weight is not the one it ran with"
@@ -135,7 +133,8 @@ class Record:
             if cut.values and self.counting.is_scaled:
                 return IN_PARTS
         except Exception as error:
-            return why_not(error)
+            found = tensors.unreadable(x)
+            return found[1] if found else why_not(error)
         with self.lock:
             signal.add(raw, self.counting.width)
             signal.cut = cut

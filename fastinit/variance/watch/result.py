@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from fastinit.base import html, text
@@ -251,8 +252,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):  # so are most
         return json_number(value)
     if isinstance(value, Moments):
-        fields = value.plain()
-        return {f: int(v) if f in _COUNTS else _plain(v) for f, v in fields.items()}
+        plain = value.plain()
+        for field, one in plain.items():
+            if type(one) is not float or not isfinite(one):
+                plain[field] = _plain(one)
+        for field in _COUNTS:
+            plain[field] = int(plain[field])
+        return plain
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     return value

@@ -244,10 +244,11 @@ class Watch(html.InNotebooks):
         """What this rank saw."""
         rows = block.read(self.full_name)
         missing = self._passed | block.missing(self._targets)
-        there = set(self._model.modules())
-        for target in self._targets:
-            if target.name in missing and target.module not in there:
-                missing[target.name] = "it is not there any more: to see what is, watch anew"
+        if unseen := [target for target in self._targets if target.name in missing]:
+            there = set(self._model.modules())
+            for target in unseen:
+                if target.module not in there:
+                    missing[target.name] = "it is not there any more: to see what is, watch anew"
         if self._attention is not None:
             missing |= self._attention.missing(block.records)
         return rows, {self.full_name(name): why for name, why in missing.items()}
