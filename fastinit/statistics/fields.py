@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fastinit.base import number, ranks
 from fastinit.statistics import across
+from fastinit.statistics.derived import DERIVED, HIGHER, derived
 from fastinit.statistics.formats import Counts, Histogram, Shares, Value, all_of, asked_of
 from fastinit.statistics.plain import counts_of, plain_counts, raw_of
 from fastinit.stream.formats import NOTHING, Counting
@@ -19,41 +19,6 @@ from fastinit.stream.reference_moments import ALL_FIELDS, merged
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-DERIVED = (
-    *("count", "mean", "var", "std", "min", "max", "absmax", "zeros", "nonfinite"),
-    *("rms", "l2", "crest"),
-)
-"""The fields that users see."""
-HIGHER = ("l1", "absmean", "smallest", "dynamic_range", "skewness", "kurtosis")
-"""Those that are there if the higher moments are."""
-
-
-def _fields_of(raw: Tensor, correction: float) -> Tensor:
-    """``DERIVED``, and ``HIGHER`` if there, float64 [fields, ...] on the CPU, of raw moments."""
-    here = raw.cpu()  # the one wait for the device
-    count, mean, m2, low, high, zeros, nonfinite, *more = here.unbind(-1)
-    left, differ = count - correction, (low < high).to(torch.float64)
-    least = differ * torch.finfo(torch.float64).smallest_normal
-    var = torch.where(left > 0, torch.maximum(m2 / left, least), math.nan)
-    mean = torch.where(count > 0, mean, math.nan)
-    absmax = torch.maximum(high, -low)
-    rms = torch.where(_held(m2) | (low >= high), torch.hypot((m2 / count).sqrt(), mean), math.nan)
-    l2 = torch.where(count > 0, rms * count.sqrt(), 0.0)
-    known = [count, mean, var, var.sqrt(), low, high, absmax, zeros, nonfinite]
-    known += [rms, l2, absmax / rms]
-    if more:
-        l1, least, m3, m4 = more
-        binades = torch.where(least < math.inf, absmax.log2() - least.log2(), math.nan)
-        m2 = torch.where(_held(m4), m2, math.nan)
-        known += [l1, l1 / count, least, binades]
-        known += [m3 / m2 * (count / m2).sqrt(), m4 / m2 / m2 * count]
-    return torch.stack(known)
-
-
-def _held(sums: Tensor) -> Tensor:
-    """Whether sums of powers neither left float64's range nor are 0."""
-    return torch.isfinite(sums) & (sums >= torch.finfo(torch.float64).smallest_normal)
 
 
 class Fields(ABC, Generic[Value]):
@@ -102,7 +67,7 @@ class Fields(ABC, Generic[Value]):
     def _derived(self) -> Tensor:
         """All fields, [fields, ...]; waits for the device once."""
         if self._known is None:
-            self._known = _fields_of(self.raw, self.correction)
+            self._known = derived(self.raw, self.correction)
         return self._known
 
     @property
@@ -311,7 +276,7 @@ class Moments(Fields[float]):
         raws, numbers = rows.tensor_split([rows.shape[-1] - counted.width], dim=-1)
         found = [cls(raw) for raw in raws.unbind()]
         names = found[0].fields if found else ()
-        for one, known in zip(found, _fields_of(raws, 1).t().tolist()):
+        for one, known in zip(found, derived(raws, 1).t().tolist()):
             one._numbers = dict(zip(names, known))
         if counted.width:
             for one, some in zip(found, numbers.long()):

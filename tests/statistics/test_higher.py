@@ -23,7 +23,7 @@ from torch import Tensor
 from fastinit.backends import choose as backends
 from fastinit.statistics import across
 from fastinit.statistics.across import Share
-from fastinit.statistics.fields import DERIVED, HIGHER
+from fastinit.statistics.derived import DERIVED, HIGHER
 from fastinit.statistics.tensor import ChannelMoments, Moments, moments, moments_many
 from fastinit.stream import laws
 from fastinit.stream.reference_moments import FIELDS, LEAST, M3, M4, SIZES, merged

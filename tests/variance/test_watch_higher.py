@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from watching import mlp
 
-from fastinit.statistics.fields import HIGHER
+from fastinit.statistics.derived import HIGHER
 from fastinit.statistics.tensor import Moments, moments
 from fastinit.variance.run.run import Run
 from fastinit.variance.watch.result import Measured

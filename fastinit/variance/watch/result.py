@@ -9,7 +9,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from fastinit.base import html, text
-from fastinit.statistics.fields import HIGHER
+from fastinit.statistics.derived import HIGHER
 from fastinit.statistics.plain import json_number, number_of
 from fastinit.statistics.tensor import Moments
 
