@@ -10,7 +10,7 @@ who share a parameter.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -34,6 +34,10 @@ To be set alike on all ranks (``fastinit.agreement.check = "never"``), since a c
 _Agreed = MutableMapping[torch.Generator, set[frozenset[int]]]
 # By process group, as what was agreed ends with it; sets of ranks, as submeshes are made anew each time.
 _agreed: WeakKeyDictionary[object, _Agreed] = WeakKeyDictionary()
+# torch 2.6's generators have no weak references, and stay until the group ends.
+_BY_GENERATOR: Callable[[], _Agreed] = (
+    WeakKeyDictionary if torch.Generator.__weakrefoffset__ else dict
+)
 
 
 def draw_seed(mesh: DeviceMesh, generator: torch.Generator | None = None) -> int:
@@ -62,7 +66,7 @@ def draw_seed(mesh: DeviceMesh, generator: torch.Generator | None = None) -> int
 def _agreed_here() -> _Agreed:
     world = torch.distributed.group.WORLD
     if (agreed := _agreed.get(world)) is None:
-        agreed = _agreed[world] = WeakKeyDictionary()
+        agreed = _agreed[world] = _BY_GENERATOR()
     return agreed
 
 
