@@ -21,13 +21,18 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 
+def packages(modules: list[str]) -> set[str]:
+    """Those that are not Python's own."""
+    others = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+    return {name for name in others if not name.startswith("_sysconfigdata")}
+
+
 def test_an_import_brings_nothing_that_is_not_used() -> None:
     """What it takes is measured in benchmarks/imported.py."""
     done = warm.run(CODE)
     assert done.returncode == 0, done.stderr
     brought = json.loads(done.stdout)
-    others = {name.partition(".")[0] for name in brought} - sys.stdlib_module_names
-    assert {name for name in others if not name.startswith("_sysconfigdata")} == {"fastinit"}
+    assert packages(brought) == {"fastinit"}
     rooms = {name.split(".")[1] for name in brought if name.count(".")}
     late = {"checkpoint", "command", "frameworks", "patching", "plan", "recipes", "record"}
     assert late.isdisjoint(rooms)
@@ -35,6 +40,26 @@ def test_an_import_brings_nothing_that_is_not_used() -> None:
         "fastinit.variance.lsuv",
         "fastinit.variance.lsuv.schedules",
     }
+
+
+FIRST = {
+    "recorded": "with fastinit.deferred(): model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))\n"
+    "fastinit.materialize_(model)",
+    "planned": "model = nn.Linear(4, 4, device='meta')\n"
+    "Plan.from_model(model, recipes.torch_default, 0).apply_(model, device='cpu')",
+}
+
+
+@pytest.mark.parametrize("way", FIRST)
+def test_first_weights_bring_no_other_package(way: str) -> None:
+    """Torch's own way to memory for a tensor on meta, for one, brings SymPy."""
+    code = CODE.replace("import fastinit\n", f"import fastinit\n{SAID}{FIRST[way]}\n")
+    done = warm.run(code)
+    assert done.returncode == 0, done.stderr
+    assert packages(json.loads(done.stdout)) <= {"fastinit", "torch"}
+
+
+SAID = "from torch import nn\nfrom fastinit import Plan, recipes\n"
 
 
 def test_what_comes_later_is_what_type_checkers_see() -> None:

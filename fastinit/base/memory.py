@@ -19,15 +19,34 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastinit.base import text
+from fastinit.base.torch_internals import is_traceable_wrapper_subclass
 
 OVERRIDE = "FASTINIT_FREE_MEMORY"
 """The environment variable that says how much memory is free."""
 
 HUGE_PAGE = 2 << 20
 """Bytes of a huge page on x86-64, and on arm64 with 4 KiB base pages."""
+
+
+def like(
+    tensor: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """What ``torch.empty_like`` gives, detached: memory of a tensor's shape and strides, unwritten.
+
+    Of meta that is Python's, for which torch first imports SymPy: half a second.
+    """
+    if not tensor.is_contiguous() or is_traceable_wrapper_subclass(tensor):
+        return torch.empty_like(tensor, device=device, dtype=dtype).detach()
+    return torch.empty_strided(
+        tensor.size(),
+        tensor.stride(),
+        dtype=tensor.dtype if dtype is None else dtype,
+        device=tensor.device if device is None else device,
+    )
 
 
 def advise_huge_pages(tensor: Tensor) -> bool:

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 from torch import nn
 
@@ -29,12 +30,29 @@ class _Rate(ProgressColumn):
     """How many there were in a second."""
 
     def __init__(self, what: str) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self.what = what
 
     def render(self, task: Task) -> Text:
         speed = task.speed or task.finished_speed
         return Text(f"{text.count(round(speed))} {self.what}/s" if speed else "")
+
+
+def _columns(what: str, width: int) -> list[ProgressColumn]:
+    """As many as a terminal of a width has room for: at least what is done and the time that remains."""
+    remaining = [TimeRemainingColumn(), TextColumn("left")]  # with spaces 13 wide
+    if width < 52:
+        return [_name(width - 13), *remaining]
+    rate = _Rate(what)  # 18, see text.count
+    if width < 72:
+        return [_name(width - 31), rate, *remaining]
+    name = TextColumn("{task.description:26}")
+    return [name, BarColumn(bar_width=None), rate, TimeElapsedColumn(), *remaining]
+
+
+def _name(width: int) -> ProgressColumn:
+    """Of the work, cut short where it is longer."""
+    return TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=width))
 
 
 @contextmanager
@@ -53,15 +71,7 @@ def shown(
     if not speaks or not output.shows_progress() or console.is_dumb_terminal:
         yield None
         return
-    columns = (
-        TextColumn("{task.description:26}"),
-        BarColumn(bar_width=None),
-        _Rate(what),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*_columns(what, console.width), console=console, transient=True) as bar:
         task = bar.add_task(name, total=total)
         yield lambda done, total: bar.update(task, completed=min(done, total), total=total)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer
 
+from fastinit.base import memory
 from fastinit.base.text import listing
 from fastinit.base.torch_internals import version_of
 from fastinit.elements import shards as shard
@@ -86,7 +87,7 @@ class Restoring(NamedTuple):
             if id(place.tensor) not in made:
                 target = place.tensor
                 if target.is_meta:
-                    target = torch.empty_like(target, device=self.device)
+                    target = memory.like(target, self.device)
                 _write(target, known, self.seed, place.part)
                 made[id(place.tensor)] = target
             if place.tensor.is_meta:

@@ -271,7 +271,7 @@ def like(
     """A parameter of the same class, shape, strides and attributes: of these values, or unwritten."""
     if data is None:
         with torch.no_grad():
-            data = torch.empty_like(parameter, device=device, dtype=dtype).detach()
+            data = memory.like(parameter, device, dtype)
     new = nn.Parameter(data, requires_grad=parameter.requires_grad)
     if type(parameter) is not nn.Parameter:
         new.__class__ = type(parameter)

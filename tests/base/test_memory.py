@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from fastinit.base import memory
 
@@ -103,3 +105,28 @@ def test_the_collector_is_as_it_was_after_a_block_without_it(enabled: bool) -> N
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if before else gc.disable)()
+
+
+LIKE = {
+    "rows": lambda x: x,
+    "columns": lambda x: x.t(),
+    "channels last": lambda x: x.view(2, 3, 4, 1).to(memory_format=torch.channels_last),
+    "one of a size, with its own stride": lambda x: x.as_strided((6, 1, 4), (4, 17, 1)),
+    "expanded": lambda x: x[:, :1].expand(6, 5),
+    "every other": lambda x: x[::2, ::2],
+    "none": lambda x: x[:0],
+    "a number": lambda x: x[0, 0],
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("case", LIKE)
+def test_memory_like_a_tensor_is_torch_s(case: str, device: str) -> None:
+    def about(tensor: Tensor) -> object:
+        strides = [s for n, s in zip(tensor.shape, tensor.stride()) if n > 1]  # others are no steps
+        return tensor.shape, strides, tensor.dtype, tensor.device, tensor.requires_grad
+
+    tensor = LIKE[case](torch.zeros(6, 4, device=device))
+    assert about(memory.like(tensor)) == about(torch.empty_like(tensor))
+    asked = {"device": "cpu", "dtype": torch.bfloat16}
+    assert about(memory.like(tensor, **asked)) == about(torch.empty_like(tensor, **asked))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 
 pytest.importorskip("typer")
 
-from fastinit.command import cli
+from fastinit.command import cli, progress
 from fastinit.plan.plan import Plan
 from fastinit.variance.watch.watch import watch
 
@@ -91,6 +92,23 @@ def test_prose_is_on_one_stream(capsys, monkeypatch: pytest.MonkeyPatch) -> None
     assert said.err == prose
     assert cli.main(["info", "-q"]) == 0
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("width", [30, 40, 52, 60, 72, 80, 200])
+def test_progress_fits_the_terminal_and_says_what_remains(width: int) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    bar = Progress(*progress._columns("elements", width), console=console, auto_refresh=False)
+    task = bar.add_task("fill by triton, fresh memory", total=4e9, completed=1e9)
+    bar.tasks[task].finished_speed = 987_654_321.0
+    with console.capture() as shown:
+        console.print(bar.get_renderable())
+    [line] = shown.get().splitlines()
+    assert len(line) <= width
+    assert re.match(r"fill by .* -:--:-- left *$", line)
+    assert ("elements/s" in line) == (width >= 52)
 
 
 def test_the_version(capsys) -> None:
