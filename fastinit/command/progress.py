@@ -44,7 +44,7 @@ def _columns(what: str, width: int) -> list[ProgressColumn]:
     if width < 52:
         return [_name(width - 13), *remaining]
     rate = _Rate(what)  # 18, see text.count
-    if width < 72:
+    if width < 80:
         return [_name(width - 31), rate, *remaining]
     name = TextColumn("{task.description:26}")
     return [name, BarColumn(bar_width=None), rate, TimeElapsedColumn(), *remaining]
