@@ -56,19 +56,10 @@ FASTINIT_FN Schedule philox_schedule(uint64_t seed, uint64_t stream, uint32_t bl
   return s;
 }
 
-// One round, of the words `w`. A lane with few registers has its own way through it (cpu/lanes_avx2.h).
+// The four words of each block whose low counter words are in `block_lo`. A lane with few registers has its own
+// way (cpu/philox_avx2.h).
 template <class L>
-FASTINIT_FN void philox_round(L, typename L::W w[4], uint32_t key0, uint32_t key1) {
-  const typename L::P p0 = L::mul_wide(w[0], PHILOX_M0), p1 = L::mul_wide(w[2], PHILOX_M1);
-  w[0] = L::xor_words(L::high(p1), w[1], key0);
-  w[1] = L::low(p1);
-  w[2] = L::xor_words(L::high(p0), w[3], key1);
-  w[3] = L::low(p0);
-}
-
-// The four words of each block whose low counter words are in `block_lo`.
-template <class L>
-FASTINIT_FN void philox(const Schedule& s, typename L::W block_lo, typename L::W w[4]) {
+FASTINIT_FN void philox(L, const Schedule& s, typename L::W block_lo, typename L::W w[4]) {
   const typename L::P p0 = L::mul_wide(block_lo, PHILOX_M0);  // round 0
   w[2] = L::xor_word(L::high(p0), s.x2_round0);
   w[3] = L::low(p0);
@@ -78,8 +69,13 @@ FASTINIT_FN void philox(const Schedule& s, typename L::W block_lo, typename L::W
   w[2] = L::xor_word(w[3], s.x2_round1);
   w[3] = L::word(s.w3_round1);
   FASTINIT_UNROLL
-  for (int round = 2; round < PHILOX_ROUNDS; ++round)
-    philox_round(L(), w, s.key0[round], s.key1[round]);
+  for (int round = 2; round < PHILOX_ROUNDS; ++round) {
+    const typename L::P p0 = L::mul_wide(w[0], PHILOX_M0), p1 = L::mul_wide(w[2], PHILOX_M1);
+    w[0] = L::xor_words(L::high(p1), w[1], s.key0[round]);
+    w[1] = L::low(p1);
+    w[2] = L::xor_words(L::high(p0), w[3], s.key1[round]);
+    w[3] = L::low(p0);
+  }
 }
 
 // 2^-N, for lanes that have no instruction for fixed-point numbers.
@@ -105,10 +101,24 @@ FASTINIT_FN typename L::F stored(typename L::F v, const Params& p, bool scaled) 
   return scaled ? L::div(v, L::set(p.scale)) : v;
 }
 
+enum Law : int { UNIFORM = 0, NORMAL = 1, TRUNCATED_NORMAL = 2, CONSTANT = 3 };
+
+// Whether these parameters ask less of a law, for the same bits. Uniform: no value has to be clamped if the first
+// and the last don't, as fma is monotonic. Truncated normal: the window is around the mean, so that a word and its
+// complement have the same tail, and the nearer one is less than 2^31.
+template <class L>  // of one value
+FASTINIT_FN bool is_simple(int law, const Params& p) {
+  if (law == UNIFORM)
+    return p.lo <= p.add && L::fma(0xffffffp0f, p.mul, p.add) <= p.hi && p.scale == 1.0f;
+  return law == TRUNCATED_NORMAL && p.x_add == p.x_mul / 2 && p.t_below == p.t_above;
+}
+
 // Uniform: u = (word >> 8) * 2^-24 in [0, 1); mul carries the 2^-24.
 template <class L>
-FASTINIT_FN typename L::F uniform(typename L::U word, const Params& p, bool scaled = false) {
+FASTINIT_FN typename L::F uniform(typename L::U word, const Params& p, bool scaled = false,
+                                  bool simple = false) {
   typename L::F v = L::fma(L::from_int(L::template shr<8>(word)), L::set(p.mul), L::set(p.add));
+  if (simple) return v;
   return L::min(L::max(stored<L>(v, p, scaled), L::set(p.lo)), L::set(p.hi));
 }
 
@@ -259,12 +269,16 @@ struct TruncatedCoefficients {
 };
 
 template <class L>
-FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p,
-                                           bool scaled = false) {
-  typename L::U centred = L::xor_bits(word, 0x80000000u);
-  typename L::F x = L::fma(L::from_int(centred), L::set(p.x_mul), L::set(p.x_add));
-  typename L::F t = L::fma(L::from_uint(L::not_unless_negative(word, x)), L::set(p.t_mul),
-                           L::if_negative(x, L::set(p.t_below), L::set(p.t_above)));
+FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p, bool scaled = false,
+                                           bool simple = false) {
+  typename L::F centred = L::from_int(L::xor_bits(word, 0x80000000u));
+  typename L::F x = L::fma(centred, L::set(p.x_mul), L::set(p.x_add)), t;
+  if (simple)
+    t = L::fma(L::from_int(L::not_unless_negative(word, centred)), L::set(p.t_mul),
+               L::set(p.t_below));
+  else
+    t = L::fma(L::from_uint(L::not_unless_negative(word, x)), L::set(p.t_mul),
+               L::if_negative(x, L::set(p.t_below), L::set(p.t_above)));
   typename L::F y = L::fnma(t, t, t);
   typename L::F m = L::sub(L::mantissa(y), L::set(1.0f));
   typedef typename L::template Steps<TruncatedCoefficients> K;
@@ -283,17 +297,15 @@ FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p,
 
 // ---------------------------------------------------------------------------------------------
 // A group: the L::BLOCKS blocks from an aligned counter on, through a law, in element order. Only of what
-// MAY_BE_SCALED the scale is looked at.
+// MAY_BE_SCALED the scale is looked at; what is SIMPLE was asked before.
 
-enum Law : int { UNIFORM = 0, NORMAL = 1, TRUNCATED_NORMAL = 2, CONSTANT = 3 };
-
-template <class L, int LAW, bool MAY_BE_SCALED = false>
+template <class L, int LAW, bool MAY_BE_SCALED = false, bool SIMPLE = false>
 FASTINIT_FN void group(const Schedule& schedule, typename L::W block_lo, const Params& p,
                        typename L::F out[4 * L::BLOCKS / L::WIDTH]) {
   constexpr int VECTORS = 4 * L::BLOCKS / L::WIDTH;
   const bool scaled = MAY_BE_SCALED && p.scale != 1.0f;
   typename L::W w[4];
-  philox<L>(schedule, block_lo, w);
+  philox(L(), schedule, block_lo, w);
   if constexpr (LAW == NORMAL) {
     typename L::U radius_words[VECTORS / 2], angle_words[VECTORS / 2];
     L::pairs(w, radius_words, angle_words);
@@ -310,7 +322,7 @@ FASTINIT_FN void group(const Schedule& schedule, typename L::W block_lo, const P
     L::in_order(w, words);
     FASTINIT_UNROLL
     for (int i = 0; i < VECTORS; ++i)
-      out[i] = LAW == UNIFORM ? uniform<L>(words[i], p, scaled)
-                              : truncated_normal<L>(words[i], p, scaled);
+      out[i] = LAW == UNIFORM ? uniform<L>(words[i], p, scaled, SIMPLE)
+                              : truncated_normal<L>(words[i], p, scaled, SIMPLE);
   }
 }

@@ -167,7 +167,7 @@ struct Both : Twin<L> {
 };
 
 template <class L>
-FASTINIT_FN void philox_round(Both<L>, typename L::W w[4], uint32_t key0, uint32_t key1) {
-  using ::philox_round;  // or one of these lanes
-  philox_round(L(), w, key0, key1);
+FASTINIT_FN void philox(Both<L>, const Schedule& s, typename L::W block_lo, typename L::W w[4]) {
+  using ::philox;  // or one of these lanes
+  philox(L(), s, block_lo, w);
 }

@@ -13,13 +13,22 @@ constexpr int64_t BLOCKS_PER_SCHEDULE = (int64_t)1 << 32;
 template <class T, int LAW>
 struct Source {
   typedef typename WideOf<LAW>::L Wide;
+  // (Uniform values that are rounded afterwards are never: the last ones would become their interval's end.)
+  static constexpr bool MAY_BE_SIMPLE =
+      LAW == TRUNCATED_NORMAL || (LAW == UNIFORM && sizeof(T) >= sizeof(float));
 
   uint64_t seed, stream;
   Params params;
   uint32_t block_hi;
   Schedule schedule;
+  bool simple;
 
-  explicit Source(const Window& w) : seed(w.seed), stream(w.stream), params(w.params), block_hi(0) {
+  explicit Source(const Window& w)
+      : seed(w.seed),
+        stream(w.stream),
+        params(w.params),
+        block_hi(0),
+        simple(MAY_BE_SIMPLE && is_simple<ScalarLane>(LAW, params)) {
     schedule = philox_schedule(seed, stream, block_hi);
   }
 
@@ -56,7 +65,10 @@ struct Source {
           continue;
         }
         if (groups > left) groups = left;
-        wide(to, (uint32_t)block, groups);
+        if (simple)
+          wide<MAY_BE_SIMPLE>(to, (uint32_t)block, groups);
+        else
+          wide<false>(to, (uint32_t)block, groups);
         to += groups * WIDE, first += groups * WIDE, n -= groups * WIDE;
       }
     }
@@ -69,13 +81,14 @@ struct Source {
     Edge::store(to, v);
   }
 
+  template <bool SIMPLE>
   void wide(T* to, uint32_t block_lo, int64_t groups) {
     const Schedule s = schedule;  // locals: the stores below cannot alias them
     const Params p = params;
     typename Wide::W counters = Wide::counters(block_lo);
     for (int64_t i = 0; i < groups; ++i) {
       typename Wide::F v[4 * Wide::BLOCKS / Wide::WIDTH];
-      group<Wide, LAW, MAY_BE_SCALED<T>>(s, counters, p, v);
+      group<Wide, LAW, MAY_BE_SCALED<T>, SIMPLE>(s, counters, p, v);
       Wide::store(to, v);
       counters = Wide::plus(counters, Wide::BLOCKS);
       to += 4 * Wide::BLOCKS;

@@ -3,13 +3,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#include <initializer_list>
-
 #include "../kernels.h"
 
 namespace {
 #include "lanes_scalar.h"
 #include "lanes_avx2.h"
+#include "philox_avx2.h"
 typedef Avx2Lane Edge;
 template <int LAW>
 struct WideOf {

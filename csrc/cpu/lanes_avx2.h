@@ -91,50 +91,49 @@ struct Avx2Lane {
     return _mm256_cvtepi32_ps(_mm256_min_epu32(_mm256_srli_epi32(bits(a), 23), word(126)));
   }
 
-  FASTINIT_FN U even_odd(W even, W odd) {
-    return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+  // Of philox_avx2.h: w[1] and w[3] are the last round's products, and what their high halves are still to be
+  // mixed with stands in the low halves of w[0] and w[2].
+  FASTINIT_FN U mixed_up(W product, W with) {
+    return _mm256_xor_si256(product, _mm256_slli_epi64(with, 32));
   }
-  // Even elements of two blocks and odd ones in turn: the stores put them in order.
-  FASTINIT_FN void pairs(const W w[4], U even[1], U odd[1]) {
-    even[0] = even_odd(w[0], w[2]);
-    odd[0] = even_odd(w[1], w[3]);
+  FASTINIT_FN void in_order(const W w[4], U out[2]) {
+    F first = from_bits(mixed_up(w[1], w[0])), second = from_bits(mixed_up(w[3], w[2]));
+    out[0] = bits(_mm256_shuffle_ps(first, second, _MM_SHUFFLE(0, 1, 0, 1)));
+    out[1] = bits(_mm256_shuffle_ps(first, second, _MM_SHUFFLE(2, 3, 2, 3)));
   }
-  FASTINIT_FN void in_order(const W w[4], U out[2]) { pairs(w, out, out + 1); }
-  FASTINIT_FN void zip(const F z[2], F out[2]) { out[0] = z[0], out[1] = z[1]; }
-  FASTINIT_FN void ordered(const F v[2], F out[2]) {
-    out[0] = _mm256_unpacklo_ps(v[0], v[1]);
-    out[1] = _mm256_unpackhi_ps(v[0], v[1]);
+  FASTINIT_FN void pairs(const W w[4], U radius[1], U angle[1]) {
+    U first = _mm256_xor_si256(high(w[1]), w[0]), second = mixed_up(w[3], w[2]);
+    radius[0] = _mm256_blend_epi32(first, second, 0xAA);
+    angle[0] = _mm256_blend_epi32(w[1], _mm256_slli_epi64(w[3], 32), 0xAA);
   }
-  // The lower or upper halves of even words and odd ones in turn: of blocks 0, 2, 1 and 3.
-  FASTINIT_FN U lower(U even, U odd) { return _mm256_blend_epi16(even, shl<16>(odd), 0xAA); }
-  FASTINIT_FN U upper(U even, U odd) { return _mm256_blend_epi16(shr<16>(even), odd, 0xAA); }
+  FASTINIT_FN void zip(const F z[2], F out[2]) {
+    out[0] = _mm256_unpacklo_ps(z[0], z[1]);
+    out[1] = _mm256_unpackhi_ps(z[0], z[1]);
+  }
+  // The lower or upper halves of two vectors' words in turn.
+  FASTINIT_FN U lower(U a, U b) { return _mm256_blend_epi16(a, shl<16>(b), 0xAA); }
+  FASTINIT_FN U upper(U a, U b) { return _mm256_blend_epi16(shr<16>(a), b, 0xAA); }
 
   FASTINIT_FN void store(float* to, const F v[2]) {
-    F in[2];
-    ordered(v, in);
-    _mm256_storeu_ps(to, in[0]);
-    _mm256_storeu_ps(to + 8, in[1]);
+    _mm256_storeu_ps(to, v[0]);
+    _mm256_storeu_ps(to + 8, v[1]);
   }
   FASTINIT_FN void store(double* to, const F v[2]) {
-    F in[2];
-    ordered(v, in);
     for (int i = 0; i < 2; ++i) {
-      _mm256_storeu_pd(to + 8 * i, _mm256_cvtps_pd(_mm256_castps256_ps128(in[i])));
-      _mm256_storeu_pd(to + 8 * i + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(in[i], 1)));
+      _mm256_storeu_pd(to + 8 * i, _mm256_cvtps_pd(_mm256_castps256_ps128(v[i])));
+      _mm256_storeu_pd(to + 8 * i + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(v[i], 1)));
     }
   }
   FASTINIT_FN void store(Float16* to, const F v[2]) {
-    F in[2];
-    ordered(v, in);
     for (int i = 0; i < 2; ++i)
-      _mm_storeu_si128((__m128i*)(to + 8 * i), _mm256_cvtps_ph(in[i], _MM_FROUND_TO_NEAREST_INT));
+      _mm_storeu_si128((__m128i*)(to + 8 * i), _mm256_cvtps_ph(v[i], _MM_FROUND_TO_NEAREST_INT));
   }
   FASTINIT_FN U bfloat16(F v) {  // in the upper half
     U odd = _mm256_and_si256(shr<16>(bits(v)), word(1));
     return _mm256_add_epi32(_mm256_add_epi32(bits(v), word(0x7fff)), odd);
   }
   FASTINIT_FN void store(Bfloat16* to, const F v[2]) {
-    U both = upper(bfloat16(v[0]), bfloat16(v[1]));
+    U both = _mm256_packus_epi32(shr<16>(bfloat16(v[0])), shr<16>(bfloat16(v[1])));
     _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(both, 0xD8));
   }
   // Added to its own power of two, but not to less than To's least, a magnitude is rounded to nearest even and
@@ -144,12 +143,12 @@ struct Avx2Lane {
     U least = _mm256_set1_epi16(To::LEAST_NORMAL >> 16);
     U power = _mm256_max_epi16(_mm256_and_si256(upper_halves, _mm256_set1_epi16(0x7f80)), least);
     F down = set(TWO_TO_MINUS<To::DROPPED>), size = from_bits(word(0x7fffffffu));
-    F even = fma(_mm256_and_ps(v[0], size), down, from_bits(shl<16>(power)));
-    F odd =
+    F a = fma(_mm256_and_ps(v[0], size), down, from_bits(shl<16>(power)));
+    F b =
         fma(_mm256_and_ps(v[1], size), down, from_bits(_mm256_and_si256(power, word(0xffff0000u))));
     U more = _mm256_set1_epi16(To::LEAST_NORMAL >> To::DROPPED);
     U exponent = _mm256_srli_epi16(power, To::DROPPED - 16);
-    return _mm256_sub_epi16(_mm256_add_epi16(lower(bits(even), bits(odd)), exponent), more);
+    return _mm256_sub_epi16(_mm256_add_epi16(lower(bits(a), bits(b)), exponent), more);
   }
   template <class To>
   FASTINIT_FN U float8(const F a[2], const F b[2]) {
@@ -159,7 +158,9 @@ struct Avx2Lane {
     U minus = _mm256_set1_epi8((char)0x80);
     if (To::ONE_ZERO) minus = _mm256_sign_epi8(minus, h);  // 0 where h is
     U sign = _mm256_and_si256(_mm256_packs_epi16(as, bs), minus);
-    return _mm256_permutevar8x32_epi32(_mm256_or_si256(h, sign),
+    const U fours = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+    return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_or_si256(h, sign), fours),
                                        _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
   template <int M, int BIAS, bool ONE_ZERO>
@@ -176,37 +177,3 @@ FASTINIT_FN void store_two(Avx2Lane, Float8<M, BIAS, ONE_ZERO>* to, const Avx2La
   typedef Float8<M, BIAS, ONE_ZERO> To;
   _mm256_storeu_si256((__m256i*)to, Avx2Lane::float8<To>(a, b));
 }
-
-#ifndef __clang__  // which puts all of them in an order of its own
-// Four lanes in lock step, of which each multiplies in turn by what a register then has: from memory, of which a
-// core reads two vectors in a cycle, this would take as long as all of the arithmetic. After that each ends its
-// round before the next one's: their words are as many as there are registers, and GCC would spill what the next
-// operation waits for. (Loops over lists it unrolls late, and then needs fewer moves.)
-FASTINIT_FN void multiply(Avx2Lane::W v[4][4], int word, uint32_t factor) {
-  Avx2Lane::W by = Avx2Lane::word(factor);
-  asm volatile("" : "+x"(by));
-  for (const int i : {0, 1, 2, 3}) {
-    v[i][word] = _mm256_mul_epu32(v[i][word], by);
-    asm volatile("" : "+x"(v[i][word]));
-  }
-}
-
-typedef Twin<Twin<Avx2Lane>> FourAvx2Lanes;
-FASTINIT_FN void philox_round(FourAvx2Lanes, FourAvx2Lanes::W w[4], uint32_t key0, uint32_t key1) {
-  typedef Avx2Lane L;
-  L::W v[4][4];
-  for (int j = 0; j < 4; ++j)
-    v[0][j] = w[j].a.a, v[1][j] = w[j].a.b, v[2][j] = w[j].b.a, v[3][j] = w[j].b.b;
-  for (int i = 0; i < 4; ++i)
-    v[i][1] = L::xor_word(v[i][1], key0), v[i][3] = L::xor_word(v[i][3], key1);
-  multiply(v, 0, PHILOX_M0);
-  multiply(v, 2, PHILOX_M1);
-  for (const int i : {0, 1, 2, 3}) {
-    const L::P p0 = v[i][0], p1 = v[i][2];
-    v[i][0] = _mm256_xor_si256(L::high(p1), v[i][1]), v[i][1] = L::low(p1);
-    v[i][2] = _mm256_xor_si256(L::high(p0), v[i][3]), v[i][3] = L::low(p0);
-    asm volatile("" : "+x"(v[i][0]), "+x"(v[i][1]), "+x"(v[i][2]), "+x"(v[i][3]));
-  }
-  for (int j = 0; j < 4; ++j) w[j] = {{v[0][j], v[1][j]}, {v[2][j], v[3][j]}};
-}
-#endif

@@ -37,7 +37,7 @@ struct Elements {
   uint32_t next(uint64_t stream) {
     if (place == 4) {
       const Schedule schedule = philox_schedule(seed, stream, (uint32_t)(block >> 32));
-      philox<ScalarLane>(schedule, (uint32_t)block++, words);
+      philox(ScalarLane(), schedule, (uint32_t)block++, words);
       place = 0;
     }
     return words[place++];
@@ -52,7 +52,7 @@ int normals_left = 0;
 
 unsigned first_word(uint64_t key, uint64_t stream) {
   uint32_t words[4];
-  philox<ScalarLane>(philox_schedule(key, stream, 0), 0, words);
+  philox(ScalarLane(), philox_schedule(key, stream, 0), 0, words);
   return words[0];
 }
 

@@ -229,7 +229,7 @@ struct Quantile {
 struct Truncated {
   double error = 0, error_low = 0, error_high = 0, largest_drop = 0, low = INFINITY,
          high = -INFINITY;
-  int64_t outside = 0, at_a = 0, at_b = 0, drops = 0, compared = 0;
+  int64_t outside = 0, at_a = 0, at_b = 0, drops = 0, compared = 0, other = 0;
   void merge(const Truncated& o) {
     error = std::max(error, o.error);
     error_low = std::max(error_low, o.error_low);
@@ -237,6 +237,7 @@ struct Truncated {
     largest_drop = std::max(largest_drop, o.largest_drop);
     low = std::min(low, o.low), high = std::max(high, o.high);
     outside += o.outside, at_a += o.at_a, at_b += o.at_b, drops += o.drops, compared += o.compared;
+    other += o.other;
   }
 };
 
@@ -247,6 +248,7 @@ void truncated(const Window& w) {
   printf("truncated normal %s, all 2^32 words\n", w.name);
   const Quantile quantile(w);
   const double switch_at = 2.885;  // standard deviations at l = TAIL
+  const bool simple = is_simple<ScalarLane>(TRUNCATED_NORMAL, w.params);
   const Truncated all = all_words<Truncated>([&](const uint32_t* words, Truncated& result) {
     static thread_local std::vector<float> values(BATCH + WIDTH);
     float* v = values.data() + WIDTH;  // v[-1] is the value of the word before
@@ -254,6 +256,9 @@ void truncated(const Window& w) {
       uint32_t group[WIDTH];
       for (int k = 0; k < WIDTH; ++k) group[k] = words[0] + i + k;
       store(v + i, truncated_normal<Lane>(load(group), w.params));
+      float simply[WIDTH];
+      store(simply, truncated_normal<Lane>(load(group), w.params, false, simple));
+      result.other += memcmp(simply, v + i, sizeof simply) != 0;
     }
     const float a = (float)w.params.lo, b = (float)w.params.hi;
     const float lowest = (float)w.a, highest = (float)w.b;  // as double: a and b are float32 values
@@ -281,6 +286,7 @@ void truncated(const Window& w) {
     }
   });
   report("values outside [a, b], infinities, NaN", (double)all.outside, 0);
+  if (simple) report("vectors that the simple way changes", (double)all.other, 0);
   report("error / max(1, |z|)", all.error, 1e-6);
   tell("words compared", (double)all.compared);
   tell("smallest value", all.low);

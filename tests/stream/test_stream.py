@@ -173,6 +173,38 @@ def test_extreme_values_are_rounded_as_by_torch(dtype: torch.dtype, law: Law) ->
     assert_same_everywhere(lambda t: t, 20_000, dtype, law)
 
 
+# Elements of the stream of seed 7 whose words have no bit, and all bits, of the 24 that are used. In
+# float32 only such have to be clamped: where an end of the interval is no float32, or the last value
+# becomes it.
+FIRST, LAST = 24_428_758, 26_590_058
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (0.0, 1.0),
+        (-0.1, 0.3),
+        (-0.3, 0.1),
+        (0.1, 0.3),
+        (-1.0, 0.0),
+        (1.0, 1.0 + 2.0**-22),
+        (0.5, 0.5),
+    ],
+)
+def test_the_first_and_the_last_uniform_value(a: float, b: float, dtype: torch.dtype) -> None:
+    law = laws.uniform(a, b)
+    params = laws.kernel_params(law, dtype)
+    for at, extreme in ((FIRST, params.lo), (LAST, params.hi)):
+        window = Window((1,), at - 200)
+        got = assert_same_everywhere(lambda t: t, 400, dtype, law, 7, window=window, names=ISAS)
+        value = got[200].item()
+        assert a <= value < b or a == b == value
+        assert (got >= got[200]).all() if at == FIRST else (got <= got[200]).all()
+        step = max(abs(a), abs(b)) * torch.finfo(torch.float32).eps
+        assert abs(value - extreme) <= max(step, (b - a) * torch.finfo(dtype).eps)
+
+
 # Truncated normals that have one value, or hardly more: NaN or a far bound would be easy mistakes.
 NARROW = [
     (0.5, 0.0, -2.0, 2.0),
