@@ -14,6 +14,27 @@ struct Bfloat16 {
   uint16_t bits;
 };
 
+// a b + c, rounded once.
+#if defined(__FMA__) || defined(__aarch64__) || !defined(_WIN32)
+FASTINIT_FN float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+#else
+// Windows has more than one C library, and MinGW's rounds twice. Here the last bit of a sum in float64 is set if
+// something was cut off: then it lies on the same side of each float32, and of all that is between two.
+static inline FASTINIT_NOINLINE float fused(float a, float b, float c) {
+  const double product = (double)a * b, sum = product + c;  // the product is exact
+  const double added = sum - product, lost = (product - (sum - added)) + (c - added);
+  uint64_t word, rest;
+  memcpy(&word, &sum, sizeof word);
+  memcpy(&rest, &lost, sizeof rest);
+  const uint64_t some =
+      2 * rest - 1 < 0xffdfffffffffffffu;  // neither a zero nor, of an infinite sum, NaN
+  word = (word - (some & (word ^ rest) >> 63)) | some;  // from the one nearer to zero
+  double odd;
+  memcpy(&odd, &word, sizeof odd);
+  return (float)odd;
+}
+#endif
+
 struct ScalarLane {
   typedef uint32_t U;
   typedef float F;
@@ -39,8 +60,8 @@ struct ScalarLane {
   FASTINIT_FN F sub(F a, F b) { return a - b; }
   FASTINIT_FN F mul(F a, F b) { return a * b; }
   FASTINIT_FN F div(F a, F b) { return a / b; }
-  FASTINIT_FN F fma(F a, F b, F c) { return __builtin_fmaf(a, b, c); }
-  FASTINIT_FN F fnma(F a, F b, F c) { return __builtin_fmaf(-a, b, c); }
+  FASTINIT_FN F fma(F a, F b, F c) { return fused(a, b, c); }
+  FASTINIT_FN F fnma(F a, F b, F c) { return fused(-a, b, c); }
   FASTINIT_FN F sqrt(F a) { return __builtin_sqrtf(a); }
   FASTINIT_FN F min(F a, F b) { return a < b ? a : b; }
   FASTINIT_FN F max(F a, F b) { return a > b ? a : b; }
