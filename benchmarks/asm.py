@@ -194,7 +194,7 @@ def _what(symbol: str) -> tuple[str, str] | None:
     if fill := re.match(rf"(?:void )?Source<({types}), ([012])>::(?:run|wide(?:<\w+>)?)\(", symbol):
         return LAWS[int(fill[2])], DTYPES[fill[1]]
     summed = r"(?:float|double), double|B?[Ff]loat16, float"  # each in what it is summed in
-    if moments := re.match(rf"void accumulate_half<true, (?:{summed})>\((\w+) const\*", symbol):
+    if moments := re.match(rf"void accumulate_some<true, (?:{summed})>\((\w+) const\*", symbol):
         return "moments", DTYPES[moments[1]]
     if moments := re.match(rf"(?:void )?sums_of(?:<\w+>)?\(({types}) const\*", symbol):
         return "moments", DTYPES[moments[1]]

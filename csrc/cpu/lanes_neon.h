@@ -149,7 +149,13 @@ struct NeonLane {
     return vshrq_n_u32(a, N);
   }
   FASTINIT_FN U xor_bits(U a, uint32_t b) { return veorq_u32(a, vdupq_n_u32(b)); }
-  FASTINIT_FN U positive(F a) { return vcgezq_s32(vreinterpretq_s32_f32(a)); }
+  FASTINIT_FN U positive(F a) {
+    U mask = vcgezq_s32(vreinterpretq_s32_f32(a));
+#ifdef __clang__
+    asm("" : "+w"(mask));  // what it knows of a mask makes three instructions of a selection
+#endif
+    return mask;
+  }
   FASTINIT_FN U not_unless_negative(U a, F sign) { return veorq_u32(a, positive(sign)); }
   FASTINIT_FN F if_negative(F sign, F a, F b) { return vbslq_f32(positive(sign), b, a); }
   FASTINIT_FN bool any_above(F a, float limit) { return vmaxvq_f32(a) > limit; }
@@ -190,10 +196,15 @@ struct NeonLane {
   FASTINIT_FN void zip(const F z[2], F out[2]) { out[0] = z[0], out[1] = z[1]; }
 
   FASTINIT_FN void store(float* to, const F v[4]) {
-    for (int i = 0; i < 4; i += 2) {  // by name, as GCC copies what it has to put into neighbours
+    for (int i = 0; i < 4; i += 2) {
+#ifdef __clang__
+      const float32x4x2_t both = {{v[i], v[i + 1]}};
+      vst2q_f32(to + 4 * i, both);
+#else  // by name: GCC copies what it has to put into neighbours
       register F even asm("v16") = v[i];
       register F odd asm("v17") = v[i + 1];
       asm("st2 {%1.4s, %2.4s}, %0" : "=Q"(*(float (*)[8])(to + 4 * i)) : "w"(even), "w"(odd));
+#endif
     }
   }
   FASTINIT_FN void store(double* to, const F v[4]) {

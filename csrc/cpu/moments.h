@@ -18,6 +18,16 @@ struct PowerSums {
 namespace {
 
 constexpr int HALF_LANES = LANES / 2;  // at once: what AVX2 has registers for
+#ifdef __aarch64__
+template <class T>
+constexpr int AT_ONCE = sizeof(T) < 8 ? HALF_LANES : HALF_LANES / 2;  // and NEON
+#define FASTINIT_AS_VECTORS \
+  _Pragma("GCC unroll 4")  // GCC unrolls eight lanes before it makes vectors
+#else
+template <class T>
+constexpr int AT_ONCE = HALF_LANES;
+#define FASTINIT_AS_VECTORS
+#endif
 
 // Steps ahead of what is read, which is fetched: the machine's own prefetching leaves a third of the time
 // waiting.
@@ -62,25 +72,26 @@ FASTINIT_FN S plus_square(S s, S d) {
 }
 #endif
 
-// HALF_LANES lanes in the type S: float64 goes on from the sums there are, float32 is added to them. Around
+// AT_ONCE lanes in the type S: float64 goes on from the sums there are, float32 is added to them. Around
 // 0, squares of float32 and shorter are exact.
 template <bool AROUND_0, class T, class S>
-FASTINIT_NOINLINE void accumulate_half(const T* x, int64_t steps, int64_t pitch, S pivot,
+FASTINIT_NOINLINE void accumulate_some(const T* x, int64_t steps, int64_t pitch, S pivot,
                                        Sums& sums, int from) {
   typedef typename Wide<T>::V V;
   constexpr bool GOES_ON = sizeof(S) == 8;
-  S sum[HALF_LANES], squares[HALF_LANES];
-  V min[HALF_LANES], max[HALF_LANES];
-  typename Wide<T>::Count zeros[HALF_LANES] = {};
-  for (int i = 0; i < HALF_LANES; ++i) {
+  S sum[AT_ONCE<T>], squares[AT_ONCE<T>];
+  V min[AT_ONCE<T>], max[AT_ONCE<T>];
+  typename Wide<T>::Count zeros[AT_ONCE<T>] = {};
+  for (int i = 0; i < AT_ONCE<T>; ++i) {
     sum[i] = GOES_ON ? (S)sums.sum[from + i] : 0,
     squares[i] = GOES_ON ? (S)sums.squares[from + i] : 0;
     min[i] = INFINITY, max[i] = -INFINITY;
   }
   for (int64_t step = 0; step < steps; ++step, x += pitch) {
-    for (int line = 0; line < (int)(HALF_LANES * sizeof(T) + 63) / 64; ++line)
+    for (int line = 0; line < (int)(AT_ONCE<T> * sizeof(T) + 63) / 64; ++line)
       __builtin_prefetch((const char*)(x + AHEAD * pitch) + 64 * line);
-    for (int i = 0; i < HALF_LANES; ++i) {
+    FASTINIT_AS_VECTORS
+    for (int i = 0; i < AT_ONCE<T>; ++i) {
       const V v = widen(x[i]);
       const S d = AROUND_0 ? (S)v : (S)v - pivot;
       sum[i] += d;
@@ -90,7 +101,7 @@ FASTINIT_NOINLINE void accumulate_half(const T* x, int64_t steps, int64_t pitch,
       zeros[i] += v == 0;
     }
   }
-  for (int i = 0; i < HALF_LANES; ++i) {
+  for (int i = 0; i < AT_ONCE<T>; ++i) {
     const int lane = from + i;
     sums.sum[lane] = GOES_ON ? (double)sum[i] : sums.sum[lane] + sum[i];
     sums.squares[lane] = GOES_ON ? (double)squares[i] : sums.squares[lane] + squares[i];
@@ -103,33 +114,33 @@ FASTINIT_NOINLINE void accumulate_half(const T* x, int64_t steps, int64_t pitch,
 template <class T>
 void accumulate_as(const T* x, int64_t steps, int64_t pitch, bool wide, double pivot, Sums& sums) {
   for (; steps > 0;
-       steps -= SHORT, x += SHORT * pitch) {  // both halves of what is in the first cache
+       steps -= SHORT, x += SHORT * pitch) {  // all lanes of what is in the first cache
     const int64_t some = steps < SHORT ? steps : SHORT;
-    for (int from = 0; from < LANES; from += HALF_LANES) {
+    for (int from = 0; from < LANES; from += AT_ONCE<T>) {
       if constexpr (sizeof(T) == 2)
         if (!wide) {
-          accumulate_half<true, T, float>(x + from, some, pitch, 0, sums, from);
+          accumulate_some<true, T, float>(x + from, some, pitch, 0, sums, from);
           continue;
         }
       if (pivot == 0)
-        accumulate_half<true, T, double>(x + from, some, pitch, 0, sums, from);
+        accumulate_some<true, T, double>(x + from, some, pitch, 0, sums, from);
       else
-        accumulate_half<false, T, double>(x + from, some, pitch, pivot, sums, from);
+        accumulate_some<false, T, double>(x + from, some, pitch, pivot, sums, from);
     }
   }
 }
 
-// HALF_LANES lanes, of which all values are finite.
+// AT_ONCE lanes, of which all values are finite.
 template <class T>
-void powers_of_half(const T* x, int64_t steps, int64_t pitch, const double* pivots, PowerSums& sums,
+void powers_of_some(const T* x, int64_t steps, int64_t pitch, const double* pivots, PowerSums& sums,
                     int from) {
   typedef typename Wide<T>::V V;
-  double sizes[HALF_LANES] = {}, first[HALF_LANES] = {}, pivot[HALF_LANES];
-  double cubes[HALF_LANES] = {}, fourths[HALF_LANES] = {};
-  V least[HALF_LANES];
-  for (int i = 0; i < HALF_LANES; ++i) least[i] = INFINITY, pivot[i] = pivots[i];
+  double sizes[AT_ONCE<T>] = {}, first[AT_ONCE<T>] = {}, pivot[AT_ONCE<T>];
+  double cubes[AT_ONCE<T>] = {}, fourths[AT_ONCE<T>] = {};
+  V least[AT_ONCE<T>];
+  for (int i = 0; i < AT_ONCE<T>; ++i) least[i] = INFINITY, pivot[i] = pivots[i];
   for (int64_t step = 0; step < steps; ++step, x += pitch) {
-    for (int i = 0; i < HALF_LANES; ++i) {
+    for (int i = 0; i < AT_ONCE<T>; ++i) {
       const V v = widen(x[i]), size = v < 0 ? -v : v, above = size > 0 ? size : (V)INFINITY;
       const double d = (double)v - pivot[i], square = d * d;
       sizes[i] += (double)size;
@@ -139,7 +150,7 @@ void powers_of_half(const T* x, int64_t steps, int64_t pitch, const double* pivo
       least[i] = above < least[i] ? above : least[i];
     }
   }
-  for (int i = 0; i < HALF_LANES; ++i) {
+  for (int i = 0; i < AT_ONCE<T>; ++i) {
     const int lane = from + i;
     sums.sizes[lane] += sizes[i];
     sums.first[lane] += first[i];
@@ -151,8 +162,8 @@ void powers_of_half(const T* x, int64_t steps, int64_t pitch, const double* pivo
 
 template <class T>
 void powers_as(const T* x, int64_t steps, int64_t pitch, const double* pivots, PowerSums& sums) {
-  for (int from = 0; from < LANES; from += HALF_LANES)
-    powers_of_half(x + from, steps, pitch, pivots + from, sums, from);
+  for (int from = 0; from < LANES; from += AT_ONCE<T>)
+    powers_of_some(x + from, steps, pitch, pivots + from, sums, from);
 }
 
 }  // namespace

@@ -29,7 +29,8 @@ from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "tests" / "vectors"
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-ISAS = ("neon_sha3", "neon")
+# Each on a CPU that has no more than what it is for.
+ISAS = {"neon_sha3": "max,sve=off", "neon": "cortex-a72"}
 
 
 MISSING = (
@@ -55,7 +56,7 @@ def run(program: Path, isa: str, what: str, given: bytes, data: bytes = b"") -> 
     at = program.parent
     (at / "in").write_bytes(given)
     (at / "in.data").write_bytes(data)
-    called(str(QEMU), program, at / "in", at / "out", isa, what)
+    called(str(QEMU), "-cpu", ISAS[isa], program, at / "in", at / "out", isa, what)
     return (at / "out").read_bytes()
 
 
@@ -140,10 +141,11 @@ def test_moments_have_the_bits_of_other_cpus(built: Path, what: str, fields: int
 
 def test_without_sha3_it_is_not_chosen(built: Path) -> None:
     names = {}
-    for cpu in ("max", "cortex-a72"):  # the latter is Graviton 1's
+    for cpu in (*ISAS.values(), "neoverse-n1", "a64fx"):  # Graviton 2's; SVE without SHA3
         command = [str(QEMU), "-cpu", cpu, str(built / "program")]
         names[cpu] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert names == {"max": "neon_sha3\nneon\n", "cortex-a72": "neon\n"}
+    assert names.pop(ISAS["neon_sha3"]) == "neon_sha3\nneon\n"
+    assert set(names.values()) == {"neon\n"}
 
 
 # --- instructions ----------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ def test_no_loop_takes_more_than_was_asked(lines: list[asm.Line]) -> None:
         assert found["neon_sha3", law, "float32"] <= most, law
     kept = [line for line in asm.recorded() if line.family == lines[0].family]
     avx2 = {line[2:4]: line.instructions for line in kept if line.build == "avx2"}
-    for dtype in ("float32", "float16", "bfloat16"):  # registers are half as wide
+    for dtype in ("float64", "float32", "float16", "bfloat16"):  # registers are half as wide
         assert found["neon", "moments", dtype] <= 1.3 * 2 * avx2["moments", dtype], dtype
 
 
@@ -181,12 +183,13 @@ def test_no_loop_takes_more_than_was_asked(lines: list[asm.Line]) -> None:
 
 
 class Mistake(NamedTuple):
-    """A mistake in csrc/cpu/lanes_neon.h, and the law and dtype that show it."""
+    """A mistake in csrc/cpu/lanes_neon.h, and the law, dtype and build that show it."""
 
     old: str
     new: str
     law: Law = SOME[0]
     dtype: torch.dtype = torch.float32
+    isa: str = "neon_sha3"
 
 
 UNIFORM, NORMAL, TRUNCATED = SOME[:3]
@@ -213,6 +216,13 @@ MISTAKES = {
     "one coefficient for two": Mistake("%1.4s, %2.4s, %3.s[%7]", "%1.4s, %2.4s, %3.s[%6]", NORMAL),
     "a difference that wraps": Mistake("vqsubq_u32", "vsubq_u32", NORMAL),
     "the sign of every bit": Mistake("word, 0x7fffffffu", "word, 0x3fffffffu", NORMAL),
+    "the sign of every bit, shifted": Mistake(
+        "vsriq_n_u32(word, shl<1>(bits(a)), 1)", "vsriq_n_u32(word, bits(a), 1)", NORMAL, isa="neon"
+    ),
+    "an exclusive or of two": Mistake(
+        "veorq_u32(a, veorq_u32(b, c))", "veorq_u32(a, vorrq_u32(b, c))", isa="neon"
+    ),
+    "the bits that are to go": Mistake("vdupq_n_u32(~c)", "vdupq_n_u32(c)", NORMAL, isa="neon"),
     "half a turn": Mistake(
         "vcvtq_n_f32_s32(vreinterpretq_s32_u32(a), N)",
         "vcvtq_n_f32_s32(vreinterpretq_s32_u32(a), N & 31 ? N : 31)",
@@ -244,8 +254,13 @@ MISTAKES = {
         "if (To::ONE_ZERO)", "if (false)", laws.normal(0.0, 1e-3), torch.float8_e5m2fnuz
     ),
 }
-# One in each part: words, polynomials, stores.
-ALWAYS = {"a fused operation in two", "a difference that wraps", "halves rounded up"}
+# One in each part: words, polynomials, stores, what is there without SHA3.
+ALWAYS = {
+    "a fused operation in two",
+    "a difference that wraps",
+    "halves rounded up",
+    "an exclusive or of two",
+}
 CPP = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -269,7 +284,7 @@ def mistaken(built: Path, at: Path, mistake: Mistake) -> Path:
     law = next(name for name, code in laws.CODES.items() if code == mistake.law.kind).upper()
     text = only(fill.read_text(), "law", f"fill_tile_as<T, {law}>")
     fill.write_text(only(text, "dtype", f"fill_tile_of<{cpp}>"))
-    name = "csrc/cpu/fill_neon_sha3.cpp"
+    name = f"csrc/cpu/fill_{mistake.isa}.cpp"
     commands = json.loads((built / "compile_commands.json").read_text())
     [command] = [c["command"].split() for c in commands if c["file"].endswith(name)]
     command[command.index("-o") + 1] = str(at / "mistaken.o")
@@ -286,6 +301,6 @@ def mistaken(built: Path, at: Path, mistake: Mistake) -> Path:
 def test_mistakes_are_seen(built: Path, tmp_path: Path, name: str | None) -> None:
     mistake = MISTAKES[name] if name else Mistake("struct NeonLane", "struct NeonLane")
     given, expected = million(mistake.law, mistake.dtype, 1)
-    got = run(mistaken(built, tmp_path, mistake), "neon_sha3", "fill", given)
+    got = run(mistaken(built, tmp_path, mistake), mistake.isa, "fill", given)
     assert len(got) == len(expected)
     assert (got == expected) == (name is None)
