@@ -7,7 +7,7 @@
 #   make lint    formats and types         make gpu     GPU tests and timings, see below
 #   make sass    instructions of the GPU kernels for each value, without a GPU
 #   make asm     the same of the CPU kernels, of x86-64 and AArch64; see make arm
-#   make arm     installs what runs the tests of AArch64 (as root, with apt)
+#   make arm     installs what runs the tests of AArch64 (as root, with apt); make windows  of Windows
 #   make lsuv    LSUV beside the published procedure    make digits  does it train? (minutes each)
 #   make sweep   a thousand real constructors, recorded and eager; SWEEP="peft timm/vit*" for some
 #   make frameworks  shards of Megatron-Core, DeepSpeed, Lightning, ..., with the real packages
@@ -70,7 +70,7 @@ WHEELS_VENV := .venv-wheels
 
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test kernels everywhere slow bench crush lint gpu sass asm arm lsuv digits sweep frameworks \
+.PHONY: demo test kernels everywhere slow bench crush lint gpu sass asm arm windows lsuv digits sweep frameworks \
   site wheels versions peers clean
 
 demo: $(DEMO_STAMP)
@@ -111,6 +111,11 @@ asm: $(STAMP)
 arm:
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || { \
 	  apt-get update -q && apt-get install -qy --no-install-recommends g++-aarch64-linux-gnu qemu-user; }
+
+# Likewise. Wine, for `make slow`, is left to whoever wants it: Debian's wine64.
+windows:
+	@command -v clang++-19 >/dev/null && command -v x86_64-w64-mingw32-g++-posix >/dev/null || { \
+	  apt-get update -q && apt-get install -qy --no-install-recommends clang-19 g++-mingw-w64-x86-64-posix; }
 
 sweep: $(STAMP) $(SWEEP_STAMP)
 	PYTHONPATH=.:tests $(SWEEP_VENV)/$(BIN)/python -m sweep --further lsuv $(SWEEP)

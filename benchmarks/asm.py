@@ -113,28 +113,51 @@ def tool(name: str) -> str | None:
     return shutil.which(name, path=folder)
 
 
-def cross_build(at: Path) -> Path:
+def cross_build(at: Path, compiler: str = f"{CROSS}g++") -> Path:
     """Makes ``at``/program of AArch64's kernels and tests/cpp/cpu_kernels.cpp; gives ``at``."""
+    return build(
+        configured(
+            at,
+            compiler,
+            CMAKE_SYSTEM_NAME="Linux",
+            CMAKE_SYSTEM_PROCESSOR="aarch64",
+            CMAKE_CXX_COMPILER_TARGET="aarch64-linux-gnu",
+        )
+    )
+
+
+def configured(at: Path, compiler: str, **system: str) -> Path:
+    """A CMake folder for that program, on this machine unless CMake's variables say otherwise."""
     options = {
-        "CMAKE_SYSTEM_NAME": "Linux",
-        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
-        "CMAKE_CXX_COMPILER": f"{CROSS}g++",
-        "CMAKE_CXX_FLAGS": "-Werror",
+        "CMAKE_CXX_COMPILER": compiler,
+        # GNU's library uses what it has deprecated, and clang says so.
+        "CMAKE_CXX_FLAGS": "-Werror -Wno-deprecated-declarations",
         "CMAKE_EXE_LINKER_FLAGS": "-static",
         "CMAKE_MAKE_PROGRAM": tool("ninja"),
         "FASTINIT_CUDA": "OFF",
         "FASTINIT_PROGRAM": ROOT / "tests" / "cpp" / "cpu_kernels.cpp",
+        **system,
     }
     defines = [f"-D{name}={value}" for name, value in options.items()]
-    cmake = str(tool("cmake"))
-    for command in (
-        [cmake, "-S", str(ROOT), "-B", str(at), "-G", "Ninja", *defines],
-        [cmake, "--build", str(at)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stdout + done.stderr)
+    return _cmake(at, "-S", str(ROOT), "-B", str(at), "-G", "Ninja", *defines)
+
+
+def build(at: Path) -> Path:
+    """What is configured."""
+    return _cmake(at, "--build", str(at))
+
+
+def _cmake(at: Path, *arguments: str) -> Path:
+    done = subprocess.run([str(tool("cmake")), *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
     return at
+
+
+def clang() -> str | None:
+    """clang++, the newest there is."""
+    names = (*(f"clang++-{n}" for n in range(30, 15, -1)), "clang++")
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def native_build() -> Path | None:

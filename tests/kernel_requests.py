@@ -6,8 +6,10 @@ sanitizers and on emulated machines.
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from same_bits import bits, drawn, sentinel
 from same_bits import reference as by_reference
 from torch import Tensor
 
+from fastinit.backends import choose as backends
 from fastinit.backends.contract import Reading
 from fastinit.fills.operator import Window
 from fastinit.statistics.reading import readings_of
@@ -23,6 +26,7 @@ from fastinit.stream import laws, reference
 from fastinit.stream.laws import Law
 from fastinit.stream.reference_moments import FIELDS
 
+VECTORS = Path(__file__).parent / "vectors"
 TILE = 4096
 KINDS: dict[str, tuple[int, Callable[[Tensor], Tensor], Window | None]] = {
     "whole tiles": (2 * TILE, lambda t: t, None),
@@ -167,3 +171,27 @@ def readings(
             all_.extend(readings_of(tensor, dim, raw, []))
     requests, data = asked(all_)
     return Work(requests, b"", data), all_
+
+
+def known_answers() -> Iterator[tuple[bytes, bytes]]:
+    """Requests, and the bytes that tests/vectors has."""
+    for name in ("stream.csv", "float8.csv"):
+        with (VECTORS / name).open(newline="") as file:
+            for line in csv.DictReader(file):
+                law = Law(laws.CODES[line["law"]], *map(float.fromhex, line["parameters"].split()))
+                words = line["bits"].split()
+                tensor = torch.empty(len(words), dtype=getattr(torch, line["dtype"]))
+                seed, stream = int(line["seed"], 16), int(line["stream"], 16)
+                window = Window((1,), int(line["start"]))
+                answer = b"".join(bytes.fromhex(word)[::-1] for word in words)
+                yield fill_request(tensor, tensor, law, seed, stream, window), answer
+
+
+def measured(asked: Sequence[Reading], fields: int) -> bytes:
+    """This machine's answers to readings, of the first FIELDS or of all."""
+    answer = b""
+    for reading in asked:
+        raw = torch.empty(*reading.raw.shape[:-1], fields, dtype=torch.float64)
+        backends.native.moments_many([reading._replace(raw=raw)])
+        answer += raw.numpy().tobytes()
+    return answer

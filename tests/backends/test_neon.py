@@ -5,17 +5,15 @@ What is compiled is what CMakeLists.txt lists for AArch64, with its flags, in te
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from kernel_requests import KINDS, LAWS, fill_request, fills, readings
+from kernel_requests import KINDS, LAWS, fill_request, fills, known_answers, measured, readings
 from same_bits import bits
 from selection import cases
 
@@ -27,7 +25,6 @@ from fastinit.stream.laws import Law
 from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
-VECTORS = ROOT / "tests" / "vectors"
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 # Each on a CPU that has no more than what it is for.
 ISAS = {"neon_sha3": "max,sve=off", "neon": "cortex-a72"}
@@ -63,20 +60,6 @@ def run(program: Path, isa: str, what: str, given: bytes, data: bytes = b"") -> 
 def assert_same(got: bytes, expected: bytes) -> None:
     assert len(got) == len(expected)
     assert got == expected  # without pytest's account of two long byte strings
-
-
-def known_answers() -> Iterator[tuple[bytes, bytes]]:
-    """Requests, and the bytes that tests/vectors has."""
-    for name in ("stream.csv", "float8.csv"):
-        with (VECTORS / name).open(newline="") as file:
-            for line in csv.DictReader(file):
-                law = Law(laws.CODES[line["law"]], *map(float.fromhex, line["parameters"].split()))
-                words = line["bits"].split()
-                tensor = torch.empty(len(words), dtype=getattr(torch, line["dtype"]))
-                seed, stream = int(line["seed"], 16), int(line["stream"], 16)
-                window = Window((1,), int(line["start"]))
-                answer = b"".join(bytes.fromhex(word)[::-1] for word in words)
-                yield fill_request(tensor, tensor, law, seed, stream, window), answer
 
 
 SOME = (
@@ -131,12 +114,8 @@ def test_every_window(built: Path, isa: str, dtypes: tuple[torch.dtype, ...]) ->
 @pytest.mark.parametrize(("what", "fields"), [("moments", FIELDS), ("higher", ALL_FIELDS)])
 def test_moments_have_the_bits_of_other_cpus(built: Path, what: str, fields: int) -> None:
     work, asked = readings(laws.DTYPES, large=True)
-    expected = b""
-    for reading in asked:
-        raw = torch.empty(*reading.raw.shape[:-1], fields, dtype=torch.float64)
-        backends.native.moments_many([reading._replace(raw=raw)])
-        expected += raw.numpy().tobytes()
-    assert_same(run(built / "program", "neon", what, work.given, work.data), expected)
+    got = run(built / "program", "neon", what, work.given, work.data)
+    assert_same(got, measured(asked, fields))
 
 
 def test_without_sha3_it_is_not_chosen(built: Path) -> None:
