@@ -11,6 +11,7 @@
 #include "cuda/pieces.h"
 #include "kernels.h"
 #include "moments.h"
+#include "tensors.h"
 #ifdef FASTINIT_CUDA
 #include "cuda/launch.h"
 #endif
@@ -56,8 +57,8 @@ int64_t product(const std::vector<int64_t>& sizes) {
 }
 
 // A contiguous tensor that is the whole of its stream's elements 0, 1, ...: the short way.
-void fill_contiguous(const PreparedLaw& law, uintptr_t data, int64_t n, uint64_t seed,
-                     uint64_t stream, int threads) {
+void fill_run(const PreparedLaw& law, uintptr_t data, int64_t n, uint64_t seed, uint64_t stream,
+              int threads) {
   if (n == 0) return;
   check_address(data, n);
   Window w = make_window(law, data, seed, stream);
@@ -70,6 +71,22 @@ void fill_contiguous(const PreparedLaw& law, uintptr_t data, int64_t n, uint64_t
   }
   py::gil_scoped_release nogil;
   fill_many_cpu(*chosen, &w, 1, threads);
+}
+
+PyObject* fill_contiguous(PyObject*, PyObject* const* given, Py_ssize_t count) try {
+  if (count != 6) throw py::type_error("fill_contiguous takes 6 arguments");
+  uint64_t numbers[5];
+  for (int i = 0; i < 5; ++i) numbers[i] = PyLong_AsUnsignedLongLong(given[i + 1]);
+  if (PyErr_Occurred()) return nullptr;
+  fill_run(py::handle(given[0]).cast<const PreparedLaw&>(), numbers[0], (int64_t)numbers[1],
+           numbers[2], numbers[3], (int)numbers[4]);
+  Py_RETURN_NONE;
+} catch (const py::builtin_exception& error) {
+  error.set_error();
+  return nullptr;
+} catch (const std::exception& error) {
+  PyErr_SetString(PyExc_ValueError, error.what());
+  return nullptr;
 }
 
 typedef std::vector<int64_t> Ints;
@@ -267,10 +284,20 @@ py::dict isas() {
   return all;
 }
 
+// What pybind11 would take longer for than the function itself.
+PyMethodDef short_ways[] = {
+    {"plain_cpu_address", plain_cpu_address, METH_O, nullptr},
+    {"whole_cpu_address", whole_cpu_address, METH_O, nullptr},
+    {"is_marked", is_marked, METH_O, nullptr},
+    {"fill_contiguous", (PyCFunction)(void (*)())fill_contiguous, METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
   chosen = &best_isa();
+  look_up_torch();
+  if (PyModule_AddFunctions(m.ptr(), short_ways)) throw py::error_already_set();
   m.doc() = "fastinit's native kernels";
   m.attr("__version__") = FASTINIT_VERSION;
   m.attr("cuda_archs") = FASTINIT_CUDA_ARCHS;
@@ -279,7 +306,6 @@ PYBIND11_MODULE(_native, m) {
   m.attr("MAX_DIMS") = MAX_DIMS;
   py::class_<PreparedLaw>(m, "PreparedLaw")
       .def(py::init(&prepare), py::arg("law"), py::arg("dtype"), py::arg("params"));
-  m.def("fill_contiguous", &fill_contiguous);
   m.def("fill_many", &fill_many);
   m.def("fill_blocks", &fill_blocks);
   m.def("moments_contiguous", &moments_contiguous);

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 CHUNK: int
 CHUNKS: int
 FEW: int
@@ -15,6 +17,10 @@ __version__: str
 compiler: str
 cuda_archs: str
 cuda_missing: str
+
+def plain_cpu_address(tensor: object, /) -> int: ...
+def whole_cpu_address(tensor: object, /) -> int: ...
+def is_marked(tensor: Tensor, /) -> bool: ...
 
 class PreparedLaw:
     def __init__(self, law: int, dtype: int, params: Sequence[float]) -> None: ...

@@ -78,7 +78,7 @@ def test_a_mode_is_shown_what_torch_writes(name: str, mode: type[Any]) -> None:
     w = nn.Parameter(blank(name))
     with Shown():
         call(name, w)
-    assert any(write in shown for write in ("zero_", "fill_", "constant_"))
+    assert any(write in shown for write in ("zero_", "fill_", "constant_", "eye"))
     assert not w.eq(7).any()
 
 

@@ -1,19 +1,17 @@
-"""The native backend: the module ``fastinit._native``, built from csrc/, or why it is not there."""
+"""The native backend: the kernels of the module ``fastinit._native``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fastinit.backends import slow
 from fastinit.backends.contract import Backend, BlockWrite, Counted, Reading, Write
+from fastinit.base.native import missing, module
 from fastinit.stream import blocks, laws
 from fastinit.stream.reference_moments import ALL_FIELDS
 
@@ -33,28 +31,15 @@ class Native(Backend):
     name = "native"
 
     def __init__(self) -> None:
-        self.module: ModuleType | None = None
-        self.missing: str | None = None
+        self.module, self.missing = module, missing
         self.prepared = lru_cache(maxsize=4096)(self._prepared)
         self.missing_on = lru_cache(maxsize=None)(self._missing_on)
-        try:
-            _native = import_module("fastinit._native")  # whose error says what is missing
-
-            # The finder of an editable install offers its own where this folder has none.
-            if not os.path.samefile(Path(_native.__file__ or "").parent, Path(__file__).parents[1]):
-                raise ImportError(
-                    f"it was not built here, and {_native.__file__} is another copy's"
-                )
-            self.module = _native
-        except ImportError as error:
-            note = Path(__file__).parents[1] / "_native_missing.txt"
-            why = note.read_text().strip() if note.exists() else str(error)
-            self.missing = f"the native module is not there: {why}"
-            if os.environ.get("FASTINIT_ISA"):
-                raise ImportError(f"FASTINIT_ISA is set, but {self.missing}") from error
+        isa = os.environ.get("FASTINIT_ISA")
+        if self.missing and isa:
+            raise ImportError(f"FASTINIT_ISA is set, but {self.missing}")
+        if self.missing:
             slow.at_import(self.missing)
-            return
-        if isa := os.environ.get("FASTINIT_ISA"):
+        if self.module and isa:
             try:
                 self.module.force_isa(isa)
             except ValueError as error:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastinit.base.native import module
 from fastinit.base.torch_internals import base_of
 
 
@@ -30,12 +31,8 @@ class Mark(NamedTuple):
     """Whether its module computes with it as it is, and not with another tensor that is made of it."""
 
 
-def is_marked(tensor: Tensor) -> bool:
-    """Whether a tensor, or what it is a view of, has attributes: only then is more to be asked."""
-    if tensor.__dict__:
-        return True
-    base = base_of(tensor)
-    return base is not None and bool(base.__dict__)
+is_marked: Callable[[Tensor], bool] = module.is_marked if module else lambda tensor: True
+"""Whether a tensor, or what it is a view of, has attributes: only then is more to be asked."""
 
 
 def mark_of(tensor: Tensor) -> Mark | None:

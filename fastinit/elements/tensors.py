@@ -6,11 +6,14 @@ here, and asks the tensor itself (its storage, its dispatch, its placements), ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from fastinit.base import distributed_internals as distributed
 from fastinit.base import torch_internals as internals
+from fastinit.base.native import module
 from fastinit.elements import shards as shard
 from fastinit.elements.strided import Strided
 
@@ -18,26 +21,16 @@ Obstacle = tuple[type[Exception], str]
 """What stands between a tensor and its elements: the exception it is, and the rest of "tensor ..."."""
 
 
-def plain_cpu_address(tensor: Tensor) -> int:
-    """The address of what is certainly contiguous CPU memory: the short way, for what is called often.
+plain_cpu_address: Callable[[object], int]
+plain_cpu_address = module.plain_cpu_address if module else lambda tensor: 0
+"""The address of what is certainly contiguous CPU memory: the short way, for what is called often.
 
-    0 says nothing: the long way (:func:`obstacle`) looks closer.
-    """
-    try:
-        if (
-            type(tensor) in shard.PLAIN
-            and tensor.is_cpu
-            and tensor.is_contiguous()
-            and not tensor.is_nested
-            and not tensor.is_neg()
-            and not tensor.is_inference()
-            and tensor.untyped_storage().nbytes()  # other layouts have none
-            >= tensor.nbytes + ((at := tensor.storage_offset()) and at * tensor.itemsize)
-        ):
-            return tensor.data_ptr()  # 0 of what has a storage for show, such as an immutable zero
-    except RuntimeError:  # no storage to ask: inside torch.func, say
-        pass
-    return 0
+0 says nothing: the long way (:func:`obstacle`) looks closer. Dynamo does not know it.
+"""
+
+whole_cpu_address: Callable[[object], int]
+whole_cpu_address = module.whole_cpu_address if module else lambda tensor: 0
+"""The same of what is certainly all of its parameter (:mod:`partitioned`), and no computed temporary."""
 
 
 def is_fake(tensor: Tensor) -> bool:

@@ -51,6 +51,7 @@ def truncated_std(reach: float) -> float:
 
 TRUNCATION = 2.0  # JAX and TensorFlow cut truncated normals at two standard deviations
 _TRUNCATED_STD = truncated_std(TRUNCATION)
+_ROOT_OF_3 = math.sqrt(3.0)
 
 
 def fans_of(shape: Sequence[int]) -> tuple[int, int]:
@@ -146,7 +147,7 @@ def xavier_std(fans: Fans, gain: float = 1.0) -> float:
         NumberTypeError, NumberRangeError: a gain that is no number; negative, NaN or infinite.
     """
     gain = number.multiplier("gain", gain)
-    total = sum(fans)
+    total = fans[0] + fans[1]
     # A weight without inputs and outputs has no elements, so any std will do.
     return gain * math.sqrt(2.0 / total) if total else 0.0
 
@@ -221,5 +222,5 @@ def variance_scaling(
 
 def uniform_of_std(std: float) -> Law:
     """The uniform law of mean 0 and this std: its bound is sqrt(3) std."""
-    bound = math.sqrt(3.0) * std
+    bound = _ROOT_OF_3 * std
     return laws.uniform(-bound, bound)

@@ -41,13 +41,14 @@ def eye_(tensor: Tensor, *, part: Part | None = None) -> Tensor:
     shape = full_shape(tensor, part)
     if len(shape) != 2:
         raise ValueError(f"Only tensors with 2 dimensions are supported{_but_got(shape)}")
-    return write_(
-        tensor,
-        lambda t: t.zero_().fill_diagonal_(1),
-        lambda t: _check(t, part),
-        part,
-        whole=True,
-    )
+
+    def write(full: Tensor) -> None:
+        try:
+            torch.eye(*full.shape, out=full, requires_grad=full.requires_grad)
+        except NotImplementedError:  # as of uint16 and complex32
+            full.zero_().fill_diagonal_(1)
+
+    return write_(tensor, write, lambda t: _check(t, part), part, whole=True)
 
 
 def dirac_(tensor: Tensor, groups: int = 1, *, part: Part | None = None) -> Tensor:

@@ -14,29 +14,25 @@ from fastinit.elements import tensors
 from fastinit.elements.part import Part
 from fastinit.elements.strided import Strided
 from fastinit.fills import agreement
+from fastinit.fills.at_hand import fill_at_hand
 from fastinit.fills.blocks import Blocks, Target
 from fastinit.fills.many import Batch as Batch
 from fastinit.fills.many import Request as Request
 from fastinit.fills.many import Window as Window
 from fastinit.fills.many import elements, is_itself, writes
 from fastinit.fills.many import fill_many_ as fill_many_
-from fastinit.fills.writable import at_hand as at_hand
 from fastinit.fills.writable import check_target as check_target
 from fastinit.fills.writable import check_writable as check_writable
 from fastinit.stream import keys, laws
 from fastinit.stream.laws import Law
 
 # What every call needs, looked up once.
-_native = backends.native.module
-_prepared = backends.native.prepared
-_native_is_chosen = backends.native_is_chosen
 _draw_seed = keys.draw_seed
 _CONSTANT = laws.CONSTANT
-_threads = torch.get_num_threads
 _is_compiling = torch.compiler.is_compiling
 _traced = torch.compiler.is_dynamo_compiling
 _dispatch_modes = internals.dispatch_modes
-_increment_version = torch.autograd.graph.increment_version
+_increment_version = internals.increment_version
 
 
 def fill_(
@@ -72,6 +68,8 @@ def fill_(
             tensor outside inference mode; a DTensor for which ranks drew different seeds
             (``fastinit.agreement``).
     """
+    if window is None and fill_at_hand(tensor, law, seed, stream, generator):
+        return tensor
     if isinstance(tensor, Blocks):
         if _traced() or _dispatch_modes():
             raise NotImplementedError(
@@ -80,25 +78,6 @@ def fill_(
             )
         internals.uncompiled(_fill_blocks)(tensor, law, seed, stream, generator, window)
         return tensor
-    # The short way, for a few elements as for billions: nothing here but what each call needs.
-    if (
-        window is None
-        and (address := at_hand(tensor))
-        and _native_is_chosen()
-        # which may refuse the law, before a seed is drawn
-        and (prepared := _prepared(law, tensor.dtype)) is not None
-    ):
-        assert _native is not None  # it is chosen
-        if seed is None:
-            seed = _draw_seed(generator) if law[0] != _CONSTANT else 0
-        elif generator is not None:
-            raise ValueError("seed and generator exclude each other, but got both")
-        else:
-            seed = keys.check_seed(seed)
-        _native.fill_contiguous(prepared, address, tensor.numel(), seed, stream, _threads())
-        _increment_version(tensor)
-        return tensor
-
     if isinstance(window, Part) and (_traced() or _dispatch_modes()):
         for view, its in shard.pieces(tensor, part=window):
             fill_(view, law, seed=draw_seed(tensor, seed, generator), stream=stream, window=its)
@@ -114,6 +93,8 @@ def fill_(
         if generator is not None:
             raise ValueError("seed and generator exclude each other, but got both")
         seed = keys.check_seed(seed)
+    elif generator is not None:
+        keys.check_generator(generator)
     which = elements(tensor, window) if window is not None else None
     if tensor.numel() == 0 or (tensor.device.type == "meta" and not _dispatch_modes()):
         return tensor  # a dispatch mode is shown what would be written on meta (fastinit.deferred)
@@ -218,7 +199,7 @@ def _fill_real(
     mask = (1 << 64) - 1
     asked = writes(tensor, law, seed & mask, stream & mask, elements(tensor, window))
     backends.choose(tensor.device, exact=bool(law.exact)).fill_many(list(asked))
-    _increment_version(tensor)
+    _increment_version((tensor,))
 
 
 def _fill_fake(tensor: Tensor, *arguments: object) -> None:

@@ -73,7 +73,9 @@ def orthogonal_(
     rows = tensor.size(0)
     columns = math.prod(tensor.shape[1:])
     matrix = _matrix(rows, columns, tensor, gain, generator, seed, name)
-    tensor.detach().copy_(rounded(matrix.view(tensor.shape), tensor.dtype))
+    if tensor.dim() > 2:
+        matrix = matrix.view(tensor.shape)
+    tensor.detach().copy_(rounded(matrix, tensor.dtype))
     return tensor
 
 
@@ -170,7 +172,8 @@ def product_of_reflections(gaussians: Tensor, gain: float = 1.0) -> Tensor:
     # H maps x to -beta: beta is real, of x's norm, and of the sign that makes first + beta free of
     # cancellation.
     beta = torch.copysign(norm, first.real if first.is_complex() else first)
-    x.div_((first + beta).unsqueeze(1))
-    q: Tensor = torch.linalg.householder_product(x.mT, first.div_(beta).add_(1))
+    columns = x.mT.div_(first + beta)
+    q: Tensor = torch.linalg.householder_product(columns, first.div_(beta).add_(1))
     # R's diagonal would be -beta; Haar's measure wants it positive.
-    return q.mul_(beta.sign_().mul_(-gain))
+    signs = beta.sign_().neg_()
+    return q.mul_(signs if gain == 1.0 else signs.mul_(gain))

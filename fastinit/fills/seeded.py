@@ -9,19 +9,21 @@ import torch
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
+from fastinit.base import torch_internals as internals
 from fastinit.base.torch_internals import base_of
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part, check_part
 from fastinit.fills import operator as ops
+from fastinit.fills.at_hand import at_hand, fill_at_hand
 from fastinit.fills.blocks import Blocks, Target
 from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id
 from fastinit.stream.laws import Law
 
+_record_gradients = internals.record_gradients
 _is_compiling = torch.compiler.is_compiling
 _traced = torch.compiler.is_dynamo_compiling
-_at_hand = ops.at_hand
 
 
 class LostWriteWarning(UserWarning):
@@ -39,21 +41,17 @@ def draw_(
     exact: bool = False,
 ) -> Target:
     """``ops.fill_`` with the stream of ``name``; to be called by the public function itself."""
-    if isinstance(tensor, Tensor) and tensor.requires_grad and _is_computed(tensor):
-        warn_if_lost(tensor, stacklevel=4)
     if part is not None:
         name = name_of(name, part)
     if scale is not None or exact is not False:
         law = laws.exactly(law if scale is None else laws.scaled(law, scale), exact)
         laws.check_dtype(law, tensor.format if isinstance(tensor, Blocks) else tensor.dtype)
-    return ops.fill_(
-        tensor,
-        law,
-        seed=seed,
-        stream=ANONYMOUS if name is None else stream_id(name),
-        generator=generator,
-        window=part,
-    )
+    stream = ANONYMOUS if name is None else stream_id(name)
+    if part is None and fill_at_hand(tensor, law, seed, stream, generator):
+        return tensor
+    if isinstance(tensor, Tensor):
+        warn_if_lost(tensor, stacklevel=4)
+    return ops.fill_(tensor, law, seed=seed, stream=stream, generator=generator, window=part)
 
 
 def write_(
@@ -70,14 +68,16 @@ def write_(
         check: raises for what cannot be written; not asked of what is at hand.
         whole: ``write`` is a function of whole tensors, of which a part gets its elements.
     """
-    short = part is None and not has_torch_function_variadic(tensor) and _at_hand(tensor)
-    if not short:
-        check(tensor)
-    if _is_computed(tensor):
-        warn_if_lost(tensor, stacklevel=4)
-    if short:
-        write(tensor.detach() if tensor.requires_grad else tensor)
+    if part is None and not has_torch_function_variadic(tensor) and at_hand(tensor):
+        recording = torch.is_grad_enabled()
+        _record_gradients(False)
+        try:
+            write(tensor)
+        finally:
+            _record_gradients(recording)
         return tensor
+    check(tensor)
+    warn_if_lost(tensor, stacklevel=4)
     if whole and tensors.is_left_alone(tensor):
         return tensor
     if whole and writes_whole(tensor, part):
@@ -109,10 +109,10 @@ def full_shape(tensor: Tensor | Blocks, part: Part | None = None) -> Sequence[in
         NotImplementedError: it is a part, and nothing says which
         (``fastinit.elements.shards.check_held``).
     """
-    if not isinstance(tensor, Tensor):
-        if not isinstance(tensor, Blocks):
-            check_tensor(tensor)
+    if isinstance(tensor, Blocks):
         return tensor.shape if part is None else check_part(part).shape
+    if type(tensor) not in shard.PLAIN:  # which few are
+        check_tensor(tensor)
     if part is not None:
         return check_part(part).shape
     if not _traced():

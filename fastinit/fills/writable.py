@@ -6,34 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from fastinit.base import torch_internals as internals
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
 from fastinit.elements.strided import Strided
+from fastinit.fills.at_hand import at_hand
 from fastinit.stream import laws
 
 # What every call needs, looked up once.
 _is_compiling = torch.compiler.is_compiling
-_traced = torch.compiler.is_dynamo_compiling
-_dispatch_modes = internals.dispatch_modes
 _is_marked = partitioned.is_marked
 _plain_cpu_address = tensors.plain_cpu_address
 
 SHORT_WAY = frozenset(laws.WRITTEN)
 _WRITABLE = SHORT_WAY | frozenset(laws.COMPLEX)
-
-
-def at_hand(tensor: Tensor) -> int:
-    """The address of what is certainly plain CPU memory and all of its parameter, and for what is called
-    often: nothing in force has to be shown what is written there.
-
-    0 says nothing: the long way looks closer.
-    """
-    if _traced() or _dispatch_modes():
-        return 0
-    address = _plain_cpu_address(tensor)
-    return 0 if address and _is_marked(tensor) else address
 
 
 def check_target(tensor: Tensor, argument: str = "tensor", part: Part | None = None) -> None:

@@ -216,10 +216,11 @@ def _of_plain_memory(x: Tensor, higher: bool) -> Tensor | None:
 
     None says nothing: the long way looks closer.
     """
-    address = tensors.plain_cpu_address(x) if isinstance(x, Tensor) else 0
-    if not address or (dtype := x.dtype) not in laws.DTYPES or not backends.native_is_chosen():
+    if _traced() or not (address := tensors.plain_cpu_address(x)):
         return None
-    if _traced() or internals.dispatch_modes() or internals.is_transforming():
+    if (dtype := x.dtype) not in laws.DTYPES or not backends.native_is_chosen():
+        return None
+    if internals.dispatch_modes() or internals.is_transforming():
         return None  # what is made here would not be plain memory
     fields = ALL_FIELDS if number.flag("higher", higher) else FIELDS
     raw = torch.empty(fields, dtype=torch.float64, device="cpu")

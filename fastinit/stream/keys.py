@@ -60,6 +60,12 @@ constant_when_compiled(stream_id)
 constant_when_compiled(substream)
 
 
+def check_generator(generator: torch.Generator) -> None:
+    """Raises TypeError for what is none."""
+    if not hasattr(generator, "initial_seed"):
+        raise TypeError(f"generator must be a torch.Generator, but got {generator!r}")
+
+
 class _Cell(threading.local):
     """A thread's own place to draw into: making a tensor would cost more than the draw."""
 
@@ -87,8 +93,7 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
     if generator is None:
         draw()  # saying generator=None takes a fifth longer
         return word.value
-    if not hasattr(generator, "initial_seed"):
-        raise TypeError(f"generator must be a torch.Generator, but got {generator!r}")
+    check_generator(generator)
     if generator.device.type == "cpu":
         draw(generator=generator)
         return word.value

@@ -31,7 +31,9 @@ def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     torch's own conversion of what is beyond 8 bits gives NaN, infinities or the largest value, by dtype,
     device and version.
     """
-    if dtype in FLOAT8 and values.dtype != dtype:
+    if values.dtype == dtype:
+        return values
+    if dtype in FLOAT8:
         values = values.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
     return values.to(dtype)
 

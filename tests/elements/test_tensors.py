@@ -22,6 +22,7 @@ from fastinit.backends.choose import native
 from fastinit.backends.contract import Backend
 from fastinit.elements import tensors
 from fastinit.fills import operator as ops
+from fastinit.fills.at_hand import at_hand
 from fastinit.statistics.reading import MAX_DIMS
 from fastinit.stream import laws
 from fastinit.variance.lsuv.affine import LSUVError
@@ -460,6 +461,7 @@ def test_moments_of_many_dimensions(many: int) -> None:
     torch.testing.assert_close(by_channel.mean, fastinit.moments(x.contiguous(), dim=1).mean)
 
 
+@pytest.mark.skipif(native.module is None, reason="without the native module")
 @pytest.mark.parametrize(
     "layout",
     ["to_sparse", "to_sparse_csr", "to_sparse_csc", "to_sparse_bsr", "to_sparse_bsc", "to_mkldnn"],
@@ -469,6 +471,70 @@ def test_other_layouts_have_no_address(layout: str) -> None:
     for plain in (data(), data()[1:]):
         assert tensors.plain_cpu_address(plain) == plain.data_ptr()
     assert tensors.plain_cpu_address(getattr(data(), layout)(*block)) == 0
+
+
+def marked(of: Callable[[], Tensor] = data) -> Tensor:
+    tensor = of()
+    tensor.said = "by somebody"  # type: ignore[attr-defined]
+    return tensor
+
+
+def second_chunk() -> Tensor:
+    """Of a parameter, after the first one was written: torch would not say whether it is a leaf."""
+    first, second = nn.Parameter(data()).chunk(2)
+    init.zeros_(first)
+    return second
+
+
+def inferred() -> Tensor:
+    with torch.inference_mode():
+        return data()
+
+
+AT_HAND: dict[str, tuple[Callable[[], object], bool]] = {
+    "rows of a parameter": (lambda: nn.Parameter(data())[1:3], True),
+    "a chunk, another being written": (second_chunk, True),
+    "rows, without a gradient": (lambda: nn.Parameter(data()).detach()[1:], True),
+    "integers": (lambda: data().long(), True),
+    "no elements": (lambda: data()[:0], False),
+    "what a mark was left on, detached": (lambda: marked().detach(), True),
+    "what a mark was left on": (marked, False),
+    "a parameter with a mark": (lambda: marked(lambda: nn.Parameter(data())), False),
+    "a view of what has a mark": (lambda: marked(lambda: nn.Parameter(data()))[1:], False),
+    "a result": (lambda: nn.Parameter(data()) * 2, False),
+    "a view of a result": (lambda: (nn.Parameter(data()) * 2)[1:], False),
+    "a parameter that became a result": (
+        lambda: nn.Parameter(data(), False).copy_(nn.Parameter(data())),
+        False,
+    ),
+    "columns": (lambda: data()[:, :2], False),
+    "expanded": (lambda: data()[:1].expand(SHAPE), False),
+    "made for inference": (inferred, False),
+    "no tensor": (lambda: [1.0], False),
+    "its class": (lambda: Tensor, False),
+    "an array": (lambda: data().numpy(), False),
+    "Blocks": (lambda: fastinit.Blocks.empty((4, 32), "mxfp8"), False),
+}
+
+
+@pytest.mark.skipif(native.module is None, reason="without the native module")
+@pytest.mark.parametrize("name", AT_HAND)
+def test_what_is_at_hand(name: str) -> None:
+    make, wanted = AT_HAND[name]
+    tensor = make()
+    address = at_hand(tensor)
+    assert address == (tensor.data_ptr() if wanted else 0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_which_kinds_are_at_hand(kind: str) -> None:
+    """Nothing that has to be asked for more; without the native module nothing is."""
+    plain = native.module is not None and kind in ("plain", "parameter", "lazily cloned")
+
+    def check(tensor: Tensor) -> None:
+        assert bool(at_hand(tensor)) is plain
+
+    quietly(kind, check)
 
 
 @pytest.mark.skipif(native.module is None, reason="without the native module")
@@ -656,5 +722,6 @@ def test_what_has_no_shape_yet_is_named() -> None:
 
 
 def test_a_generator_that_is_none() -> None:
-    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, but got 7"):
-        init.normal_(torch.empty(3), generator=7)  # type: ignore[arg-type]
+    for tensor in (torch.empty(3), data().t()[1:]):
+        with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, but got 7"):
+            init.normal_(tensor, generator=7)  # type: ignore[arg-type]

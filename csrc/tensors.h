@@ -1,0 +1,14 @@
+// What a tensor says of itself, asked by Python's C API: nothing of libtorch is linked.
+#pragma once
+#include <Python.h>
+
+// Looks up what will be asked, once. Throws what an import does.
+void look_up_torch();
+
+// The short ways through the one gate, for what is called often; 0 says nothing.
+// The address of what is certainly contiguous CPU memory.
+PyObject* plain_cpu_address(PyObject* module, PyObject* tensor);
+// And of what is certainly all of its parameter, and no temporary.
+PyObject* whole_cpu_address(PyObject* module, PyObject* tensor);
+// Whether it, or what it is a view of, has attributes.
+PyObject* is_marked(PyObject* module, PyObject* tensor);
