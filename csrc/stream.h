@@ -14,6 +14,7 @@
 
 #ifdef __CUDACC__
 #define FASTINIT_FN static __device__ __forceinline__
+#define FASTINIT_NOINLINE static __device__ __noinline__
 #define FASTINIT_UNROLL _Pragma("unroll")
 #else
 #define FASTINIT_FN static inline __attribute__((always_inline))

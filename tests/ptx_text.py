@@ -47,15 +47,29 @@ class Block(NamedTuple):
 STATEMENT = re.compile(r"\s*(?:(\{)|(\})|([$\w]+)\s*:(?!:)|([^;{]*(?:\{[^}]*\}[^;{]*)*);)")
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 ADDS = re.compile(r"(?:atom|red)(\.global|\.shared)?\.add\.(u32|u64)$")
+FUNCTION = re.compile(r"\.func\s*(?:\(([^)]*)\))?\s*(\w+)\s*\(([^)]*)\)[^{;]*\{")
+CALL = re.compile(r"(?:\((.*?)\), )?(\w+), \((.*?)\)$")
 MOVES = re.compile(r"(ld|st)(\.param|\.global|\.shared)?(?:\.v([24]))?\.([busf]\d+)$")
 
 
+class Inlined(NamedTuple):
+    """A call: the function is read as if its text stood there, and its number tells its labels apart."""
+
+    number: int
+    name: str
+
+    @property
+    def after(self) -> str:
+        return f"{self.number} after"
+
+
 class Program:
-    """One entry of a PTX text, decoded."""
+    """One entry of a PTX text, decoded. What it calls is read anew at each call."""
 
     def __init__(self, text: str, entry: str) -> None:
         text = re.sub(r"//[^\n]*", "", text)
-        text = re.sub(r"(?m)^\s*\.loc\b.*$", "", text)
+        self.text = text = re.sub(r"(?m)^\s*\.loc\b.*$", "", text)
+        self.functions = {found[2]: found for found in FUNCTION.finditer(text)}
         head = re.search(rf"\.entry\s+(\w*{entry}\w*)\s*\(([^)]*)\)([^{{]*)\{{", text)
         if head is None:
             raise Fault(f"there is no entry {entry}")
@@ -66,11 +80,15 @@ class Program:
         others = re.split(r"\.entry\b", text[head.end() :])[0], re.split(r"\.entry\b", text)[0]
         self._lay_out(head[2], "".join(others))
         self.registers: dict[str, Any] = {}
+        self.passed: set[str] = set()  # of these, what functions are given and give back
         self.scopes: list[dict[str, str]] = [{}]
         self.blocks: list[Block] = []
         self.labels: dict[str, int] = {}
+        self.calls = [Inlined(0, head[1])]  # that the text is in, the last one innermost
+        self._inlined = 0
         self._code: list[Instruction] = []
-        self._read(text, head.end())
+        self._read(head.end())
+        self._end("ret")
         kept = set().union(*(block.unwritten() for block in self.blocks))
         # Of each block, what lives on behind it.
         self.kept = [
@@ -96,12 +114,13 @@ class Program:
             self.symbols[name] = np.uint64(self.shared)
             self.shared += int(count or 0)  # without a size: what the launch says, at the end
 
-    def _read(self, text: str, at: int) -> None:
-        line, counted = 1, 0
-        while self.scopes:
-            found = STATEMENT.match(text, at)
+    def _read(self, at: int) -> None:
+        """To the end of the innermost scope."""
+        line, counted, depth = 1, 0, len(self.scopes)
+        while len(self.scopes) >= depth:
+            found = STATEMENT.match(self.text, at)
             if not found:
-                raise Fault(f"not understood: {text[at : at + 80]!r}")
+                raise Fault(f"not understood: {self.text[at : at + 80]!r}")
             opened, closed, label, statement = found.groups()
             if opened:
                 self.scopes.append({})
@@ -109,20 +128,22 @@ class Program:
                 self.scopes.pop()
             elif label:
                 self._end("next")
-                self.labels[label] = len(self.blocks)
+                self.labels[self._label(label)] = len(self.blocks)
             else:
                 start = found.start(4)
-                line, counted = line + text.count("\n", counted, start), start
+                line, counted = line + self.text.count("\n", counted, start), start
                 self._statement(line, " ".join(statement.split()))
             at = found.end()
-        self._end("ret")
+
+    def _label(self, name: str) -> str:
+        return f"{self.calls[-1].number} {name}"
 
     def _end(self, end: str, guard: Any = None, target: str = "") -> None:
         self.blocks.append(Block(self._code, end, guard, target))
         self._code = []
 
     def _statement(self, line: int, text: str) -> None:
-        if text.startswith(".reg"):
+        if text.startswith((".reg", ".param")):
             self._declare(text)
             return
         if text.startswith((".pragma", ".shared")):
@@ -135,13 +156,17 @@ class Program:
             condition = (self._register(guard[1 + negated :]), negated)
         try:
             if opcode in ("bra", "bra.uni"):
-                self._end("bra", condition, operands)
+                self._end("bra", condition, self._label(operands))
                 return
             if condition:  # around it, as if it were written so
                 after = f"{line}:{len(self.blocks)}"
                 self._end("bra", (condition[0], not condition[1]), after)
-            if opcode == "ret" or (opcode, operands) == ("bar.sync", "0"):
+            if opcode == "ret" and len(self.calls) > 1:
+                self._end("bra", None, self.calls[-1].after)
+            elif opcode == "ret" or (opcode, operands) == ("bar.sync", "0"):
                 self._end(opcode[:3])
+            elif opcode in ("call", "call.uni"):
+                self._call(operands)
             else:
                 self._code.append(self._decode(line, text, opcode, OPERAND.findall(operands)))
             if condition:
@@ -150,12 +175,41 @@ class Program:
         except (Fault, KeyError, ValueError) as error:
             raise Fault(f"line {line}, {text!r}: {error}") from error
 
+    def _call(self, operands: str) -> None:
+        """The function's text, in which what it is given and gives back are the caller's."""
+        found = CALL.match(operands)
+        if found is None or found[2] not in self.functions:
+            raise Fault("no such function in the text")
+        function = self.functions[found[2]]
+        if found[2] in (call.name for call in self.calls):
+            raise Fault("a function that calls itself")
+        scope = {}
+        for theirs, ours in ((found[1], function[1]), (found[3], function[3])):
+            given = [name.strip() for name in (theirs or "").split(",") if name.strip()]
+            named = re.findall(r"(\w+)\s*(?:,|$)", (ours or "").strip())
+            if len(given) != len(named):
+                raise Fault(f"{len(given)} arguments for {len(named)}")
+            scope.update(zip(named, map(self._register, given)))
+        self._inlined += 1
+        self.calls.append(Inlined(self._inlined, found[2]))
+        scopes, self.scopes = self.scopes, [scope]
+        self._read(function.end())
+        self.scopes = scopes
+        self._end("next")
+        self.labels[self.calls.pop().after] = len(self.blocks)
+
     def _declare(self, text: str) -> None:
-        kind, names = re.match(r"\.reg\s+\.(\w+)\s+(.*)", text).groups()  # type: ignore[union-attr]
+        """Registers, or what a call is given or gives back: registers as well, of one call."""
+        found = re.match(r"\.(reg|param)\s+\.(\w+)\s+([^\[]*)$", text)
+        if found is None:
+            raise Fault(f"not understood: {text!r}")
+        what, kind, names = found.groups()
         for name in re.split(r"[,\s]+", names):
             name = re.sub(r"<\d+>$", "#", name)  # %r<9>: %r0 to %r8
             self.scopes[-1][name] = unique = f"{name}@{len(self.registers)}"
             self.registers[unique] = unsigned(TYPES[kind])
+            if what == "param":
+                self.passed.add(unique)
 
     def _register(self, name: str) -> str:
         for scope in reversed(self.scopes):
@@ -218,6 +272,26 @@ class Program:
         one = shuffled if len(outs) == 2 else lambda *of: shuffled(*of)[0]
         return Instruction(line, text, outs, ["threads", *ins], one)
 
+    def _pass(
+        self,
+        line: int,
+        text: str,
+        what: str,
+        passed: str,
+        more: int,
+        values: list[Any],
+        dtype: Any,
+    ) -> Instruction:
+        """Gives a function what it is called with, or back; or takes it."""
+        if more or len(values) > 1 or self.registers[passed].itemsize != dtype.itemsize:
+            raise Fault("a part of a parameter")
+        source, to = (passed, values[0]) if what == "ld" else (values[0], passed)
+
+        def run(value: Any) -> Any:
+            return extended(typed(value, unsigned(dtype)), dtype, self.registers[to])
+
+        return Instruction(line, text, [to], [source], run)
+
     def _place(self, address: str) -> tuple[Any, Any]:
         base, _, offset = address.strip("[]").replace(" ", "").partition("+")
         return self._value(base, np.dtype("u8")), np.uint64(int(offset or 0) % 2**64)
@@ -243,6 +317,8 @@ class Program:
         start, more = self._place(address)
         values = self._values(data, dtype)
         if space == ".param":
+            if isinstance(start, str) and start in self.passed:
+                return self._pass(line, text, what, start, int(more), values, dtype)
             space = ".global"
 
         def load(threads: Threads, base: Any) -> Any:

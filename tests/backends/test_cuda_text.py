@@ -136,7 +136,13 @@ MISTAKES = {
         STREAM_H, FUSED, APART, NOTHING, flags=("-O2", "-ffp-contract=fast", "-mfma")
     ),
     "other blocks' tiles": Mistake(
-        FILL, "tile += gridDim.x", "++tile", "data race", "threads", TSAN, "whole tiles"
+        FILL,
+        "tile += gridDim.x, block += step, to += (uint64_t)step * 4",
+        "++tile, block += TILE_SLOTS, to += TILE_SLOTS * 4",
+        "data race",
+        "threads",
+        TSAN,
+        "whole tiles",
     ),
     "no first barrier": Mistake(SUM, FIRST, "", OTHER_BITS, "forward"),
     "no first barrier, TSan": Mistake(SUM, FIRST, "", "data race", "threads", TSAN),

@@ -153,6 +153,72 @@ def test_threads_add_in_any_order() -> None:
             ptxrun.launch(Program(ENTRY.format(code=other), "one"), memory, (0x1000,), 1, 1)
 
 
+FUNCTIONS = """
+.func  (.param .b32 func_retval0) less_one_or_nine(.param .b32 less_one_or_nine_param_0)
+{
+  .reg .pred %p<2>; .reg .b32 %r<3>;
+  ld.param.b32 %r1, [less_one_or_nine_param_0];
+  setp.eq.s32 %p1, %r1, 0;
+  @%p1 bra $L1;
+  add.s32 %r2, %r1, -1;
+  st.param.b32 [func_retval0+0], %r2;
+  ret;
+$L1:
+  st.param.b32 [func_retval0+0], 9;
+  ret;
+}
+.func twice(.param .b32 twice_param_0, .param .b64 twice_param_1)
+{
+  .reg .b32 %r<3>; .reg .b64 %rd<2>; .reg .pred %p<2>;
+  ld.param.b32 %r1, [twice_param_0];
+  ld.param.b64 %rd1, [twice_param_1];
+  setp.eq.s32 %p1, %r1, 3;
+  @%p1 ret;
+  add.s32 %r2, %r1, %r1;
+  st.global.u32 [%rd1], %r2;
+  ret;
+}
+"""
+
+
+def called(given: str, back: str) -> str:
+    return (
+        f"{{ .param .b32 param0; st.param.b32 [param0+0], {given}; .param .b32 retval0;"
+        f" call.uni (retval0), less_one_or_nine, (param0); ld.param.b32 {back}, [retval0+0]; }}"
+    )
+
+
+def test_each_call_has_labels_and_registers_of_its_own() -> None:
+    twice = (
+        "{ .param .b32 param0; st.param.b32 [param0+0], %r2; .param .b64 param1;"
+        " st.param.b64 [param1+0], %rd2; call.uni twice, (param0, param1); }"
+    )
+    at = "mul.wide.u32 %rd2, %r1, 4; add.s64 %rd2, %rd2, %rd1;"
+    some = f"setp.ge.s32 %p1, %r2, 8; @%p1 bra $L1; {called('%r2', '%r2')} $L1: {at} {twice}"
+    memory = Memory()
+    memory.add(0x1000, 64)
+    text = FUNCTIONS + ENTRY.format(code=called("%r1", "%r2") + some)
+    ptxrun.launch(Program(text, "one"), memory, (0x1000,), 1, 6)
+    *stored, untouched, sentinel = np.frombuffer(memory[0x1000], np.uint32)[:7].tolist()
+    assert stored == [18, 18, 0, 2, 4]
+    assert untouched == sentinel
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("call.uni other, ();", "no such function"),
+        (called("%r1", "%r2").replace(", (param0)", ", ()"), "0 arguments for 1"),
+        (called("%r1", "%r2").replace("[param0+0]", "[param0+2]"), "a part of a parameter"),
+        (called("%r1", "%r2").replace("b32 [param0", "b64 [param0"), "a part of a parameter"),
+        ("{ .param .align 8 .b8 param0[16]; }", "not understood"),
+    ],
+)
+def test_calls_that_are_not_understood(code: str, fault: str) -> None:
+    with pytest.raises(Fault, match=fault):
+        Program(FUNCTIONS + ENTRY.format(code=code), "one")
+
+
 def test_no_more_threads_than_the_kernel_allows() -> None:
     with pytest.raises(Fault, match=r"1025 threads, but \.maxntid is 1024"):
         run_one("", threads=1025)
