@@ -3,17 +3,10 @@
 Read from object files, so it needs no machine that runs them: objdump disassembles what CMake has made
 for this machine (``build/``), or a cross-compiler for AArch64, and the loop over whole groups is found
 for each build, law and dtype. Counted is the path through it that meets no value in the tail of a
-truncated normal.
+truncated normal; where there are loops for parameters that ask less of a law, the one that asks least.
 
-Beside it stands what bounds it: cycles per value at which the busiest ports of a core are always busy.
-They are llvm-mca's, whose models are made of Arm's and AMD's optimisation guides and, for Intel, of
-measurements (uops.info), or those of all vector pipes together, if these are more. Of Apple's M4 there
-is no model: it has four vector pipes (Apple Silicon CPU Optimization Guide 3.0), taken to do everything.
-These are bounds, not predictions: what waits for what is not in them.
-
-On a core that is in the table, what was built for it is run as well, on one thread and memory that fits
-its caches: `reached` is the bound's share of the cycles that it takes, at the clock that a chain of
-additions shows, by the process's own time.
+Beside it stands what bounds it on some cores, and what share of that is reached here
+(``benchmarks.cores``).
 """
 
 from __future__ import annotations
@@ -25,19 +18,15 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import torch
-
-from fastinit.backends.choose import native
+from benchmarks import cores
+from benchmarks.cores import CORES
 from fastinit.base.text import table
-from fastinit.stream import laws
 
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER = ROOT / "benchmarks" / "results" / "asm.csv"
@@ -56,23 +45,6 @@ DTYPES = {
 }
 MULTIPLICATIONS = 18
 """Of Philox for each block of four values; csrc/stream.h makes two of the twenty once for all."""
-
-
-class Core(NamedTuple):
-    """A core that some builds run on."""
-
-    arch: str
-    model: str  # of llvm-mca, if it has one
-    builds: tuple[str, ...]
-    pipes: int  # that do vector arithmetic; of 512 bits two of the three
-
-
-CORES = {
-    "neoverse_v2": Core("aarch64", "neoverse-v2", ("neon", "neon_sha3"), 4),
-    "apple_m4": Core("aarch64", "", ("neon", "neon_sha3"), 4),
-    "zen3": Core("x86_64", "znver3", ("avx2",), 4),
-    "golden_cove": Core("x86_64", "sapphirerapids", ("avx2", "avx512"), 3),
-}
 
 
 class Line(NamedTuple):
@@ -283,122 +255,6 @@ def _compiler(path: Path) -> str:
     return f"{name[0] if name else 'unknown'} {version[1] if version else ''}".strip()
 
 
-# --- bounds ---------------------------------------------------------------------------------------
-
-
-def analyser() -> str | None:
-    """llvm-mca, the newest there is."""
-    names = (*(f"llvm-mca-{n}" for n in range(30, 17, -1)), "llvm-mca")
-    return next(filter(None, map(shutil.which, names)), None)
-
-
-def bounds(line: Line, loop: Sequence[str]) -> tuple[float | None, ...]:
-    """Cycles per value, for each core that runs the build."""
-    values = round(len(loop) / line.instructions)
-    return tuple(
-        round(_cycles(core, loop) / values, 2) if line.build in core.builds else None
-        for core in CORES.values()
-    )
-
-
-def _cycles(core: Core, loop: Sequence[str]) -> float:
-    """Of one turn of a loop."""
-    vector = [
-        c for c in loop if re.search(r"\bv\d+\.|%[yz]mm", c) and not re.match(r"v?mov|vbroad", c)
-    ]
-    of_512 = [c for c in vector if "%zmm" in c]
-    pipes = max(len(vector) / core.pipes, len(of_512) / 2)
-    if not core.model:
-        return pipes
-    program = analyser()
-    assert program
-    body = [re.sub(r"[0-9a-f]+ <.*", "turn", code) for code in loop]
-    command = [program, f"-mtriple={core.arch}", f"-mcpu={core.model}", "-iterations=1"]
-    command += ["-mattr=+sha3"] if core.arch == "aarch64" else []
-    said = subprocess.run(
-        command, input="\n".join(("turn:", *body)), capture_output=True, text=True, check=True
-    ).stdout
-    found = re.search(r"Block RThroughput: ([\d.]+)", said)
-    assert found, said
-    return max(pipes, float(found[1]))
-
-
-# --- what is reached --------------------------------------------------------------------------------
-
-CLOCK = r"""
-#include <stdio.h>
-#include <time.h>
-int main() {  // 8 additions, each of the last one's sum: 8 cycles
-  double best = 1;
-  for (int round = 0; round < 50; ++round) {
-    unsigned long x = 0, turns = 500000;
-    const clock_t start = clock();
-    __asm__ volatile("1: .rept 8\n add $1, %0\n .endr\n dec %1\n jnz 1b" : "+r"(x), "+r"(turns));
-    const double took = (double)(clock() - start) / CLOCKS_PER_SEC;
-    if (took < best) best = took;
-  }
-  printf("%f", 8 * 500000 / best);
-}
-"""
-
-
-@cache
-def here() -> int | None:
-    """Which of CORES this machine has: its place."""
-    said = subprocess.run([str(analyser()), "--version"], capture_output=True, text=True).stdout
-    models = [core.model for core in CORES.values()]
-    host = re.search(r"Host CPU: (\S+)", said)
-    return models.index(host[1]) if host and host[1] in models else None
-
-
-def hertz() -> float:
-    """The clock of this machine (x86-64)."""
-    with TemporaryDirectory() as at:
-        command = ["c++", "-O1", "-x", "c++", "-", "-o", f"{at}/clock"]
-        subprocess.run(command, input=CLOCK, text=True, check=True)
-        return float(subprocess.run([f"{at}/clock"], capture_output=True, check=True).stdout)
-
-
-def reached(line: Line) -> float | None:
-    """The share of its bound that a loop reaches on this machine, if it is one of CORES."""
-    core = here()
-    if core is None or (bound := line.bounds[core]) is None:
-        return None
-    return round(bound / (seconds(line) * hertz()), 2)
-
-
-MEASURED = {
-    "uniform": laws.uniform(-0.1, 0.1),
-    "normal": laws.normal(0.0, 0.02),
-    "truncated_normal": laws.truncated_normal(0.0, 0.02, -2.0, 2.0),
-}
-
-
-def seconds(line: Line, values: int = 1 << 16) -> float:
-    """What a value takes on this machine, at the least of some rounds."""
-    module, dtype = native.module, getattr(torch, line.dtype)
-    assert module is not None
-    tensor, raw = torch.zeros(values, dtype=dtype), torch.empty(7, dtype=torch.float64)
-    if line.law == "moments":
-        to, code = raw.data_ptr(), laws.DTYPES.index(dtype)
-        given = code, tensor.data_ptr(), values, to, False, 1
-        run = partial(module.moments_contiguous, *given)
-    else:
-        prepared = native.prepared(MEASURED[line.law], dtype)
-        run = partial(module.fill_contiguous, prepared, tensor.data_ptr(), values, 1, 0, 1)
-    before, best = module.isa(), float("inf")
-    module.force_isa(line.build)
-    try:
-        for _ in range(25):
-            start = time.process_time()
-            for _ in range(20):
-                run()
-            best = min(best, time.process_time() - start)
-    finally:
-        module.force_isa(before)
-    return best / 20 / values
-
-
 # --- the table --------------------------------------------------------------------------------------
 
 
@@ -446,15 +302,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.asm", description=__doc__)
     parser.add_argument("--save", action="store_true", help="write the ledger, which a test reads")
     options = parser.parse_args()
-    if analyser() is None:
+    if cores.analyser() is None:
         raise SystemExit("needs llvm-mca, 18 or newer (Debian's llvm-19)")
     lines = []
     with TemporaryDirectory() as at:
         folders = [native_build(), None if missing() else cross_build(Path(at))]
         for folder in filter(None, folders):
             for line, loop in loops(folder):
-                line = line._replace(bounds=bounds(line, loop))
-                lines.append(line._replace(reached=reached(line)))
+                bounds = cores.bounds(line.build, loop, round(len(loop) / line.instructions))
+                reached = cores.reached(line.build, line.law, line.dtype, bounds)
+                lines.append(line._replace(bounds=bounds, reached=reached))
     header = (
         "build",
         "law",
