@@ -371,6 +371,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = error.format_message()  # type: ignore[attr-defined]
         if not no_arguments:  # typer would spread it over four lines
             message = f"fastinit: {' '.join(message.split())}"
+            if given[0] in output.OF_COMMANDS:
+                message = f"fastinit: {given[0]} goes behind the command, as in: info {given[0]}"
         print(message, file=sys.stderr)
         return faults.USER
     return status if isinstance(status, int) else 0

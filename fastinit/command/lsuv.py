@@ -107,8 +107,10 @@ def read(path: Path, dtype: torch.dtype) -> Tensor:
 
     try:
         array: Any = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"--data {path} is no .npy file that np.save wrote: {error}") from None
+    except (ValueError, EOFError):  # which tell of pickles, whatever it is
+        raise ValueError(
+            f"--data {path} is no .npy file of numbers, as np.save writes it"
+        ) from None
     kind = getattr(getattr(array, "dtype", None), "kind", "an archive")
     if kind in "iu" and array.ndim == 2 and array.size:
         return torch.from_numpy(array.astype(np.int64))

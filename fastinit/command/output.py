@@ -33,16 +33,19 @@ class _Asked(NamedTuple):
 _FOR_PEOPLE = _Asked()
 _asked: ContextVar[_Asked] = ContextVar("fastinit_output", default=_FOR_PEOPLE)
 
+_JSON, _QUIET, _DEBUG = ("--json",), ("--quiet", "-q"), ("--debug",)
+OF_COMMANDS = {*_JSON, *_QUIET, *_DEBUG}
+"""What every command takes, behind its name."""
+
 _COMMON = {
-    "as_json": typer.Option("--json", help="Prints one JSON object; prose goes to stderr."),
-    "quiet": typer.Option("--quiet", "-q", help="Prints errors and what --json prints, no more."),
+    "as_json": typer.Option(*_JSON, help="Prints one JSON object; prose goes to stderr."),
+    "quiet": typer.Option(*_QUIET, help="Prints errors and what --json prints, no more."),
     "debug": typer.Option(
-        "--debug",
+        *_DEBUG,
         envvar="FASTINIT_TRACEBACK",
         help="Leaves an error's traceback instead of making it one line.",
     ),
 }
-"""What every command takes."""
 
 
 def command(app: typer.Typer, name: str) -> Callable[[C], C]:

@@ -287,6 +287,11 @@ def test_a_bad_model_is_one_line(command: str, model: str, said: str, place: Pat
         ("nope", "nope"),
         ("init", "MODEL"),
         ("info --nope", "--nope"),
+        ("--nope info", "--nope"),
+        ("--json info", "--json goes behind the command, as in: info --json"),
+        ("-q info", "-q goes behind the command"),
+        ("--debug info", "--debug goes behind the command"),
+        ("lsuv some_nets:good --data file --out p.json", "--data file is no .npy file of numbers"),
         ("info more", "more"),
     ],
 )
