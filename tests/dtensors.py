@@ -9,16 +9,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 if dist.is_available():
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
-    # torch 2.6 has no such option, and sends what the first rank has: that is the same.
-    _OPTIONS = (
-        {"src_data_rank": None}
-        if "src_data_rank" in inspect.signature(distribute_tensor).parameters
-        else {}
-    )
+    _SENDS = "src_data_rank" not in inspect.signature(distribute_tensor).parameters
 
 
 def distributed(full: Tensor, mesh: Any, placements: Any) -> Any:
     """It, on a mesh."""
-    return distribute_tensor(full, mesh, placements, **_OPTIONS)
+    if not _SENDS:
+        return distribute_tensor(full, mesh, placements, src_data_rank=None)
+    # torch 2.6's sends what the first rank has; this knows no strided shards there.
+    whole = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return whole.redistribute(placements=placements)

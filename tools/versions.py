@@ -31,7 +31,7 @@ CORE = [
     *("plan/test_apply.py", "plan/test_json_form.py", "record/test_materialize.py"),
     "variance/test_watch.py",
     *("base/test_torch_internals.py", "test_import.py"),
-    *("elements/test_shards.py", "checkpoint/test_dcp.py", "frameworks/test_unsharded.py"),
+    *("checkpoint/test_dcp.py", "frameworks/test_unsharded.py"),
 ]
 """None of these imports numpy."""
 
