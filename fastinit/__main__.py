@@ -1,4 +1,4 @@
-"""``python -m fastinit``: the commands of :mod:`fastinit.command.cli`; without typer still ``info``."""
+"""``python -m fastinit``: the commands of :mod:`fastinit.command.cli`, of which some need no typer."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
-        if given == ["info"]:
-            from fastinit.backends import installation
-            from fastinit.command import report
+        from fastinit.backends import installation
+        from fastinit.command import report
 
+        if given == ["info"]:
             print(report.info(installation.info()))
-            return 0
-        print(
-            f"fastinit: only `info` works without {error.name}: pip install typer rich",
-            file=sys.stderr,
-        )
-        return 2
+        elif given == ["--version"]:
+            print(installation.version())
+        else:
+            print(
+                f"fastinit: without {error.name} there are only `info` and `--version`: "
+                "pip install typer rich",
+                file=sys.stderr,
+            )
+            return 2
+        return 0
     return cli.main(given)
 
 
