@@ -33,6 +33,8 @@ def test_an_import_brings_nothing_that_is_not_used() -> None:
     assert done.returncode == 0, done.stderr
     brought = json.loads(done.stdout)
     assert packages(brought) == {"fastinit"}
+    late = {"decimal", "fractions", "html", "fastinit.base.ranks", "fastinit.stream.exact"}
+    assert late.isdisjoint(brought)
     rooms = {name.split(".")[1] for name in brought if name.count(".")}
     late = {"checkpoint", "command", "frameworks", "patching", "plan", "recipes", "record"}
     assert late.isdisjoint(rooms)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastinit.stream import reference_counts
 from fastinit.stream.formats import Counting
 from fastinit.stream.reference_moments import ALL_FIELDS
 
@@ -157,6 +156,8 @@ class Backend(ABC):
 
         By default as the reference does. These are integers, and all backends give the same.
         """
+        from fastinit.stream import reference_counts
+
         for (tensor, shape, strides, by_column, to), moments in counted:
             view = tensor.as_strided(shape, strides)
             to.copy_(reference_counts.counts(view, by_column, counting, moments))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastinit.backends.contract import Backend, BlockWrite, Reading, Write
 from fastinit.base import installed
-from fastinit.stream import blocks, exact, laws, reference, reference_moments
+from fastinit.stream import blocks, laws, reference, reference_moments
 
 UNWANTED = "FASTINIT_NATIVE=OFF"
 """How setup.py's reason begins where the user wanted no native module."""
@@ -86,7 +86,9 @@ class Reference(Backend):
         self._count([write.tensor for write in writes if not write.law.exact])  # nobody else's
         for tensor, law, seed, stream, strides, offset in writes:
             params = laws.kernel_params(law, tensor.dtype)
-            values = exact.values if law.exact else reference.values
+            values = reference.values
+            if law.exact:
+                from fastinit.stream.exact import values
             reference.fill(tensor, law.kind, params, seed, stream, strides, offset, values)
 
     def serves_blocks(self, device: torch.device) -> str | None:

@@ -12,8 +12,7 @@ RuntimeError for a bad std, ValueError for a bad sparsity, and for a slope that 
 from __future__ import annotations
 
 import math
-from decimal import Decimal
-from numbers import Integral, Real
+from numbers import Complex, Integral, Number, Real
 from typing import Any, NoReturn
 
 import torch
@@ -53,7 +52,7 @@ def real(name: str, value: Any) -> float:
     held = value
     if type(value) is not int:
         held = _held(value)
-        if isinstance(held, bool) or not isinstance(held, _REAL):
+        if isinstance(held, bool) or not _is_real(held):
             raise NumberTypeError(f"{name} must be a number, but got {said(value)}")
     try:
         number = float(held)
@@ -156,8 +155,15 @@ def said(value: Any) -> str:
 
 
 # torch's symbolic numbers are sizes and floats while something is traced.
-_REAL = (Real, Decimal, torch.SymInt, torch.SymFloat)
+_REAL = (Real, torch.SymInt, torch.SymFloat)
 _WHOLE = (Integral, torch.SymInt)
+
+
+def _is_real(value: Any) -> bool:
+    """Whether it says so; a Decimal says that it is a number, and not that it is a complex one."""
+    return isinstance(value, _REAL) or (
+        isinstance(value, Number) and not isinstance(value, Complex)
+    )
 
 
 def _held(value: Any) -> Any:

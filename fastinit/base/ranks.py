@@ -27,7 +27,6 @@ from fastinit.base.process_groups import here as here
 from fastinit.base.process_groups import is_up as is_up
 from fastinit.base.process_groups import members as members
 from fastinit.base.process_groups import place as place
-from fastinit.base.text import from_words, words_of
 
 INTEGERS, FLOATS, TEXT, SOME, HEARD, FAILURE = range(6)
 """Kinds of messages; SOME is of what only so many ranks have to be at, HEARD of an error that a smaller
@@ -91,7 +90,7 @@ def gathered(
 def gathered_texts(group: Group, text: str, doing: str = "a gather of texts") -> list[str]:
     """:func:`gathered` for a text."""
     with internals.without_modes():
-        return [_text(row) for row in _exchange(group, TEXT, words_of(text), doing)]
+        return [_text(row) for row in _exchange(group, TEXT, _words_of(text), doing)]
 
 
 def same(
@@ -170,7 +169,7 @@ def _tell(error: BaseException, group: Group, doing: str) -> None:
     text = str(error) if heard else f"{type(error).__name__}: {error}"
     try:
         with internals.without_modes():
-            _exchange(group, HEARD if heard else FAILURE, words_of(text), doing, hasty=True)
+            _exchange(group, HEARD if heard else FAILURE, _words_of(text), doing, hasty=True)
         _make_known(error, group)
     except RanksLost as lost:
         if said := _said_before(group):
@@ -271,7 +270,21 @@ def _ready(table: Tensor) -> set[int]:
 
 
 def _text(row: Tensor) -> str:
-    return from_words(row[HEAD : HEAD + int(row[LENGTH])].tolist())
+    return _from_words(row[HEAD : HEAD + int(row[LENGTH])].tolist())
+
+
+def _words_of(text: str) -> list[int]:
+    """The text's bytes in UTF-8, eight in an integer of 64 bits; zeros fill the last, as no text ends
+    with one."""
+    data = text.rstrip("\0").encode("utf-8", "replace")
+    data += b"\0" * (-len(data) % 8)
+    return [int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, len(data), 8)]
+
+
+def _from_words(words: Sequence[int]) -> str:
+    """What :func:`_words_of` took."""
+    data = b"".join(word.to_bytes(8, "little", signed=True) for word in words)
+    return data.rstrip(b"\0").decode("utf-8")
 
 
 def listing(ranks: Sequence[int]) -> str:

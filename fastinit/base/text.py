@@ -174,20 +174,6 @@ def notes(noted: Sequence[tuple[str, str]], missing: Mapping[str, str]) -> list[
     return lines
 
 
-def words_of(text: str) -> list[int]:
-    """The text's bytes in UTF-8, eight in an integer of 64 bits; zeros fill the last, as no text ends
-    with one."""
-    data = text.rstrip("\0").encode("utf-8", "replace")
-    data += b"\0" * (-len(data) % 8)
-    return [int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, len(data), 8)]
-
-
-def from_words(words: Sequence[int]) -> str:
-    """What :func:`words_of` took."""
-    data = b"".join(word.to_bytes(8, "little", signed=True) for word in words)
-    return data.rstrip(b"\0").decode("utf-8")
-
-
 def abbreviated(name: str, room: int) -> str:
     """A dotted name with its first words cut to a letter, as many as it takes to fit.
 

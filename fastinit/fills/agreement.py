@@ -17,12 +17,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from fastinit.base import ranks as group_of
 from fastinit.base.torch_internals import without_dispatch
 from fastinit.stream import keys
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+    from fastinit.base.ranks import Group
 
 check: Literal["once", "always", "never"] = "once"
 """When ranks compare the seeds that they drew: at the first draw, at each, or never. Plans, with their
@@ -72,6 +73,8 @@ def _agreed_here() -> _Agreed:
 
 def _compare(mesh: DeviceMesh, seed: int) -> None:
     """Raises unless all ranks drew the same; a collective."""
+    from fastinit.base import ranks as group_of
+
     found = group_of.same(mesh, [keys.signed(seed)], "comparing the seeds that ranks drew")
     if len(found) > 1:
         said = "; ".join(
@@ -101,6 +104,8 @@ def agreeing(meshes: Iterable[DeviceMesh], seed: int) -> Iterator[dict[DeviceMes
     Raises:
         RuntimeError: on every rank of a mesh, if they differ, or if one failed.
     """
+    from fastinit.base import ranks as group_of
+
     _check_check()
     error: BaseException | None = None
     texts: dict[DeviceMesh, str] = {}
@@ -120,6 +125,8 @@ def agreeing(meshes: Iterable[DeviceMesh], seed: int) -> Iterator[dict[DeviceMes
 
 
 def _compare_plans(mesh: DeviceMesh, seed: int, text: str, error: BaseException | None) -> None:
+    from fastinit.base import ranks as group_of
+
     def digest() -> list[int]:
         if error is not None:
             raise error
@@ -140,7 +147,7 @@ def _compare_plans(mesh: DeviceMesh, seed: int, text: str, error: BaseException 
         )
 
 
-def compare(plan: Mapping[str, object], group: group_of.Group = None) -> None:
+def compare(plan: Mapping[str, object], group: Group = None) -> None:
     """Raises unless the ranks' plans agree; a collective, to be called by all of them.
 
     Plans of DTensors are compared when they are applied. Of plain tensors nobody knows which ranks share
@@ -155,6 +162,7 @@ def compare(plan: Mapping[str, object], group: group_of.Group = None) -> None:
         RuntimeError: on every rank, if seeds or what plans for the same names say differ, or one failed.
         TypeError: it is no Plan.
     """
+    from fastinit.base import ranks as group_of
 
     def digests() -> list[int]:
         if not isinstance(seed := getattr(plan, "seed", None), int):

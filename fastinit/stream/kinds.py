@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from decimal import Decimal, localcontext
-from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from fastinit.base.number import FLOAT32_MAX, NumberRangeError
 from fastinit.stream.rounding import FLOAT8, below, float32, nearest, round_down, round_up
+
+if TYPE_CHECKING:  # imported where few laws need it
+    from decimal import Decimal
 
 HALF = math.sqrt(0.5)
 """What half of the variance makes of a standard deviation."""
@@ -79,6 +80,8 @@ def _over(value: float, scale: float) -> float:
     """The quotient, exactly: a Fraction, unless there is nothing to divide."""
     if scale == 1.0 or not math.isfinite(value):
         return value
+    from fractions import Fraction
+
     return Fraction(value) / Fraction(scale)  # type: ignore[return-value]  # which is compared as one
 
 
@@ -203,6 +206,8 @@ def normal_tail(x: float) -> float:
     """
     if math.isinf(x) or abs(x) > 38.0:
         return 0.0 if x > 0 else 1.0
+    from decimal import Decimal, localcontext
+
     with localcontext() as context:
         context.prec = 420  # the series cancels e^(-x^2 / 2) / x, at most 316 digits
         z = Decimal(abs(x))
@@ -219,6 +224,8 @@ def normal_tail(x: float) -> float:
 
 def _pi() -> Decimal:
     """Pi to the current precision (the recipe of the decimal module's documentation)."""
+    from decimal import Decimal
+
     last, t, s, n, na, d, da = Decimal(0), Decimal(3), Decimal(3), 1, 0, 0, 24
     while s != last:
         last = s
