@@ -190,6 +190,7 @@ FIRST, LAST = 24_428_758, 26_590_058
         (-1.0, 0.0),
         (1.0, 1.0 + 2.0**-22),
         (0.5, 0.5),
+        (0.0, 0.0),
     ],
 )
 def test_the_first_and_the_last_uniform_value(a: float, b: float, dtype: torch.dtype) -> None:
