@@ -250,9 +250,10 @@ def _compiler(path: Path) -> str:
     text = subprocess.run(
         ["readelf", "-p", ".comment", str(path)], capture_output=True, text=True, check=True
     ).stdout
-    name = re.search(r"GCC|clang", text)
-    version = re.search(r"(\d+\.\d+\.\d+)\s*$", text)
-    return f"{name[0] if name else 'unknown'} {version[1] if version else ''}".strip()
+    said = re.search(r"(clang) version (\d+\.\d+\.\d+)", text) or re.search(
+        r"(GCC): .*?(\d+\.\d+\.\d+)\s*$", text, re.MULTILINE
+    )
+    return " ".join(said.groups()) if said else "unknown"
 
 
 # --- the table --------------------------------------------------------------------------------------
@@ -301,18 +302,29 @@ def save(lines: Sequence[Line]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.asm", description=__doc__)
     parser.add_argument("--save", action="store_true", help="write the ledger, which a test reads")
+    parser.add_argument("--clang", action="store_true", help="clang's instructions as well")
     options = parser.parse_args()
+    if options.clang and not clang():
+        raise SystemExit("needs clang++ (Debian's clang-19)")
     if cores.analyser() is None:
         raise SystemExit("needs llvm-mca, 18 or newer (Debian's llvm-19)")
     lines = []
     with TemporaryDirectory() as at:
-        folders = [native_build(), None if missing() else cross_build(Path(at))]
+        here = native_build()
+        folders = [here, None if missing() else cross_build(Path(at, "gcc_arm"))]
+        if options.clang:
+            folders.append(build(configured(Path(at, "clang"), str(clang()))))
+            folders.append(None if missing() else cross_build(Path(at, "clang_arm"), str(clang())))
         for folder in filter(None, folders):
             for line, loop in loops(folder):
                 bounds = cores.bounds(line.build, loop, round(len(loop) / line.instructions))
-                reached = cores.reached(line.build, line.law, line.dtype, bounds)
-                lines.append(line._replace(bounds=bounds, reached=reached))
+                line = line._replace(bounds=bounds)
+                if folder == here:  # what is loaded
+                    reached = cores.reached(line.build, line.law, line.dtype, bounds)
+                    line = line._replace(reached=reached)
+                lines.append(line)
     header = (
+        "compiler",
         "build",
         "law",
         "dtype",
@@ -324,8 +336,8 @@ def main() -> None:
     for line in lines:
         of_cores = ("" if bound is None else f"{bound:.2f}" for bound in line.bounds)
         share = "" if line.reached is None else f"{line.reached:.0%}"
-        rows.append([*line[1:4], f"{line.instructions:.2f}", *of_cores, share])
-    print(table(rows, "<<<" + ">" * (2 + len(CORES))))
+        rows.append([*line[:4], f"{line.instructions:.2f}", *of_cores, share])
+    print(table(rows, "<<<<" + ">" * (2 + len(CORES))))
     if reason := missing():
         print(f"\nwithout AArch64: {reason}")
     if options.save:

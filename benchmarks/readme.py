@@ -182,7 +182,8 @@ def fills() -> list[str]:
 def instructions() -> list[str]:
     """What each build for CPUs takes for a value, and where it runs."""
     with open(RESULTS / "asm.csv", newline="") as file:
-        counted = [row for row in csv.DictReader(file) if row["dtype"] == "float32"]
+        rows = [row for row in csv.DictReader(file) if row["compiler"].startswith("GCC ")]
+    counted = [row for row in rows if row["dtype"] == "float32"]
     laws = ("uniform", "normal", "truncated_normal", "moments")
     lines = [
         f"| build | {' | '.join(law.replace('_', ' ') for law in laws)} | runs on |",
