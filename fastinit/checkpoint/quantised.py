@@ -30,8 +30,9 @@ OTHERS = torch.bfloat16
 
 FLOAT8 = "float8_e4m3fn"
 
-Dtype = Format | Formats
-"""``dtype=`` of a checkpoint: of all parameters, or a format of weights; or both, by patterns."""
+Dtype = Format | Formats | Storage
+"""``dtype=`` of a checkpoint: of all parameters, or a format of weights; or both, by patterns, which may
+have been checked as what they were given as."""
 
 
 class Scheme(NamedTuple):
@@ -91,7 +92,9 @@ class Asked(NamedTuple):
             TypeError: no dtype, text or mapping. ValueError: a format that is not known; no pattern.
         """
         if isinstance(dtype, Mapping):
-            return cls(OTHERS, by_pattern=Storage("dtype", dtype, in_files))
+            dtype = Storage("dtype", dtype, in_files)
+        if isinstance(dtype, Storage):
+            return cls(OTHERS, by_pattern=dtype)
         if isinstance(dtype, str) or dtype is torch.float8_e4m3fn:
             return cls(OTHERS, str(in_files("dtype", dtype)))
         return cls(dtype)
@@ -212,7 +215,7 @@ def _tensors(weight: Stored, format: str) -> Iterator[Stored]:
         what = fill if isinstance(fill, Fill) else "values that were computed or are there"
         raise ValueError(
             f"{name} cannot be stored in {format}: what is has one law in a plan, but it has {what}; "
-            f"dtype= takes patterns, to leave it out"
+            f"patterns can leave it out"
         )
     if not which.is_run:
         raise ValueError(
@@ -241,7 +244,7 @@ def _tensors(weight: Stored, format: str) -> Iterator[Stored]:
             reciprocal = 1 / blocks.tensor_scale_of(law)
             yield stored("weight_global_scale", (1,), torch.float32, Fill.constant(reciprocal))
     except ValueError as error:
-        raise type(error)(f"{name}: {error}; dtype= takes patterns, to leave it out") from None
+        raise type(error)(f"{name}: {error}; patterns can leave it out") from None
     stream, block = fill.stream or source.name, FORMATS[format].block
     of_blocks = rows * columns // block
     data = Packed(fill, stream, source.shape, which.offset, format, False, of_blocks)

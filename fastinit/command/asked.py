@@ -13,6 +13,7 @@ from torch import nn
 from fastinit.base import memory
 from fastinit.command import devices, models, options
 from fastinit.plan.plan import Plan
+from fastinit.plan.storage import Storage
 from fastinit.record.materialize import recorded_plan
 
 
@@ -40,10 +41,8 @@ class StoredAs(str, Enum):
         """The dtype of what has no format."""
         return Dtype(self.value) if self.value in Dtype.__members__ else Dtype.bfloat16
 
-    def storage(
-        self, by_pattern: Sequence[str] | None
-    ) -> str | dict[str | tuple[str, ...], Any] | None:
-        """``dtype=`` of a checkpoint; None where the model has it already.
+    def storage(self, by_pattern: Sequence[str] | None) -> str | Storage | None:
+        """``dtype=`` of a checkpoint, whose errors name the option; None where the model has it already.
 
         Args:
             by_pattern: as ``--storage`` is given.
@@ -70,7 +69,11 @@ class StoredAs(str, Enum):
                     f"--storage must be PATTERN=, and one of {known}, but got {text!r}"
                 )
             found[pattern] = getattr(torch, format) if format in Dtype.__members__ else format
-        return {**found, **({} if "*" in found else {"*": getattr(torch, self.value)})}
+        if "*" not in found:
+            found["*"] = getattr(torch, self.value)
+        from fastinit.checkpoint.quantised import in_files
+
+        return Storage("--storage", found, in_files)
 
 
 class Format(str, Enum):
