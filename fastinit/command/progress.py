@@ -40,12 +40,12 @@ class _Rate(ProgressColumn):
 
 def _columns(what: str, width: int) -> list[ProgressColumn]:
     """As many as a terminal of a width has room for: at least what is done and the time that remains."""
-    remaining = [TimeRemainingColumn(), TextColumn("left")]  # with spaces 13 wide
+    remaining = [TimeRemainingColumn(), TextColumn("left")]  # with spaces 13 wide; 14 in rich 13.0
     if width < 52:
-        return [_name(width - 13), *remaining]
+        return [_name(width - 14), *remaining]
     rate = _Rate(what)  # 18, see text.count
     if width < 80:
-        return [_name(width - 31), rate, *remaining]
+        return [_name(width - 32), rate, *remaining]
     name = TextColumn("{task.description:26}")
     return [name, BarColumn(bar_width=None), rate, TimeElapsedColumn(), *remaining]
 
