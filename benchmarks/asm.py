@@ -186,7 +186,9 @@ def _what(symbol: str) -> tuple[str, str] | None:
     """Law and dtype of a function."""
     symbol = symbol.replace("(anonymous namespace)::", "")
     types = "|".join(map(re.escape, DTYPES))
-    if fill := re.match(rf"(?:void )?Source<({types}), ([012])>::(?:run|wide(?:<\w+>)?)\(", symbol):
+    if fill := re.match(
+        rf"(?:void )?Source<({types}), ([012])>::(?:run|wide_as<[\w, ]+>)\(", symbol
+    ):
         return LAWS[int(fill[2])], DTYPES[fill[1]]
     summed = r"(?:float|double), double|B?[Ff]loat16, float"  # each in what it is summed in
     if moments := re.match(rf"void accumulate_some<true, (?:{summed})>\((\w+) const\*", symbol):

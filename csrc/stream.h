@@ -105,13 +105,12 @@ FASTINIT_FN typename L::F stored(typename L::F v, const Params& p, bool scaled) 
 enum Law : int { UNIFORM = 0, NORMAL = 1, TRUNCATED_NORMAL = 2, CONSTANT = 3 };
 
 // Whether these parameters ask less of a law, for the same bits. Uniform: no value has to be clamped if the first
-// and the last don't, as fma is monotonic; of [0, 0] they do, as zeros have signs that no comparison sees. Truncated
-// normal: the window is around the mean, so that a word and its complement have the same tail, and the nearer one
-// is less than 2^31.
+// and the last don't, as fma is monotonic; but where hi is -0, what is +0 becomes it. Truncated normal: the window
+// is around the mean, so that a word and its complement have the same tail, and the nearer one is less than 2^31.
 template <class L>  // of one value
 FASTINIT_FN bool is_simple(int law, const Params& p) {
   if (law == UNIFORM)
-    return p.mul != 0.0f && p.lo <= p.add && L::fma(0xffffffp0f, p.mul, p.add) <= p.hi &&
+    return p.lo <= p.add && L::fma(0xffffffp0f, p.mul, p.add) <= p.hi && p.hi != 0 &&
            p.scale == 1.0f;
   return law == TRUNCATED_NORMAL && p.x_add == p.x_mul / 2 && p.t_below == p.t_above;
 }

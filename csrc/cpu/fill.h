@@ -17,6 +17,8 @@ struct Source {
   static constexpr bool MAY_BE_SIMPLE =
       LAW == TRUNCATED_NORMAL || (LAW == UNIFORM && sizeof(T) >= sizeof(float));
 
+  static constexpr int64_t WIDE = 4 * Wide::BLOCKS, EDGE = 4 * Edge::BLOCKS;
+
   uint64_t seed, stream;
   Params params;
   uint32_t block_hi;
@@ -44,7 +46,6 @@ struct Source {
       for (int64_t i = 0; i < n; ++i) to[i] = value;
       return;
     }
-    constexpr int64_t WIDE = 4 * Wide::BLOCKS, EDGE = 4 * Edge::BLOCKS;
     while (n > 0) {
       int64_t skip = (int64_t)(first % EDGE);
       uint64_t block = (first - skip) / 4;
@@ -65,12 +66,22 @@ struct Source {
           continue;
         }
         if (groups > left) groups = left;
-        if (simple)
-          wide<MAY_BE_SIMPLE>(to, (uint32_t)block, groups);
-        else
-          wide<false>(to, (uint32_t)block, groups);
+        wide<true>(to, (uint32_t)block, groups, Wide::BLOCKS, WIDE);
         to += groups * WIDE, first += groups * WIDE, n -= groups * WIDE;
       }
+    }
+  }
+
+  // The same of several rows, `row` elements of the stream and `pitch` places apart. If each is a wide group, what
+  // those need is made ready once.
+  void rows(T* to, uint64_t first, int64_t n, int64_t count, int64_t row, int64_t pitch) {
+    const uint64_t block = first / 4, last = (first + (count - 1) * row) / 4 + Wide::BLOCKS - 1;
+    if (LAW != CONSTANT && n == WIDE && first % 4 == 0 && row % 4 == 0 &&
+        block >> 32 == last >> 32) {
+      seek(block);
+      wide(to, (uint32_t)block, count, (uint32_t)(row / 4), pitch);
+    } else {
+      for (int64_t r = 0; r < count; ++r) run(to + r * pitch, first + r * row, n);
     }
   }
 
@@ -81,8 +92,19 @@ struct Source {
     Edge::store(to, v);
   }
 
-  template <bool SIMPLE>
-  void wide(T* to, uint32_t block_lo, int64_t groups) {
+  // Groups that are so many blocks of the stream apart, and so many places.
+  template <bool NEIGHBOURS = false>
+  void wide(T* to, uint32_t block_lo, int64_t groups, uint32_t blocks, int64_t places) {
+    if (simple)
+      wide_as<MAY_BE_SIMPLE, NEIGHBOURS>(to, block_lo, groups, blocks, places);
+    else
+      wide_as<false, NEIGHBOURS>(to, block_lo, groups, blocks, places);
+  }
+
+  template <bool SIMPLE, bool NEIGHBOURS>
+  FASTINIT_NOINLINE void wide_as(T* to, uint32_t block_lo, int64_t groups, uint32_t blocks,
+                                 int64_t places) {
+    if (NEIGHBOURS) blocks = Wide::BLOCKS, places = WIDE;  // as the compiler knows
     const Schedule s = schedule;  // locals: the stores below cannot alias them
     const Params p = params;
     typename Wide::W counters = Wide::counters(block_lo);
@@ -90,8 +112,8 @@ struct Source {
       typename Wide::F v[4 * Wide::BLOCKS / Wide::WIDTH];
       group<Wide, LAW, MAY_BE_SCALED<T>, SIMPLE>(s, counters, p, v);
       Wide::store(to, v);
-      counters = Wide::plus(counters, Wide::BLOCKS);
-      to += 4 * Wide::BLOCKS;
+      counters = Wide::plus(counters, blocks);
+      to += places;
     }
   }
 };
@@ -132,6 +154,8 @@ void fill_tile_as(const Window& w, const Tiling& t, int64_t tile) {
   // together are drawn from the start of a group on, for which the pads have room.
   constexpr int64_t EDGE = 4 * Edge::BLOCKS, PAD = EDGE > BUFFER_PAD ? EDGE : BUFFER_PAD;
   constexpr int64_t LINE = 64 / sizeof(T);
+  // Rows that begin alike in their groups are drawn some at a time.
+  const int64_t at_once = column_global == 1 && row_global % EDGE == 0 ? 8 : 1;
   alignas(64) T padded[PAD + BUFFER_ROWS * (BUFFER_COLUMNS + PAD)];
   T* const buffer = padded + PAD;
   const bool one_run = column_global == 1 && row_global == columns;
@@ -142,20 +166,27 @@ void fill_tile_as(const Window& w, const Tiling& t, int64_t tile) {
     const uint64_t from = first + start * row_global;
     T* const out = to + start * row_local;
     if (one_run) source.run(buffer, from, some * columns);
-    for (int64_t r = 0; r < some && !one_run; ++r) {
+    for (int64_t r = 0; r < some && !one_run; r += at_once) {
+      const int64_t n = some - r < at_once ? some - r : at_once;
       const uint64_t at = from + r * row_global, skip = at % EDGE;
-      for (int64_t c = r; c < columns && row_local == 1; c += some)  // on their way to the cache
-        for (int64_t i = 0; i < some; i += LINE) __builtin_prefetch(out + c * column_local + i, 1);
+      for (int64_t i = r; i < r + n && row_local == 1; ++i)  // on their way to the cache
+        for (int64_t c = i; c < columns; c += some)
+          for (int64_t j = 0; j < some; j += LINE)
+            __builtin_prefetch(out + c * column_local + j, 1);
       if (column_global == 1)
-        source.run(buffer + r * pitch - skip, at - skip, (skip + columns + EDGE - 1) / EDGE * EDGE);
+        source.rows(buffer + r * pitch - skip, at - skip, (skip + columns + EDGE - 1) / EDGE * EDGE,
+                    n, row_global, pitch);
       else
         for (int64_t c = 0; c < columns; ++c)
           source.run(buffer + r * pitch + c, at + c * column_global, 1);
     }
     if (row_local < column_local) {
-      for (int64_t c = 0; c < columns; ++c)
+      for (int64_t c = 0; c < columns; ++c) {
+        // Few instructions, which take twice as long where they happen to lie badly.
+        FASTINIT_UNROLL
         for (int64_t r = 0; r < some; ++r)
           out[c * column_local + r * row_local] = buffer[r * pitch + c];
+      }
     } else {
       for (int64_t r = 0; r < some; ++r)
         for (int64_t c = 0; c < columns; ++c)

@@ -191,6 +191,7 @@ FIRST, LAST = 24_428_758, 26_590_058
         (1.0, 1.0 + 2.0**-22),
         (0.5, 0.5),
         (0.0, 0.0),
+        (-(2.0**24 - 1) * 2.0**-149, 1e-46),  # the last one is 0, and -0 in float32
     ],
 )
 def test_the_first_and_the_last_uniform_value(a: float, b: float, dtype: torch.dtype) -> None:
