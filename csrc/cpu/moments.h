@@ -72,6 +72,13 @@ FASTINIT_FN S plus_square(S s, S d) {
 }
 #endif
 
+// The least and the largest value that a lane met besides.
+template <class V>
+FASTINIT_FN void met_between(Sums& sums, int lane, V low, V high) {
+  sums.min[lane] = low < sums.min[lane] ? low : sums.min[lane];
+  sums.max[lane] = high > sums.max[lane] ? high : sums.max[lane];
+}
+
 // AT_ONCE lanes in the type S: float64 goes on from the sums there are, float32 is added to them. Around
 // 0, squares of float32 and shorter are exact.
 template <bool AROUND_0, class T, class S>
@@ -105,8 +112,7 @@ FASTINIT_NOINLINE void accumulate_some(const T* x, int64_t steps, int64_t pitch,
     const int lane = from + i;
     sums.sum[lane] = GOES_ON ? (double)sum[i] : sums.sum[lane] + sum[i];
     sums.squares[lane] = GOES_ON ? (double)squares[i] : sums.squares[lane] + squares[i];
-    sums.min[lane] = min[i] < sums.min[lane] ? min[i] : sums.min[lane];
-    sums.max[lane] = max[i] > sums.max[lane] ? max[i] : sums.max[lane];
+    met_between(sums, lane, min[i], max[i]);
     sums.zeros[lane] += zeros[i];
   }
 }

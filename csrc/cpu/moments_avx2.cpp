@@ -36,11 +36,7 @@ struct Range {
     float low[8], high[8];
     _mm256_storeu_ps(low, min);
     _mm256_storeu_ps(high, max);
-    for (int i = 0; i < 8; ++i) {
-      const int lane = from + i;
-      s.min[lane] = low[i] < s.min[lane] ? low[i] : s.min[lane];
-      s.max[lane] = high[i] > s.max[lane] ? high[i] : s.max[lane];
-    }
+    for (int i = 0; i < 8; ++i) met_between(s, from + i, low[i], high[i]);
   }
 };
 

@@ -30,10 +30,8 @@ struct Range {
     _mm512_storeu_ps(high, max);
     _mm512_storeu_si512(none, zeros);
     for (int i = 0; i < 16; ++i) {
-      const int lane = from + i;
-      sums.min[lane] = low[i] < sums.min[lane] ? low[i] : sums.min[lane];
-      sums.max[lane] = high[i] > sums.max[lane] ? high[i] : sums.max[lane];
-      sums.zeros[lane] += none[i];
+      met_between(sums, from + i, low[i], high[i]);
+      sums.zeros[from + i] += none[i];
     }
   }
 };

@@ -29,7 +29,8 @@ class Cut(NamedTuple):
     """Which of the units."""
 
 
-WHOLE = Cut()
+UNCUT = Cut()
+"""All of it."""
 
 
 class Whole(NamedTuple):
@@ -61,7 +62,7 @@ def cut_of(x: Tensor, here: Tensor, whole: Whole | None, dim: int | None) -> Cut
         units = [d for d, of in cut.items() if dim is not None and of == dim % x.dim()]
         return Cut(_place(x.device_mesh, list(cut)), _place(x.device_mesh, units))
     if whole is None or here.numel() == math.prod(whole.shape):
-        return WHOLE
+        return UNCUT
     place = _place(whole.mesh, list(range(whole.mesh.ndim)))
     same = dim is None or here.dim() != len(whole.shape) or here.shape[dim] == whole.shape[dim]
     return Cut(place, "" if same else place)

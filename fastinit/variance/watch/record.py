@@ -16,7 +16,7 @@ from fastinit.statistics.tensor import row
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.stream.reference_moments import POWERS
 from fastinit.variance.watch.compiled import CALLS, FAILED, FIRST, GRAPHED, VALUES, Account
-from fastinit.variance.watch.cuts import WHOLE, Cut, Whole, cut_of
+from fastinit.variance.watch.cuts import UNCUT, Cut, Whole, cut_of
 from fastinit.variance.watch.outputs import why_not
 from fastinit.variance.watch.rows import Seen
 from fastinit.variance.watch.targets import Target
@@ -45,7 +45,7 @@ class Signal:
     raws: list[Tensor] = field(
         default_factory=list
     )  # raw moments and counts, float64 [fields] each
-    cut: Cut = WHOLE
+    cut: Cut = UNCUT
     account: Account | None = None  # of calls that ran compiled
     began: Tensor | None = None  # its place among all layers', if graphs ran before, [1]
     place: int = 0  # the same, once it was read, also of calls that ran compiled

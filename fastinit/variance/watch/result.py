@@ -85,7 +85,7 @@ class Watched:
             if moments.higher
             for field in ("rms", "l2", "crest", *HIGHER)
         }
-        return {key: value for key, value in found.items() if math.isfinite(value)}
+        return {key: value for key, value in found.items() if isfinite(value)}
 
     def lost(self) -> dict[str, float]:
         """Of what was counted for formats, the shares, as ``forward_e4m3_flushed``."""
@@ -94,7 +94,7 @@ class Watched:
             for signal, moments in self.signals().items()
             for name, shares in moments.formats.items()
             for field, share in shares.plain().items()
-            if math.isfinite(share)
+            if isfinite(share)
         }
 
     @property

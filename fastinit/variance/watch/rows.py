@@ -22,7 +22,7 @@ from fastinit.statistics.formats import merged_rows
 from fastinit.statistics.tensor import Moments
 from fastinit.stream.formats import NOTHING, Counting
 from fastinit.stream.reference_moments import COUNT, NONFINITE
-from fastinit.variance.watch.cuts import WHOLE, Cut
+from fastinit.variance.watch.cuts import UNCUT, Cut
 from fastinit.variance.watch.result import Watched
 
 
@@ -41,7 +41,7 @@ class Seen:
     raw: list[float]
     values: int = 0
     still: dict[int, float] = field(default_factory=dict)
-    cut: Cut = WHOLE
+    cut: Cut = UNCUT
 
     @property
     def is_empty(self) -> bool:
