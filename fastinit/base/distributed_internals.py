@@ -205,7 +205,8 @@ def shard_placements() -> tuple[type[Shard], type[_StridedShard]]:
 def shard_order(tensor: DTensor) -> list[int] | None:
     """The mesh's dimensions in the order in which they cut a DTensor, where it says so: torch 2.10 on.
 
-    Without it, what is cut in another order than from the left would be written with others' values.
+    Of strided shards torch 2.10 says the order in which they were made as plain ones. Without it, what
+    is cut in another order than from the left would be written with others' values.
     """
     order = getattr(tensor._spec, "shard_order", None)
     return None if order is None else [dim for entry in order for dim in entry.mesh_dims]

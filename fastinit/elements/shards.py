@@ -8,10 +8,12 @@ imported it.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeGuard
+from operator import mul
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -176,19 +178,30 @@ def pieces(tensor: Tensor, argument: str = "tensor", part: Part | None = None) -
     return (Part(tuple(here.shape)) if part is None else part).pieces(here, argument)
 
 
+class _Cut(NamedTuple):
+    """What a dimension of a mesh makes of a tensor."""
+
+    dim: int
+    turns: int
+    """In how many the indices are dealt out; an ordinary shard's are chunked at once."""
+    ranks: int
+    rank: int
+
+
 def _of_dtensor(tensor: DTensor, argument: str) -> Part:
     mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return nothing(tensor.shape)
-    cuts = []
-    for mesh_dim in _order(tensor):
-        placement = tensor.placements[mesh_dim]
-        if isinstance(placement, distributed.shard_placements()):
-            # Of an ordinary shard there is one turn: all indices are chunked at once.
-            turns = int(getattr(placement, "split_factor", 1))
-            cuts.append((placement.dim, turns, mesh.size(mesh_dim), coordinate[mesh_dim]))
-    part = _cut(tuple(tensor.shape), tuple(cuts))
+    cuts = {
+        i: _Cut(p.dim, int(getattr(p, "split_factor", 1)), mesh.size(i), coordinate[i])
+        for i, p in enumerate(tensor.placements)
+        if isinstance(p, distributed.shard_placements())
+    }
+    order = distributed.shard_order(tensor)
+    if order is None or any(cut.turns > 1 for cut in cuts.values()):
+        order = list(cuts)  # from the left: turns say themselves what was cut before
+    part = _cut(tuple(tensor.shape), tuple(cuts[i] for i in order))
     if part.local_shape != (here := tuple(local(tensor).shape)):
         raise NotImplementedError(
             f"{argument} is a DTensor whose local tensor has shape {here}, but its placements "
@@ -198,12 +211,30 @@ def _of_dtensor(tensor: DTensor, argument: str) -> Part:
 
 
 @lru_cache(maxsize=64)
-def _cut(shape: tuple[int, ...], cuts: tuple[tuple[int, int, int, int], ...]) -> Part:
-    """What is left of a tensor after each (dimension, turns, ranks, rank), for many of few shapes."""
+def _cut(shape: tuple[int, ...], cuts: tuple[_Cut, ...]) -> Part:
+    """What is left of a tensor after some cuts, for many of few shapes."""
     part = Part(shape)
-    for dim, turns, ranks, rank in cuts:
-        part = part.cut(dim, _in_turns(part.local_shape[dim], turns, ranks, rank))
+    for dim in range(len(shape)):
+        its = [cut for cut in cuts if cut.dim == dim]
+        for _, turns, ranks, rank in _made(its) or its:
+            part = part.cut(dim, _in_turns(part.local_shape[dim], turns, ranks, rank))
     return part
+
+
+def _made(cuts: Sequence[_Cut]) -> list[_Cut] | None:
+    """Those of one dimension as ordinary shards in the order in which they were made, if turns say one.
+
+    FSDP2 cuts what tensor parallelism has cut, which is further right in the mesh: turns say in how many
+    parts that was. To deal out in turns from the left is the same only for sizes that divide, and for
+    others torch does so where it distributes, but neither where FSDP2 cuts nor where it gathers.
+    """
+    made: list[_Cut] = []
+    for cut in reversed(cuts):
+        parts = list(itertools.accumulate((before.ranks for before in made), mul, initial=1))
+        if cut.turns not in parts:
+            return None
+        made.insert(parts.index(cut.turns), cut._replace(turns=1))
+    return made
 
 
 def _in_turns(size: int, turns: int, ranks: int, rank: int) -> list[tuple[int, int]]:
@@ -246,9 +277,3 @@ def copy_(held: Sequence[Piece], full: Tensor) -> None:
     with torch.no_grad():
         for piece in held:
             piece.tensor.detach().copy_(piece.which.on(full))
-
-
-def _order(tensor: DTensor) -> Sequence[int]:
-    """The mesh's dimensions in the order in which they shard: from the left, unless the spec says."""
-    order = distributed.shard_order(tensor)
-    return range(tensor.device_mesh.ndim) if order is None else order

@@ -5,6 +5,7 @@ nothing: what needed one would be wrong here). What is behind them is for real p
 test_ranks runs.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ import fastinit
 from fastinit import init
 from fastinit.base import ranks
 from fastinit.elements import shards as shard
+from fastinit.elements.part import Part
 from fastinit.fills import operator as ops
 from fastinit.plan import write
 from fastinit.plan.fill import Fill
@@ -262,6 +264,33 @@ def test_dims_that_shard_in_an_order_of_their_own() -> None:
             starts.append(piece.which.start[0])
             assert torch.equal(dtensor.to_local(), full[starts[-1] : starts[-1] + 2])
     assert starts == [0, 4, 2, 6]
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "turns", "made"),
+    [
+        ((4, 2), (2, 1), (1, 0)),  # FSDP2 over tensor parallelism
+        ((2, 4), (4, 1), (1, 0)),
+        ((2, 2, 2), (4, 1, 1), (1, 2, 0)),
+        ((2, 2, 2), (2, 2, 1), (2, 0, 1)),
+        ((4, 1, 2), (2, 1, 1), (1, 2, 0)),
+    ],
+)
+def test_strided_shards_of_any_size_are_what_was_cut_last(mesh_shape, turns, made) -> None:
+    """Also where torch, which deals indices out in turns, would distribute others."""
+    placements = [_StridedShard(0, split_factor=n) if n > 1 else Shard(0) for n in turns]
+    for rank in range(world := math.prod(mesh_shape)):
+        with as_rank(rank, world):
+            mesh = mesh_of(mesh_shape)
+            for size in range(1, 28):
+                held = Part((size,))
+                for dim in made:
+                    held = held.chunk(0, mesh_shape[dim], mesh.get_coordinate()[dim])
+                local = torch.empty(held.local_shape)
+                tensor = DTensor.from_local(
+                    local, mesh, placements, run_check=False, shape=(size,), stride=(1,)
+                )
+                assert shard.part_of(tensor) == held
 
 
 def test_a_rank_outside_the_mesh_writes_nothing() -> None:

@@ -248,16 +248,17 @@ def _leave_groups() -> None:
 
     Torch remembers how it dispatched DTensors, with their meshes.
     """
+    import torch
     import torch.distributed as dist
-    from torch.distributed.tensor import DTensor, debug
+    from torch.distributed.tensor import DTensor
 
     propagator = DTensor._op_dispatcher.sharding_propagator
     for group in list(dist.distributed_c10d._world.pg_map):
         if group is not dist.group.WORLD:
             dist.destroy_process_group(group)
-    # torch 2.6 has no name for it
-    clear = getattr(debug, "_clear_sharding_prop_cache", None)
-    (clear or propagator.propagate_op_sharding.cache.cache_clear)()
+    propagator.propagate_op_sharding.cache.cache_clear()
+    # From torch 2.10 on there is another one beside it.
+    getattr(torch._C, "_clear_DTensor_sharding_propagator_cache", lambda: None)()
 
 
 def _found(module: str, name: str) -> Callable[..., Any]:
