@@ -29,6 +29,13 @@ class Kind(NamedTuple):
 
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (*_PLAIN, *TRANSPOSED)
@@ -40,7 +47,8 @@ KINDS: dict[type[nn.Module], Kind] = {
     **{of: Kind("in out", spatial) for spatial, of in enumerate(TRANSPOSED, 1)},
 }
 _CONV1D = Kind("in out")
-_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {of: of.forward for of in KINDS}
+_KNOWN: tuple[type[nn.Module], ...] = (*KINDS, *NORMS)
+_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {of: of.forward for of in _KNOWN}
 """As they are when this is imported: who replaces one later has another layer."""
 
 
@@ -49,8 +57,9 @@ def kind_of(module: nn.Module) -> Kind | None:
 
     None of other modules. What its forward does with the weight is :func:`changed_parts`' to say.
     """
-    of = _class_of(module)
-    return None if of is None else KINDS.get(of, _CONV1D)
+    if is_conv1d(module):
+        return _CONV1D
+    return next((kind for of, kind in KINDS.items() if isinstance(module, of)), None)
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -61,7 +70,7 @@ def is_conv1d(module: nn.Module) -> bool:
 
 def changed_parts(module: nn.Module) -> set[str]:
     """What of its kind's forward, of the functions that calls, and of the parameters that it reads a
-    module has in a way of its own: nothing of a layer whose forward is the known one.
+    module has in a way of its own: nothing of a layer, or a norm, whose forward is the known one.
 
     It is asked what the module has, not what its class is called; nothing of it is run.
 
@@ -69,9 +78,9 @@ def changed_parts(module: nn.Module) -> set[str]:
     set()
 
     Raises:
-        TypeError: a module of no known kind.
+        TypeError: a module of no known kind, and no norm.
     """
-    of = _class_of(module)
+    of = _conv1d() if is_conv1d(module) else _of_class(module)
     if of is None:
         raise TypeError(f"{type(module).__name__} is no known kind of layer")
 
@@ -103,10 +112,8 @@ def _static(of: type, name: str) -> Any:
     return inspect.getattr_static(of, name, None)
 
 
-def _class_of(module: nn.Module) -> type[nn.Module] | None:
-    if is_conv1d(module):
-        return _conv1d()
-    return next((of for of in KINDS if isinstance(module, of)), None)
+def _of_class(module: nn.Module) -> type[nn.Module] | None:
+    return next((of for of in _KNOWN if isinstance(module, of)), None)
 
 
 def _conv1d() -> type[nn.Module] | None:

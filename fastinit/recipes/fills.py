@@ -12,14 +12,6 @@ from fastinit.plan.fill import Fill
 ZERO = Fill.constant(0.0)
 ONE = Fill.constant(1.0)
 
-NORMS = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-)
-
 
 def within(bound: float) -> Fill:
     """Uniform on [-bound, bound)."""

@@ -15,7 +15,7 @@ from fastinit.recipes.roles import by_role, own_name, role
 from fastinit.recipes.rules import number_of
 from fastinit.recipes.torch_layers import torch_default
 
-# Those that _init_weights knows by class: not InstanceNorm, which fills.NORMS has.
+# Those that _init_weights knows by class: not InstanceNorm, which layer_kinds.NORMS has.
 _OTHER_NORMS = (nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fastinit.fills.layer_kinds import CONVOLUTIONS, EMBEDDINGS, is_conv1d
+from fastinit.fills.layer_kinds import CONVOLUTIONS, EMBEDDINGS, NORMS, is_conv1d
 from fastinit.plan.fill import Fill
-from fastinit.recipes.fills import NORMS, ZERO
+from fastinit.recipes.fills import ZERO
 
 Role = Literal["weight", "bias"]
 

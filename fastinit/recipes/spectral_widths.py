@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from fastinit.fills.fans import Fans
-from fastinit.fills.layer_kinds import EMBEDDINGS, layer_fans
+from fastinit.fills.layer_kinds import EMBEDDINGS, NORMS, layer_fans
 from fastinit.plan.fill import Fill
-from fastinit.recipes.fills import NORMS, ONE, ZERO, embedding, normal
+from fastinit.recipes.fills import ONE, ZERO, embedding, normal
 from fastinit.recipes.roles import is_matrix, role
 from fastinit.recipes.rules import Checked, Scaling, check_optimizer
 

@@ -9,17 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fastinit.fills import fans
-from fastinit.fills.layer_kinds import CONVOLUTIONS, EMBEDDINGS
+from fastinit.fills.layer_kinds import CONVOLUTIONS, EMBEDDINGS, NORMS
 from fastinit.plan.fill import Fill
-from fastinit.recipes.fills import (
-    NORMS,
-    ONE,
-    ZERO,
-    embedding,
-    normal,
-    uniform,
-    within,
-)
+from fastinit.recipes.fills import ONE, ZERO, embedding, normal, uniform, within
 from fastinit.recipes.roles import own_name, role
 
 _OUT_PROJ = type(nn.MultiheadAttention(1, 1).out_proj)

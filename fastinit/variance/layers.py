@@ -20,7 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
 from fastinit.base import torch_internals as internals
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
-from fastinit.fills.layer_kinds import EMBEDDINGS, changed_parts, kind_of
+from fastinit.fills.layer_kinds import EMBEDDINGS, NORMS, changed_parts, kind_of
 from fastinit.variance.places import Place, place_of, rows_here
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -222,7 +222,7 @@ def find(
             elif projection is not None and "forward" in changed_parts(module):
                 passed[own] = "inside a forward that is not MultiheadAttention's own"
             else:
-                affine = _is_affine(module, weight, bias, direction)
+                affine = kind_of(module) is not None and is_affine(module, weight, bias, direction)
                 bias = bias if isinstance(bias, nn.Parameter) else None
                 layers.append(Layer(name, module, weight, bias, affine, projection, direction))
     return layers, passed
@@ -251,14 +251,13 @@ def other_weights(
 ) -> dict[str, str]:
     """By name, the modules that are none of the layers but own a weight, and why they are none.
 
-    A weight is a parameter of two dimensions or more; norms own none.
+    A weight is a parameter of two dimensions or more; that of a norm is none.
     """
     closed = without_hooks(model, compiled)
     known = {layer.module for layer in layers} | _out_projs(model)
-    norms = (nn.LayerNorm, nn.RMSNorm, parametrize.ParametrizationList)
     found, seen = {}, set[nn.Module]()
     for name, module in model.named_modules():
-        if module in known or module in seen or isinstance(module, norms):
+        if module in known or module in seen or isinstance(module, parametrize.ParametrizationList):
             continue
         if module in closed:
             seen.update(module.modules())
@@ -291,8 +290,9 @@ def _out_projs(model: nn.Module) -> set[nn.Module]:
 
 def _owned(module: nn.Module) -> list[str]:
     """The names of a module's own parameters that may be a weight."""
-    own = module._parameters.items()
-    return [name for name, p in own if p is not None and (is_lazy(p) or p.dim() > 1)]
+    of_norm = isinstance(module, NORMS) and not changed_parts(module)
+    own = {**module._parameters, **(dict.fromkeys(("weight", "bias")) if of_norm else {})}
+    return [name for name, p in own.items() if p is not None and (is_lazy(p) or p.dim() > 1)]
 
 
 def _normed(module: nn.Module) -> tuple[nn.Parameter, Direction] | None:
@@ -315,11 +315,11 @@ def _normed(module: nn.Module) -> tuple[nn.Parameter, Direction] | None:
     return (g, Direction(v, dim)) if both else None
 
 
-def _is_affine(
-    module: nn.Module, weight: nn.Parameter, bias: Any, direction: Direction | None
+def is_affine(
+    module: nn.Module, weight: nn.Parameter, bias: Any, direction: Direction | None = None
 ) -> bool:
-    """Whether a layer's output is known to be affine in its weight."""
-    if kind_of(module) is None or changed_parts(module) - ({"weight"} if direction else set()):
+    """Whether a layer of a known kind, or a norm, is certain to be affine in its weight."""
+    if changed_parts(module) - ({"weight"} if direction else set()):
         return False
     if _renormalised(module):
         return False  # its weight is not proportional to anything

@@ -10,20 +10,19 @@ from torch import Tensor, nn
 from fastinit.base import number
 from fastinit.base.holders import living
 from fastinit.elements import tensors
-from fastinit.fills.layer_kinds import EMBEDDINGS
+from fastinit.fills.layer_kinds import EMBEDDINGS, NORMS
 from fastinit.statistics.tensor import moments
-from fastinit.variance.layers import Layer, find, why_no_layer
+from fastinit.variance.layers import Layer, find, is_affine, why_no_layer
 from fastinit.variance.places import place_of
-
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def transfer_scale_(layer: nn.Module, following: nn.Module, factor: float) -> None:
     """Multiplies one layer's weight and divides the next one's: the function stays the same.
 
-    It does where nothing stands between them that is not homogeneous (He et al. 2015, section 2.2:
-    ReLU is), and where ``layer`` has no bias or its bias is multiplied too, as it is here. What would
-    change it is refused before anything is written.
+    It does where nothing stands between them, hooks of theirs included, that is not homogeneous (He et
+    al. 2015, section 2.2: ReLU is), where no hook writes their weights, and where ``layer`` has no bias
+    or its bias is multiplied too, as it is here. What would change it is refused before anything is
+    written.
 
     Args:
         layer: a module with a weight that its output is proportional to, but for a bias: Linear, a
@@ -43,7 +42,7 @@ def transfer_scale_(layer: nn.Module, following: nn.Module, factor: float) -> No
     """
     factor = number.positive("factor", factor)
     first, second = _layer("layer", layer), _layer("following", following)
-    if isinstance(following, (*EMBEDDINGS, *_NORMS)):
+    if isinstance(following, (*EMBEDDINGS, *NORMS)):
         raise ValueError(f"following is not linear in its input: {following!r}")
     if first.key.overlaps(second.key):
         raise ValueError("layer and following have the same weight")
@@ -66,9 +65,9 @@ def _layer(argument: str, module: nn.Module) -> Layer:
     """A module as a layer that is affine in its weight."""
     if isinstance(module, EMBEDDINGS) and module.max_norm is not None:
         raise ValueError(f"{argument} renormalises its weight's rows to max_norm: {module!r}")
-    weight = module._parameters.get("weight")
-    if any(type(module).forward is norm.forward for norm in _NORMS) and weight is not None:
-        return Layer("", module, weight, module._parameters.get("bias"))
+    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    if isinstance(module, NORMS) and weight is not None and is_affine(module, weight, bias):
+        return Layer("", module, weight, bias)
     found, passed = find(module, lambda name, inner: inner is module)
     if len(found) != 1:
         raise ValueError(f"{argument} {passed.get('', why_no_layer(module))}: {module!r}")

@@ -206,12 +206,32 @@ class Positions(nn.Module):
         self.pos, self.cls = nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(4))
 
 
+class Mixed(nn.LayerNorm):
+    """A norm with more than a norm has."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.mix = nn.Parameter(torch.eye(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) @ self.mix
+
+
+class Table(nn.RMSNorm):
+    """A norm's weight, used as a matrix."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
 OWNERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "GRU": (lambda: nn.GRU(3, 4), "recurrent: its output follows from no one weight"),
     "LSTMCell": (lambda: nn.LSTMCell(3, 4), "recurrent: its output follows from no one weight"),
     "look-alike": (lambda: Lookalike(3, 4), "no known kind of layer: it has weight"),
     "positions": (Positions, "no known kind of layer: it has pos"),
     "renormalised": (lambda: nn.Embedding(3, 4, max_norm=1.0), "renormalises its weight"),
+    "a norm and a matrix": (Mixed, "no known kind of layer: it has mix"),
+    "a norm's matrix": (lambda: Table((3, 3)), "no known kind of layer: it has weight"),
     "scripted": (lambda: torch.jit.script(nn.Linear(3, 4)), "scripted: no hooks run in it"),
     "compiled": (
         lambda: torch.compile(nn.Linear(3, 4), backend="eager"),
@@ -227,7 +247,7 @@ def test_what_owns_a_weight_and_is_no_layer_is_named(name: str) -> None:
     found, passed = find(model)
     assert [layer.name for layer in found] == ["0"]
     assert other_weights(model, found) == {"2": why}
-    chosen, passed = find(model, type(model[2]))
+    chosen, passed = find(model, lambda name, module: module is model[2])
     if chosen:
         assert [(x.name, x.affine) for x in chosen] == [("2", False)]
     else:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from fastinit import transfer_scale_
+from fastinit.fills.layer_kinds import CONVOLUTIONS, NORMS
 from tests.running_models import differences, everything
-from tests.variance.test_layers import COMPUTED, OTHER, _property
+from tests.variance.test_layers import COMPUTED, OTHER, Doubled, _property
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +103,68 @@ def _half(scale: float) -> tuple[nn.Module, nn.Module, Any]:
 
 def _two(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module, Any]:
     return first, second, None
+
+
+def _own_forward(norm: nn.Module) -> None:
+    plain = norm.forward
+    norm.forward = lambda x: plain(x) + 1  # type: ignore[method-assign]
+
+
+def _parametrised(norm: nn.Module) -> None:
+    parametrize.register_parametrization(norm, "bias", Doubled())
+
+
+def _buffer(norm: nn.Module) -> None:
+    bias = norm.bias.detach()
+    del norm.bias
+    norm.register_buffer("bias", bias)
+
+
+def _class(norm: nn.Module) -> None:
+    kind = type(norm)
+    its: dict[str, Any] = {"forward": lambda self, x: kind.forward(self, x).sinh()}
+    norm.__class__ = type(f"Own{kind.__name__}", (kind,), its)
+
+
+CHANGED: dict[str, Callable[[nn.Module], None]] = {
+    "a forward of its own": _own_forward,
+    "a class of its own": _class,
+    "a parametrised bias": _parametrised,
+    "a bias that is a buffer": _buffer,
+}
+"""What makes of a norm another, whose output is not proportional to its weight, but for its bias."""
+
+
+def _before_a_layer(kind: type[nn.Module]) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """A norm, a layer, and the shape of what they take."""
+    norm: nn.Module
+    if kind in (nn.LayerNorm, nn.RMSNorm):
+        norm, following, shape = kind(8), nn.Linear(8, 3), (4, 8)
+    else:
+        dims = int(kind.__name__[-2]) if kind.__name__.endswith("d") else 1
+        norm = kind(2, 8) if kind is nn.GroupNorm else kind(8, affine=True)
+        following, shape = CONVOLUTIONS[dims - 1](8, 3, 1), (4, 8, *[2] * dims)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    return nn.Sequential(norm, following).eval(), shape
+
+
+@pytest.mark.parametrize("kind", NORMS, ids=lambda kind: kind.__name__)
+def test_a_norm_is_what_its_forward_is(kind: type[nn.Module]) -> None:
+    model, shape = _before_a_layer(kind)
+    x = torch.randn(shape)
+    expected = model(x)
+    transfer_scale_(*model, 4.0)
+    torch.testing.assert_close(model(x), expected, rtol=1e-6, atol=0.0)  # powers of two are exact
+    for way, change in CHANGED.items():
+        if kind is nn.RMSNorm and "bias" in way:
+            continue
+        model, _ = _before_a_layer(kind)
+        change(model[0])
+        before = everything(model)
+        with pytest.raises(ValueError, match="layer has a forward of its own"):
+            transfer_scale_(*model, 4.0)
+        assert differences(before, everything(model)) == [], way
 
 
 LINEAR = lambda: nn.Linear(8, 8)  # noqa: E731
