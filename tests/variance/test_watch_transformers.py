@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from watching import assert_moments, hooks, mlp
@@ -232,6 +235,38 @@ def test_what_is_not_there_is_said() -> None:
         watch(compiled, attention=True)
 
 
+def parametrised(block: nn.Module) -> nn.Module:
+    block.scale = nn.Parameter(torch.ones(()))
+    return parametrize.register_parametrization(block, "scale", nn.Identity())
+
+
+WRAPPED: list[Callable[[nn.Module], nn.Module]] = [
+    partial(torch.compile, backend="eager"),
+    checkpoint_wrapper,
+    parametrised,
+]
+
+
+class Layers(nn.Module):
+    """Holds modules as a ModuleList does, and is none."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        for place, layer in enumerate(layers):
+            self.add_module(str(place), layer)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._modules.values())
+
+
+class Pair(nn.Module):
+    """Two of a class, beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = Block(), Block()
+
+
 CONTAINERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "experts are within blocks": (
         lambda: nn.ModuleList(Mixture() for _ in range(2)),
@@ -244,6 +279,15 @@ CONTAINERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "two kinds take turns": (
         lambda: nn.ModuleDict({"layers": nn.ModuleList([Block(), mlp(1), Block()])}),
         ["layers.0", "layers.1", "layers.2"],
+    ),
+    "wrapped and parametrised": (
+        lambda: nn.ModuleList(wrap(Block()) for wrap in WRAPPED for _ in "ab"),
+        [str(place) for place in range(2 * len(WRAPPED))],
+    ),
+    "a container of one's own": (lambda: Layers(Block(), mlp(1), Block()), ["0", "1", "2"]),
+    "no container": (
+        lambda: nn.ModuleDict({"pair": Pair(), "layers": nn.ModuleList([Block(), Block()])}),
+        ["layers.0", "layers.1"],
     ),
     "an encoder and a decoder": (
         lambda: nn.ModuleDict({n: nn.ModuleList([Block(), Block()]) for n in ("en", "de")}),

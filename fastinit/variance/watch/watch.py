@@ -328,8 +328,8 @@ def watch(
             (before it is set to zero), or with ``optimizer`` as it steps with it, or after the step of
             one that is given a closure. Else a loss scale that nobody has taken out is in it.
         residual: also measures the residual stream: the output of each block, as ``transformer.h.3``.
-            Blocks are the members of the outermost ModuleList, Sequential or ModuleDict that has two or
-            more of one class with modules inside.
+            Blocks are the members of the outermost module that can be iterated, as a ModuleList can, and
+            has two or more with one forward and modules inside.
         attention: also measures query, key and value as attention gets them, the arguments of
             torch.nn.functional.scaled_dot_product_attention: as ``NAME.sdpa.query`` of the module that
             called it. Attention computed otherwise is not seen; MultiheadAttention's are layers.
