@@ -15,6 +15,7 @@ from fastinit.variance.lsuv.result import LSUVResult
 if not dist.is_available():
     pytest.skip("a torch without distributed", allow_module_level=True)
 
+from torch.distributed._composable.replicate import replicate
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -91,6 +92,13 @@ def gathered(model: nn.Module) -> nn.Module:
     return model
 
 
+def replicated(model: nn.Module) -> nn.Module:
+    """The composable DistributedDataParallel, which its first forward sets up."""
+    model = replicate(model)
+    model(data())
+    return model
+
+
 # Each with how many parts there are of the batch: ranks that are no more have one in turns.
 LAYOUTS: dict[str, tuple[Callable[[nn.Module], nn.Module], int]] = {
     "FSDP2": (lambda model: fsdp(model, mesh_of(4)), 4),
@@ -100,6 +108,7 @@ LAYOUTS: dict[str, tuple[Callable[[nn.Module], nn.Module], int]] = {
     "HSDP": (lambda model: fsdp(model, mesh_of(2, 2)), 4),
     "DDP": (nn.parallel.DistributedDataParallel, 4),
     "DDP, one batch": (nn.parallel.DistributedDataParallel, 1),
+    "DDP, composable": (replicated, 4),
     "a group": (lambda model: model, 4),
     "columns, then rows": (
         lambda model: tp(model, mesh_of(4), ColwiseParallel(), RowwiseParallel()),

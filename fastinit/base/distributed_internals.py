@@ -109,6 +109,33 @@ def group_of_collective(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any
     return None
 
 
+class Replicas(NamedTuple):
+    """What DistributedDataParallel does for a module's parameters."""
+
+    group: Any
+    """Whose ranks have the same."""
+    left: set[int]
+    """By their ``id``, those that it was told to leave to each rank."""
+
+
+def replicas_of(module: torch.nn.Module) -> Replicas | None:
+    """Of one that DistributedDataParallel wraps, or that ``replicate`` put it into and that ran since.
+
+    Without it, of a model that is replicated by ``replicate`` each rank would scale its own copy.
+    """
+    ddp: Any = module
+    if not isinstance(module, torch.nn.parallel.DistributedDataParallel):
+        composable = sys.modules.get("torch.distributed._composable.replicate")
+        if composable is None or not isinstance(module, composable.DDP):
+            return None
+        ddp = getattr(composable.replicate.state(module), "_ddp", None)  # made by the first forward
+        if ddp is None:
+            return None
+    own = ddp.module.named_parameters()
+    kept = {id(p) for name, p in own if name not in ddp.parameters_to_ignore}
+    return Replicas(ddp.process_group, {id(p) for p in module.parameters()} - kept)
+
+
 class FlatRange(NamedTuple):
     """What FSDP1 has on this rank of a parameter that it laid into a flat one."""
 

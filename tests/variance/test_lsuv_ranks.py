@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from selection import cases
 from sharded_nets import EXACT, LAYOUTS, WORLD, data, fsdp, mesh_of, mine, net, same, tp, whole
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
 import fastinit
@@ -36,6 +37,7 @@ CASES += [("parts of a sequence", option) for option in ("center", "activation",
 
 ALWAYS = [
     ("DDP", "plain"),
+    ("DDP, composable", "plain"),
     ("FSDP2, gathered", "center"),
     ("FSDP2 over columns", "orthonormal"),
     ("a group", "activation"),
@@ -154,6 +156,39 @@ def hooked() -> nn.Module:
     return model
 
 
+def capped(module: nn.Module, out: Any, mesh: Any) -> Tensor:
+    """Of a DTensor its local part, which is all of it, and not as the layer gave it."""
+    return out.to_local().clamp(max=1.2)
+
+
+def called_torchs(module: nn.Module, out: Any, mesh: Any) -> Tensor:
+    return capped(module, out, mesh)
+
+
+called_torchs.__module__ = DTensor.__module__
+
+
+class Capping:
+    def __call__(self, module: nn.Module, out: Any, mesh: Any) -> Tensor:
+        return capped(module, out, mesh)
+
+    method = __call__
+
+
+def replicated_input(module: nn.Module, args: tuple[Tensor, ...], mesh: Any) -> Any:
+    return DTensor.from_local(args[0], mesh)
+
+
+GIVEN: dict[str, Callable[..., Tensor]] = {
+    "a function": capped,
+    "one with a name of torch's": called_torchs,
+    "a partial": partial(capped),
+    "a method": Capping().method,
+    "an object": Capping(),
+}
+"""By which a user brings outputs into another layout, and changes them."""
+
+
 def tied() -> nn.Module:
     model = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh())
     model[2].weight = model[0].weight
@@ -211,6 +246,20 @@ def test_other_layers(case: tuple[str, str]) -> None:
     same(got, fastinit.lsuv_(plain, x, **asked))
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(whole(ours), theirs.detach(), rtol=1e-9, atol=1e-9)
+
+
+@on_ranks(WORLD)
+def test_what_changes_an_output_is_part_of_the_layer_whoever_calls_it() -> None:
+    """``distribute_module`` makes a hook of torch's around what it is given."""
+    plain, x = net(), data()
+    plain[0].register_forward_hook(lambda m, args, out: out.clamp(max=1.2))
+    expected = fastinit.lsuv_(plain, x, verify=True)
+    for way, given in GIVEN.items():
+        model = net()
+        distribute_module(model[0], mesh_of(4), input_fn=replicated_input, output_fn=given)
+        got = fastinit.lsuv_(model, x, verify=True)
+        assert got.layers[0].iterations == expected.layers[0].iterations > 1, way
+        same(got, expected)
 
 
 @pytest.mark.parametrize("layout", ["FSDP2", "a group", "columns, then rows"])

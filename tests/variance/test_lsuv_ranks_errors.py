@@ -18,6 +18,7 @@ from ranks import Ranks, on_ranks
 from selection import cases
 from sharded_nets import LAYOUTS, WORLD, data, fsdp, mesh_of, mine, net, same
 from torch import Tensor, nn
+from torch.distributed._composable.replicate import replicate
 from torch.distributed.fsdp import fully_shard
 
 import fastinit
@@ -262,14 +263,19 @@ def test_replicas_that_differ(way: str) -> None:
         assert all(map(torch.equal, state(model), before))
 
 
+@pytest.mark.parametrize("way", ["wrapped", "composable"])
 @on_ranks(WORLD)
-def test_what_ranks_may_have_of_their_own_is_not_compared() -> None:
+def test_what_ranks_may_have_of_their_own_is_not_compared(way: str) -> None:
     """What DistributedDataParallel was told to leave alone, and buffers."""
     plain, rank, x = net(), dist.get_rank(), data()
     plain[1].register_buffer("seen", torch.tensor(float(rank)))
     plain[1].own = nn.Parameter(torch.tensor(float(rank)))
-    plain._ddp_params_and_buffers_to_ignore = ["1.own"]
-    model = nn.parallel.DistributedDataParallel(plain)
+    if way == "wrapped":
+        plain._ddp_params_and_buffers_to_ignore = ["1.own"]
+        model: nn.Module = nn.parallel.DistributedDataParallel(plain)
+    else:
+        model = replicate(plain, ignored_modules=[plain[1]])
+        model(x)
     same(fastinit.lsuv_(model, mine(x, 4, rank)), fastinit.lsuv_(net(), x))
 
 

@@ -6,7 +6,7 @@ Some digests in one small collective; only ranks that differ tell each other, in
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fastinit.base import distributed_internals as distributed
 from fastinit.base import ranks as base
 from fastinit.base.text import listing
 from fastinit.elements import shards as shard
@@ -91,10 +92,11 @@ def said(value: object) -> str:
 
 def _held(model: nn.Module) -> dict[Any, list[Held]]:
     """The parameters that are here, by how they lie on ranks; none of which nobody says that."""
-    ignored = set(_ignored(model))
+    replicas = filter(None, map(distributed.replicas_of, model.modules()))
+    ignored = {its for each in replicas for its in each.left}
     found: dict[Any, list[Held]] = {}
     for name, parameter in model.named_parameters():
-        if is_lazy(parameter) or parameter.is_meta or name in ignored:
+        if is_lazy(parameter) or parameter.is_meta or id(parameter) in ignored:
             continue
         here = tensors.local(shard.detached(parameter))
         try:
@@ -107,14 +109,6 @@ def _held(model: nn.Module) -> dict[Any, list[Held]]:
         if tensors.unreadable(here) is None:
             found.setdefault(lies, []).append(Held(name, repr(part), here))
     return found
-
-
-def _ignored(model: nn.Module) -> Iterator[str]:
-    """Parameters that DistributedDataParallel was told to leave to each rank."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            inner = ".".join(filter(None, (name, "module")))
-            yield from (f"{inner}.{one}" for one in module.parameters_to_ignore)
 
 
 def _values(some: list[Held]) -> list[int]:

@@ -49,15 +49,19 @@ def is_changed(layer: Layer, begun: Begun, output: Any, out: Tensor) -> bool:
     One that gives its output back as it is does not, nor do torch's own, which bring a DTensor into
     another layout.
     """
-    if begun.weight is not None and not tensors.local(layer.scaled).equal(
-        tensors.local(begun.weight)
-    ):
+    if is_weight_changed(layer, begun):
         return True
     if begun.raw is None:
         return shard.is_dtensor(begun.gave)  # of partial sums, of which nothing can be compared
     if begun.gave is not output or out.is_inference() or version(out) != begun.version:
         return True
     return not moments(out).raw.equal(begun.raw)
+
+
+def is_weight_changed(layer: Layer, begun: Begun) -> bool:
+    """Whether a hook wrote the weight, where one may."""
+    copy = begun.weight
+    return copy is not None and not tensors.local(layer.scaled).equal(tensors.local(copy))
 
 
 def raw_moments(out: Any) -> Tensor | None:

@@ -24,7 +24,14 @@ from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.variance.layers import Layer, projections
 from fastinit.variance.lsuv.affine import AffineSums, LSUVError
-from fastinit.variance.lsuv.begun import Begun, buffers_of, is_changed, raw_moments, version
+from fastinit.variance.lsuv.begun import (
+    Begun,
+    buffers_of,
+    is_changed,
+    is_weight_changed,
+    raw_moments,
+    version,
+)
 from fastinit.variance.lsuv.passes import Passes, Scaling
 from fastinit.variance.lsuv.ranks import Seen
 from fastinit.variance.lsuv.shards import (
@@ -102,19 +109,19 @@ class Hooks:
             yield Uncopied(register_module_forward_hook(note_any))
             internals.last_global_hook_first()
         for layer in own:
-            module = layer.module
+            module, foreign = layer.module, _may_write_weight(layer)
+            begin = partial(self._begin, layer, foreign)
             if layer.name == self.options.unbuilt:
+                if foreign:
+                    yield _before_others(module, begin)
                 end = partial(self._end_before, layer)
                 yield Uncopied(module.register_forward_pre_hook(end, with_kwargs=True))
                 continue
             if layer.weight_in.requires_grad:
-                foreign = _may_write_weight(layer)
                 others = any(not lays_out(hook) for hook in module._forward_hooks.values())
                 hooked = foreign or others or internals.global_hooks()
                 if hooked or not layer.affine:
-                    begin = partial(self._begin, layer, foreign)
-                    options = {"prepend": True, "with_kwargs": True}
-                    yield Uncopied(module.register_forward_pre_hook(begin, **options))
+                    yield _before_others(module, begin)
                 if others and not internals.global_hooks():
                     note = partial(self._note, layer)
                     yield Uncopied(module.register_forward_hook(note, prepend=True))
@@ -275,6 +282,11 @@ class Hooks:
 
     def _end_before(self, layer: Layer, module: nn.Module, args: Any, kwargs: Any) -> None:
         with self.state.undo.paused():
+            begun = self.begun.pop(layer.name, None)
+            if self._is_written(layer) or (begun and is_weight_changed(layer, begun)):
+                raise LSUVError(
+                    f"{layer.name} is unbuilt, but its weight is written before it runs"
+                )
             seen = Seen(self.ranks, layer.name)
             found = unbuilt_moments(seen, layer, self.sharded.get(layer.name), args, kwargs)
             sums = AffineSums(layer.name, found)
@@ -330,6 +342,10 @@ class Hooks:
                 if tensors.obstacle(held.tensor) is None:  # else what was gathered is freed
                     held.tensor.copy_(held.copy)
                 held.scaling.held = held.before
+
+
+def _before_others(module: nn.Module, begin: Callable[..., None]) -> Uncopied:
+    return Uncopied(module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
 
 
 def _may_write_weight(layer: Layer) -> bool:

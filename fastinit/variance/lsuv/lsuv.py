@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from fastinit import init
 from fastinit.base import number
+from fastinit.base import torch_internals as internals
 from fastinit.base.ranks import Group
 from fastinit.elements import shards as shard
 from fastinit.fills.layer_kinds import EMBEDDINGS
@@ -33,6 +34,7 @@ from fastinit.variance.lsuv.passes import PASSES, Options, Passes
 from fastinit.variance.lsuv.ranks import Ranks
 from fastinit.variance.lsuv.result import LSUVResult
 from fastinit.variance.lsuv.schedules import Schedule
+from fastinit.variance.lsuv.shards import lays_out
 from fastinit.variance.lsuv.strategies import Trials
 from fastinit.variance.lsuv.unchanged import RandomNumbers, same_random_numbers, unchanged
 from fastinit.variance.lsuv.verify import Verification
@@ -94,9 +96,9 @@ def lsuv_(
         activation: the std is that of ``activation(output)``; costs two tensors of the output's size.
         reuse: of a layer that is called several times, "first": the first call decides; "pool": all
             calls together, in up to 5 passes.
-        unbuilt: the name of the Linear that runs last, without a bias: it is measured by
-            :func:`fastinit.linear_moments` and the pass ends there, so that its output, of a language
-            model's head as large as the rest of the pass, is never built.
+        unbuilt: the name of the Linear that runs last, with torch's own forward, and without a bias or
+            forward hooks: it is measured by :func:`fastinit.linear_moments` and the pass ends there, so
+            that its output, of a language model's head as large as the rest of the pass, is never built.
         dead: of layers whose output is all the same or its bias, as of those that are zero on purpose:
             "error" names them all, "skip" leaves them as they are, with a note.
         verify: runs one more pass, plain, and measures every layer in it; keeps a copy of the weights.
@@ -333,6 +335,12 @@ def _check_unbuilt(found: list[Layer], unbuilt: str | None) -> None:
         raise ValueError(f"unbuilt must name one of the layers, a Linear, but got {unbuilt!r}")
     if layer.bias is not None:
         raise ValueError(f"unbuilt must name a Linear without a bias, but {unbuilt!r} has one")
+    hooked = internals.global_hooks() or not all(
+        map(lays_out, layer.module._forward_hooks.values())
+    )
+    if hooked or not layer.affine:
+        what = "a forward hook, which may change it" if hooked else "a forward of its own"
+        raise ValueError(f"unbuilt must name a Linear and no more, but {unbuilt!r} has {what}")
 
 
 def _check_apart(found: list[Layer]) -> None:

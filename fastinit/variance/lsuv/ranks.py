@@ -200,8 +200,8 @@ def _groups(model: nn.Module) -> Iterator[Any]:
             if parameter.device_mesh.get_coordinate() is not None:
                 yield parameter.device_mesh
     for module in model.modules():
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            yield module.process_group
+        if (replicas := distributed.replicas_of(module)) is not None:
+            yield replicas.group
 
 
 def _joined(groups: list[base.Group]) -> base.Group:

@@ -8,7 +8,9 @@ make a local tensor of it: of the whole output or of a part. So both are looked 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import takewhile
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -141,8 +143,33 @@ def unbuilt_moments(
 
 
 def lays_out(hook: Any) -> bool:
-    """Whether a hook is torch's own, to gather parameters, or to bring tensors into another layout."""
-    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.")
+    """Whether a hook is torch's own, to gather parameters, or to bring tensors into another layout.
+
+    One that ``distribute_module`` makes calls what it was given: that has to be torch's, too.
+    """
+    return _is_torchs(hook, "torch.distributed.", set())
+
+
+def _is_torchs(function: Any, home: str, known: set[int]) -> bool:
+    """Whether a function is defined in a package, and all that it holds, and so may call, in torch."""
+    if id(function) in known:
+        return True
+    known.add(id(function))
+    held: list[Any] = []
+    while not isinstance(function, FunctionType):
+        if isinstance(function, partial):
+            held += (*function.args, *function.keywords.values())
+            function = function.func
+        elif isinstance(function, MethodType):
+            function = function.__func__
+        else:
+            return False
+    held += [cell.cell_contents for cell in function.__closure__ or ()]
+    return str(function.__globals__["__name__"]).startswith(home) and all(
+        _is_torchs(one, "torch.", known)
+        for one in held
+        if callable(one) and not isinstance(one, type)
+    )
 
 
 def laid_out_first(module: nn.Module) -> None:
