@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,10 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> int:
     """The program: as :func:`main`, and what was printed is written."""
-    status = main()
-    from fastinit.command.faults import finish
+    status = None
+    with suppress(
+        KeyboardInterrupt
+    ):  # of the imports: a command that is interrupted says so itself
+        status = main()
+    from fastinit.command.faults import INTERRUPTED, finish
 
-    return finish(status)
+    return finish(INTERRUPTED if status is None else status)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 import typer
 from torch import nn
 
+from fastinit import recipes
 from fastinit.base import memory
 from fastinit.command import devices, models, options
 from fastinit.plan.plan import Plan
@@ -87,6 +88,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
+        autocompletion=models.shipped_configs,
         help="A transformers config.json, a directory with one, a shipped name (gpt2-xl, "
         "llama-2-7b, llama-3.1-70b, llama-3.2-1b), or module:function, which returns a model.",
     ),
@@ -114,6 +116,7 @@ SavedPlan = Annotated[
     str | None,
     typer.Option(
         "--plan",
+        autocompletion=lambda: [*recipes.NAMES],
         help="A saved plan, or a recipe (gpt2, llama, vit, torch_default, ...), instead of what the "
         "constructors do.",
     ),
@@ -124,6 +127,7 @@ Threads = Annotated[
 Device = Annotated[
     str,
     typer.Option(
+        autocompletion=devices.names,
         help="auto (the first GPU with enough free memory, else the CPU), cpu, cuda or cuda:N.",
     ),
 ]

@@ -48,7 +48,9 @@ def bench_command(
     ] = 1 << 26,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Of which the median counts.")] = 5,
 ) -> None:
-    """What each law costs on this machine, beside torch.nn.init and tensor.zero_(), the write limit.
+    """What each law costs here, beside torch and the write limit.
+
+    Of torch it is torch.nn.init; the limit is tensor.zero_(), which writes the same bytes.
 
     Example: python -m fastinit bench
 

@@ -59,8 +59,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 command = partial(output.command, app)
+
+SCRIPT = "torch-fastinit"
+"""What pip installs; ``python -m fastinit`` is the same."""
 
 
 def _version(asked: bool) -> None:
@@ -100,13 +104,14 @@ def init_command(
     device: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=devices.names,
             help="auto (default: the first GPU with enough free memory, else the CPU), cpu, cuda or "
             "cuda:N; given again, on each.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Saves the plan to this JSON file.")] = None,
 ) -> None:
-    """Initialises a model and says what is in it and how long that took.
+    """Initialises a model, says what is in it and how long it took.
 
     Example: python -m fastinit init llama-3.2-1b --seed 0 --compare
 
@@ -170,7 +175,7 @@ def inspect_command(
         Path | None, typer.Option("--out", "--plot", help="Draws the variances to this file.")
     ] = None,
 ) -> None:
-    """Initialises a model and shows how variance travels through it, on random input.
+    """Shows how variance travels through a model, on random input.
 
     Example: python -m fastinit inspect gpt2-xl --dtype bfloat16 --out depth.png
 
@@ -230,7 +235,9 @@ def report_command(
         Path | None, typer.Option(help="The page; by default beside STATS, with the ending .html.")
     ] = None,
 ) -> None:
-    """Makes a page of HTML of a training that was watched: one file, which needs no network.
+    """Makes a page of HTML of a training that was watched.
+
+    It is one file, and needs no network.
 
     Example: python -m fastinit report stats.jsonl --out report.html
     """
@@ -271,7 +278,9 @@ def write_command(
         Format, typer.Option("--format", help="dcp is torch.distributed.checkpoint's.")
     ] = Format.safetensors,
 ) -> None:
-    """Writes an initialised model to disk as safetensors, for from_pretrained, without holding it.
+    """Writes an initialised model to disk, without holding it.
+
+    As safetensors, for from_pretrained.
 
     Run again after it was killed, it keeps the shards that are whole; with --verify, to the last byte.
     Started by torchrun, its processes share the work; the directory has to be one that all see.
@@ -355,16 +364,22 @@ def write_command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status: 0, or 2 after bad input, said in one line."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    name = Path(sys.argv[0]).name  # which a shell completes
+    # Shells complete the script, whoever asks them to.
+    completes = given[:1] in (["--install-completion"], ["--show-completion"])
+    scripted = completes or Path(sys.argv[0]).name == SCRIPT
     try:
         status = app(
             given,
-            prog_name=name if name == "torch-fastinit" else "python -m fastinit",
+            prog_name=SCRIPT if scripted else "python -m fastinit",
             standalone_mode=False,
         )
     except typer.Abort:
-        return 130
+        return faults.INTERRUPTED
     except Exception as error:
+        if completes:
+            said, of_error = faults.line(error)
+            print(said, file=sys.stderr)
+            return of_error
         if not _is_usage(error):
             raise
         no_arguments = type(error).__name__ == "NoArgsIsHelpError"

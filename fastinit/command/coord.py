@@ -50,6 +50,7 @@ def coord_command(
         str,
         typer.Argument(
             metavar="MODEL",
+            autocompletion=models.shipped_configs,
             help="module:function, which returns the model of a width; or a transformers config.json, a "
             "directory with one or a shipped name, whose hidden_size is the width.",
         ),
@@ -84,11 +85,11 @@ def coord_command(
         Path | None, typer.Option("--out", "--plot", help="Draws sizes by width to this file.")
     ] = None,
 ) -> None:
-    """Trains a model for some steps at several widths: do its activations depend on the width?
+    """Checks whether a model's activations depend on its width.
 
-    The loss is the model's own, on random tokens as their own labels; with --shape, what the model gives
-    if that is a scalar, else the mean square of its difference to fixed random values. The exit status
-    is 3 if a layer is not flat.
+    It is trained for some steps at several widths. The loss is the model's own, on random tokens as
+    their own labels; with --shape, what the model gives if that is a scalar, else the mean square of
+    its difference to fixed random values. The exit status is 3 if a layer is not flat.
 
     Example: python -m fastinit coord-check my_model:build --widths 64,128,256 --shape 32x16 --mup
 

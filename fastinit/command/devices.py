@@ -73,6 +73,11 @@ class Choice(NamedTuple):
         return work(Choice(CPU, f"{self.device} ran out of memory"))
 
 
+def names() -> list[str]:
+    """What can be asked for on any machine."""
+    return ["auto", "cpu", "cuda"]
+
+
 def check(asked: str) -> str:
     """Raises ValueError unless it is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,3}))?", asked):

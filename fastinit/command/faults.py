@@ -16,8 +16,8 @@ from pathlib import Path
 
 from fastinit.base import frames
 
-USER, OURS = 2, 1
-"""Exit statuses: of what the user can mend, and of a mistake in fastinit."""
+USER, OURS, INTERRUPTED = 2, 1, 130
+"""Exit statuses: of what the user can mend, of a mistake in fastinit, and after Ctrl-C."""
 
 ROOM = 600
 """Characters of an error's text that are said."""

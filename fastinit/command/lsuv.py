@@ -38,9 +38,10 @@ def lsuv_command(
     ] = None,
     target_std: Annotated[float, typer.Option(help="Of every layer's output.")] = 1.0,
 ) -> None:
-    """Scales a model's initial weights by LSUV, so that every layer's output has one std.
+    """Scales a model's initial weights by LSUV, on your data.
 
-    The model is never in memory as a whole. The plan goes to init, inspect and write as --plan.
+    Every layer's output then has one std. The model is never in memory as a whole. The plan goes to
+    init, inspect and write as --plan.
 
     Example: python -m fastinit lsuv gpt2-xl --data tokens.npy --out plan.json
 
@@ -50,7 +51,7 @@ def lsuv_command(
     target_std = number.positive("--target-std", target_std)
     values = read(data, getattr(torch, dtype.value))
     asked = Asked(seed, None, threads, [device])
-    run = Trial(tuple(values.shape), tokens=not values.is_floating_point())
+    run = Trial(tuple(values.shape), not values.is_floating_point(), f"--data {data}")
     model, plan = asked.planned(model_name, dtype)
     run.check(model, model_name)
     rows = list(values.split(batch or len(values)))

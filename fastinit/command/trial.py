@@ -16,6 +16,8 @@ from fastinit.command import faults
 BATCH, LENGTH = 1, 128
 """Of random tokens, by default."""
 
+_SHAPE = "say what it takes, as --shape 8x64"
+
 _EXTRA = 2  # rows that some families' tables of positions have beyond the positions
 
 
@@ -26,10 +28,12 @@ class Trial(NamedTuple):
         sizes: of the input; of tokens (sequences, tokens of each).
         tokens: random tokens, which are their own labels; else standard normal values, and the loss is
             the mean square of the output.
+        data: the option and the file that has the input, where it is not random.
     """
 
     sizes: tuple[int, ...]
     tokens: bool
+    data: str = ""
 
     def __str__(self) -> str:
         sizes = " x ".join(map(str, self.sizes))
@@ -40,14 +44,16 @@ class Trial(NamedTuple):
         if not self.tokens:
             return
         if not isinstance(_config(model, "vocab_size"), int):
-            raise ValueError(f"{name} takes no tokens: say what it takes, as --shape 8x64")
+            wanted = f"{self.data} must have floating-point values" if self.data else _SHAPE
+            raise ValueError(f"{name} takes no tokens: {wanted}")
         most, length = _config(model, "max_position_embeddings"), self.sizes[1]
         words: Any = getattr(model, "get_input_embeddings", lambda: None)()
         tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
         if not isinstance(most, int) or length <= most:
             return
         if any(most <= table.num_embeddings <= most + _EXTRA for table in tables):
-            raise ValueError(f"--length {length} is beyond the {most} positions of {name}")
+            given = f"{self.data}: a row of" if self.data else "--length"
+            raise ValueError(f"{given} {length} is beyond the {most} positions of {name}")
 
     def inputs(
         self, model: nn.Module, seed: int, device: torch.device, dtype: torch.dtype

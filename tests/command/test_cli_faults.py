@@ -5,6 +5,7 @@ process has (a full device, a closed pipe, a terminal that is none) runs in one.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,13 @@ import warm
 from fastinit.__main__ import main
 from fastinit.command import faults, models
 
+pytest.importorskip("numpy")
 pytest.importorskip("typer")
+
+import numpy as np
+import typer
+
+from fastinit.command import cli
 
 NET = """\
 import sys
@@ -29,6 +36,10 @@ from torch import nn
 
 def good():
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def wide(width):
+    return nn.Linear(8, width)
 
 
 def int8():
@@ -42,7 +53,7 @@ def fails():
 
 
 def deep():
-    return {}["no such key"]  # line 22
+    return {}["no such key"]  # line 26
 
 
 def exits():
@@ -50,7 +61,7 @@ def exits():
 
 
 def reads():
-    return nn.Linear(3, int(nn.Linear(3, 3).weight.sum() > 0) + 1)  # line 30
+    return nn.Linear(3, int(nn.Linear(3, 3).weight.sum() > 0) + 1)  # line 34
 
 
 def text():
@@ -74,7 +85,7 @@ class Picky(nn.Module):
         return self.table(x.long() + 50) if x.dim() == 2 else self.half(x)
 
     def half(self, x):
-        raise ArithmeticError("of my own")  # line 54
+        raise ArithmeticError("of my own")  # line 58
 
 
 class Numberless(nn.Linear):
@@ -97,6 +108,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("of mine")
     (tmp_path / "binary").write_bytes(bytes(range(256)))
+    np.save(tmp_path / "tokens.npy", np.zeros((2, 17), int))
     for name, content in {
         "no-json": "{",
         "list": "[]",
@@ -202,10 +214,10 @@ OF_ONE = {
 MODELS = [
     (
         "some_nets:fails",
-        "KeyError: 'no such key' (some_nets.py:22 in deep, called at some_nets.py:18",
+        "KeyError: 'no such key' (some_nets.py:26 in deep, called at some_nets.py:22",
     ),
-    ("some_nets:exits", "some_nets:exits: SystemExit: goodbye (some_nets.py:26 in exits)"),
-    ("some_nets:reads", "some_nets.py:30 reads the values of a parameter"),
+    ("some_nets:exits", "some_nets:exits: SystemExit: goodbye (some_nets.py:30 in exits)"),
+    ("some_nets:reads", "some_nets.py:34 reads the values of a parameter"),
     ("some_nets:text", "some_nets:text must return a torch.nn.Module, but got str"),
     ("some_nets:nothing", "has no attribute 'nothing'"),
     ("no_module:good", "there is no module 'no_module'"),
@@ -239,7 +251,28 @@ def one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert printed.err.count("\n") == 1, printed.err
     assert printed.err.startswith("fastinit: ")
     assert "mistake in fastinit" not in printed.err
+    assert _options_in(printed.err) <= _options_of(arguments), "it advises what is not there"
     return printed.err
+
+
+def _options_in(said: str) -> set[str]:
+    """Those of ours that a line names."""
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"\(hf download .*\)", "", said)))
+
+
+def _options_of(arguments: list[str]) -> set[str]:
+    """Those of its command, and what was given."""
+    named = typer.main.get_command(cli.app).commands.get(next(iter(arguments), ""))
+    own = (
+        {
+            option
+            for parameter in named.params
+            for option in parameter.opts + parameter.secondary_opts
+        }
+        if named
+        else set()
+    )
+    return own | _options_in(" ".join(arguments))
 
 
 @pytest.mark.parametrize(
@@ -278,7 +311,7 @@ def test_a_bad_model_is_one_line(command: str, model: str, said: str, place: Pat
         ("init some_nets:int8", "codes must have a float8"),
         ("inspect some_nets:int8 --shape 8x8", "codes must have a float8"),
         ("write some_nets:int8 --out out", "codes must have a float8"),
-        ("inspect some_nets:Picky --shape 2x3x4", "of my own (some_nets.py:54 in half, called at"),
+        ("inspect some_nets:Picky --shape 2x3x4", "of my own (some_nets.py:58 in half, called at"),
         ("inspect some_nets:Picky --shape 2x3", "IndexError: table has rows 0 to 9, but is asked"),
         ("inspect some_nets:numberless --shape 2x8", "must return a tensor, but got str"),
         ("inspect some_nets:frozen --shape 2x8", "has no gradients: --no-gradients"),
@@ -292,6 +325,15 @@ def test_a_bad_model_is_one_line(command: str, model: str, said: str, place: Pat
         ("-q info", "-q goes behind the command"),
         ("--debug info", "--debug goes behind the command"),
         ("lsuv some_nets:good --data file --out p.json", "--data file is no .npy file of numbers"),
+        (
+            "lsuv some_nets:good --data tokens.npy --out p.json",
+            "some_nets:good takes no tokens: --data tokens.npy must have floating-point values",
+        ),
+        (
+            "lsuv gpt2.json --data tokens.npy --out p.json",
+            "--data tokens.npy: a row of 17 is beyond the 16 positions of gpt2.json",
+        ),
+        ("coord-check some_nets:wide --widths 4,8", "some_nets:wide takes no tokens: say what it"),
         ("info more", "more"),
     ],
 )

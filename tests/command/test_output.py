@@ -13,6 +13,9 @@ import torch
 
 pytest.importorskip("typer")
 
+import typer
+
+from fastinit import __main__ as program
 from fastinit.command import cli, progress
 from fastinit.plan.plan import Plan
 from fastinit.variance.watch.watch import watch
@@ -109,6 +112,24 @@ def test_progress_fits_the_terminal_and_says_what_remains(width: int) -> None:
     assert len(line) <= width
     assert re.match(r"fill by .* -:--:-- left *$", line)
     assert ("elements/s" in line) == (width >= 52)
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_fits_and_cuts_no_sentence(option: str, capsys) -> None:
+    for words in ([], *([name] for name in typer.main.get_command(cli.app).commands)):
+        assert cli.main([*words, option]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        assert not [line for line in lines if re.search(r"\w\.\.\.$", line)]
+
+
+def test_an_interrupt_while_it_imports_is_no_traceback(monkeypatch, capsys) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "main", interrupted)
+    assert program.run() == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_the_version(capsys) -> None:
