@@ -93,9 +93,9 @@ def multiplier(name: str, value: Any, *, negative: bool = False) -> float:
     Raises:
         as :func:`real`.
     """
-    if type(value) is float and 0.0 <= value <= FLOAT32_MAX:  # as in real()
-        return value
     number = real(name, value)
+    if 0.0 <= number <= FLOAT32_MAX:  # as nearly always
+        return number
     if not (number >= 0.0 or (negative and number < 0.0)) or abs(number) == math.inf:
         out_of_range(name, "finite" if negative else "finite and not negative", value)
     if abs(number) > FLOAT32_MAX:

@@ -24,6 +24,7 @@ from fastinit.stream.laws import Law
 _record_gradients = internals.record_gradients
 _is_compiling = torch.compiler.is_compiling
 _traced = torch.compiler.is_dynamo_compiling
+_is_marked = partitioned.is_marked
 
 
 class LostWriteWarning(UserWarning):
@@ -111,8 +112,9 @@ def full_shape(tensor: Tensor | Blocks, part: Part | None = None) -> Sequence[in
     """
     if isinstance(tensor, Blocks):
         return tensor.shape if part is None else check_part(part).shape
-    if type(tensor) not in shard.PLAIN:  # which few are
-        check_tensor(tensor)
+    if type(tensor) in shard.PLAIN and part is None and not (_traced() or _is_marked(tensor)):
+        return tensors.sizes(tensor)  # of most
+    check_tensor(tensor)
     if part is not None:
         return check_part(part).shape
     if not _traced():

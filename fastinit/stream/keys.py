@@ -72,6 +72,8 @@ class _Cell(threading.local):
     def __init__(self) -> None:
         with torch.inference_mode(False):
             word = torch.empty((), dtype=torch.int64, device="cpu")
+            # Of what nobody but Python holds, torch takes hold with Python's lock, in each call.
+            self.view = word.view(())
         # The word is read where it lies: item() would take twice as long.
         draw = partial(word.random_, -(1 << 63), None)
         self.draw = draw, ctypes.c_uint64.from_address(word.data_ptr())
