@@ -300,6 +300,7 @@ PYBIND11_MODULE(_native, m) {
   if (PyModule_AddFunctions(m.ptr(), short_ways)) throw py::error_already_set();
   m.doc() = "fastinit's native kernels";
   m.attr("__version__") = FASTINIT_VERSION;
+  m.attr("interface") = FASTINIT_INTERFACE;
   m.attr("cuda_archs") = FASTINIT_CUDA_ARCHS;
   m.attr("cuda_missing") = FASTINIT_CUDA_MISSING;
   m.attr("compiler") = __VERSION__;

@@ -18,10 +18,9 @@ struct Question {
 Question of_plain[] = {{"is_cpu", true, nullptr},
                        {"is_contiguous", true, nullptr},
                        {"is_nested", false, nullptr},
-                       {"is_neg", false, nullptr},
-                       {"is_inference", false, nullptr}};
-PyObject *untyped_storage, *storage_nbytes, *nbytes, *storage_offset, *itemsize, *data_ptr, *base,
-    *is_leaf;
+                       {"is_neg", false, nullptr}};
+PyObject *version, *untyped_storage, *storage_nbytes, *nbytes, *storage_offset, *itemsize,
+    *data_ptr, *base, *is_leaf;
 
 // A new reference, or null and an error.
 PyObject* ask(PyObject* how, PyObject* of) {
@@ -39,6 +38,12 @@ bool number(PyObject* answer, int64_t* to) {
   *to = PyLong_AsLongLong(answer);
   Py_DECREF(answer);
   return *to >= 0;
+}
+
+// Whether it was not made for inference: is_inference() lets other threads in, and takes twice as long.
+bool has_version(PyObject* tensor) {
+  int64_t so_far;
+  return number(ask(version, tensor), &so_far);
 }
 
 // Whether its storage reaches as far as its elements: other layouts have none, and it may be freed.
@@ -59,7 +64,7 @@ bool is_plain(PyObject* tensor) {
   if (kind != tensor_class && kind != parameter_class) return false;
   for (const Question& q : of_plain)
     if (!is(q.answer, ask(q.how, tensor))) return false;
-  return has_memory(tensor);
+  return has_version(tensor) && has_memory(tensor);
 }
 
 bool has_attributes(PyObject* tensor) {
@@ -112,6 +117,7 @@ void look_up_torch() {
   tensor_class = kept(tensor);
   parameter_class = kept(torch.attr("nn").attr("Parameter"));
   for (Question& q : of_plain) q.how = kept(tensor.attr(q.name));
+  version = kept(tensor.attr("_version"));
   untyped_storage = kept(tensor.attr("untyped_storage"));
   storage_nbytes = kept(torch.attr("UntypedStorage").attr("nbytes"));
   nbytes = kept(tensor.attr("nbytes"));

@@ -1,4 +1,4 @@
-"""Types of csrc/module.cpp."""
+"""Types of csrc/module.cpp. A change of this text asks for a new build (base/native.py)."""
 
 from collections.abc import Sequence
 
@@ -17,6 +17,7 @@ __version__: str
 compiler: str
 cuda_archs: str
 cuda_missing: str
+interface: str
 
 def plain_cpu_address(tensor: object, /) -> int: ...
 def whole_cpu_address(tensor: object, /) -> int: ...
@@ -34,6 +35,10 @@ def fill_contiguous(
 _Request = tuple[PreparedLaw, int, int, int, int, _Ints, _Ints, _Ints]
 
 def fill_many(requests: Sequence[_Request], threads: int, /) -> None: ...
+
+_BlockRequest = tuple[PreparedLaw, int, int, int, int, int, _Ints, _Ints, _Ints, _Ints, int, float]
+
+def fill_blocks(requests: Sequence[_BlockRequest], threads: int, /) -> None: ...
 def isa() -> str: ...
 def isas() -> dict[str, bool]: ...
 def force_isa(name: str, /) -> None: ...

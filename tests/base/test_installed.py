@@ -223,3 +223,23 @@ def test_a_source_folder_without_a_build_says_so_and_takes_no_other_folders_modu
     assert done.stdout.strip() == "None"
     assert done.stderr.count("SlowBackendWarning") == 1
     assert f"To mend it: pip install -e {tmp_path}" in done.stderr
+
+
+@pytest.mark.skipif(backends.native.module is None, reason="without the native module")
+@pytest.mark.parametrize("older", [True, False])
+def test_a_module_that_was_built_of_another_source_is_not_used(tmp_path: Path, older: bool) -> None:
+    """As after a pull without a build."""
+    shutil.copytree(PACKAGE, tmp_path / "fastinit")
+    if older:
+        with (tmp_path / "fastinit" / "_native.pyi").open("a") as stub:
+            stub.write("def added() -> None: ...\n")
+    done = run(
+        tmp_path,
+        "import fastinit, torch; print(fastinit.backends.native.module is None); "
+        "w = fastinit.init.uniform_(torch.empty(4), seed=0); print(w.tolist())",
+    )
+    assert done.returncode == 0, done.stderr
+    same = fastinit.init.uniform_(torch.empty(4), seed=0).tolist()
+    assert done.stdout == f"{older}\n{same}\n"
+    assert ("was not built from this source" in done.stderr) is older
+    assert done.stderr.count("To mend it: pip install") == older
