@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -20,7 +21,8 @@ namespace py = pybind11;
 
 namespace {
 
-const Isa* chosen = nullptr;  // set when the module is imported
+// Set when the module is imported. Whoever forces another does so while others fill: each call takes it once.
+std::atomic<const Isa*> chosen = nullptr;
 
 // A law with the parameters of one dtype, converted once and used by many calls.
 struct PreparedLaw {
@@ -66,7 +68,7 @@ void fill_run(const PreparedLaw& law, uintptr_t data, int64_t n, uint64_t seed, 
   w.size[0] = n;
   w.local[0] = w.global[0] = 1;
   if (n < 4096) {  // not worth letting another thread in
-    chosen->fill_tile(w, tiling(w), 0);
+    chosen.load()->fill_tile(w, tiling(w), 0);
     return;
   }
   py::gil_scoped_release nogil;
@@ -294,7 +296,8 @@ PyMethodDef short_ways[] = {
 
 }  // namespace
 
-PYBIND11_MODULE(_native, m) {
+// All else that the module keeps is written as it is imported, and its objects as they are made.
+PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   chosen = &best_isa();
   look_up_torch();
   if (PyModule_AddFunctions(m.ptr(), short_ways)) throw py::error_already_set();
@@ -375,7 +378,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("SHORT") = SHORT;
   m.attr("CHUNK") = CHUNK;
   m.attr("CHUNKS") = CHUNKS;
-  m.def("isa", [] { return chosen->name; });
+  m.def("isa", [] { return chosen.load()->name; });
   m.def("isas", &isas);
   m.def("force_isa", &force_isa);
 }
