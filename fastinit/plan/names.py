@@ -97,7 +97,11 @@ def named_modules(
 def walked(
     model: nn.Module, remove_duplicate: bool = False
 ) -> Iterator[tuple[str, str, nn.Module]]:
-    """(name as of :func:`named_modules`, name as of ``model.named_modules``, module)."""
+    """(name as of :func:`named_modules`, name as of ``model.named_modules``, module).
+
+    Raises:
+        ValueError: a wrapper has something of its own by a name that what it wraps has, too.
+    """
     seen: set[int] = set()
     wraps: dict[type, str | None] = {}
     deepest = sys.getrecursionlimit()
@@ -128,11 +132,31 @@ def walked(
             ]
             continue
         inside = unwrapped(module)  # Fabric's wrapper has it twice
+        _check_apart(module, wrapped, inside)
         ahead += [
             (name if key == wrapped else joined(name, key), joined(full, key), child, depth + 1)
             for key, child in reversed(children.items())
             if child is not None and (key == wrapped or child is not inside)
         ]
+
+
+def _check_apart(wrapper: nn.Module, wrapped: str, inside: nn.Module) -> None:
+    """Raises ValueError if two tensors would have one name, and so the same numbers."""
+    extra = {key for key, its in _held(wrapper) if key != wrapped and its is not inside}
+    module, below = wrapper, set[str]()
+    while extra and (key := wrapped_key(module)) is not None:
+        module = getattr(module, key)
+        below.update(key for key, _ in _held(module))
+    if twice := sorted(extra & below):
+        raise ValueError(
+            f"{type(wrapper).__name__} has {', '.join(twice)} of its own, and so has what it wraps, to "
+            f"whose names a wrapper adds nothing: give its own another name"
+        )
+
+
+def _held(module: nn.Module) -> list[tuple[str, Any]]:
+    held = (*module._parameters.items(), *module._buffers.items(), *module._modules.items())
+    return [(key, its) for key, its in held if its is not None]
 
 
 def named_buffers(model: Model) -> Iterator[tuple[str, Tensor]]:

@@ -83,12 +83,16 @@ def own_name(name: str) -> str:
 def _dimensions(own: str, module: nn.Module) -> int | None:
     if is_conv1d(module):
         return _LINEAR.get(own)
-    names = next((of for kind, of in _DIMENSIONS.items() if isinstance(module, kind)), None)
-    if names is None:
+    if (of := torch_class(module)) is None:
         return None
     if isinstance(module, nn.RNNBase):
         of_layer = _OF_LAYER.fullmatch(own)
         if of_layer is None or int(of_layer[2]) >= module.num_layers:
             return None
         own = of_layer[1]
-    return names.get(own)
+    return _DIMENSIONS[of].get(own)
+
+
+def torch_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch that says what a module's parameters are; None if none does."""
+    return next((of for of in _DIMENSIONS if isinstance(module, of)), None)

@@ -12,7 +12,7 @@ from fastinit.fills import fans
 from fastinit.fills.layer_kinds import CONVOLUTIONS, EMBEDDINGS, NORMS
 from fastinit.plan.fill import Fill
 from fastinit.recipes.fills import ONE, ZERO, embedding, normal, uniform, within
-from fastinit.recipes.roles import own_name, role
+from fastinit.recipes.roles import own_name, role, torch_class
 
 _OUT_PROJ = type(nn.MultiheadAttention(1, 1).out_proj)
 """A class of its own, with a bias of 0."""
@@ -25,12 +25,13 @@ def torch_default(name: str, module: nn.Module, shape: torch.Size, config: Any) 
     a = sqrt(5); Bilinear, RNN, LSTM, GRU and their cells: uniform within 1 / sqrt(size);
     MultiheadAttention: Xavier, biases 0; embeddings: normal(0, 1), a padding row 0; norms: weight 1,
     bias 0; PReLU: its constant. ``nn.Transformer`` initialises its parts anew:
-    :func:`torch_transformer`.
+    :func:`torch_transformer`. A module that has a ``reset_parameters`` of its own gives them something
+    else, so there is no rule for it.
 
     Source: torch 2.13, ``torch/nn/modules``.
     """
     part = role(name, module, shape)
-    if part is None:
+    if part is None or _resets_itself(module):
         return None
     if isinstance(module, _OUT_PROJ) and part == "bias":
         return ZERO  # MultiheadAttention.out_proj
@@ -58,6 +59,15 @@ def torch_default(name: str, module: nn.Module, shape: torch.Size, config: Any) 
     if isinstance(module, nn.PReLU):
         return Fill.constant(module.init)
     return None
+
+
+def _resets_itself(module: nn.Module) -> bool:
+    """Whether it has another way than its class of torch to give its parameters values."""
+    of = torch_class(module)
+    return any(
+        name in vars(module) or getattr(type(module), name, None) is not getattr(of, name, None)
+        for name in ("reset_parameters", "_reset_parameters")
+    )
 
 
 def torch_transformer(name: str, module: nn.Module, shape: torch.Size, config: Any) -> Fill | None:

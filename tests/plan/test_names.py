@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointWrapper,
     apply_activation_checkpointing,
     checkpoint_wrapper,
 )
@@ -81,6 +82,45 @@ def test_distributed_checkpoints_have_the_same_names(kind: str) -> None:
         *(name for name, _ in named_buffers(wrapped)),
         *Plan.from_model(wrapped, lambda *_: Fill.normal()),
     }
+
+
+class Replicated(CheckpointWrapper):
+    """A wrapper with something of its own beside what it wraps."""
+
+    def __init__(self, key: str, its: nn.Module | nn.Parameter | None) -> None:
+        super().__init__(checkpoint_wrapper(nn.ModuleDict({"head": net(), "body": net()})))
+        held = self._parameters if isinstance(its, nn.Parameter) else self._modules
+        held[key] = its  # type: ignore[index]
+
+
+OWN: dict[str, tuple[str, Callable[[], nn.Module | nn.Parameter | None]]] = {
+    "a module": ("head", lambda: nn.Linear(2, 2)),
+    "a parameter": ("body", lambda: nn.Parameter(torch.ones(2))),
+    "another name": ("tail", lambda: nn.Linear(2, 2)),
+    "nothing": ("head", lambda: None),
+}
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_no_two_tensors_have_one_name(own: str) -> None:
+    key, make = OWN[own]
+    with fastinit.deferred(seed=3):
+        model = Replicated(key, make())
+    if own in ("a module", "a parameter"):
+        before = list(model.parameters())
+        meta = [p.is_meta for p in before]
+        with pytest.raises(
+            ValueError, match=f"Replicated has {key} of its own, and so has what it"
+        ):
+            fastinit.materialize_(model)
+        with pytest.raises(
+            ValueError, match=f"Replicated has {key} of its own, and so has what it"
+        ):
+            Plan.from_model(model, lambda *_: Fill.normal())
+        assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
+        assert [p.is_meta for p in before] == meta
+    else:
+        assert len(fastinit.recorded_plan(model)) == len(list(model.parameters()))
 
 
 def test_what_only_looks_like_a_wrapper_keeps_its_name() -> None:

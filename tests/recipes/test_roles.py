@@ -135,6 +135,24 @@ def test_what_is_added_is_listed() -> None:
     assert set(plan) == {name for name, _ in model.named_parameters()}
 
 
+@pytest.mark.parametrize("kind", [k for k in MODULES if k not in ("LlamaRMSNorm", "Conv1D")])
+def test_what_resets_itself_has_no_law_of_torch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a class or by itself; where torch's own class is told to do nothing, its law is what it was."""
+    plain = MODULES[kind]()
+    reset = "_reset_parameters" if "attention" in kind else "reset_parameters"
+    for base in type(plain).__mro__:
+        if reset in vars(base):
+            monkeypatch.setattr(base, reset, lambda self: None)
+    own = MODULES[kind]()
+    own.__class__ = type("Own", (type(own),), {reset: lambda self: None})
+    itself = MODULES[kind]()
+    setattr(itself, reset, lambda: None)
+    names = {name for name, _ in plain.named_parameters(recurse=False)}
+    assert covered(recipes.torch_default, plain).keys() & names == names
+    for module in (own, itself):
+        assert not covered(recipes.torch_default, module).keys() & names
+
+
 class Twice(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return 2 * weight
