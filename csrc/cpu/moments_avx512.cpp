@@ -40,7 +40,8 @@ void add_to(double* lanes, __m512d v) {
   _mm512_storeu_pd(lanes, _mm512_add_pd(_mm512_loadu_pd(lanes), v));
 }
 
-void sums_of(const float* x, int64_t steps, int64_t pitch, bool wide, double pivot, Sums& sums) {
+FASTINIT_NOINLINE void sums_of(const float* x, int64_t steps, int64_t pitch, bool wide,
+                               double pivot, Sums& sums) {
   if (pivot != 0) return accumulate_as(x, steps, pitch, wide, pivot, sums);
   constexpr int PARTS = LANES / 8;
   __m512d sum[PARTS], squares[PARTS];
@@ -78,7 +79,8 @@ void sums_of(const double* x, int64_t steps, int64_t pitch, bool wide, double pi
 }
 
 template <class T>  // Float16 or Bfloat16
-void sums_of(const T* x, int64_t steps, int64_t pitch, bool wide, double pivot, Sums& sums) {
+FASTINIT_NOINLINE void sums_of(const T* x, int64_t steps, int64_t pitch, bool wide, double pivot,
+                               Sums& sums) {
   if (wide) return accumulate_as(x, steps, pitch, wide, pivot, sums);
   constexpr int PARTS = LANES / 16;
   Range range[PARTS];
