@@ -10,6 +10,7 @@ python, needs=PACKAGE      run, where the package is installed
 any, title="FILE"          written to the file
 sh                         ``python -m fastinit`` is run, and torchrun's program in as many processes;
                            ``make`` and ``pip install`` are all else that may be there
+text                       what the block before it printed last, to the letter
 console, others            not run: what a large machine showed
 ========================== ======================================================================
 """
@@ -79,28 +80,35 @@ def restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("restored")
 def test_page_runs(page: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "example"}
+    printed = ""
     for block in blocks(page):
         if not _is_there(block.options.get("needs", "torch")):
             continue
         if "title" in block.options:
             Path(block.options["title"]).write_text(block.text)
         elif block.language == "python":
-            run_python(block, page.name, namespace)
+            printed = run_python(block, page.name, namespace)
+        elif block.language == "text":
+            assert printed.endswith(block.text), f"{page.name}:{block.line}\n{printed}"
         elif block.language == "sh":
             for line in block.text.splitlines():
                 run_command(shlex.split(line, comments=True))
 
 
-def run_python(block: Block, page: str, namespace: dict[str, Any]) -> None:
+def run_python(block: Block, page: str, namespace: dict[str, Any]) -> str:
+    """What it prints."""
+    everything = ""
     tree = ast.increment_lineno(ast.parse(block.text), block.line - 1)
     lines = block.text.splitlines()
     for statement in tree.body:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(ast.Module([statement], []), page, "exec"), namespace)
+        everything += printed.getvalue()
         said = lines[statement.end_lineno - block.line].partition("  # ")[2]
         if said and _last(statement).startswith("print("):
             assert shows(printed.getvalue().strip(), said), f"{page}:{statement.end_lineno}"
+    return everything
 
 
 def _last(statement: ast.stmt) -> str:
