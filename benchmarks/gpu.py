@@ -1,6 +1,7 @@
 """``python -m benchmarks.gpu``: fills on a GPU beside torch's and the write limit.
 
-Times are medians of CUDA events, contenders in turn; ``zero_`` stands for the write limit.
+Times are medians of CUDA events, contenders in turn; ``zero_`` stands for the write limit. What a call
+takes on the host, before the GPU has it, is a table of its own.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ from fastinit.stream.keys import stream_id
 
 
 def event_clock(run: Callable[[], object]) -> float:
-    """Seconds that a call keeps the GPU busy, by CUDA events."""
+    """Seconds that a call keeps the GPU busy, by CUDA events.
+
+    The GPU waits until the call has been made: else what the host takes for it would count too.
+    """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    torch.cuda._sleep(WAIT)
     start.record()
     run()
     end.record()
@@ -39,6 +44,9 @@ def event_clock(run: Callable[[], object]) -> float:
 
 
 race = partial(timing.race, clock=event_clock)
+ROW = 1024
+WAIT = 20_000_000
+"""Clocks of the GPU: about 10 ms, in which a list of hundreds of tensors is told."""
 
 
 def forced(name: str, run: Callable[[Tensor], object], tensor: Tensor) -> Callable[[], None]:
@@ -51,7 +59,8 @@ def forced(name: str, run: Callable[[Tensor], object], tensor: Tensor) -> Callab
 
 def fills(elements: int, rounds: int) -> Iterator[dict[str, Any]]:
     for case, dtype in CASES:
-        yield _fill(case, torch.empty(elements, dtype=dtype, device="cuda"), rounds)
+        shape = (elements // ROW, ROW)  # of which there is a fan
+        yield _fill(case, torch.empty(shape, dtype=dtype, device="cuda"), rounds)
 
 
 def _fill(case: Case, tensor: Tensor, rounds: int) -> dict[str, Any]:
@@ -153,6 +162,35 @@ def moments(elements: int, rounds: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def host_clock(run: Callable[[], object], each: int = 100) -> float:
+    """Seconds that a call takes on the host, of ``each`` in turn, none of which is waited for."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(each):
+        run()
+    taken = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return taken / each
+
+
+def calls(rounds: int) -> Iterator[dict[str, Any]]:
+    """What a call on 64 x 64 elements costs on the host."""
+    x = torch.empty(64, 64, device="cuda")
+    peers = {
+        "uniform_": (lambda: init.uniform_(x), lambda: torch.nn.init.uniform_(x)),
+        "normal_": (lambda: init.normal_(x), lambda: torch.nn.init.normal_(x)),
+        "kaiming_uniform_": (
+            lambda: init.kaiming_uniform_(x),
+            lambda: torch.nn.init.kaiming_uniform_(x),
+        ),
+        "moments, std": (lambda: fastinit.moments(x), lambda: torch.std(x)),
+    }
+    for name, (ours, theirs) in peers.items():
+        timings = timing.race({"fastinit": ours, "torch": theirs}, rounds, clock=host_clock)
+        mine, torchs = timings["fastinit"].median, timings["torch"].median
+        yield {"call": name, "us": mine * 1e6, "torch us": torchs * 1e6}
+
+
 def orthogonal(rounds: int) -> dict[str, Any]:
     tensor = torch.empty(4096, 4096, device="cuda")
     timings = race(
@@ -227,6 +265,11 @@ def main() -> None:
         for r in results["moments"]
     ]
     print(table(rows, "<>>>>>>>>"), "\n")
+
+    results["calls"] = list(calls(options.rounds))
+    rows = [["call on 64 x 64 elements", "us on the host", "torch's us"]]
+    rows += [[r["call"], f"{r['us']:.1f}", f"{r['torch us']:.1f}"] for r in results["calls"]]
+    print(table(rows, "<>>"), "\n")
 
     results["orthogonal"] = orthogonal(min(5, options.rounds))
     r = results["orthogonal"]

@@ -65,7 +65,8 @@ def test_a_billion_elements_are_those_of_the_cpu(law: Law, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_far_end_of_more_than_2_to_the_32_elements(name: str) -> None:
-    law, n, some = laws.normal(), (1 << 32) + 12345, 1 << 20
+    law, some = laws.normal(), 1 << 20
+    n = (1 << 32) + some + 12345
     tensor = torch.empty(n, dtype=torch.bfloat16, device="cuda")
     with backend(name):
         fill_(tensor, law, seed=SEED)
@@ -230,7 +231,7 @@ def test_a_model_on_several_devices_is_that_of_one() -> None:
 def test_a_device_that_is_not_there_is_an_error_with_cuda_s_text() -> None:
     module = backends.native.module
     fill = backends.native.prepared(laws.normal(), torch.float32)
-    pieces = module.Pieces([(fill, 0, 0, 0, 0, (4,), (1,), (1,))])
+    pieces = module.Pieces([(fill, 16, 0, 0, 0, (4,), (1,), (1,))])  # 16: an address, of nothing
     with pytest.raises(RuntimeError, match=r"fill_many.*cudaErrorInvalidDevice"):
         pieces.fill(99, 0, 0)
 
