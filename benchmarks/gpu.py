@@ -45,8 +45,8 @@ def event_clock(run: Callable[[], object]) -> float:
 
 race = partial(timing.race, clock=event_clock)
 ROW = 1024
-WAIT = 20_000_000
-"""Clocks of the GPU: about 10 ms, in which a list of hundreds of tensors is told."""
+WAIT = 40_000_000
+"""Clocks of the GPU: about 20 ms, in which a list of hundreds of tensors is told."""
 
 
 def forced(name: str, run: Callable[[Tensor], object], tensor: Tensor) -> Callable[[], None]:
