@@ -41,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> int:
     """The program: as :func:`main`, and what was printed is written."""
     status = None
-    with suppress(
-        KeyboardInterrupt
-    ):  # of the imports: a command that is interrupted says so itself
+    # Of the imports: a command that is interrupted says so itself.
+    with suppress(KeyboardInterrupt):
         status = main()
     from fastinit.command.faults import INTERRUPTED, finish
 
