@@ -288,6 +288,7 @@ py::dict isas() {
 
 // What pybind11 would take longer for than the function itself.
 PyMethodDef short_ways[] = {
+    {"plain_address", plain_address, METH_O, nullptr},
     {"plain_cpu_address", plain_cpu_address, METH_O, nullptr},
     {"whole_cpu_address", whole_cpu_address, METH_O, nullptr},
     {"is_marked", is_marked, METH_O, nullptr},

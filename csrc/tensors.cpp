@@ -15,12 +15,12 @@ struct Question {
   bool answer;  // of plain memory
   PyObject* how;
 };
-Question of_plain[] = {{"is_cpu", true, nullptr},
-                       {"is_contiguous", true, nullptr},
+Question of_plain[] = {{"is_contiguous", true, nullptr},
                        {"is_nested", false, nullptr},
-                       {"is_neg", false, nullptr}};
-PyObject *version, *untyped_storage, *storage_nbytes, *nbytes, *storage_offset, *itemsize,
-    *data_ptr, *base, *is_leaf;
+                       {"is_neg", false, nullptr},
+                       {"is_quantized", false, nullptr}};
+PyObject *is_cpu, *is_cuda, *version, *untyped_storage, *storage_nbytes, *nbytes, *storage_offset,
+    *itemsize, *data_ptr, *base, *is_leaf;
 
 // A new reference, or null and an error.
 PyObject* ask(PyObject* how, PyObject* of) {
@@ -59,9 +59,14 @@ bool has_memory(PyObject* tensor) {
   return number(ask(itemsize, tensor), &size) && there >= needed + before * size;
 }
 
-bool is_plain(PyObject* tensor) {
+// CUDA's memory is as plain as the CPU's, for whoever does not read it here.
+enum Where { ON_CPU, ON_CPU_OR_CUDA };
+
+bool is_plain(PyObject* tensor, Where where) {
   PyObject* const kind = (PyObject*)Py_TYPE(tensor);
   if (kind != tensor_class && kind != parameter_class) return false;
+  if (!is(true, ask(is_cpu, tensor)) && (where == ON_CPU || !is(true, ask(is_cuda, tensor))))
+    return false;
   for (const Question& q : of_plain)
     if (!is(q.answer, ask(q.how, tensor))) return false;
   return has_version(tensor) && has_memory(tensor);
@@ -117,6 +122,8 @@ void look_up_torch() {
   tensor_class = kept(tensor);
   parameter_class = kept(torch.attr("nn").attr("Parameter"));
   for (Question& q : of_plain) q.how = kept(tensor.attr(q.name));
+  is_cpu = kept(tensor.attr("is_cpu"));
+  is_cuda = kept(tensor.attr("is_cuda"));
   version = kept(tensor.attr("_version"));
   untyped_storage = kept(tensor.attr("untyped_storage"));
   storage_nbytes = kept(torch.attr("UntypedStorage").attr("nbytes"));
@@ -128,12 +135,16 @@ void look_up_torch() {
   is_leaf = kept(tensor.attr("is_leaf"));
 }
 
+PyObject* plain_address(PyObject*, PyObject* tensor) {
+  return address(is_plain(tensor, ON_CPU_OR_CUDA), tensor);
+}
+
 PyObject* plain_cpu_address(PyObject*, PyObject* tensor) {
-  return address(is_plain(tensor), tensor);
+  return address(is_plain(tensor, ON_CPU), tensor);
 }
 
 PyObject* whole_cpu_address(PyObject*, PyObject* tensor) {
-  return address(is_plain(tensor) && is_whole(tensor), tensor);
+  return address(is_plain(tensor, ON_CPU) && is_whole(tensor), tensor);
 }
 
 PyObject* is_marked(PyObject*, PyObject* tensor) {

@@ -6,7 +6,9 @@
 void look_up_torch();
 
 // The short ways through the one gate, for what is called often; 0 says nothing.
-// The address of what is certainly contiguous CPU memory.
+// The address of what is certainly contiguous memory of the CPU or of a CUDA device.
+PyObject* plain_address(PyObject* module, PyObject* tensor);
+// And of the CPU's.
 PyObject* plain_cpu_address(PyObject* module, PyObject* tensor);
 // And of what is certainly all of its parameter, and no temporary.
 PyObject* whole_cpu_address(PyObject* module, PyObject* tensor);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -145,10 +146,11 @@ class Native(Backend):
 
 def _launched(launch: Callable[[int, int, int], None], size: int, device: torch.device) -> None:
     """On the device's current stream. Nothing waits: nobody else on it gets that memory too early."""
-    scratch = torch.empty(size, dtype=torch.uint8, device=device)
+    scratch = torch.empty(size, dtype=torch.uint8, device=device) if size else None
     stream = torch.cuda.current_stream(device).cuda_stream
-    with torch.cuda.device(device):  # which gives no other one a context
-        launch(device.index, stream, scratch.data_ptr())
+    is_current = torch.cuda.current_device() == device.index  # mostly, and that is asked sooner
+    with nullcontext() if is_current else torch.cuda.device(device):  # gives no other a context
+        launch(device.index, stream, 0 if scratch is None else scratch.data_ptr())
 
 
 def _asked(r: Reading) -> tuple[int, int, Sequence[int], Sequence[int], bool, int]:

@@ -21,12 +21,17 @@ Obstacle = tuple[type[Exception], str]
 """What stands between a tensor and its elements: the exception it is, and the rest of "tensor ..."."""
 
 
-plain_cpu_address: Callable[[object], int]
-plain_cpu_address = module.plain_cpu_address if module else lambda tensor: 0
-"""The address of what is certainly contiguous CPU memory: the short way, for what is called often.
+plain_address: Callable[[object], int]
+plain_address = module.plain_address if module else lambda tensor: 0
+"""The address of what is certainly contiguous memory, the CPU's or a CUDA device's, of a tensor's values
+but for conjugation: the short way, for what is called often.
 
 0 says nothing: the long way (:func:`obstacle`) looks closer. Dynamo does not know it.
 """
+
+plain_cpu_address: Callable[[object], int]
+plain_cpu_address = module.plain_cpu_address if module else lambda tensor: 0
+"""The same of what is on the CPU."""
 
 whole_cpu_address: Callable[[object], int]
 whole_cpu_address = module.whole_cpu_address if module else lambda tensor: 0
@@ -49,7 +54,7 @@ def obstacle(tensor: Tensor) -> Obstacle | None:
     A meta tensor passes, as its elements are nowhere; so do lazily conjugated and negated views, whose
     memory is plain but holds other values. DTensors and asynchronous results are :func:`local`'s.
     """
-    if plain_cpu_address(tensor):
+    if plain_address(tensor):
         return None
     if torch.nn.parameter.is_lazy(tensor):
         return ValueError, "is uninitialised: it has no shape before its module has run"
@@ -130,7 +135,7 @@ def memory(tensor: Tensor, argument: str = "tensor") -> Tensor:
         ValueError: a FakeTensor.
         RuntimeError: a tensor whose storage is smaller than its elements need.
     """
-    if plain_cpu_address(tensor):
+    if plain_address(tensor):
         return tensor
     here = local(tensor, argument)
     if found := obstacle(here):
@@ -154,8 +159,8 @@ def values(tensor: Tensor, argument: str = "tensor") -> Tensor:
     Raises:
         as :func:`memory`; ValueError: also a meta tensor.
     """
-    if plain_cpu_address(tensor):
-        return tensor.detach()
+    if plain_address(tensor):
+        return tensor.detach().resolve_conj()
     if found := unreadable(tensor):
         raise found[0](f"{argument} {found[1]}")
     with torch.no_grad():
@@ -164,7 +169,7 @@ def values(tensor: Tensor, argument: str = "tensor") -> Tensor:
 
 def unreadable(tensor: Tensor) -> Obstacle | None:
     """Why a tensor's values cannot be read, or None."""
-    if plain_cpu_address(tensor):
+    if plain_address(tensor):
         return None
     try:
         here = local(tensor)

@@ -16,7 +16,7 @@ from fastinit.stream import laws
 # What every call needs, looked up once.
 _is_compiling = torch.compiler.is_compiling
 _is_marked = partitioned.is_marked
-_plain_cpu_address = tensors.plain_cpu_address
+_plain_address = tensors.plain_address
 
 SHORT_WAY = frozenset(laws.WRITTEN)
 _WRITABLE = SHORT_WAY | frozenset(laws.COMPLEX)
@@ -79,4 +79,4 @@ def check_place(tensor: Tensor, argument: str) -> None:
 
 def is_short_way(tensor: Tensor) -> bool:
     """Whether it is certainly memory that can be written as it lies, and all that there is to ask."""
-    return bool(_plain_cpu_address(tensor)) and tensor.dtype in SHORT_WAY
+    return bool(_plain_address(tensor)) and tensor.dtype in SHORT_WAY
