@@ -290,6 +290,7 @@ py::dict isas() {
 PyMethodDef short_ways[] = {
     {"plain_address", plain_address, METH_O, nullptr},
     {"plain_cpu_address", plain_cpu_address, METH_O, nullptr},
+    {"whole_address", whole_address, METH_O, nullptr},
     {"whole_cpu_address", whole_cpu_address, METH_O, nullptr},
     {"is_marked", is_marked, METH_O, nullptr},
     {"fill_contiguous", (PyCFunction)(void (*)())fill_contiguous, METH_FASTCALL, nullptr},

@@ -143,6 +143,10 @@ PyObject* plain_cpu_address(PyObject*, PyObject* tensor) {
   return address(is_plain(tensor, ON_CPU), tensor);
 }
 
+PyObject* whole_address(PyObject*, PyObject* tensor) {
+  return address(is_plain(tensor, ON_CPU_OR_CUDA) && is_whole(tensor), tensor);
+}
+
 PyObject* whole_cpu_address(PyObject*, PyObject* tensor) {
   return address(is_plain(tensor, ON_CPU) && is_whole(tensor), tensor);
 }

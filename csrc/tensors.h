@@ -10,7 +10,8 @@ void look_up_torch();
 PyObject* plain_address(PyObject* module, PyObject* tensor);
 // And of the CPU's.
 PyObject* plain_cpu_address(PyObject* module, PyObject* tensor);
-// And of what is certainly all of its parameter, and no temporary.
+// The same of what is certainly all of its parameter, and no temporary.
+PyObject* whole_address(PyObject* module, PyObject* tensor);
 PyObject* whole_cpu_address(PyObject* module, PyObject* tensor);
 // Whether it, or what it is a view of, has attributes.
 PyObject* is_marked(PyObject* module, PyObject* tensor);

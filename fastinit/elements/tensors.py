@@ -33,9 +33,13 @@ plain_cpu_address: Callable[[object], int]
 plain_cpu_address = module.plain_cpu_address if module else lambda tensor: 0
 """The same of what is on the CPU."""
 
+whole_address: Callable[[object], int]
+whole_address = module.whole_address if module else lambda tensor: 0
+"""The same of what is certainly all of its parameter (:mod:`partitioned`), and no computed temporary."""
+
 whole_cpu_address: Callable[[object], int]
 whole_cpu_address = module.whole_cpu_address if module else lambda tensor: 0
-"""The same of what is certainly all of its parameter (:mod:`partitioned`), and no computed temporary."""
+"""And of that which is on the CPU."""
 
 
 def is_fake(tensor: Tensor) -> bool:

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 
 from fastinit.backends import choose as backends
+from fastinit.backends.contract import Write
 from fastinit.base import torch_internals as internals
 from fastinit.elements import tensors
+from fastinit.elements.strided import whole
 from fastinit.stream import keys, laws
 from fastinit.stream.laws import Law
 
 # What every call needs, looked up once.
+_whole_address = tensors.whole_address
 _whole_cpu_address = tensors.whole_cpu_address
 _native_is_chosen = backends.native_is_chosen
 _prepared = backends.native.prepared
@@ -23,15 +26,17 @@ _threads = torch.get_num_threads
 _traced = torch.compiler.is_dynamo_compiling
 _dispatch_modes = internals.dispatch_modes
 _increment_version = internals.increment_version
+SHORT_WAY = frozenset(laws.WRITTEN)
+"""The dtypes that backends write."""
 
 
 def at_hand(tensor: object) -> int:
-    """The address of what is certainly plain CPU memory, all of its parameter and no temporary, for what
-    is called often: nothing in force has to be shown what is written there.
+    """The address of what is certainly plain memory, all of its parameter and no temporary, for what is
+    called often: nothing in force has to be shown what is written there.
 
     0 says nothing: the long way looks closer.
     """
-    return 0 if _traced() or _dispatch_modes() else _whole_cpu_address(tensor)
+    return 0 if _traced() or _dispatch_modes() else _whole_address(tensor)
 
 
 def fill_at_hand(
@@ -41,19 +46,27 @@ def fill_at_hand(
 
     False says nothing: then nothing was drawn and nothing written.
     """
-    if (
-        (address := at_hand(tensor))
-        and _native_is_chosen()
-        # which may refuse the law, before a seed is drawn
-        and (prepared := _prepared(law, tensor.dtype)) is not None
-    ):
-        if seed is None:
-            seed = _draw_seed(generator) if law[0] != _CONSTANT else 0
-        elif generator is not None:
-            raise ValueError("seed and generator exclude each other, but got both")
-        else:
-            seed = keys.check_seed(seed)
+    if _traced() or _dispatch_modes():
+        return False
+    # Either may refuse the law, before a seed is drawn.
+    prepared = None
+    if (address := _whole_cpu_address(tensor)) and _native_is_chosen():
+        prepared = _prepared(law, tensor.dtype)
+    if prepared is None:
+        if not _whole_address(tensor) or tensor.dtype not in SHORT_WAY:
+            return False
+        laws.kernel_params(law, tensor.dtype)
+    if seed is None:
+        seed = _draw_seed(generator) if law[0] != _CONSTANT else 0
+    elif generator is not None:
+        raise ValueError("seed and generator exclude each other, but got both")
+    else:
+        seed = keys.check_seed(seed)
+    if prepared is not None:
         _fill_contiguous(prepared, address, tensor.numel(), seed, stream, _threads())
-        _increment_version((tensor,))
-        return True
-    return False
+    else:
+        writes = [Write(tensor, law, seed, stream, whole(tensor.shape).strides, 0)]
+        with torch.no_grad():
+            backends.choose(tensor.device, exact=bool(law.exact)).fill_many(writes)
+    _increment_version((tensor,))
+    return True

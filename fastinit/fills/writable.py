@@ -10,7 +10,7 @@ from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
 from fastinit.elements.strided import Strided
-from fastinit.fills.at_hand import at_hand
+from fastinit.fills.at_hand import SHORT_WAY, at_hand
 from fastinit.stream import laws
 
 # What every call needs, looked up once.
@@ -18,7 +18,6 @@ _is_compiling = torch.compiler.is_compiling
 _is_marked = partitioned.is_marked
 _plain_address = tensors.plain_address
 
-SHORT_WAY = frozenset(laws.WRITTEN)
 _WRITABLE = SHORT_WAY | frozenset(laws.COMPLEX)
 
 
