@@ -212,27 +212,32 @@ def row(x: Tensor, higher: bool, counting: Counting) -> Tensor:
 
 
 def _of_plain_memory(x: Tensor, higher: bool) -> Tensor | None:
-    """The short way, for a few values as for millions: raw moments of what is contiguous on the CPU.
+    """The short way, for a few values as for millions: raw moments of contiguous memory.
 
     None says nothing: the long way looks closer.
     """
-    if _traced() or not (address := tensors.plain_cpu_address(x)):
+    if _traced() or not ((address := tensors.plain_cpu_address(x)) or tensors.plain_address(x)):
         return None
-    if (dtype := x.dtype) not in laws.DTYPES or not backends.native_is_chosen():
+    if (dtype := x.dtype) not in laws.DTYPES:
         return None
     if internals.dispatch_modes() or internals.is_transforming():
         return None  # what is made here would not be plain memory
     fields = ALL_FIELDS if number.flag("higher", higher) else FIELDS
-    raw = torch.empty(fields, dtype=torch.float64, device="cpu")
-    assert backends.native.module is not None  # it is chosen
-    backends.native.module.moments_contiguous(
-        laws.DTYPES.index(dtype),
-        address,
-        x.numel(),
-        raw.data_ptr(),
-        fields == ALL_FIELDS,
-        torch.get_num_threads(),
-    )
+    raw = torch.empty(fields, dtype=torch.float64, device=x.device)
+    if address and backends.native_is_chosen():
+        assert backends.native.module is not None  # it is chosen
+        backends.native.module.moments_contiguous(
+            laws.DTYPES.index(dtype),
+            address,
+            x.numel(),
+            raw.data_ptr(),
+            fields == ALL_FIELDS,
+            torch.get_num_threads(),
+        )
+        return raw
+    with torch.no_grad():
+        reading = Reading(x.detach(), (x.numel(),), (1,), False, raw)
+        backends.choose_measuring(x.device, reading.higher).moments_many([reading])
     return raw
 
 
