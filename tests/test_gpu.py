@@ -21,6 +21,7 @@ from fastinit.backends import choose as backends
 from fastinit.backends.choose import backend
 from fastinit.backends.installation import info
 from fastinit.command import devices
+from fastinit.elements import tensors
 from fastinit.fills.operator import Request, Window, fill_, fill_many_
 from fastinit.plan.fill import Fill
 from fastinit.plan.plan import Plan
@@ -49,6 +50,21 @@ def test_both_gpu_backends_serve_here() -> None:
     device = torch.device("cuda")
     assert [backends.native.serves(device), backends.triton.serves(device)] == [None, None]
     assert info()["choice"]["cuda:0"] == "native"
+
+
+def test_the_gate_takes_the_short_way_here_too() -> None:
+    """What is plain on the CPU is on a GPU; whoever reads memory here is told nothing of it."""
+    plain = torch.ones(4, 6, device="cuda")
+    freed = torch.ones(4, 6, device="cuda")
+    freed.untyped_storage().resize_(40)
+    marked = torch.ones(4, 6, device="cuda")
+    marked.said = "by somebody"  # type: ignore[attr-defined]
+    for tensor in (plain, plain[1:], nn.Parameter(plain), marked):
+        assert tensors.plain_address(tensor) == tensor.data_ptr()
+        assert tensors.plain_cpu_address(tensor) == tensors.whole_cpu_address(tensor) == 0
+        assert bool(tensors.whole_address(tensor)) is (tensor is not marked)
+    for tensor in (plain.t(), freed, plain * nn.Parameter(plain)):
+        assert tensors.whole_address(tensor) == 0
 
 
 @pytest.mark.parametrize("dtype", laws.DTYPES)
