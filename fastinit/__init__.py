@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fastinit.variance.coord.result import CoordCheck
     from fastinit.variance.lsuv.affine import LSUVError
     from fastinit.variance.lsuv.lsuv import lsuv_
+    from fastinit.variance.lsuv.ranks import ScaledAloneWarning
     from fastinit.variance.lsuv.result import LSUVResult
     from fastinit.variance.run.run import Run
     from fastinit.variance.transfer import transfer_scale_
@@ -61,6 +62,7 @@ _LATER = {
     "fastinit.variance.coord.check": "coord_check",
     "fastinit.variance.coord.result": "CoordCheck",
     "fastinit.variance.lsuv.lsuv": "lsuv_",
+    "fastinit.variance.lsuv.ranks": "ScaledAloneWarning",
     "fastinit.variance.lsuv.result": "LSUVResult",
     "fastinit.variance.run.run": "Run",
     "fastinit.variance.transfer": "transfer_scale_",
@@ -105,6 +107,7 @@ __all__ = [
     "Part",
     "Plan",
     "Run",
+    "ScaledAloneWarning",
     "SlowBackendWarning",
     "agreement",
     "audit",

@@ -103,7 +103,8 @@ def lsuv_(
             "error" names them all, "skip" leaves them as they are, with a note.
         verify: runs one more pass, plain, and measures every layer in it; keeps a copy of the weights.
         group: the ranks that have this model too, where it does not say so itself: a process group or a
-            device mesh.
+            device mesh. Where neither says it, this rank scales alone, and of several is warned
+            (ScaledAloneWarning).
         device: of a model that was built within ``deferred``, where its parameters are written as they
             are used; by default where the constructor would have put them. Inputs and buffers have to be
             there.
@@ -149,6 +150,7 @@ def lsuv_(
             raise ValueError("get_input is of batches, but there are none")
         for name, parameter in model.named_parameters():
             shard.check_runs(parameter, name, ranks_said=group is not None)
+        ranks.warn_if_alone(group)
         found, passed = find(model, layers)
         if layers is None:
             passed = other_weights(model, found) | passed

@@ -8,6 +8,7 @@ one that failed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
@@ -41,6 +42,13 @@ class Part(NamedTuple):
 UNKNOWN = Part()
 
 
+class ScaledAloneWarning(UserWarning):
+    """There are several ranks, and nothing says whether others have the model that one of them scales.
+
+    Replicas that each rank scales by a batch of its own are no longer the same.
+    """
+
+
 class Ranks:
     """The ranks that run a model together, or this process alone."""
 
@@ -52,6 +60,18 @@ class Ranks:
         """Those of a group, or those that the model says share its parameters."""
         groups = [*([] if group is None else [group]), *_groups(model)]
         return cls(_joined(groups)) if groups else cls(None, alone=True)
+
+    def warn_if_alone(self, group: base.Group) -> None:
+        """Warns where there are other ranks, of which nothing says anything; to be called by lsuv_."""
+        count = len(base.members(None)) if base.is_up() else 1
+        if group is None and self.alone and count > 1:
+            warnings.warn(
+                f"group is None, and nothing says which of the {count} ranks have this model too: this "
+                "one scales it alone, by its own inputs. Where it is replicated or will be sharded, "
+                "give group=, such as torch.distributed.group.WORLD, on all of them",
+                ScaledAloneWarning,
+                stacklevel=3,
+            )
 
     def together(self) -> AbstractContextManager[None]:
         """Within the block an error of one rank is an error of all."""
