@@ -48,7 +48,7 @@ def fill_at_hand(
     """
     if _traced() or _dispatch_modes():
         return False
-    # Either may refuse the law, before a seed is drawn.
+    # What may refuse the law or the device comes before a seed is drawn.
     prepared = None
     if (address := _whole_cpu_address(tensor)) and _native_is_chosen():
         prepared = _prepared(law, tensor.dtype)
@@ -56,6 +56,7 @@ def fill_at_hand(
         if not _whole_address(tensor) or tensor.dtype not in SHORT_WAY:
             return False
         laws.kernel_params(law, tensor.dtype)
+        backend = backends.choose(tensor.device, exact=bool(law.exact))
     if seed is None:
         seed = _draw_seed(generator) if law[0] != _CONSTANT else 0
     elif generator is not None:
@@ -67,6 +68,6 @@ def fill_at_hand(
     else:
         writes = [Write(tensor, law, seed, stream, whole(tensor.shape).strides, 0)]
         with torch.no_grad():
-            backends.choose(tensor.device, exact=bool(law.exact)).fill_many(writes)
+            backend.fill_many(writes)
     _increment_version((tensor,))
     return True

@@ -100,6 +100,7 @@ def fill_(
         return tensor  # a dispatch mode is shown what would be written on meta (fastinit.deferred)
     if not _is_compiling() and not is_itself(tensor):
         if seed is None:
+            backends.choose(tensor.device, exact=bool(law.exact))  # which may refuse
             seed = _draw_seed(generator) if law.kind != _CONSTANT else 0
         fill_many_([Request(tensor, law, seed, stream, window)])
         return tensor
@@ -191,14 +192,15 @@ def _fill_real(
         return
     tensor = tensors.memory(tensor)
     law = Law(kind, *parameters)
-    # Before a seed is drawn, as it may refuse the law.
+    # What may refuse the law or the device comes before a seed is drawn.
     laws.kernel_params(law, laws.COMPLEX.get(tensor.dtype, tensor.dtype))
+    backend = backends.choose(tensor.device, exact=bool(law.exact))
     if seed is None:
         seed = keys.draw_seed(generator) if kind != laws.CONSTANT else 0
     window = Window(tuple(strides), offset) if strides is not None else None
     mask = (1 << 64) - 1
     asked = writes(tensor, law, seed & mask, stream & mask, elements(tensor, window))
-    backends.choose(tensor.device, exact=bool(law.exact)).fill_many(list(asked))
+    backend.fill_many(list(asked))
     _increment_version((tensor,))
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -77,20 +77,35 @@ def test_a_block_is_its_threads_own() -> None:
     assert found == [None]
 
 
-def test_a_forced_backend_that_cannot_serve_is_an_error_and_nothing_is_written(
+KINDS: dict[str, Callable[[], torch.Tensor]] = {
+    "plain": lambda: torch.zeros(8),
+    "a parameter": lambda: torch.nn.Parameter(torch.zeros(8)),
+    "strided": lambda: torch.zeros(8, 2)[:, 1],
+    "complex": lambda: torch.zeros(8, dtype=torch.complex64),
+    "negated": lambda: torch.zeros(8, dtype=torch.complex64).conj().imag,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forced_backend_that_cannot_serve_is_an_error_and_nothing_is_written_or_drawn(
+    kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     native = backends.native
     monkeypatch.setattr(type(native), "serves", lambda self, device: "it has gone")
-    tensor = torch.zeros(8)
+    tensor, state = KINDS[kind](), torch.get_rng_state()
+    version = tensor._version
     message = "backend 'native' cannot fill a tensor on cpu: it has gone"
     with backend("native"):
+        with pytest.raises(RuntimeError, match=message):
+            fill_(tensor, laws.normal())
         with pytest.raises(RuntimeError, match=message):
             fill_(tensor, laws.normal(), seed=1)
         with pytest.raises(RuntimeError, match=message):
             fill_many_([Request(tensor, laws.normal(), 1)])
     assert not tensor.any()
-    assert tensor._version == 0
+    assert tensor._version == version
+    assert torch.get_rng_state().equal(state)
 
 
 def test_the_short_way_asks_too_whether_native_serves(monkeypatch: pytest.MonkeyPatch) -> None:
