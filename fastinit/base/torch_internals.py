@@ -237,6 +237,15 @@ def is_transforming() -> bool:
 
 constant_when_compiled(is_transforming)  # dynamo guards the transforms itself
 
+
+def is_exporting() -> bool:
+    """Whether torch.export traces here. Without it, torch 2.11's dynamo would say so of all it compiles,
+    which no watch would then measure."""
+    return torch.compiler.is_exporting()
+
+
+constant_when_compiled(is_exporting)
+
 is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
 """Whether torch.jit.trace makes a graph here. Without it, a watch's measurements would be in the graph.
 

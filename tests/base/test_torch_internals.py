@@ -299,6 +299,16 @@ def test_what_export_traces_with() -> None:
     assert internals.is_export_tensor(traced)
 
 
+def test_export_is_told_from_compiling() -> None:
+    class Told(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + (1 if internals.is_exporting() else 2)
+
+    x = torch.zeros(1)
+    assert [Told()(x), torch.compile(Told(), backend="eager", fullgraph=True)(x)] == [2, 2]
+    assert torch.export.export(Told(), (x,), strict=True).module()(x) == 1
+
+
 def test_tensors_with_weak_references_are_swapped() -> None:
     lstm = nn.LSTM(2, 2)  # which keeps weak references to its parameters
     one, other = lstm.weight_ih_l0, nn.Parameter(torch.zeros(8, 2))

@@ -623,9 +623,10 @@ def test_lsuv_of_a_row_wise_layer() -> None:
     model = two_layers()
     with two_ranks():
         parallelize_module(model, init_device_mesh("cpu", (2,)), {"2": RowwiseParallel()})
-        x, before = data().repeat(1, 2)[:, :8], model[2].weight.to_local().detach().clone()
-        with torch.no_grad():
+        with torch.no_grad():  # what this group scatters is whatever was in memory
+            model[2].weight.to_local().uniform_(-1, 1)
             model[2].bias.zero_()
+        x, before = data().repeat(1, 2)[:, :8], model[2].weight.to_local().detach().clone()
         result = fastinit.lsuv_(model[2], x[:, :4], layers=[""])
         scaled = before * result.layers[0].scale
         torch.testing.assert_close(model[2].weight.to_local().detach(), scaled)

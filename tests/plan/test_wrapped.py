@@ -24,16 +24,16 @@ class Held(torch.Tensor):
         return made
 
     def __init__(self, **inner: torch.Tensor) -> None:
-        self.names = list(inner)
+        self.held = list(inner)
         vars(self).update(inner)
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return self.names, None
+        return self.held, None
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default), func
-        made = type(args[0])(**{name: getattr(args[0], name) for name in args[0].names})
+        made = type(args[0])(**{name: getattr(args[0], name) for name in args[0].held})
         return return_and_correct_aliasing(func, args, kwargs or {}, made)
 
 
@@ -74,7 +74,7 @@ class Bytes(Held):
     said = DType.kFloat8E5M2
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
-        return self.names, {"nontensor_kwargs": {"fp8_dtype": self.said, "quantizer": None}}
+        return self.held, {"nontensor_kwargs": {"fp8_dtype": self.said, "quantizer": None}}
 
 
 @pytest.mark.parametrize("turned", [False, True])

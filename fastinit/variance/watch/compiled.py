@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fastinit.base.hooks import OwnForward, Uncopied
-from fastinit.base.torch_internals import is_transforming
+from fastinit.base.torch_internals import is_exporting, is_transforming
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.fills.layer_kinds import kind_of
@@ -284,13 +284,10 @@ class Accounts:
         return hook
 
 
-_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # from torch 2.7 on
-
-
 def is_traced() -> bool:
     """Whether dynamo makes a graph here that will run in this process, of values that can be read."""
     compiling = torch.compiler.is_dynamo_compiling()
-    return compiling and not _exporting() and not is_transforming()
+    return compiling and not is_exporting() and not is_transforming()
 
 
 def _plain(output: Any) -> Tensor | None:
