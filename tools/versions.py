@@ -27,7 +27,8 @@ from typing import NamedTuple
 import wheels
 
 CORE = [
-    *("stream/test_stream.py", "fills/test_operator.py", "statistics/test_tensor.py"),
+    *("stream/test_stream.py", "fills/test_operator.py", "fills/test_constants.py"),
+    "statistics/test_tensor.py",
     *("plan/test_apply.py", "plan/test_json_form.py", "record/test_materialize.py"),
     "variance/test_watch.py",
     *("base/test_torch_internals.py", "test_import.py"),
