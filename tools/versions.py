@@ -38,7 +38,8 @@ CORE = [
 
 WITH_NUMPY = [
     *("stream/test_laws.py", "stream/test_keys.py"),
-    *("plan/test_plan.py", "record/test_block.py", "variance/test_lsuv.py"),
+    *("plan/test_plan.py", "record/test_block.py", "record/test_block_refused.py"),
+    *("record/test_constructors.py", "variance/test_lsuv.py"),
 ]
 WITH_MODELS = ["command/test_cli.py", "command/test_cli_faults.py", "command/test_output.py"]
 

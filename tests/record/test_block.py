@@ -1,120 +1,22 @@
-"""deferred(): any constructor is recorded, and its parameters are written afterwards."""
+"""deferred(): what a constructor writes is recorded, and written afterwards."""
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
 import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
+from recording import LEVEL, Holder, holder, quiet, recorded, written
 from same_bits import assert_values
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn.init import dirac_, eye_, orthogonal_, sparse_, trunc_normal_
 from torch.nn.utils import parametrizations
-from torch.overrides import TorchFunctionMode
 
-from benchmarks.constructors import constructors
-from fastinit import DeferredError, Fill, Plan, deferred, init, materialize_, recorded_plan
-from fastinit.plan.groups import pattern
-
-pytest.importorskip("transformers")
-CONSTRUCTORS = constructors(small=True)
-LEVEL = 1e-4  # of all tests of a distribution in a model together, by Bonferroni
-
-
-class Holder(nn.Module):
-    """One parameter, written by a function."""
-
-    def __init__(self, write: Callable[[Tensor], object], *shape: int, **kwargs: object) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.empty(shape, **kwargs))
-        write(self.w)
-
-
-def recorded(construct: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    with deferred(seed):
-        return construct()
-
-
-def written(construct: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    return materialize_(recorded(construct, seed))
-
-
-def holder(write: Callable[[Tensor], object], *shape: int) -> Tensor:
-    return written(lambda: Holder(write, *shape)).w.detach()
-
-
-def quiet(write: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
-    def without_gradients(w: Tensor) -> None:
-        with torch.no_grad():
-            write(w)
-
-    return without_gradients
-
-
-# --- real constructors --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", CONSTRUCTORS)
-def test_a_constructor_gives_the_same_model_with_the_same_distributions(name: str) -> None:
-    """Each group of parameters (names without layer numbers, pooled) by a two-sample KS test."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model, eager = recorded(CONSTRUCTORS[name]), CONSTRUCTORS[name]()
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert not any(buffer.is_meta for buffer in model.buffers())
-    assert materialize_(model) is model
-    assert [n for n, p in model.named_parameters(remove_duplicate=False)] == [
-        n for n, p in eager.named_parameters(remove_duplicate=False)
-    ]
-    for (key, ours), (_, theirs) in zip(model.named_buffers(), eager.named_buffers(), strict=True):
-        assert torch.equal(ours, theirs), key
-    groups: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-    for (key, ours), (_, theirs) in zip(
-        model.named_parameters(), eager.named_parameters(), strict=True
-    ):
-        assert (ours.shape, ours.dtype, ours.requires_grad, ours.device, ours.stride()) == (
-            *(theirs.shape, theirs.dtype, theirs.requires_grad, theirs.device, theirs.stride()),
-        ), key
-        assert not ours.is_meta, key
-        group = groups.setdefault(pattern(key), ([], []))
-        group[0].append(ours.detach().flatten())
-        group[1].append(theirs.detach().flatten())
-    for key, (ours_, theirs_) in groups.items():
-        ours, theirs = torch.cat(ours_), torch.cat(theirs_)
-        if theirs.std(correction=0) == 0 or torch.equal(ours, theirs):
-            assert torch.equal(ours, theirs), key
-        else:
-            assert stats.ks_2samp(ours, theirs).pvalue > LEVEL / len(groups), key
-
-
-@pytest.mark.parametrize("name", ["GPT-2", "Mamba", "nn.Transformer"])
-def test_values_are_the_plans_whatever_the_order(name: str) -> None:
-    first, second = written(CONSTRUCTORS[name], seed=3), written(CONSTRUCTORS[name], seed=3)
-    for (key, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b), key
-    other = written(CONSTRUCTORS[name], seed=4)
-    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters()))
-    torch.manual_seed(5)  # neither torch's generator nor what was drawn before has a part in it
-    torch.randn(3)
-    third = written(CONSTRUCTORS[name], seed=3)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), third.parameters()))
-
-
-def test_siblings_may_be_built_in_any_order() -> None:
-    class Pair(nn.Module):
-        def __init__(self, order: str) -> None:
-            super().__init__()
-            made = {name: nn.Linear(8, 8) for name in order}
-            self.a, self.b = made["a"], made["b"]
-
-    ab, ba = written(lambda: Pair("ab")), written(lambda: Pair("ba"))
-    assert torch.equal(ab.a.weight, ba.a.weight)
-    assert torch.equal(ab.b.bias, ba.b.bias)
+from fastinit import Fill, Plan, deferred, init, materialize_, recorded_plan
 
 
 def _from_own(
@@ -163,12 +65,6 @@ def test_generators_of_the_constructor_are_kept_or_not(
         without = recorded(lambda: Holder(lambda w: draw(w, None), 6, 4), seed)
         assert torch.equal(materialize_(ours).w, materialize_(without).w)
         assert not torch.equal(ours.w, of_torch.w)
-
-
-def test_the_generator_is_where_it_was() -> None:
-    before = torch.get_rng_state()
-    written(CONSTRUCTORS["GPT-2"])
-    assert torch.equal(before, torch.get_rng_state())
 
 
 # --- what is recorded ---------------------------------------------------------------------------------
@@ -493,160 +389,3 @@ def test_devices_asked_of_a_parameter_are_real() -> None:
     assert model.steps.tolist() == [0, 1, 2, 3]
     assert model.like.sum() == 0
     assert model.there.sum() == 3
-
-
-# --- what cannot be recorded --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda w: w.sum().item(),
-        lambda w: bool((w > 0).any()),
-        lambda w: w.tolist(),
-        lambda w: w.detach().numpy(),
-        lambda w: torch.allclose(w, w),
-    ],
-)
-def test_reading_a_parameter_is_an_error_that_names_the_line(read: Callable) -> None:
-    line = read.__code__.co_firstlineno
-    with pytest.raises(DeferredError, match=rf"test_block\.py:{line}\b"), deferred():
-        Holder(read, 4, 4)
-    assert not nn.Linear(2, 2).weight.is_meta
-
-
-def test_what_the_constructor_left_unwritten_is_an_error() -> None:
-    for write in (lambda w: None, quiet(lambda w: w[:2].normal_())):
-        model = recorded(lambda write=write: Holder(write, 4, 4))
-        with pytest.raises(ValueError, match="left unwritten, at least in part: parameter w"):
-            materialize_(model)
-        assert model.w.is_meta
-
-
-def test_what_was_not_recorded_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"not recorded.*weight, bias"):
-        materialize_(nn.Linear(2, 2, device="meta"))
-    both = nn.Sequential(recorded(lambda: nn.Linear(2, 2), 0), recorded(lambda: nn.Linear(2, 2), 1))
-    with pytest.raises(ValueError, match="seeds \\[0, 1\\]"):
-        materialize_(both)
-
-
-def test_a_model_that_is_written_or_was_never_recorded_is_an_error() -> None:
-    for model in (nn.Linear(2, 2), written(lambda: nn.Linear(2, 2))):
-        for function in (recorded_plan, materialize_):
-            with pytest.raises(ValueError, match=r"not built within fastinit\.deferred\(\)"):
-                function(model)
-    assert len(recorded_plan(recorded(nn.ReLU))) == 0
-
-
-def test_a_model_that_cannot_be_written_stays_on_meta() -> None:
-    model = recorded(lambda: nn.Sequential(nn.Linear(2, 2), Holder(lambda w: None, 3)))
-    with pytest.raises(ValueError, match=r"1\.w"):
-        materialize_(model)
-    assert all(parameter.is_meta for parameter in model.parameters())
-
-
-def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="seed"), deferred(-1):
-        pass
-    with torch.device("meta"), pytest.raises(ValueError, match="default device"), deferred():
-        pass
-    with deferred(), pytest.raises(RuntimeError, match="already in force"), deferred():
-        pass
-    with pytest.raises(ValueError, match="meta"):
-        materialize_(recorded(lambda: nn.Linear(2, 2)), device="meta")
-
-
-# --- plans and places ---------------------------------------------------------------------------------
-
-
-def test_materialize_elsewhere_and_as_something_else() -> None:
-    model = materialize_(recorded(CONSTRUCTORS["Llama"]), device="cpu", dtype=torch.bfloat16)
-    exact = written(CONSTRUCTORS["Llama"])
-    for (key, ours), wanted in zip(model.named_parameters(), exact.parameters(), strict=True):
-        assert torch.equal(ours, wanted.bfloat16()), key
-
-
-def test_the_plan_writes_what_materialize_does(tmp_path) -> None:
-    model = recorded(CONSTRUCTORS["GPT-2"])
-    plan = recorded_plan(model)
-    plan.save(tmp_path / "plan.json")
-    loaded = Plan.load(tmp_path / "plan.json")
-    assert loaded == plan
-    elsewhere = loaded.apply_(CONSTRUCTORS["GPT-2"]())
-    for (key, ours), wanted in zip(
-        materialize_(model).named_parameters(), elsewhere.parameters(), strict=True
-    ):
-        assert torch.equal(ours, wanted), key
-
-
-def test_diff_shows_a_recipe_not_applied() -> None:
-    def small_head() -> nn.Module:
-        model = CONSTRUCTORS["GPT-2"]()
-        nn.init.normal_(model.transformer.h[1].mlp.c_fc.weight, std=0.5)
-        return model
-
-    usual, other = (
-        recorded_plan(recorded(CONSTRUCTORS["GPT-2"])),
-        recorded_plan(recorded(small_head)),
-    )
-    (difference,) = usual.diff(other)
-    assert difference.name == "transformer.h.1.mlp.c_fc.weight"
-    assert str(difference).endswith("normal, std 0.02; other: normal, std 0.5")
-    assert usual.diff(recorded_plan(recorded(CONSTRUCTORS["GPT-2"], seed=9))) == []
-    mamba = recorded_plan(recorded(CONSTRUCTORS["Mamba"]))
-    assert mamba.diff(recorded_plan(recorded(CONSTRUCTORS["Mamba"]))) == []
-
-
-def test_values_that_json_cannot_hold_are_named() -> None:
-    with pytest.raises(ValueError, match=r"backbone\.layers\.0\.mixer\.A_log \(values\)"):
-        recorded_plan(recorded(CONSTRUCTORS["Mamba"])).to_json()
-
-
-def test_from_pretrained_keeps_what_was_loaded(tmp_path) -> None:
-    """Loaded weights are not written; those that the file lacks are initialised."""
-    import transformers
-    from safetensors.torch import load_file, save_file
-
-    saved = CONSTRUCTORS["GPT-2"]()
-    saved.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    tensors = load_file(file)
-    missing = [key for key in tensors if "h.1.mlp.c_fc" in key]
-    save_file({k: v for k, v in tensors.items() if k not in missing}, file, {"format": "pt"})
-    with deferred(seed=2):
-        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    materialize_(model)
-    wanted = dict(saved.named_parameters())
-    for key, parameter in model.named_parameters():
-        drawn = key.endswith("h.1.mlp.c_fc.weight")  # its bias is 0 in both
-        assert torch.equal(parameter, wanted[key]) != drawn, key
-    weight = model.transformer.h[1].mlp.c_fc.weight.detach()
-    drawn = init.normal_(
-        torch.empty_like(weight), std=0.02, seed=2, name="transformer.h.1.mlp.c_fc.weight"
-    )
-    assert torch.equal(weight, drawn)
-
-
-class _Dropped(TorchFunctionMode):
-    """As Lightning's ``init_module(empty_init=True)``: functions of torch.nn.init do nothing."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("name", ["uniform_", "normal_", "kaiming_uniform_", "constant_"])
-@pytest.mark.parametrize("outer", ["theirs", "ours"])
-def test_an_initialisation_that_something_drops_is_an_error(name: str, outer: str) -> None:
-    """Not what was there before, which would be taken for what the constructor gives."""
-
-    def build(blocks: list[Callable]) -> None:
-        with blocks[0](), blocks[1]():
-            weight = nn.Parameter(torch.zeros(4, 4))
-            getattr(nn.init, name)(weight, 1.0)
-
-    blocks = [_Dropped, deferred] if outer == "theirs" else [deferred, _Dropped]
-    with pytest.raises(DeferredError, match=rf"{name} at .*test_block.* wrote nothing"):
-        build(blocks)
