@@ -9,6 +9,7 @@
 
 #include "counts.h"
 #include "cpu/units.h"
+#include "cpu/whole.h"
 #include "cuda/pieces.h"
 #include "kernels.h"
 #include "moments.h"
@@ -191,16 +192,26 @@ void moments_contiguous(int dtype, uintptr_t data, int64_t n, uintptr_t result, 
   check_address(result, 1);
   const Read read{reinterpret_cast<const void*>(data), dtype, false, 1, {n}, {1}};
   double* const to = reinterpret_cast<double*>(result);
-  py::gil_scoped_release nogil;
   moments_many_cpu(*chosen, &read, &to, higher, 1, threads);
 }
 
 Ints still_units(int dtype, uintptr_t data, int64_t outer, int64_t units, int64_t inner,
                  bool from_zero) {
   check_address(data, outer * units * inner);
-  py::gil_scoped_release nogil;
   return still_units_cpu(reinterpret_cast<const void*>(data), dtype, outer, units, inner,
                          from_zero);
+}
+
+void zero_smallest(uintptr_t keys, int64_t rows, int64_t columns, int64_t zeros, uintptr_t elements,
+                   int64_t size, int threads) {
+  check_address(keys, rows * columns);
+  check_address(elements, rows * columns);
+  zero_smallest_cpu((const uint32_t*)keys, rows, columns, zeros, (void*)elements, size, threads);
+}
+
+void orthonormal_rows(bool float64, uintptr_t gaussians, int64_t few, int64_t many, double gain) {
+  check_address(gaussians, few * many);
+  orthonormal_rows_cpu((void*)gaussians, float64, few, many, gain);
 }
 
 struct Readings {
@@ -314,8 +325,10 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def(py::init(&prepare), py::arg("law"), py::arg("dtype"), py::arg("params"));
   m.def("fill_many", &fill_many);
   m.def("fill_blocks", &fill_blocks);
-  m.def("moments_contiguous", &moments_contiguous);
-  m.def("still_units", &still_units);
+  m.def("moments_contiguous", &moments_contiguous, py::call_guard<py::gil_scoped_release>());
+  m.def("still_units", &still_units, py::call_guard<py::gil_scoped_release>());
+  m.def("zero_smallest", &zero_smallest, py::call_guard<py::gil_scoped_release>());
+  m.def("orthonormal_rows", &orthonormal_rows);
   py::class_<Readings>(m, "Readings")
       .def(py::init<const std::vector<Asked>&, bool>(), py::arg("readings"),
            py::arg("higher") = false)

@@ -39,6 +39,13 @@ def at_hand(tensor: object) -> int:
     return 0 if _traced() or _dispatch_modes() else _whole_address(tensor)
 
 
+def native_address(tensor: object) -> int:
+    """The address of what is at hand on the CPU where native kernels serve it; 0 says nothing."""
+    if _traced() or _dispatch_modes() or not _native_is_chosen():
+        return 0
+    return _whole_cpu_address(tensor)
+
+
 def fill_at_hand(
     tensor: Any, law: Law, seed: int | None, stream: int, generator: torch.Generator | None
 ) -> bool:

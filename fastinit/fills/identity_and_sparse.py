@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastinit.backends import choose as backends
 from fastinit.base import number
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part
 from fastinit.fills import operator as ops
+from fastinit.fills.at_hand import native_address
 from fastinit.fills.seeded import (
     check_tensor,
     draw_,
@@ -25,6 +28,8 @@ from fastinit.fills.seeded import (
 from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id, substream
 from fastinit.stream.rounding import FLOAT8
+
+_zero_smallest: Any = getattr(backends.native.module, "zero_smallest", None)
 
 
 def eye_(tensor: Tensor, *, part: Part | None = None) -> Tensor:
@@ -145,21 +150,29 @@ def _zero(
 ) -> None:
     """Zeros at random places of each column: those of its smallest keys.
 
-    The sort is stable, so that equal keys (24 random bits each) come out in the same order on every
-    device.
+    Of equal keys (24 random bits each) it is the first, on every device.
     """
     rows, columns = tensor.shape
-    order = ops.fill_(
+    drawn = ops.fill_(
         torch.empty(columns, rows, dtype=torch.float32, device=tensor.device),
         laws.uniform(),
         seed=seed,
         stream=substream(stream, "zeros"),
         generator=generator,
-    ).argsort(dim=1, stable=True)
+    )
+    if (
+        (its := native_address(tensor))
+        and (address := native_address(drawn))
+        and not tensor.is_conj()  # where a zero is 0 - 0i
+        and rows < 1 << 32
+    ):
+        threads = torch.get_num_threads()
+        _zero_smallest(address, rows, columns, zeros, its, tensor.itemsize, threads)
+        return
     held = tensor.detach()
     if held.dtype in FLOAT8:  # which torch does not scatter; their zero is the byte 0
         held = held.view(torch.uint8)
-    held.t().scatter_(1, order[:, :zeros], 0)
+    held.t().scatter_(1, drawn.argsort(dim=1, stable=True)[:, :zeros], 0)
 
 
 def centre(tensor: Tensor) -> Tensor:

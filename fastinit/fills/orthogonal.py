@@ -11,15 +11,18 @@ a QR, with no factorisation that could fail, for square, tall and wide alike.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastinit.backends import choose as backends
 from fastinit.base import number
 from fastinit.elements import shards as shard
 from fastinit.elements import tensors
 from fastinit.elements.part import Part
 from fastinit.fills import operator as ops
+from fastinit.fills.at_hand import native_address
 from fastinit.fills.identity_and_sparse import centre
 from fastinit.fills.seeded import full_shape, name_of, warn_if_lost, writes_whole
 from fastinit.stream import laws
@@ -28,6 +31,11 @@ from fastinit.stream.rounding import rounded, wide
 
 _LEAST = 1e-36
 """Stands for 0 in divisions: a normal float32, and too small to change what was drawn as another."""
+
+_SMALL = 1 << 15
+"""The most few x few x many of matrices that are made sooner on one thread than by LAPACK."""
+
+_orthonormal_rows: Any = getattr(backends.native.module, "orthonormal_rows", None)
 
 
 def orthogonal_(
@@ -154,17 +162,29 @@ def _matrix(
     )
     stream = ANONYMOUS if name is None else stream_id(name)
     ops.fill_(gaussians, laws.normal(), seed=seed, stream=stream, generator=generator)
-    tall = product_of_reflections(gaussians, gain)
-    return tall if rows > columns else tall.mT
+    matrix = orthonormal_rows(gaussians, gain)
+    return matrix.mT if rows > columns else matrix
 
 
-def product_of_reflections(gaussians: Tensor, gain: float = 1.0) -> Tensor:
-    """gain times a Haar-distributed [many, few] matrix from Gaussians [few, many], few <= many.
+def orthonormal_rows(gaussians: Tensor, gain: float = 1.0) -> Tensor:
+    """gain times a Haar-distributed [few, many] matrix from Gaussians of its shape, few <= many.
 
-    Row k of ``gaussians``, from its k-th element on, is the vector x that reflection k maps to a
-    multiple of the unit vector; what is left of the diagonal is not used. ``gaussians`` is
-    overwritten. Reflections are LAPACK's: H = I - tau v v^H with v[0] = 1.
+    It is a product of reflections, transposed. Row k of ``gaussians``, from its k-th element on, is
+    the vector x that reflection k maps to a multiple of the unit vector; what is left of the diagonal
+    is not used. ``gaussians`` is overwritten. Reflections are LAPACK's: H = I - tau v v^H, v[0] = 1.
+
+    A small real one is native on the CPU: torch's operators and LAPACK's threads would take longer to
+    begin. The shape decides, not the tensor, so that a parameter's parts have the bits of the whole; but
+    what is traced or shown to a mode is torch's, and has other roundings.
     """
+    few, many = gaussians.shape
+    if (
+        (address := native_address(gaussians))
+        and few * few * many <= _SMALL
+        and not gaussians.is_complex()
+    ):
+        _orthonormal_rows(gaussians.dtype == torch.float64, address, few, many, gain)
+        return gaussians
     x = gaussians.triu_()
     # The last row of a square matrix is one number, and may have been drawn as exactly 0.
     first = x.diagonal() + _LEAST
@@ -176,4 +196,4 @@ def product_of_reflections(gaussians: Tensor, gain: float = 1.0) -> Tensor:
     q: Tensor = torch.linalg.householder_product(columns, first.div_(beta).add_(1))
     # R's diagonal would be -beta; Haar's measure wants it positive.
     signs = beta.sign_().neg_()
-    return q.mul_(signs if gain == 1.0 else signs.mul_(gain))
+    return q.mul_(signs if gain == 1.0 else signs.mul_(gain)).mT

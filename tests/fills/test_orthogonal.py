@@ -6,14 +6,17 @@ have passed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from same_bits import assert_values
+from same_bits import assert_values, bits, drawn
 from scipy import stats
 
-from fastinit import init
+from fastinit import Part, init
+from fastinit.backends.choose import backend, native
+from fastinit.fills.orthogonal import orthonormal_rows
 
 LEVEL = 1e-4
 TOLERANCE = {  # the promise for float32; a few units in the last place of one entry for the others
@@ -76,6 +79,74 @@ def test_gain_must_be_finite(gain: float) -> None:
     assert not w.any()
 
 
+SMALL = [(1, 1), (2, 2), (1, 7), (3, 5), (16, 16), (4, 300)]
+
+
+def in_order(gaussians: list[list[float]], gain: float) -> list[list[float]]:
+    """What csrc/cpu/whole.cpp computes: float64, every sum in the order of its terms."""
+    few, many = len(gaussians), len(gaussians[0])
+    rows = [list(row) for row in gaussians]
+    for k in reversed(range(few)):
+        v, squares = rows[k], 0.0
+        for x in v[k:]:
+            squares += x * x
+        first = v[k] + 1e-36
+        beta = math.copysign(max(math.sqrt(squares), 1e-36), first)
+        tau, sign = first / beta + 1, gain if beta < 0 else -gain
+        v[k + 1 :] = [x / (first + beta) for x in v[k + 1 :]]
+        for row in rows[k + 1 :]:
+            along = 0.0
+            for i in range(k + 1, many):
+                along += v[i] * row[i]
+            along *= tau
+            row[k:] = [-along, *(row[i] - along * v[i] for i in range(k + 1, many))]
+        v[: k + 1] = [*[0.0] * k, sign * (1 - tau)]
+        v[k + 1 :] = [x * (-sign * tau) for x in v[k + 1 :]]
+    return rows
+
+
+@pytest.mark.skipif(native.module is None, reason="without the native module")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SMALL)
+def test_small_ones_are_computed_in_one_order(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    for gaussians in (drawn(*shape, seed=1).to(dtype), torch.zeros(shape, dtype=dtype)):
+        for gain in (1.0, -0.3):
+            expected = torch.tensor(in_order(gaussians.tolist(), gain), dtype=torch.float64)
+            got = orthonormal_rows(gaussians.clone(), gain)
+            assert bits(got).equal(bits(expected.to(dtype)))
+            with backend("reference"):  # torch's linear algebra, in the same dtype
+                torchs = orthonormal_rows(gaussians.clone(), gain)
+            torch.testing.assert_close(got, torchs, rtol=0, atol=TOLERANCE[dtype])
+
+
+VIEWS: dict[str, Callable[[], torch.Tensor]] = {
+    "of all rows": lambda: torch.empty(5, 6),
+    "turned": lambda: torch.empty(6, 5).t(),
+    "of every other": lambda: torch.empty(10, 12)[::2, ::2],
+    "a parameter": lambda: torch.nn.Parameter(torch.empty(5, 6)),
+    "a parameter's rows": lambda: torch.nn.Parameter(torch.empty(9, 6))[2:7],
+    "wide": lambda: torch.empty(5, 6, dtype=torch.float64),
+    "of more dimensions": lambda: torch.empty(5, 3, 2),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_small_ones_have_the_same_bits_in_any_strides(name: str) -> None:
+    plain = init.orthogonal_(torch.empty(5, 6), seed=3)
+    its = init.orthogonal_(VIEWS[name](), seed=3)
+    got = its.detach().reshape(5, 6).float()
+    assert bits(got).equal(bits(plain)) or (native.module is None and got.allclose(plain))
+
+
+@pytest.mark.skipif(native.module is None, reason="without the native module")
+def test_parts_of_small_ones_have_the_bits_of_the_whole() -> None:
+    whole = init.orthogonal_(torch.empty(7, 5), seed=3, name="w")
+    for rank, rows in enumerate((4, 3)):
+        part = Part((7, 5)).chunk(0, ranks=2, rank=rank)
+        its = init.orthogonal_(torch.empty(rows, 5), seed=3, name="w", part=part)
+        assert bits(its).equal(bits(whole[4 * rank : 4 * rank + rows]))
+
+
 @pytest.fixture
 def _one_thread() -> Iterator[None]:
     """Thousands of tiny matrices: LAPACK's threads would only wait for each other."""
@@ -91,7 +162,6 @@ def draws(rows: int, columns: int, count: int, dtype: torch.dtype = torch.float6
     )
 
 
-@pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("shape", [(4, 4), (6, 3), (3, 6)])
 def test_every_entry_has_haars_law(shape: tuple[int, int]) -> None:
     # The square of any entry of an orthonormal n-vector is Beta(1/2, (n-1)/2), its sign a fair coin.
@@ -104,7 +174,6 @@ def test_every_entry_has_haars_law(shape: tuple[int, int]) -> None:
             assert stats.binomtest(int((x > 0).sum()), len(x)).pvalue > LEVEL
 
 
-@pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("n", [3, 4, 5])
 def test_traces_and_determinant(n: int) -> None:
     # Diaconis & Shahshahani 1994: tr Q has mean 0 and variance 1, tr Q^2 has mean 1 and variance 2
