@@ -49,7 +49,7 @@ def eye_(tensor: Tensor, *, part: Part | None = None) -> Tensor:
 
     def write(full: Tensor) -> None:
         try:
-            torch.eye(*full.shape, out=full, requires_grad=full.requires_grad)
+            torch.eye(*shape, out=full, requires_grad=full.requires_grad)
         except NotImplementedError:  # as of uint16 and complex32
             full.zero_().fill_diagonal_(1)
 
