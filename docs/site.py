@@ -15,7 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from architecture import MERMAID, drawing
+
 ROOT = Path(__file__).resolve().parents[1]
+
+STYLE = "table.docutils .prose { min-width: 12em }"
 
 GUIDES = {
     "Using it": [
@@ -28,6 +32,7 @@ GUIDES = {
     ],
     "Variance": ["lsuv", "seeing-variance", "leaving-it-on", "coord-check"],
     "Running it": ["installing", "command-line", "benchmarks"],
+    "Reference": ["reference"],
     "Changing it": ["architecture", "backends", "CONTRIBUTING", "CHANGELOG"],
 }
 """Every page, under its heading in the navigation."""
@@ -85,24 +90,27 @@ CONFIGURATION = {
     "napoleon_use_ivar": True,
     "add_module_names": False,
     "nitpicky": False,
-    # A name that fastinit has too is the same thing; mermaid is no language that is coloured.
-    "suppress_warnings": ["ref.python", "misc.highlighting_failure"],
+    "html_static_path": ["static"],
+    "html_css_files": ["tables.css"],
+    "suppress_warnings": ["ref.python"],  # a name that fastinit has too is the same thing
 }
 
 
 def sources(folder: Path) -> None:
     """What Sphinx reads: the Markdown pages side by side, and a page for each module."""
-    pages = [name for names in GUIDES.values() for name in names]
+    (folder / "static").mkdir()
+    (folder / "static" / "tables.css").write_text(STYLE)
+    pages = [name for names in GUIDES.values() for name in names if name != "reference"]
     for path in (ROOT / "docs").iterdir():
         if path.suffix == ".png":
             shutil.copy(path, folder)
     (folder / "README.md").write_text(_beside((ROOT / "README.md").read_text()))
     for name in pages:
         path = ROOT / f"{name}.md" if name.isupper() else ROOT / "docs" / f"{name}.md"
-        (folder / f"{name}.md").write_text(_beside(path.read_text()))
+        drawn = MERMAID.sub(lambda _: f"```{{raw}} html\n{drawing()}\n```", path.read_text())
+        (folder / f"{name}.md").write_text(_beside(drawn))
     trees = [_tree(heading, names) for heading, names in GUIDES.items()]
-    (folder / "index.md").write_text("\n".join([_beside((ROOT / "README.md").read_text()), *trees,
-        _tree("Reference", ["reference"])]))  # fmt: skip
+    (folder / "index.md").write_text("\n".join([_beside((ROOT / "README.md").read_text()), *trees]))
     (folder / "README.md").unlink()
     modules = [
         name for name in PAGES if any(map(importlib.util.find_spec, NEEDS.get(name, ("torch",))))
@@ -145,9 +153,35 @@ def prepared(_: object, what: str, *rest: Any) -> None:
     first line would be its type.
     """
     lines: list[str] = rest[-1]
-    lines[:] = [_NAME.sub(lambda m: m[1] or f"{m[2]}\\_", line) for line in lines]
+    example = False
+    for n, line in enumerate(lines):
+        example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
+        if not example:
+            lines[n] = _NAME.sub(lambda m: m[1] or f"{m[2]}\\_", line)
     if what in ("attribute", "data", "property"):
         lines[:0] = ["..", ""]  # an empty comment: it takes what stands on the first line
+
+
+_REFERS = re.compile(r":raises ((?:and )?(?:as|what) .*?):( .*)?", re.IGNORECASE)
+
+
+def referred(_: object, __: str, *rest: Any) -> None:
+    """Changes what napoleon made of "Raises: As :func:`another`.", which names no exception."""
+    lines: list[str] = rest[-1]
+    for n, line in enumerate(lines):
+        if found := _REFERS.fullmatch(line):
+            lines[n] = f":raises: {found[1]}" + (f":{found[2]}" if found[2] else "")
+
+
+def readable(_: object, tree: Any) -> None:
+    """Marks the columns of a table that have sentences: squeezed, they have a word in each line."""
+    from docutils import nodes
+
+    for table in tree.findall(nodes.tgroup):
+        for column in zip(*(row.children for row in table.findall(nodes.row))):
+            if max(len(entry.astext()) for entry in column) > 40:
+                for entry in column:
+                    entry["classes"].append("prose")
 
 
 def build(directory: Path) -> None:
@@ -161,6 +195,8 @@ def build(directory: Path) -> None:
             folder, None, directory, trees, "html", CONFIGURATION, warningiserror=True, status=None
         )
         made.connect("autodoc-process-docstring", prepared, priority=400)
+        made.connect("autodoc-process-docstring", referred, priority=600)  # napoleon's is 500
+        made.connect("doctree-read", readable)
         made.build()
         if made.statuscode:
             sys.exit("the site has warnings, see above")

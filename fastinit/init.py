@@ -292,7 +292,7 @@ def constant_(tensor: Target, val: float) -> Target:
 
     Raises:
         NotImplementedError: a tensor that is not where its parameter is
-        (``fastinit.elements.shards.check_held``).
+            (``fastinit.elements.shards.check_held``).
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(constant_, (tensor,), tensor, val=val)

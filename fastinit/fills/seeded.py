@@ -108,7 +108,7 @@ def full_shape(tensor: Tensor | Blocks, part: Part | None = None) -> Sequence[in
     Raises:
         TypeError: it is no tensor, or the part is no Part.
         NotImplementedError: it is a part, and nothing says which
-        (``fastinit.elements.shards.check_held``).
+            (``fastinit.elements.shards.check_held``).
     """
     if isinstance(tensor, Blocks):
         return tensor.shape if part is None else check_part(part).shape

@@ -99,8 +99,8 @@ class Scope(NamedTuple):
         """A model's parameters, tied ones once, and for those that hold others these, in their order.
 
         Raises:
-            as :meth:`planned`; TypeError: what is held is no Held, or has no name. ValueError: parts
-            of parameters of several shapes that have one name.
+            as :meth:`planned`; TypeError: what is held is no Held, or has no name.
+            ValueError: parts of parameters of several shapes that have one name.
         """
         if self.parts is None:
             for names, module, parameter in distinct_parameters(model):

@@ -110,8 +110,8 @@ class Plan(html.InNotebooks, Mapping[str, Fill | Computed]):
                 this model (a pattern of names that fits none), or fills parts of one parameter
                 differently.
             NotImplementedError: a parameter that is a part of one
-            (``fastinit.elements.shards.check_held``). TypeError: a rule that cannot be called, or that
-            gives something else than a Fill or None.
+                (``fastinit.elements.shards.check_held``).
+            TypeError: a rule that cannot be called, or that gives something else than a Fill or None.
         """
         fills, aliases = by_rule(model, rule, config, parts)
         return cls(fills, seed=seed, aliases=aliases)

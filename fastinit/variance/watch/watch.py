@@ -114,7 +114,7 @@ class Watch(html.InNotebooks):
 
         Raises:
             RuntimeError: the watch has no ``every``, or an optimizer; or it is not entered.
-            and what a function raises that is told, as ``to``.
+            And what a function raises that is told, as ``to``.
         """
         if self._steps is None or self._stack is None:
             why = "is not entered" if self._steps is not None else "measures its whole block"
