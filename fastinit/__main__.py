@@ -40,9 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> int:
     """The program: as :func:`main`, and what was printed is written."""
+    from fastinit.base import program
+
     status = None
     # Of the imports: a command that is interrupted says so itself.
     with suppress(KeyboardInterrupt):
+        program.begin()
         status = main()
     from fastinit.command.faults import INTERRUPTED, finish
 

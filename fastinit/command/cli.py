@@ -19,7 +19,7 @@ import torch
 import typer
 
 from fastinit.backends import installation
-from fastinit.base import memory, text
+from fastinit.base import memory, program, text
 from fastinit.command import (
     bench,
     coord,
@@ -63,9 +63,6 @@ app = typer.Typer(
 )
 command = partial(output.command, app)
 
-SCRIPT = "torch-fastinit"
-"""What pip installs; ``python -m fastinit`` is the same."""
-
 
 def _version(asked: bool) -> None:
     if asked:
@@ -74,7 +71,7 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def program(
+def whole(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Prints the version."),
@@ -366,11 +363,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     # Shells complete the script, whoever asks them to.
     completes = given[:1] in (["--install-completion"], ["--show-completion"])
-    scripted = completes or Path(sys.argv[0]).name == SCRIPT
     try:
         status = app(
             given,
-            prog_name=SCRIPT if scripted else "python -m fastinit",
+            prog_name=program.SCRIPT if completes or program.is_script() else "python -m fastinit",
             standalone_mode=False,
         )
     except typer.Abort:

@@ -98,6 +98,8 @@ def coord_command(
     options.picture("--out", out)
     lr = None if lr is None else number.positive("--lr", lr)
     run, sizes = options.trial(shape, batch, length), options.widths(widths)
+    if seeds < 2 and len(sizes) < 3:
+        raise ValueError(f"--seeds must be at least 2 where there are two widths, but got {seeds}")
     asked = Asked(None, saved, threads, [device])
     build = models.by_width(model_name, getattr(torch, dtype.value))
     with deferred():

@@ -60,6 +60,11 @@ def line(error: BaseException) -> tuple[str, int]:
     )
 
 
+def of_stream(error: OSError, name: str) -> OSError:
+    """The same, naming the stream that was written to."""
+    return OSError(error.errno, error.strerror, name)
+
+
 def finish(status: int) -> int:
     """Has what was printed written, and returns the exit status: another if that failed."""
     try:
@@ -68,7 +73,7 @@ def finish(status: int) -> int:
         status = status or 1
     except OSError as error:
         if not status:  # else this was said when it was printed
-            print(line(error)[0], file=sys.stderr)
+            print(line(of_stream(error, "stdout"))[0], file=sys.stderr)
         status = status or USER
     else:
         return status

@@ -90,13 +90,22 @@ def command(app: typer.Typer, name: str) -> Callable[[C], C]:
 def say(prose: str) -> None:
     """Prints what is for people."""
     if not _asked.get().quiet:
-        typer.echo(prose, err=_asked.get().as_json)
+        _print(prose, "stderr" if _asked.get().as_json else "stdout")
 
 
 def give(**data: Any) -> None:
     """Prints what is for programs: strict JSON, with NaN as null and infinities as strings."""
     if _asked.get().as_json:
-        typer.echo(json.dumps(_plain(data), allow_nan=False, default=str))
+        _print(json.dumps(_plain(data), allow_nan=False, default=str), "stdout")
+
+
+def _print(text: str, stream: str) -> None:
+    try:
+        typer.echo(text, err=stream == "stderr")
+    except BrokenPipeError:  # nobody reads any more, which is no error
+        raise
+    except OSError as error:
+        raise faults.of_stream(error, stream) from None
 
 
 def shows_progress() -> bool:

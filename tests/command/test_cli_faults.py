@@ -394,7 +394,7 @@ def test_a_full_device_is_one_line(capsys) -> None:
     assert "No space left on device" in one_line(["init", GOOD, "--out", "/dev/full"], capsys)
     done = program("info", stdout="/dev/full")
     assert done.returncode == 2
-    assert done.stderr == "fastinit: No space left on device\n"
+    assert done.stderr == "fastinit: stdout: No space left on device\n"
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -10,6 +10,7 @@ pytest.importorskip("typer")
 
 import typer
 
+from fastinit.base import program
 from fastinit.command import cli
 
 ANY = {
@@ -27,15 +28,15 @@ ANY = {
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_completes_what_has_a_choice(shell: str, capsys, monkeypatch) -> None:
     """As it asks: what comes behind the words so far, in the environment."""
-    monkeypatch.setattr("sys.argv", [cli.SCRIPT])
+    monkeypatch.setattr("sys.argv", [program.SCRIPT])
 
     def completed(*words: str) -> str:
         """What the last of them may be, which is empty."""
         asked = {
             "_TORCH_FASTINIT_COMPLETE": f"complete_{shell}",
-            "COMP_WORDS": " ".join([cli.SCRIPT, *words]),
+            "COMP_WORDS": " ".join([program.SCRIPT, *words]),
             "COMP_CWORD": str(len(words)),
-            "_TYPER_COMPLETE_ARGS": " ".join([cli.SCRIPT, *words]),
+            "_TYPER_COMPLETE_ARGS": " ".join([program.SCRIPT, *words]),
             "_TYPER_COMPLETE_FISH_ACTION": "get-args",
         }
         with monkeypatch.context() as here:
@@ -67,7 +68,7 @@ def test_completion_is_of_the_script_whoever_is_asked(called: str, capsys, monke
         cli.main(["--show-completion", "bash"])
     assert not ended.value.code
     shown = capsys.readouterr().out
-    assert f"complete -o default -F _torch_fastinit_completion {cli.SCRIPT}" in shown
+    assert f"complete -o default -F _torch_fastinit_completion {program.SCRIPT}" in shown
 
 
 def test_completion_that_cannot_be_written_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
