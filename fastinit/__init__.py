@@ -4,8 +4,10 @@ import sys
 
 __distribution__ = "torch-fastinit"  # installed.py looks for it: another's __init__ has none
 
-from fastinit.base import installed as installed  # first: it looks whether what follows is ours
-from fastinit.base import program as program  # and before torch: Ctrl-C
+from fastinit.base import program as program  # before what takes time: Ctrl-C
+
+# isort: split
+from fastinit.base import installed as installed  # it looks whether what follows is ours
 
 # isort: split
 from typing import TYPE_CHECKING, Any

@@ -38,7 +38,7 @@ def replacing(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        with open(target, "wb") as file:
+        with named(path, target), open(target, "wb") as file:
             yield file
         return
     partial = partial_path(target)
@@ -60,7 +60,7 @@ def replacing(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def named(path: str | PathLike[str], partial: Path) -> Iterator[None]:
-    """In the block, what the system says of a file that is not whole yet names the one it will be."""
+    """In the block, what the system says of a file, or of none, names the one that it is or will be."""
     try:
         yield
     except OSError as error:

@@ -11,7 +11,6 @@ import io
 import os
 import signal
 import sys
-from pathlib import Path
 
 SCRIPT = "torch-fastinit"
 """What pip installs; ``python -m fastinit`` is the same."""
@@ -25,8 +24,8 @@ def is_own() -> bool:
 
 
 def is_script() -> bool:
-    """Whether it is the script."""
-    return Path(sys.argv[0] if sys.argv else "").stem == SCRIPT
+    """Whether it is the script, which is an .exe on Windows."""
+    return os.path.basename(sys.argv[0] if sys.argv else "").removesuffix(".exe") == SCRIPT
 
 
 def begin() -> None:

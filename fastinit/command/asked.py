@@ -144,7 +144,7 @@ class Asked:
         devices_: Sequence[str] = (),
     ) -> None:
         self.seed, self.devices = options.seed(seed), list(map(devices.check, devices_))
-        self.saved = options.plan(saved)
+        self.name, self.saved = saved, options.plan(saved)
         if threads is not None:
             torch.set_num_threads(threads)
 
@@ -155,7 +155,10 @@ class Asked:
         if saved is None:
             return model, recorded_plan(model)
         if not isinstance(saved, Plan):
-            return model, Plan.from_model(model, saved, seed)
+            try:
+                return model, Plan.from_model(model, saved, seed)
+            except ValueError as error:
+                raise ValueError(f"--plan {self.name} is not of {name}: {error}") from None
         return model, saved if self.seed is None else Plan(saved, seed=seed, aliases=saved.aliases)
 
     def places(self, needed: int, what: str) -> list[devices.Choice]:

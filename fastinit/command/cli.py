@@ -8,10 +8,12 @@ where ``--out`` says.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -114,7 +116,7 @@ def init_command(
 
     Example: python -m fastinit init my_package.model:build --out plan.json
     """
-    options.file("--out", out)
+    options.file("--out", out, model_name)
     asked = Asked(seed, saved, threads, device or ["auto"])
     begun = time.perf_counter()
     model, recipe = asked.planned(model_name, dtype)
@@ -240,11 +242,9 @@ def report_command(
     """
     from fastinit.variance.run.report import summary
 
-    out = out or measured.with_suffix(".html")
-    options.file("--out", out)
+    options.read("STATS", measured)
+    out = options.page("--out", out or measured.with_suffix(".html"), measured)
     run = Run.load(measured)
-    if out.exists() and out.samefile(measured):
-        raise ValueError(f"--out {out} is the file that is read")
     run.report(out, measured.name)
     output.say(text.pairs({**summary(run), "page": out}))
     output.give(steps=run.steps, layers=run.layers, page=out)
@@ -361,6 +361,10 @@ def write_command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status: 0, or 2 after bad input, said in one line."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    for before, word in pairwise(["the program's name", *given]):
+        if re.fullmatch(r"(--[\w-]+=)?", word):  # as of a variable that is not set
+            print(f"fastinit: the value behind {word[:-1] or before} is empty", file=sys.stderr)
+            return faults.USER
     # Shells complete the script, whoever asks them to.
     completes = given[:1] in (["--install-completion"], ["--show-completion"])
     try:
@@ -381,7 +385,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         no_arguments = type(error).__name__ == "NoArgsIsHelpError"
         message = error.format_message()  # type: ignore[attr-defined]
         if not no_arguments:  # typer would spread it over four lines
-            message = f"fastinit: {' '.join(message.split())}"
+            message = " ".join(message.replace("Value error, ", "").split())  # pydantic's
+            message = f"fastinit: {message}"
             if given[0] in output.OF_COMMANDS:
                 message = f"fastinit: {given[0]} goes behind the command, as in: info {given[0]}"
         print(message, file=sys.stderr)

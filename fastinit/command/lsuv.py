@@ -18,6 +18,8 @@ from fastinit.variance.lsuv.affine import LSUVError
 from fastinit.variance.lsuv.lsuv import lsuv_
 from fastinit.variance.lsuv.result import LSUVResult
 
+SKIP_DEAD = "--skip-dead"
+
 
 def lsuv_command(
     model_name: Model,
@@ -37,6 +39,12 @@ def lsuv_command(
         int | None, typer.Option(min=1, help="Rows that run at once; by default all.")
     ] = None,
     target_std: Annotated[float, typer.Option(help="Of every layer's output.")] = 1.0,
+    skip_dead: Annotated[
+        bool,
+        typer.Option(
+            SKIP_DEAD, help="Leaves layers without variance as they are, which may be meant."
+        ),
+    ] = False,
 ) -> None:
     """Scales a model's initial weights by LSUV, on your data.
 
@@ -47,7 +55,7 @@ def lsuv_command(
 
     Example: python -m fastinit lsuv my_package.model:build --data images.npy --batch 64 --out plan.json
     """
-    options.file("--out", out)
+    options.file("--out", out, model_name, data)
     target_std = number.positive("--target-std", target_std)
     values = read(data, getattr(torch, dtype.value))
     asked = Asked(seed, None, threads, [device])
@@ -70,10 +78,18 @@ def lsuv_command(
             progress.running("LSUV", model, len(rows), gradients=False),
         ):
             return place, lsuv_(
-                model, batches=rows, get_input=given, target_std=target_std, device=place.device
+                model,
+                batches=rows,
+                get_input=given,
+                target_std=target_std,
+                device=place.device,
+                dead="skip" if skip_dead else "error",
             )
 
-    place, result = place.attempt(scaled_on)
+    try:
+        place, result = place.attempt(scaled_on)
+    except LSUVError as error:
+        raise LSUVError(str(error).replace('dead="skip"', SKIP_DEAD)) from None
     assert result.plan is not None
     result.plan.save(out)
     about = f"{type(model).__name__}, {dtype.value}, seed {plan.seed}"
@@ -106,6 +122,7 @@ def read(path: Path, dtype: torch.dtype) -> Tensor:
     """
     import numpy as np
 
+    options.read("--data", path)
     try:
         array: Any = np.load(path, allow_pickle=False)
     except (ValueError, EOFError):  # which tell of pickles, whatever it is
@@ -116,7 +133,11 @@ def read(path: Path, dtype: torch.dtype) -> Tensor:
     if kind in "iu" and array.ndim == 2 and array.size:
         return torch.from_numpy(array.astype(np.int64))
     if kind == "f" and array.ndim >= 2 and array.size:
-        return torch.from_numpy(array.astype(np.float32)).to(dtype)
+        with np.errstate(over="ignore"):  # it is said below
+            values = torch.from_numpy(array.astype(np.float32)).to(dtype)
+        if not values.isfinite().all():
+            raise ValueError(f"--data {path} has values that are not finite in {dtype}")
+        return values
     found = f"{array.dtype} {list(array.shape)}" if hasattr(array, "dtype") else kind
     raise ValueError(
         f"--data {path} must have integers [n, length] or floating-point values [n, ...], but "

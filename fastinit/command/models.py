@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fastinit.command import faults
 from fastinit.record.block import deferred
@@ -46,9 +47,9 @@ def load_config(source: str | PathLike[str]) -> Any:
     """
     path = _config_path(source)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}{_hint(str(source))}") from None
     if not isinstance(fields, dict) or "model_type" not in fields:
         raise ValueError(f'{path} is not a transformers config: it has no "model_type"')
     families = _transformers().CONFIG_MAPPING
@@ -178,6 +179,9 @@ def _widened(config: Any, width: int) -> Any:
 def _checked(model: Any, source: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"{source} must return a torch.nn.Module, but got {type(model).__name__}")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(f"{source}: {name} has no shape: give lazy layers their sizes")
     return model
 
 
@@ -215,6 +219,8 @@ def _imported(source: str) -> Any:
         raise ModuleNotFoundError(f"there is no module {error.name!r} here") from None
     for part in function.split("."):
         made = getattr(made, part)
+    if isinstance(made, nn.Module):
+        raise TypeError("it is a model that was made already; name a function that returns one")
     return made
 
 
@@ -230,16 +236,22 @@ def _config_path(source: str | PathLike[str]) -> Path:
     if name.lower() in shipped_configs():
         return _CONFIGS / f"{name.lower()}.json"
     names = ", ".join(shipped_configs())
-    hint = ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        hint = (
+    raise ValueError(
+        f"model {name!r} is no file, none of {names}, and not module:function{_hint(name)}"
+    )
+
+
+def _hint(name: str) -> str:
+    """What a name that is no configuration's was meant to be, perhaps."""
+    if re.fullmatch(r".*\.py(:\w*)?", name):
+        module = ".".join(Path(name.partition(".py")[0]).parts)
+        return f"; of a Python file name the module and its function, as in {module}:build"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not os.path.exists(name):
+        return (
             f"; a model's name on the Hugging Face Hub is not looked up: download its config.json "
             f"(hf download {name} config.json --local-dir DIRECTORY) and name the directory"
         )
-    elif re.fullmatch(r".*\.py(:\w*)?", name):
-        module = ".".join(Path(name.partition(".py")[0]).parts)
-        hint = f"; of a Python file name the module and its function, as in {module}:build"
-    raise ValueError(f"model {name!r} is no file, none of {names}, and not module:function{hint}")
+    return ""
 
 
 def _is_function(source: str) -> bool:

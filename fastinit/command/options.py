@@ -70,14 +70,32 @@ def widths(given: str) -> list[int]:
     return found
 
 
-def file(option: str, path: Path | None) -> Path | None:
-    """Where a file can be written."""
+def read(name: str, path: Path) -> Path:
+    """A file that is there to be read."""
+    _no_directory(name, path)
+    if not path.exists():
+        raise ValueError(f"{name} {path}: there is no such file")
+    return path
+
+
+def file(option: str, path: Path | None, *reads: str | Path) -> Path | None:
+    """Where a file can be written, which is none of those that the command reads."""
     if path is None:
         return None
     _no_directory(option, path)
+    if path.exists() and any(os.path.exists(one) and path.samefile(one) for one in reads):
+        raise ValueError(f"{option} {path} is a file that is read")
     if not path.parent.is_dir():
         raise ValueError(f"{option} {path}: there is no directory {path.parent}")
     _writable(option, path, path if path.exists() else path.parent)
+    return path
+
+
+def page(option: str, path: Path, *reads: str | Path) -> Path:
+    """Where a page of HTML can be written."""
+    file(option, path, *reads)
+    if path.suffix.lower() not in ("", ".html", ".htm"):
+        raise ValueError(f"{option} {path} must end in .html, which it is written in")
     return path
 
 

@@ -358,6 +358,8 @@ class Plan(html.InNotebooks, Mapping[str, Fill | Computed]):
     def load(cls, path: str | PathLike[str]) -> Plan:
         """Reads a file that :meth:`save` wrote; its errors name the path."""
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(Path(path).read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: not a plan: not text in UTF-8") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None

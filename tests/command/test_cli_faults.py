@@ -95,6 +95,13 @@ class Numberless(nn.Linear):
 
 def numberless():
     return Numberless(8, 4)
+
+
+def lazy():
+    return nn.LazyLinear(4)
+
+
+made = nn.Linear(8, 4)
 """
 COMMANDS = ("init", "inspect", "write")
 
@@ -109,6 +116,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "file").write_text("of mine")
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     np.save(tmp_path / "tokens.npy", np.zeros((2, 17), int))
+    np.save(tmp_path / "x.npy", np.zeros((4, 8)))
+    np.save(tmp_path / "large.npy", np.full((4, 8), 1e300))
+    (tmp_path / "bom.json").write_text("{}", encoding="utf-8-sig")
     for name, content in {
         "no-json": "{",
         "list": "[]",
@@ -139,7 +149,7 @@ OF_ALL = [
     (f"--seed {2**64}", "seed must be in [0, 2**64)"),
     ("--seed nan", "--seed"),
     ("--seed 1.5", "--seed"),
-    ("--dtype int8", "--dtype"),
+    ("--dtype int8", "Invalid value for '--dtype': 'int8' is not one of 'float32', "),
     ("--dtype float99", "--dtype"),
     ("--threads 0", "--threads"),
     ("--threads -3", "--threads"),
@@ -150,9 +160,14 @@ OF_ALL = [
     ("--plan /no/such/plan.json", "--plan '/no/such/plan.json' is no file"),
     ("--plan no-json.json", "no-json.json: not a plan: not JSON"),
     ("--plan list.json", "list.json: not a plan"),
-    ("--plan binary", "binary: "),
+    ("--plan binary", "binary: not a plan: not text in UTF-8"),
+    ("--plan bom.json", 'bom.json: not a plan: "format" is not'),
+    ("--plan=", "the value behind --plan is empty"),
     ("--plan plan-of-another.json", "not a plan: version is 9"),
-    ("--plan gpt2", "no parameter matches"),  # a recipe that is for other models
+    (
+        "--plan gpt2",
+        "--plan gpt2 is not of some_nets:good: no parameter matches",
+    ),  # a recipe that is for other models
     ("--nope", "--nope"),
     ("one too many", "one"),
 ]
@@ -219,14 +234,17 @@ MODELS = [
     ("some_nets:exits", "some_nets:exits: SystemExit: goodbye (some_nets.py:30 in exits)"),
     ("some_nets:reads", "some_nets.py:34 reads the values of a parameter"),
     ("some_nets:text", "some_nets:text must return a torch.nn.Module, but got str"),
+    ("some_nets:lazy", "some_nets:lazy: weight has no shape: give lazy layers their sizes"),
+    ("some_nets:made", "it is a model that was made already; name a function"),
     ("some_nets:nothing", "has no attribute 'nothing'"),
     ("no_module:good", "there is no module 'no_module'"),
     ("needs_more:good", "No module named 'no_such_dependency' (needs_more.py:1 in <module>)"),
     ("broken:good", "(broken.py, line 1)"),
     ("some_nets.py:good", "as in some_nets:build"),
-    ("some_nets.py", "is not JSON"),
+    ("some_nets.py", "of a Python file name the module and its function, as in some_nets:build"),
     ("sub/some_nets.py:good", "as in sub.some_nets:build"),
-    ("", "has no config.json"),
+    ("", "is empty"),
+    ("bom.json", 'it has no "model_type"'),
     ("nobody", "model 'nobody' is no file, none of gpt2-xl"),
     ("nobody/some-model-7b", "download its config.json (hf download nobody/some-model-7b"),
     ("empty", "the directory 'empty' has no config.json"),
@@ -333,14 +351,41 @@ def test_a_bad_model_is_one_line(command: str, model: str, said: str, place: Pat
             "lsuv gpt2.json --data tokens.npy --out p.json",
             "--data tokens.npy: a row of 17 is beyond the 16 positions of gpt2.json",
         ),
+        (
+            "lsuv some_nets:good --data nan.npy --out p.json",
+            "--data nan.npy: there is no such file",
+        ),
+        ("lsuv some_nets:good --data empty --out p.json", "--data empty is a directory"),
+        ("lsuv some_nets:good --data large.npy --out p.json", "are not finite in torch.float32"),
+        (
+            "lsuv some_nets:good --data x.npy --out p.json",
+            "(--skip-dead leaves dead layers as they",
+        ),
+        ("lsuv some_nets:good --data x.npy --out x.npy", "--out x.npy is a file that is read"),
+        ("lsuv some_nets:good --data x.npy --out ./x.npy", "--out x.npy is a file that is read"),
+        (
+            "lsuv gpt2.json --data tokens.npy --out gpt2.json",
+            "--out gpt2.json is a file that is read",
+        ),
+        ("init gpt2.json --out gpt2.json", "--out gpt2.json is a file that is read"),
+        ("report file --out file", "--out file is a file that is read"),
+        ("report file --out page.pdf", "--out page.pdf must end in .html"),
+        ("report empty", "STATS empty is a directory, but must be a file"),
+        ("report nothing", "STATS nothing: there is no such file"),
+        (
+            "coord-check some_nets:wide --widths 4,8 --seeds 1 --shape 2x8",
+            "--seeds must be at least 2 where there are two widths, but got 1",
+        ),
         ("coord-check some_nets:wide --widths 4,8", "some_nets:wide takes no tokens: say what it"),
         ("info more", "more"),
     ],
 )
-def test_what_does_not_go_is_one_line(arguments: str, said: str, capsys) -> None:
+def test_what_does_not_go_is_one_line(arguments: str, said: str, place: Path, capsys) -> None:
     if ".json" in arguments:
         pytest.importorskip("transformers")
+    before = {path: path.read_bytes() for path in place.iterdir() if path.is_file()}
     assert said in one_line(arguments.split(), capsys)
+    assert before == {path: path.read_bytes() for path in place.iterdir() if path.is_file()}
 
 
 def test_a_mistake_of_ours_is_told_from_one_of_the_user(
@@ -391,7 +436,8 @@ def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_device_is_one_line(capsys) -> None:
-    assert "No space left on device" in one_line(["init", GOOD, "--out", "/dev/full"], capsys)
+    said = "fastinit: /dev/full: No space left on device\n"
+    assert one_line(["init", GOOD, "--out", "/dev/full"], capsys) == said
     done = program("info", stdout="/dev/full")
     assert done.returncode == 2
     assert done.stderr == "fastinit: stdout: No space left on device\n"

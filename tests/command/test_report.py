@@ -41,9 +41,9 @@ def test_a_page_and_what_is_in_it(stats: Path, capsys: pytest.CaptureFixture[str
 
 
 BAD = {
-    "no file": (["nothing.jsonl"], "nothing.jsonl: No such file"),
+    "no file": (["nothing.jsonl"], "nothing.jsonl: there is no such file"),
     "another kind": (["loss.csv"], "loss.csv, line 1, is not what a watch writes"),
-    "the same file": (["stats.jsonl", "--out", "./stats.jsonl"], "is the file that is read"),
+    "the same file": (["stats.jsonl", "--out", "./stats.jsonl"], "is a file that is read"),
     "a directory": (["stats.jsonl", "--out", "."], "is a directory"),
     "no directory": (["stats.jsonl", "--out", "no/report.html"], "there is no directory no"),
 }
