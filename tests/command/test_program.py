@@ -59,6 +59,8 @@ def test_ctrl_c_while_it_imports_torch_says_nothing(words, tmp_path: Path) -> No
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         capture_output=True,
         text=True,
+        # Where the tests run in the background, it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert done.returncode == -signal.SIGINT
     assert ("KeyboardInterrupt" in done.stderr) == (
@@ -96,15 +98,17 @@ COMMANDS = {
 }
 
 
+ALL = ["stdin", "stdout", "stderr"]
+
+
 @pytest.mark.parametrize(
-    "closed", [["stdin"], ["stdout"], ["stderr"], ["stdin", "stdout", "stderr"]]
+    ("command", "closed"),
+    [*(("init", [one]) for one in ALL), *((command, ALL) for command in COMMANDS)],
 )
-@pytest.mark.parametrize("command", COMMANDS)
 def test_nobody_has_to_listen(command: str, closed: list[str], tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET)
-    numbers = [("stdin", "stdout", "stderr").index(name) for name in closed]
     before = "import os, sys\n" + "".join(
-        f"os.close({number}); sys.{name} = None\n" for name, number in zip(closed, numbers)
+        f"os.close({ALL.index(name)}); sys.{name} = None\n" for name in closed
     )
     words = [command, "net:build", *COMMANDS[command]]
     done = started(*words, before=before, cwd=tmp_path)
