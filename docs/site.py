@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from architecture import MERMAID, drawing
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from docs.architecture import MERMAID, drawing  # noqa: E402
 
 STYLE = "table.docutils .prose { min-width: 12em }"
 

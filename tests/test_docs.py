@@ -264,7 +264,7 @@ def test_what_is_raised_begins_with_the_exceptions() -> None:
 @pytest.mark.slow
 def test_the_site_has_pages_and_reference_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("sphinx")
-    done = warm.run("import runpy, sys; sys.argv[:] = sys.argv[1:]; sys.path.insert(0, 'docs'); "
+    done = warm.run("import runpy, sys; sys.argv[:] = sys.argv[1:]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')", ROOT / "docs" / "site.py", tmp_path,
         env=_environment())  # fmt: skip
     assert done.returncode == 0, done.stderr
