@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tensor_kinds import KINDS, quietly
 from torch import Tensor, nn
 
 from fastinit.backends.choose import native
 from fastinit.elements import tensors
-from tests.elements.test_tensors import KINDS, quietly
 
 pytestmark = pytest.mark.skipif(native.module is None, reason="without the native module")
 
