@@ -27,7 +27,12 @@ from typing import NamedTuple
 import wheels
 
 CORE = [
-    *("stream/test_stream.py", "fills/test_operator.py", "fills/test_constants.py"),
+    *(
+        "stream/test_stream.py",
+        "stream/test_views_and_windows.py",
+        "fills/test_operator.py",
+        "fills/test_constants.py",
+    ),
     "statistics/test_tensor.py",
     *("plan/test_apply.py", "plan/test_json_form.py", "record/test_materialize.py"),
     "variance/test_watch.py",
