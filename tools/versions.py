@@ -34,7 +34,12 @@ CORE = [
         "fills/test_constants.py",
     ),
     "statistics/test_tensor.py",
-    *("plan/test_apply.py", "plan/test_json_form.py", "record/test_materialize.py"),
+    *(
+        "plan/test_apply.py",
+        "plan/test_apply_parts.py",
+        "plan/test_json_form.py",
+        "record/test_materialize.py",
+    ),
     "variance/test_watch.py",
     *("base/test_torch_internals.py", "test_import.py"),
     *("checkpoint/test_dcp.py", "frameworks/test_unsharded.py"),
