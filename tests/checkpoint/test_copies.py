@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import pool
-from test_writing import loaded
+from stored_models import loaded
 from torch import Tensor, nn
 
 from fastinit import Part, checkpoint

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from dtensors import distributed
 from ranks import on_ranks, pool
-from test_writing import contents, loaded
+from stored_models import contents, loaded
 from torch import nn
 
 import fastinit

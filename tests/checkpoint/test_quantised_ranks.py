@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks, pool
-from test_writing import contents
+from stored_models import contents
 from torch import nn
 
 import fastinit

@@ -1,10 +1,8 @@
-"""Checkpoints: what from_pretrained loads is what materialize_ writes, to the bit, also after a kill."""
+"""Checkpoints: what from_pretrained loads is what materialize_ writes, to the bit."""
 
-import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -12,64 +10,20 @@ import pytest
 import torch
 import warm
 from same_bits import assert_values
+from stored_models import FAMILIES, Net, contents, family, loaded, recorded, run, small_chunks
 from torch import nn
 
-from fastinit import Fill, Plan, deferred, materialize_
-from fastinit.base import files
-from fastinit.checkpoint import disk as stream_file
+from fastinit import Fill, Plan, materialize_
 from fastinit.checkpoint import safetensors as checkpoint_files
 from fastinit.checkpoint import writing as checkpoint
 
+__all__ = ["small_chunks"]  # a fixture
+
 safetensors = pytest.importorskip("safetensors.torch")
-
-SEED = 7
-
-
-class Net(nn.Module):
-    """A tied weight, a padding row, a structure, given values, buffers, layouts and odd sizes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(101, 24, padding_idx=3)
-        self.body = nn.ModuleList(nn.Linear(24, 24) for _ in range(3))
-        nn.init.orthogonal_(self.body[1].weight)
-        with torch.no_grad():  # every other column
-            nn.init.normal_(self.body[2].weight[:, ::2], std=3.0)
-        self.norm = nn.BatchNorm1d(24)
-        self.scale = nn.Parameter(torch.linspace(0.5, 2.0, 7))
-        self.conv = nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
-        self.empty = nn.Parameter(torch.empty(0, 4))
-        self.register_buffer("hidden", torch.ones(2), persistent=False)
-        self.register_buffer("mask", torch.tensor([True, False, True]))
-        self.head = nn.Linear(24, 101, bias=False)
-        self.head.weight = self.embed.weight
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of a block, so that small files have many."""
-    monkeypatch.setattr(stream_file, "CHUNK", 4096)
-    monkeypatch.setattr(checkpoint, "CHUNK", 4096)
-
-
-def recorded(make=Net, seed: int = SEED) -> nn.Module:
-    with deferred(seed):
-        return make()
 
 
 def expected(make=Net, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     return dict(materialize_(recorded(make), dtype=dtype).state_dict())
-
-
-def loaded(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for path in folder.glob("*.safetensors"):
-        found.update(safetensors.load_file(path))
-    return found
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def bits(tensor: torch.Tensor) -> list[int]:
@@ -149,35 +103,6 @@ def test_steps_and_parts_of_their_own_are_stored(tmp_path) -> None:
         assert_values(have[name], value, "orthogonal" if name == "whole" else "", name)
 
 
-FAMILIES = {
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 90},
-    "llama": {"tie_word_embeddings": True},
-    "mixtral": {"num_local_experts": 3},
-    "qwen3_moe": {"num_experts": 3, "moe_intermediate_size": 16, "head_dim": 8},
-    "t5": {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4},
-    "bert": {"architectures": ["BertForMaskedLM"]},
-    "mamba": {"state_size": 4},
-    "vit": {"image_size": 16, "patch_size": 4},
-}
-SHAPES = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-
-
-def family(name: str) -> nn.Module:
-    from fastinit.command import models
-
-    transformers = pytest.importorskip("transformers")
-    fields = {**({} if name in ("gpt2", "t5") else SHAPES), **FAMILIES[name]}
-    config = transformers.CONFIG_MAPPING[name].from_dict({"model_type": name, **fields})
-    return models.from_config(config, torch.bfloat16, SEED)
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_from_pretrained_loads_the_bits_of_materialize(name: str, tmp_path) -> None:
     model = family(name)
@@ -198,148 +123,6 @@ def test_from_pretrained_loads_the_bits_of_materialize(name: str, tmp_path) -> N
     assert all(bits(ours[key]) == bits(value) for key, value in theirs.items())
     for path in (tmp_path / "theirs").glob("*config.json"):
         assert (tmp_path / "ours" / path.name).read_text() == path.read_text()
-
-
-def test_resuming_gives_the_files_of_an_uninterrupted_run(tmp_path) -> None:
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
-    checkpoint.write(family("llama"), whole, shard_size="6KB")
-    calls = []
-
-    def stop_at_the_fourth_shard(done: int, total: int) -> None:
-        calls.append(done)
-        if len(calls) > 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.write(
-            family("llama"), folder, shard_size="6KB", progress=stop_at_the_fourth_shard
-        )
-    shards = sorted(folder.glob("*.safetensors"))
-    assert len(shards) == 3
-    assert not list(folder.glob(".*"))
-    assert not (folder / checkpoint_files.INDEX).exists()
-    times = [path.stat().st_mtime_ns for path in shards]
-    done = checkpoint.write(family("llama"), folder, shard_size="6KB")
-    assert done.kept == 3
-    assert [path.stat().st_mtime_ns for path in shards] == times
-    assert contents(folder) == contents(whole)
-    assert checkpoint.write(family("llama"), folder, shard_size="6KB").bytes == 0
-    damaged = bytearray(shards[1].read_bytes())
-    damaged.pop()
-    shards[1].write_bytes(damaged)
-    with pytest.raises(ValueError, match="damaged"):
-        checkpoint.write(family("llama"), folder, shard_size="6KB")
-
-
-def run(code: str, *arguments: object) -> str:
-    done = warm.run(code, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_sigkill_leaves_nothing_that_looks_whole(tmp_path) -> None:
-    """Killed at four moments between the beginning and the end of writing 24 shards."""
-    code = """
-        import glob, os, signal, sys, time, warnings
-        warnings.simplefilter("ignore")
-        from torch import nn
-        from fastinit.checkpoint import writing as checkpoint
-        from fastinit import deferred
-
-        with deferred(7):
-            model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(24)))
-        for i, directory in enumerate(sys.argv[1:]):
-            process = os.fork()
-            if not process:
-                checkpoint.write(model, directory, shard_size="2MB")
-                os._exit(0)
-            while len(glob.glob(directory + "/*.safetensors")) <= 5 * i:
-                time.sleep(0.0005)
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-    """
-
-    def make() -> nn.Module:
-        return nn.Sequential(*(nn.Linear(512, 512) for _ in range(24)))
-
-    whole = checkpoint.write(recorded(make), tmp_path / "whole", shard_size="2MB")
-    sizes = {shard.file: shard.size for shard in whole.layout.shards}
-    assert len(sizes) == 24
-    folders = [tmp_path / f"killed-{i}" for i in range(4)]
-    run(code, *folders)
-    interrupted = 0
-    for folder in folders:
-        names = {path.name for path in folder.iterdir()}
-        for name in names & sizes.keys():
-            assert (folder / name).stat().st_size == sizes[name]
-        if checkpoint_files.INDEX in names:
-            assert names >= sizes.keys()
-        else:
-            interrupted += 1
-        checkpoint.write(recorded(make), folder, shard_size="2MB")
-        assert contents(folder) == contents(tmp_path / "whole")
-    assert interrupted
-
-
-def test_another_model_in_the_directory_is_refused(tmp_path) -> None:
-    def linear() -> nn.Module:
-        return nn.Linear(64, 64)
-
-    checkpoint.write(recorded(linear), tmp_path, shard_size="10KB")
-    before = contents(tmp_path)
-    for model, options, message in (
-        (recorded(linear, 8), {}, "written with seed 7, not 8; --overwrite"),
-        (recorded(linear), {"dtype": torch.float16}, "dtypes float32, not float16"),
-        (recorded(lambda: nn.Linear(64, 32)), {}, "another plan or of another model"),
-        (recorded(linear), {"shard_size": "5GB"}, "another shard size"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            checkpoint.write(model, tmp_path, **{"shard_size": "10KB", **options})
-        assert contents(tmp_path) == before
-    done = checkpoint.write(recorded(linear, 8), tmp_path, overwrite=True)
-    assert done.kept == 0
-    assert sorted(contents(tmp_path)) == [checkpoint_files.SINGLE]
-    safetensors.save_file({"weight": torch.ones(2)}, tmp_path / checkpoint_files.SINGLE)
-    with pytest.raises(ValueError, match="not written by fastinit"):
-        checkpoint.write(recorded(linear, 8), tmp_path)
-
-
-def test_too_little_room_is_seen_before_anything_is_written(tmp_path, monkeypatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"0.00 GB free, but the checkpoint takes"):
-        checkpoint.write(recorded(), tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch) -> None:
-    write, calls = os.pwrite, []
-
-    def fail_later(*arguments) -> int:
-        calls.append(arguments)
-        if len(calls) > 2:
-            raise OSError(28, "No space left on device")
-        return write(*arguments)
-
-    monkeypatch.setattr(os, "pwrite", fail_later)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.write(recorded(), tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_directory_is_written_to_by_one_run_at_a_time(tmp_path) -> None:
-    """The second fails, and the first goes on."""
-    refused = []
-
-    def again(done: int, total: int) -> None:
-        with pytest.raises(OSError, match="by another run"):
-            checkpoint.write(recorded(), tmp_path)
-        refused.append(done)
-
-    checkpoint.write(recorded(), tmp_path, progress=again)
-    assert refused
-    assert checkpoint.write(recorded(), tmp_path, verify=True).bytes == 0
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -427,70 +210,6 @@ def test_tensors_that_cannot_be_stored_are_named(tmp_path) -> None:
         checkpoint.write(nn.Linear(2, 2, device="meta"), tmp_path)
     with pytest.raises(ValueError, match="floating-point"):
         checkpoint.write(nn.Linear(2, 2), tmp_path, dtype=torch.int8)
-
-
-def test_what_the_user_has_in_the_directory_stays(tmp_path) -> None:
-    (tmp_path / ".fastinit-mine").mkdir()
-    (tmp_path / ".fastinit-mine" / "notes").write_text("mine")
-    for name in (".fastinit-file", ".model.safetensors.partial", ".model-2.partial", "model.txt"):
-        (tmp_path / name).write_text("mine")
-    before = {path.name for path in tmp_path.iterdir()}
-    left = files.partial_path(tmp_path / "model.safetensors")
-    left.write_text("of a killed run")
-    other = left.with_name(left.name.replace(files._machine(), "f" * 16))
-    other.write_text("of another machine")
-    with pytest.warns(UserWarning, match=re.escape(other.name)):
-        checkpoint.write(recorded(), tmp_path)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == before | {other.name, checkpoint_files.SINGLE}
-    assert (tmp_path / ".fastinit-mine" / "notes").read_text() == "mine"
-
-
-def test_two_writers_that_do_not_see_each_other(tmp_path, monkeypatch) -> None:
-    """On a file system without locks: the second begins, and is killed, while the first writes."""
-    checkpoint.write(recorded(), tmp_path / "whole")
-    folder = tmp_path / "both"
-
-    def no_locks(*args: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    second = []
-
-    def meanwhile(done: int, total: int) -> None:
-        code = """
-            import errno, fcntl, os, signal, sys
-            from tests.checkpoint import test_writing as tests
-            def no_locks(*args):
-                raise OSError(errno.ENOLCK, "No locks available")
-            fcntl.flock, write = no_locks, os.pwrite
-            def killed(descriptor, data, at):
-                write(descriptor, data[:512], at)
-                os.kill(os.getpid(), signal.SIGKILL)
-            os.pwrite = killed
-            tests.checkpoint.write(tests.recorded(), sys.argv[1])
-        """
-        second.append(warm.run(code, folder).returncode)
-
-    checkpoint.write(recorded(), folder, progress=meanwhile)
-    assert second == [-9]
-    name = checkpoint_files.SINGLE
-    assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-@pytest.mark.parametrize("name", [checkpoint_files.SINGLE, checkpoint_files.INDEX, "config.json"])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_what_is_no_file_is_named(tmp_path, name: str, overwrite: bool) -> None:
-    for kind in ("directory", "link to nowhere"):
-        folder = tmp_path / kind
-        folder.mkdir()
-        if kind == "directory":
-            (folder / name).mkdir()
-        else:
-            (folder / name).symlink_to("nowhere")
-        with pytest.raises(ValueError, match=f"has {name} in it, which is no file"):
-            checkpoint.write(recorded(), folder, overwrite=overwrite)
-        assert [path.name for path in folder.iterdir()] == [name]
 
 
 @pytest.mark.usefixtures("small_chunks")
