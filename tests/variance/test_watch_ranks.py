@@ -1,7 +1,6 @@
 """A watch of several ranks sees what a watch of the whole model on the whole batch sees."""
 
 import json
-import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -12,25 +11,22 @@ import torch
 
 if not torch.distributed.is_available():
     pytest.skip("a torch without distributed", allow_module_level=True)
-
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from ranks import on_ranks, pool
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
     parallelize_module,
 )
+from watched_ranks import WORLD, Block, assert_alike, ddp, inputs, mesh_of
 
 import fastinit
 from fastinit.base import ranks as group_of
-from fastinit.variance.watch.rows import _order
-
-WORLD = 4
 
 
 class Net(nn.Module):
@@ -76,39 +72,6 @@ def whole() -> str:
     return seen(Net(), tokens(), None)
 
 
-def assert_alike(got: str, expected: str, but: tuple[str, ...] = (), mean_of: int = 1) -> None:
-    """Numbers of float32 that matrix products of other shapes gave: to 1e-5; counts are the same.
-
-    Args:
-        mean_of: how many batches a weight's gradient is the mean of, whose sum is expected.
-    """
-    one, other = json.loads(got), json.loads(expected)
-    assert [layer["name"] for layer in one["layers"]] == [
-        layer["name"] for layer in other["layers"]
-    ]
-    for a, b in zip(one["layers"], other["layers"]):
-        for key in ("units", "dead", "calls", "fan_in", "fan_out", "note"):
-            assert a[key] == b[key], (a["name"], key)
-        for moments in ("forward", "backward", "input", "weight", "weight_gradient"):
-            m, n = a[moments], b[moments]
-            assert (m is None) == (n is None)
-            if m is None or (moments, a["name"]) in but:
-                continue
-            assert (m["count"], m["nonfinite"]) == (n["count"], n["nonfinite"]), (
-                a["name"],
-                moments,
-            )
-            scale = max(abs(n["min"]), abs(n["max"]))
-            for field in ("mean", "std", "min", "max"):
-                value = m[field] * (mean_of if moments == "weight_gradient" else 1)
-                near = math.isclose(value, n[field], rel_tol=1e-5, abs_tol=1e-5 * scale)
-                assert near, (a["name"], moments, field, m[field], n[field])
-
-
-def mesh_of(*shape: int) -> DeviceMesh:
-    return init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor")[: len(shape)])
-
-
 def in_parallel(model: nn.Module, mesh: DeviceMesh, rows: Any = None, **options: Any) -> None:
     plan = {
         "up": ColwiseParallel(**options),
@@ -126,10 +89,6 @@ def fsdp(model: nn.Module) -> tuple[nn.Module, int, int]:
 
 def hsdp(model: nn.Module) -> tuple[nn.Module, int, int]:
     return fully_shard(model, mesh=mesh_of(2, 2)), dist.get_rank(), WORLD
-
-
-def ddp(model: nn.Module) -> tuple[nn.Module, int, int]:
-    return nn.parallel.DistributedDataParallel(model), dist.get_rank(), WORLD
 
 
 def tensor_parallel(model: nn.Module) -> tuple[nn.Module, int, int]:
@@ -193,28 +152,6 @@ def test_of_whole_trainings_the_first_rank_tells(tmp_path: Path) -> None:
     assert told == [[0, 2], [], [], []]
     lines = (tmp_path / "stats.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 2]
-
-
-# --- outputs that are shared otherwise -------------------------------------------------------------
-
-
-class Block(nn.Module):
-    """[B, 8] -> [B, 8]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
-        with torch.no_grad():
-            for p in self.parameters():
-                p.normal_(generator=generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.up(x).relu())
-
-
-def inputs(rows: int = 10) -> Tensor:
-    return torch.randn(rows, 8, generator=torch.Generator().manual_seed(4))
 
 
 def shared_rows(down: RowwiseParallel | None, **options: Any) -> str:
@@ -313,59 +250,6 @@ def test_one_batch_counts_once_and_batches_add_up() -> None:
         assert by_name["up"].dead == 3
 
 
-# --- pipelines -------------------------------------------------------------------------------------
-
-
-def layers() -> list[nn.Module]:
-    generator = torch.Generator().manual_seed(5)
-    made = [nn.Linear(8, 8) for _ in range(4)]
-    with torch.no_grad():
-        for layer in made:
-            layer.weight.normal_(generator=generator)
-            layer.bias.normal_(generator=generator)
-    return made
-
-
-def staged(named: bool) -> str:
-    """Two stages, each with two ranks, which have a batch of their own in two micro-batches."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stage", "data"))
-    stage, data = mesh.get_local_rank("stage"), mesh.get_local_rank("data")
-    model = nn.Sequential(*layers()[2 * stage : 2 * stage + 2])
-    x, whole_name = inputs(8).chunk(2)[data], lambda name: str(2 * stage + int(name))
-    options = {"full_name": whole_name} if named else {}
-    with torch.no_grad(), fastinit.watch(model, group=dist.group.WORLD, **options) as watched:
-        for micro in x.chunk(2):
-            if stage == 0:
-                dist.send(model(micro), dist.get_rank() + 2)
-            else:
-                received = torch.empty(2, 8)
-                dist.recv(received, dist.get_rank() - 2)
-                model(received)
-    return watched.to_json()
-
-
-def test_pipeline_stages_come_in_one_table() -> None:
-    first, *others = pool(WORLD).run(staged, True)
-    model = nn.Sequential(*layers())
-    with torch.no_grad(), fastinit.watch(model) as watched:
-        for micro in inputs(8).chunk(2):
-            model(micro)
-    assert_alike(first, watched.to_json())
-    assert all(other == first for other in others)
-
-
-def test_two_layers_of_one_name_are_an_error_on_all_ranks() -> None:
-    for good, said in pool(WORLD).answers(staged, False):
-        assert not good
-        assert "ValueError: ranks 0 and 2 have different weights in 0: they should be" in said
-
-
-def test_layers_come_in_the_order_of_each_rank() -> None:
-    assert _order([["a", "b"], ["c", "d"], ["a", "b"]]) == ["a", "b", "c", "d"]
-    assert _order([["b"], ["a", "b", "c"]]) == ["a", "b", "c"]
-    assert _order([["a", "c"], ["a", "b", "c", "d"], []]) == ["a", "b", "c", "d"]
-
-
 # --- errors ----------------------------------------------------------------------------------------
 
 
@@ -419,118 +303,6 @@ def test_an_argument_that_is_no_good_on_one_rank_is_an_error_on_all(why: str) ->
     assert not model[0]._forward_hooks
 
 
-@pytest.mark.parametrize("which", [None, nn.Linear])
-@on_ranks(2)
-def test_a_stage_may_be_without_layers(which: type | None) -> None:
-    rank = dist.get_rank()
-    model = nn.Sequential(nn.ReLU() if rank else nn.Linear(8, 8))
-    watch = fastinit.watch(model, layers=which, group=dist.group.WORLD)
-    with watch:
-        model(torch.ones(2, 8))
-    assert watch.layers[0].forward.count == 16
-
-
-@on_ranks(2)
-def test_a_watch_of_no_layers_on_any_rank_is_an_error() -> None:
-    watch = fastinit.watch(nn.Linear(8, 8), layers=nn.Bilinear, group=dist.group.WORLD)
-    with (
-        pytest.raises(ValueError, match=r"layers must choose at least one .* but do on none"),
-        watch,
-    ):
-        pass
-
-
-@on_ranks(WORLD)
-def test_a_weight_that_was_gathered_before_the_block_is_found_after_it() -> None:
-    """FSDP2 keeps the weights of its root after a forward pass, until a backward one."""
-    model = Block()
-    fully_shard(model, mesh=mesh_of(WORLD))
-    model(inputs())
-    assert not isinstance(model.up.weight, DTensor)
-    with fastinit.watch(model, group=dist.group.WORLD) as watched:
-        model(inputs()).sum().backward()
-    assert isinstance(model.up.weight, DTensor)
-    expected = Block().up.weight
-    (up, _) = watched.layers
-    assert (up.weight.count, up.weight.max) == (expected.numel(), expected.max())
-
-
-class Attention(nn.Module):
-    def __init__(self, **options: int) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.up = nn.Linear(6, 8)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **options)
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.up(x)
-        return (
-            self.attention(y, x, x)[0] if self.attention.kdim == 6 else self.attention(y, y, y)[0]
-        )
-
-
-def fsdp1(model: nn.Module, **options: bool) -> nn.Module:
-    cpu = torch.device("cpu")
-    return FullyShardedDataParallel(model, device_id=cpu, **options)
-
-
-def attention_alone(model: Attention) -> Attention:
-    fully_shard(model.attention, mesh=mesh_of(WORLD))
-    return fully_shard(model, mesh=mesh_of(WORLD))
-
-
-WRAPPED: dict[str, Callable[[Any], nn.Module]] = {
-    "FSDP2": lambda model: fully_shard(model, mesh=mesh_of(WORLD)),
-    "FSDP2, not freed": lambda model: fully_shard(
-        model, mesh=mesh_of(WORLD), reshard_after_forward=False
-    ),
-    "FSDP2, by modules": attention_alone,
-    "FSDP1": lambda model: fsdp1(model, use_orig_params=True),
-    "DDP": lambda model: ddp(model)[0],
-}
-
-
-@pytest.mark.parametrize("options", [{}, {"kdim": 6, "vdim": 6}], ids=["fused", "three weights"])
-@pytest.mark.parametrize("way", WRAPPED)
-@on_ranks(WORLD)
-def test_what_attention_projects_inside_is_seen_as_it_runs(way: str, options: Any) -> None:
-    """With the weights that the wrapper puts there meanwhile, whatever it keeps between."""
-    x = torch.randn(
-        2 * WORLD, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
-    plain = Attention(**options)
-    expected = fastinit.watch(plain, step=lambda: plain(x)).layers
-    model, mine = WRAPPED[way](Attention(**options)), x.chunk(WORLD)[dist.get_rank()]
-    watched = fastinit.watch(model, step=lambda: model(mine), group=dist.group.WORLD)
-    assert not watched.missing
-    assert [m.name.split(".")[-1] for m in watched.layers] == [
-        m.name.split(".")[-1] for m in expected
-    ]
-    for got, want in zip(watched.layers, expected):  # merged in another order: some 1e-16
-        assert math.isclose(got.forward.std, want.forward.std, rel_tol=1e-12), got.name
-        assert got.forward.count == want.forward.count
-
-
-@on_ranks(WORLD)
-def test_without_a_group_nothing_is_communicated() -> None:
-    model, rank = Block(), dist.get_rank()
-    fully_shard(model, mesh=mesh_of(WORLD))
-    weight, x = model.up.weight, inputs(4 + rank)
-    model(x).sum().backward()
-    gathered = []
-    gather = group_of.all_gather
-    group_of.all_gather = lambda *a: (gathered.append(1), gather(*a))[1]
-    with fastinit.watch(model) as watched:
-        model(x)
-    group_of.all_gather = gather
-    assert not gathered
-    up = watched.layers[0]
-    assert up.forward.count == 12 * len(x)
-    assert up.weight.count == weight.to_local().numel()
-    assert up.note == "this rank's part"
-
-
 @on_ranks(2)
 def test_plain_parts_are_said_to_be_parts() -> None:
     """As Megatron marks them; of a layer that is whole nothing is said."""
@@ -541,14 +313,6 @@ def test_plain_parts_are_said_to_be_parts() -> None:
         model(torch.ones(2, 6))
     assert ["this rank's part" in row.note for row in w.layers] == [True, True, False]
     assert [row.fan_in for row in w.layers] == [6, 4, 6]
-
-
-def test_names_are_given_by_a_function() -> None:
-    with pytest.raises(TypeError, match="full_name must be a function of a name"):
-        fastinit.watch(Block(), full_name="stage.")
-    with fastinit.watch(Block(), full_name="stage.{}".format) as watched:
-        pass
-    assert list(watched.missing) == ["stage.up", "stage.down"]
 
 
 @pytest.mark.parametrize("shard", [tensor_parallel, fsdp])
