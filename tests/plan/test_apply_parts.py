@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from planned import Block, Net, blank, plan, tensors, whole
+from planned import Block, Net, blank, plan, recorded, tensors, whole
 from torch import nn
 
 import fastinit
 from fastinit import Fill, Part, Plan
 
-__all__ = ["plan", "whole"]  # fixtures
+__all__ = ["plan", "recorded", "whole"]  # fixtures
 
 
 def test_a_part_by_itself_gets_what_it_has_in_the_whole(
