@@ -41,7 +41,7 @@ CORE = [
         "record/test_materialize.py",
     ),
     "variance/test_watch.py",
-    *("base/test_torch_internals.py", "test_import.py"),
+    *("base/test_torch_internals.py", "base/test_distributed_internals.py", "test_import.py"),
     *("checkpoint/test_dcp.py", "frameworks/test_unsharded.py"),
 ]
 """None of these imports numpy."""

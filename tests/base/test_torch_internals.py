@@ -4,7 +4,6 @@ import gc
 import sys
 import weakref
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from fastinit.base import distributed_internals as distributed
 from fastinit.base import torch_internals as internals
 
 aten = torch.ops.aten
@@ -61,95 +59,6 @@ def test_what_modules_load_from_nothing() -> None:
     plain = nn.Module()
     plain.register_buffer("x", torch.zeros(2))
     assert not internals.loads_from_nothing(plain, "x")
-
-
-def test_a_rank_saves_a_checkpoint_alone(tmp_path: Path) -> None:
-    dist = torch.distributed
-    dist.is_available() or pytest.skip("a torch without distributed")
-    from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
-    try:
-        writer, planner = FileSystemWriter(tmp_path), DefaultSavePlanner()
-        written = distributed.save_checkpoint(writer, planner, None, alone=True)
-    finally:
-        dist.destroy_process_group()
-    assert written.state_dict_metadata == {}
-    assert (tmp_path / ".metadata").exists()
-
-
-def test_process_groups_are_found_in_their_order() -> None:
-    dist = torch.distributed
-    dist.is_available() or pytest.skip("a torch without distributed")
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
-    try:
-        groups = [dist.group.WORLD, *map(dist.new_group, ([0, 1], [2, 3], [1, 3], [1]))]
-        assert distributed.process_groups() == [g for i, g in enumerate(groups) if i != 2]
-    finally:
-        dist.destroy_process_group()
-
-
-def test_modules_of_fsdp2_are_found() -> None:
-    torch.distributed.is_available() or pytest.skip("a torch without distributed")
-    from torch.distributed.fsdp import fully_shard
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    before = distributed.fsdp2_modules()
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
-    try:
-        mesh = torch.distributed.init_device_mesh("cpu", (1,))
-        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-        for module in (model[0], model):
-            fully_shard(module, mesh=mesh)
-    finally:
-        torch.distributed.destroy_process_group()
-    found = [module for module in distributed.fsdp2_modules() if module not in before]
-    assert found == [model[0], model]
-
-
-def test_fsdp1_says_what_a_flat_parameter_holds() -> None:
-    torch.distributed.is_available() or pytest.skip("a torch without distributed")
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
-    try:
-        model = FullyShardedDataParallel(
-            nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)),
-            device_id=torch.device("cpu"),
-            use_orig_params=True,
-        )
-        [flat] = distributed.fsdp1_flats(model)
-    finally:
-        torch.distributed.destroy_process_group()
-    assert not flat.is_whole
-    assert not flat.is_lost
-    found = [(its.key, its.shape, its.start, its.length, its.offset) for its in flat.ranges]
-    assert found == [  # the second half of 20, 5 + 3 of padding, 10 + 2, and 2
-        ("weight", (5, 4), 0, 0, 0),
-        ("bias", (5,), 1, 4, 0),
-        ("weight", (2, 5), 0, 10, 7),
-        ("bias", (2,), 0, 2, 19),
-    ]
-    views = [its.view.numel() for its in flat.ranges if its.view is not None]
-    assert views == [its.length for its in flat.ranges]
-
-
-def test_ranks_have_a_store() -> None:
-    torch.distributed.is_available() or pytest.skip("a torch without distributed")
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    try:
-        store = distributed.default_store()
-        store.set("key", "word")
-        assert (store.check(["key"]), store.check(["other"])) == (True, False)
-        assert store.get("key") == b"word"
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_without_functions() -> None:
@@ -397,16 +306,6 @@ def test_weight_norm_is_a_length_times_a_direction() -> None:
     g, v = held.original0, held.original1
     along = torch.norm_except_dim(v, 2, held[0].dim)
     torch.testing.assert_close(layer.weight, v * (g / along))
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="a torch without distributed")
-def test_distributed() -> None:
-    from torch.distributed.tensor import Shard
-
-    assert issubclass(Shard, distributed.shard_placements())
-    assert len(distributed.shard_placements()) == 2
-    plain = torch.zeros(2)
-    assert distributed.awaited(plain) is plain
 
 
 def test_buffers_that_are_not_persistent_are_told_from_others() -> None:
