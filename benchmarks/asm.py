@@ -43,8 +43,9 @@ DTYPES = {
     "Float8<3, 8, true>": "float8_e4m3fnuz",
     "Float8<2, 16, true>": "float8_e5m2fnuz",
 }
-MULTIPLICATIONS = 18
-"""Of Philox for each block of four values; csrc/stream.h makes two of the twenty once for all."""
+MULTIPLICATIONS = (18, 17)
+"""Of Philox for each block of four values; csrc/stream.h makes two of the twenty once for all, and
+a loop that adds up the first one's products one more."""
 
 
 class Line(NamedTuple):
@@ -244,7 +245,10 @@ def _values(loop: Sequence[str], moments: bool) -> int:
             width += bits // (64 if double else 32)
         elif not moments and re.match(r"vpmuludq$|umull2?$", name):
             width += bits // 64
-    return width if moments else 4 * (width // MULTIPLICATIONS)
+    if moments:
+        return width
+    whole = (width // n for n in MULTIPLICATIONS if width % n == 0)
+    return 4 * next(whole, width // max(MULTIPLICATIONS))
 
 
 def _compiler(path: Path) -> str:

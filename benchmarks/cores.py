@@ -2,14 +2,14 @@
 
 The bound of a loop is cycles per value at which the busiest ports of a core are always busy: llvm-mca's,
 whose models are made of Arm's and AMD's optimisation guides and, for Intel, of measurements (uops.info),
-or that of all vector pipes together, if this is more. Of Apple's M4 there is no model: it has four
-vector pipes (Apple Silicon CPU Optimization Guide 3.0), taken to do everything. These are bounds, not
-predictions: what waits for what is not in them.
+or that of all vector pipes together, if this is more (`vpmulld` is two operations of Intel's). Of
+Apple's M4 there is no model: it has four vector pipes (Apple Silicon CPU Optimization Guide 3.0), taken
+to do everything. These are bounds, not predictions: what waits for what is not in them.
 
 On a core that is in the table, what was built for it is run as well, on one thread and memory that fits
-its caches: ``reached`` is the bound's share of the cycles that it takes, at the clock that a chain of
-additions shows. Both are the least of many turns by the wall's clock, which other work can only lengthen
-(a process's own time can come out too short, where a hypervisor takes some of it).
+its caches: ``reached`` is the bound's share of the cycles that one more value takes, at the clock that a
+chain of additions shows. Both are the least of many turns by the wall's clock, which other work can only
+lengthen (a process's own time can come out too short, where a hypervisor takes some of it).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -38,6 +38,7 @@ class Core(NamedTuple):
     pipes: (
         int  # that do vector arithmetic; of 512 bits it is two operations in a cycle on all of them
     )
+    twice: tuple[str, ...] = ()  # instructions that are two such operations
 
 
 CORES = {
@@ -45,7 +46,7 @@ CORES = {
     "apple_m4": Core("aarch64", "", ("neon", "neon_sha3"), 4),
     "zen3": Core("x86_64", "znver3", ("avx2",), 4),
     "zen4": Core("x86_64", "znver4", ("avx2", "avx512"), 4),
-    "golden_cove": Core("x86_64", "sapphirerapids", ("avx2", "avx512"), 3),
+    "golden_cove": Core("x86_64", "sapphirerapids", ("avx2", "avx512"), 3, ("vpmulld",)),
 }
 
 
@@ -69,7 +70,8 @@ def _cycles(core: Core, loop: Sequence[str]) -> float:
         c for c in loop if re.search(r"\bv\d+\.|%[yz]mm", c) and not re.match(r"v?mov|vbroad", c)
     ]
     of_512 = [c for c in vector if "%zmm" in c]
-    pipes = max(len(vector) / core.pipes, len(of_512) / 2)
+    operations = len(vector) + sum(c.split()[0] in core.twice for c in vector)
+    pipes = max(operations / core.pipes, len(of_512) / 2)
     if not core.model:
         return pipes
     program = analyser()
@@ -144,25 +146,29 @@ MEASURED = {
 
 
 def seconds(build: str, law: str, dtype_name: str, values: int = 1 << 15) -> float:
-    """What a value takes on this machine, at the least of many turns."""
+    """What one more value takes on this machine, without the call itself: so many, and twice as many,
+    each at the least of many turns."""
     module, dtype = native.module, getattr(torch, dtype_name)
     assert module is not None
-    tensor, raw = torch.zeros(values, dtype=dtype), torch.empty(7, dtype=torch.float64)
-    if law == "moments":
-        to, code = raw.data_ptr(), laws.DTYPES.index(dtype)
-        given = code, tensor.data_ptr(), values, to, False, 1
-        run = partial(module.moments_contiguous, *given)
-    else:
-        prepared = native.prepared(MEASURED[law], dtype)
-        run = partial(module.fill_contiguous, prepared, tensor.data_ptr(), values, 1, 0, 1)
-    before, best = module.isa(), float("inf")
+    tensor, raw = torch.zeros(2 * values, dtype=dtype), torch.empty(7, dtype=torch.float64)
+
+    def call(n: int) -> None:
+        if law == "moments":
+            code = laws.DTYPES.index(dtype)
+            module.moments_contiguous(code, tensor.data_ptr(), n, raw.data_ptr(), False, 1)
+        else:
+            module.fill_contiguous(prepared, tensor.data_ptr(), n, 1, 0, 1)
+
+    prepared = None if law == "moments" else native.prepared(MEASURED[law], dtype)
+    before, best = module.isa(), {values: float("inf"), 2 * values: float("inf")}
     module.force_isa(build)
     try:
         for _ in range(100):
-            start = time.perf_counter()
-            for _ in range(10):
-                run()
-            best = min(best, time.perf_counter() - start)
+            for n in best:
+                start = time.perf_counter()
+                for _ in range(10):
+                    call(n)
+                best[n] = min(best[n], time.perf_counter() - start)
     finally:
         module.force_isa(before)
-    return best / 10 / values
+    return (best[2 * values] - best[values]) / 10 / values

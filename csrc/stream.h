@@ -117,11 +117,16 @@ FASTINIT_FN bool is_simple(int law, const Params& p) {
 
 // Uniform: u = (word >> 8) * 2^-24 in [0, 1); mul carries the 2^-24.
 template <class L>
-FASTINIT_FN typename L::F uniform(typename L::U word, const Params& p, bool scaled = false,
-                                  bool simple = false) {
-  typename L::F v = L::fma(L::from_int(L::template shr<8>(word)), L::set(p.mul), L::set(p.add));
+FASTINIT_FN typename L::F uniform_of_top(typename L::U top, const Params& p, bool scaled,
+                                         bool simple) {
+  typename L::F v = L::fma(L::from_int(top), L::set(p.mul), L::set(p.add));
   if (simple) return v;
   return L::min(L::max(stored<L>(v, p, scaled), L::set(p.lo)), L::set(p.hi));
+}
+template <class L>
+FASTINIT_FN typename L::F uniform(typename L::U word, const Params& p, bool scaled = false,
+                                  bool simple = false) {
+  return uniform_of_top<L>(L::template shr<8>(word), p, scaled, simple);
 }
 
 // Steps of Horner's rule in x, y -> fma(y, x, coefficient), with the coefficients in K::VALUES: the first ones

@@ -9,6 +9,12 @@ namespace {
 constexpr int64_t BUFFER_PAD = 16;  // keeps a column's rows out of each other's cache sets
 constexpr int64_t BLOCKS_PER_SCHEDULE = (int64_t)1 << 32;
 
+// How many of these neighbouring groups were drawn in a way of the lane's own: it may have one.
+template <int LAW, bool SCALED, bool SIMPLE, class L, class T>
+FASTINIT_FN int64_t drawn_otherwise(L, const Schedule&, const Params&, T*, uint32_t, int64_t) {
+  return 0;
+}
+
 // A stream's elements, drawn run by run.
 template <class T, int LAW>
 struct Source {
@@ -107,6 +113,11 @@ struct Source {
     if (NEIGHBOURS) blocks = Wide::BLOCKS, places = WIDE;  // as the compiler knows
     const Schedule s = schedule;  // locals: the stores below cannot alias them
     const Params p = params;
+    if (NEIGHBOURS) {
+      const int64_t some =
+          drawn_otherwise<LAW, MAY_BE_SCALED<T>, SIMPLE>(Wide(), s, p, to, block_lo, groups);
+      block_lo += (uint32_t)some * blocks, to += some * places, groups -= some;
+    }
     typename Wide::W counters = Wide::counters(block_lo);
     for (int64_t i = 0; i < groups; ++i) {
       typename Wide::F v[4 * Wide::BLOCKS / Wide::WIDTH];

@@ -9,6 +9,7 @@ namespace {
 #include "lanes_scalar.h"
 #include "lanes_avx2.h"
 #include "philox_avx2.h"
+#include "uniform_avx2.h"
 typedef Avx2Lane Edge;
 template <int LAW>
 struct WideOf {

@@ -4,6 +4,15 @@
 
 #include "lanes_avx2.h"
 
+// Here and now: GCC would mix operations until it spills what the next one waits for.
+FASTINIT_FN void in_registers(__m256i& a, __m256i& b) {
+#ifndef __clang__  // which has an order of its own
+  asm volatile("" : "+x"(a), "+x"(b));
+#else
+  (void)a, (void)b;
+#endif
+}
+
 template <int N>  // lanes, side by side
 struct PhiloxAvx2 {
   typedef __m256i V;
@@ -33,8 +42,7 @@ struct PhiloxAvx2 {
   }
   FASTINIT_FN V mixed(V a, V b) { return _mm256_xor_si256(a, b); }
 
-  // All rounds but the last, two lanes at a time: four lanes' words are as many as there are registers, and GCC
-  // would mix their operations until it spills what the next one waits for.
+  // All rounds but the last, two lanes at a time: four lanes' words are as many as there are registers.
   template <int ROUND>
   FASTINIT_FN void rounds(V w[N][4], const Schedule& s, V m0, V m1) {
     constexpr int SOME = N < 2 ? N : 2;
@@ -62,15 +70,6 @@ struct PhiloxAvx2 {
       }
     }
     if constexpr (ROUND + 2 < PHILOX_ROUNDS) rounds<ROUND + 1>(w, s, m0, m1);
-  }
-
-  // Here and now.
-  FASTINIT_FN void in_registers(V& a, V& b) {
-#ifndef __clang__  // which has an order of its own
-    asm volatile("" : "+x"(a), "+x"(b));
-#else
-    (void)a, (void)b;
-#endif
   }
 };
 
