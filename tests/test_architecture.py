@@ -212,6 +212,26 @@ def test_what_the_packages_list_names_is_there() -> None:
     assert set(project["tool"]["setuptools"]["packages"]) == folders
 
 
+LONGER = {
+    *("fastinit/command/cli.py", "fastinit/elements/strided.py", "fastinit/plan/fill.py"),
+    "fastinit/variance/watch/watch.py",
+    *("tests/as_eager.py", "tests/numbers_asked.py", "tests/test_gpu.py"),
+    *("tests/backends/test_cuda_text.py", "tests/command/test_cli_faults.py"),
+}
+"""Files of 400 lines or more, of Python and of C++; to be emptied."""
+
+
+def test_files_have_fewer_than_400_lines() -> None:
+    """And one subject, which no test can see."""
+    root = PACKAGE.parent
+    files = [*(p for d in ("fastinit", "tests", "benchmarks") for p in (root / d).rglob("*.py"))]
+    files += [p for p in (root / "csrc").rglob("*") if p.is_file()]
+    longer = {
+        p.relative_to(root).as_posix() for p in files if p.read_text("utf-8").count("\n") > 399
+    }
+    assert longer == LONGER
+
+
 def test_the_exceptions_are_needed() -> None:
     assert set(EXCEPTIONS) <= {str(arrow) for arrow in arrows()}
 
