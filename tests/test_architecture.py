@@ -213,8 +213,7 @@ def test_what_the_packages_list_names_is_there() -> None:
 
 
 LONGER = {
-    *("fastinit/command/cli.py", "fastinit/elements/strided.py", "fastinit/plan/fill.py"),
-    "fastinit/variance/watch/watch.py",
+    "fastinit/plan/fill.py",
     *("tests/as_eager.py", "tests/numbers_asked.py", "tests/test_gpu.py"),
     *("tests/backends/test_cuda_text.py", "tests/command/test_cli_faults.py"),
 }

@@ -345,11 +345,7 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     >>> row_major((2, 3, 4))
     (12, 4, 1)
     """
-    strides, step = [0] * len(shape), 1
-    for dim in range(len(shape) - 1, -1, -1):
-        strides[dim] = step
-        step *= shape[dim]
-    return tuple(strides)
+    return tuple([math.prod(shape[dim:]) for dim in range(1, len(shape) + 1)])
 
 
 def runs(where: Strided, which: Strided) -> tuple[list[tuple[int, ...]], int, int]:

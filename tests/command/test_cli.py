@@ -15,7 +15,7 @@ from fastinit import checkpoint, recipes
 from fastinit.backends import installation
 from fastinit.base import memory, text
 from fastinit.checkpoint import quantised
-from fastinit.command import report
+from fastinit.command import report, write
 from fastinit.plan.plan import Fill, Plan
 
 pytest.importorskip("typer")
@@ -197,7 +197,7 @@ def test_families_and_functions_without_a_recipe(tmp_path, monkeypatch, capsys) 
 
 def test_files_are_as_large_as_those_of_checkpoint_write() -> None:
     """Which the command line imports only when it writes: it stands twice."""
-    default = inspect.signature(cli.write_command).parameters["shard_size"].default
+    default = inspect.signature(write.write_command).parameters["shard_size"].default
     assert default == inspect.signature(checkpoint.write).parameters["shard_size"].default
 
 

@@ -64,8 +64,7 @@ class Watch(html.InNotebooks):
             blocks, closed = block_targets(model, {target.name for target in self._targets})
             self._targets, self._passed = self._targets + blocks, self._passed | closed
         self._attention = Attention(model) if asked.attention else None
-        self._model = model
-        self._steps = steps
+        self._model, self._steps = model, steps
         self._stack: ExitStack | None = None
         self._hooks: Hooks | None = None  # None before there is a need
         self._ended: tuple[int, Block] | None = None  # a step and its block, not yet read
