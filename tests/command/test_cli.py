@@ -15,7 +15,7 @@ from fastinit import checkpoint, recipes
 from fastinit.backends import installation
 from fastinit.base import memory, text
 from fastinit.checkpoint import quantised
-from fastinit.command import report, write
+from fastinit.command import report
 from fastinit.plan.plan import Fill, Plan
 
 pytest.importorskip("typer")
@@ -23,7 +23,7 @@ pytest.importorskip("transformers")
 
 from typer.testing import CliRunner
 
-from fastinit.command import asked, cli
+from fastinit.command import asked, cli, write
 
 TINY = {
     "model_type": "llama",
