@@ -25,6 +25,7 @@ _record_gradients = internals.record_gradients
 _is_compiling = torch.compiler.is_compiling
 _traced = torch.compiler.is_dynamo_compiling
 _is_marked = partitioned.is_marked
+_PLAIN = shard.PLAIN
 
 
 class LostWriteWarning(UserWarning):
@@ -112,8 +113,8 @@ def full_shape(tensor: Tensor | Blocks, part: Part | None = None) -> Sequence[in
     """
     if isinstance(tensor, Blocks):
         return tensor.shape if part is None else check_part(part).shape
-    if type(tensor) in shard.PLAIN and part is None and not (_traced() or _is_marked(tensor)):
-        return tensors.sizes(tensor)  # of most
+    if type(tensor) in _PLAIN and part is None and not (_traced() or _is_marked(tensor)):
+        return tensors.sizes(tensor) if tensor.is_nested else tensor.shape  # of most
     check_tensor(tensor)
     if part is not None:
         return check_part(part).shape
