@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         from fastinit.base import installed as installed
-    except ImportError as error:  # another project is in our folder
+    except ImportError as error:  # another project is in our folder, or torch is too old
         print(f"fastinit: {error}", file=sys.stderr)
         return 2
     try:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch_init
 
 # What is imported and collected, half a million objects, stays. Whoever walks all objects, as
 # Python's collector and deferred() do, would walk these in each test: they are set apart.
@@ -75,7 +74,7 @@ def shared() -> dict[str, Any]:
         "torch.get_default_dtype()": torch.get_default_dtype(),
         "torch.get_default_device()": torch.get_default_device(),
         "torch.is_grad_enabled()": torch.is_grad_enabled(),
-        "torch.nn.init": {name: getattr(torch.nn.init, name) for name in torch_init.FUNCTIONS},
+        "torch.nn.init": {name: getattr(torch.nn.init, name) for name in torch.nn.init.__all__},
         "torch.distributed's group": torch.distributed.is_available()
         and torch.distributed.is_initialized(),
         "nn.Module.register_parameter": torch.nn.Module.register_parameter,

@@ -62,7 +62,7 @@ def test_first_weights_bring_no_other_package(way: str) -> None:
 
 
 MADE = "from torch import nn; ON_META = nn.Linear(4, 4, device='meta')"
-"""Before, as torch 2.10's constructors bring SymPy themselves."""
+"""Before, as torch's constructors bring SymPy themselves."""
 
 
 def test_what_comes_later_is_what_type_checkers_see() -> None:

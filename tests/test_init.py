@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch_init import FUNCTIONS
 
 from fastinit import init
 
 LEVEL = 1e-4
+FUNCTIONS = nn.init.__all__
 ALIASES = [n for n in FUNCTIONS if not n.endswith("_") and n != "calculate_gain"]
 WRITERS = [n for n in FUNCTIONS if n.endswith("_")]
 BEYOND = ["variance_scaling_", "lecun_normal_", "lecun_uniform_", "delta_orthogonal_"]

@@ -53,9 +53,9 @@ WITH_NUMPY = [
 ]
 WITH_MODELS = ["command/test_cli.py", "command/test_cli_faults.py", "command/test_output.py"]
 
-OLD_COMMAND = ("typer==0.20.0", "rich==13.0.0")
 OLD_MODELS = (
-    *(*OLD_COMMAND, "transformers==5.0.0", "safetensors==0.4.3", "matplotlib==3.8.0"),
+    *("typer==0.20.0", "rich==13.0.0", "transformers==5.20.0", "safetensors==0.8.0"),
+    "matplotlib==3.8.0",
     "pyparsing==3.1.4",  # of that time: matplotlib tells the log of each name that newer ones gave up
 )
 MODELS = ("typer", "rich", "transformers", "safetensors", "matplotlib")
@@ -71,10 +71,9 @@ class Row(NamedTuple):
 
 
 ROWS = [
-    Row("3.10", "2.6.0", None),
-    Row("3.10", "2.6.0", "1.26.4", OLD_MODELS),
-    Row("3.11", "2.6.0", "2.0.2", MODELS),
-    Row("3.12", "2.10.0", "1.26.4", OLD_MODELS),
+    Row("3.10", "2.11.0", None),
+    Row("3.10", "2.11.0", "1.26.4", OLD_MODELS),
+    Row("3.12", "2.11.0", "2.0.2", MODELS),
     Row("3.13", "2.13.0", None),
     Row("3.13", "2.13.0", "2.4.6", MODELS),
     Row("3.13t", "2.12.0", None),  # torch's last for it
@@ -85,7 +84,7 @@ ROWS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="the JSON file, to which rows are added")
-    parser.add_argument("--only", help="rows that have this in their name, as in 'torch 2.6'")
+    parser.add_argument("--only", help="rows that have this in their name, as in 'torch 2.11'")
     asked = parser.parse_args()
     known = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:

@@ -52,7 +52,7 @@ def process_groups() -> list[Any]:
 def save_checkpoint(writer: Any, planner: Any, group: Any, *, alone: bool) -> Any:
     """Writes what a planner says, as ``dcp.save`` does, with a group or alone; returns the metadata.
 
-    Without it, torch 2.6 could not write alone: its ``dcp.save`` has no ``no_dist``.
+    Without it, who writes alone would be warned that torch.distributed is not there.
     """
     from torch.distributed.checkpoint import state_dict_saver
 
@@ -230,10 +230,10 @@ def shard_placements() -> tuple[type[Shard], type[_StridedShard]]:
 
 
 def shard_order(tensor: DTensor) -> list[int] | None:
-    """The mesh's dimensions in the order in which they cut a DTensor, where it says so: torch 2.10 on.
+    """The mesh's dimensions in the order in which they cut a DTensor, where it says so.
 
-    Of strided shards torch 2.10 says the order in which they were made as plain ones. Without it, what
-    is cut in another order than from the left would be written with others' values.
+    It may not of strided shards. Without it, what is cut in another order than from the left would be
+    written with others' values.
     """
-    order = getattr(tensor._spec, "shard_order", None)
+    order: Any = tensor._spec.shard_order
     return None if order is None else [dim for entry in order for dim in entry.mesh_dims]

@@ -2,7 +2,7 @@
 
 The distribution is ``torch-fastinit``. On the package index ``fastinit`` and ``fastinit-cli`` are other
 projects, whose import name is fastinit too: pip writes them into the same folder, over our files and
-without a word. Importing this module looks whether what is there is ours.
+without a word. Importing this module looks whether what is there is ours, and whether torch will do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import torch
+
 DISTRIBUTION = "torch-fastinit"
+TORCH = (2, 11)  # the oldest that all tests pass with; a build before its release will do
 _FOLDER = Path(__file__).resolve().parents[1]
 
 
@@ -60,6 +63,16 @@ def check() -> None:
     )
 
 
+def check_torch() -> None:
+    """Raises ImportError if torch is too old, as where pip was told to install no dependencies."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH:
+        oldest = ".".join(map(str, TORCH))
+        raise ImportError(
+            f"fastinit needs torch {oldest} or later, but this is torch {torch.__version__}: "
+            f"pip install 'torch>={oldest}'"
+        )
+
+
 def reinstall() -> str:
     """The command that builds and installs this distribution again, from where it came."""
     if in_source_tree():
@@ -97,3 +110,4 @@ def _origin() -> str | None:
 
 
 check()
+check_torch()

@@ -1,7 +1,7 @@
 """torch's private names, each with what breaks without it: nothing else in fastinit uses one.
 
 A torch that renames one of them breaks this file and its test (tests/base/test_torch_internals.py, one
-for each), not something that is found later. All are there in torch 2.6 and in 2.13: on both the tests
+for each), not something that is found later. All are there in torch 2.11 and in 2.13: on both the tests
 pass. Where torch has a public way that does, that is taken.
 """
 
@@ -251,7 +251,7 @@ is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
 
 ``torch.jit.is_tracing`` asks the same, and has no types."""
 
-backward_pass: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+backward_pass: Callable[[], int] = torch._C._current_graph_task_id
 """Which backward pass runs here, or -1. Without it, watch counts checkpointed layers twice."""
 
 

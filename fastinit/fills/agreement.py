@@ -35,7 +35,7 @@ To be set alike on all ranks (``fastinit.agreement.check = "never"``), since a c
 _Agreed = MutableMapping[torch.Generator, set[frozenset[int]]]
 # By process group, as what was agreed ends with it; sets of ranks, as submeshes are made anew each time.
 _agreed: WeakKeyDictionary[object, _Agreed] = WeakKeyDictionary()
-# torch 2.6's generators have no weak references, and stay until the group ends.
+# torch 2.11's generators have no weak references, and stay until the group ends.
 _BY_GENERATOR: Callable[[], _Agreed] = (
     WeakKeyDictionary if torch.Generator.__weakrefoffset__ else dict
 )

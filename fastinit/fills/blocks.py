@@ -22,9 +22,7 @@ from fastinit.stream.formats import BY_POWER, FORMATS
 from fastinit.stream.laws import Law
 from fastinit.stream.rounding import float32
 
-# None of a torch that is too old for them.
-_PACKED = (torch.uint8, getattr(torch, "float4_e2m1fn_x2", None))
-_E8M0: torch.dtype | None = getattr(torch, "float8_e8m0fnu", None)
+_PACKED = (torch.uint8, torch.float4_e2m1fn_x2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,12 +309,11 @@ def _check_format(format: str) -> str:
     return format
 
 
-def _check_dtype(name: str, tensor: Tensor, wanted: tuple[torch.dtype | None, ...]) -> None:
+def _check_dtype(name: str, tensor: Tensor, wanted: tuple[torch.dtype, ...]) -> None:
     if tensor.dtype not in wanted:
-        known = " or ".join(str(dtype) for dtype in wanted if dtype is not None)
+        known = " or ".join(map(str, wanted))
         raise ValueError(f"{name} must be {known}, but got {tensor.dtype}")
 
 
-def _scale_dtype(format: str) -> torch.dtype | None:
-    """The dtype of scales; None where torch is too old to have it."""
-    return _E8M0 if FORMATS[format].scaling == BY_POWER else torch.float8_e4m3fn
+def _scale_dtype(format: str) -> torch.dtype:
+    return torch.float8_e8m0fnu if FORMATS[format].scaling == BY_POWER else torch.float8_e4m3fn

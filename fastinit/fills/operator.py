@@ -108,8 +108,7 @@ def fill_(
         torch.ops.fastinit.fill_(
             tensor,
             law.kind,
-            # torch 2.6 traces no slice of a named tuple
-            [law.p0, law.p1, law.p2, law.p3, law.scale, float(law.exact)],
+            law[1:],
             keys.signed(seed) if seed is not None else None,
             keys.signed(stream),
             generator,

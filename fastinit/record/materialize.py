@@ -219,8 +219,7 @@ def place_of(memory: Memory, device: torch.device | str | None = None) -> torch.
         return torch.device(device)
     if memory.place != META:
         return memory.place
-    # torch.get_default_device does not see a block of torch.device in torch 2.6.
-    return torch.empty(0).device
+    return torch.get_default_device()
 
 
 def _memory(

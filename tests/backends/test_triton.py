@@ -51,7 +51,6 @@ def test_a_machine_without_triton_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_triton_that_is_too_old_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch 2.6 brings triton 3.2, whose language lacks what the kernels use."""
     module = pytest.importorskip("triton")
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert "triton>=" + ".".join(map(str, triton.oldest)) in project

@@ -107,6 +107,25 @@ def test_this_folder_is_ours() -> None:
     assert fastinit.__distribution__ == installed.DISTRIBUTION
 
 
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [
+        *(("1.13.1", False), ("2.9.0a0+git1", False), ("2.10.0+cpu", False)),
+        *(("2.11.0a0+git1", True), ("2.11.0", True), ("2.100.1+cu130", True), ("3.0.0.dev1", True)),
+    ],
+)
+def test_a_torch_that_is_too_old_is_named(
+    monkeypatch: pytest.MonkeyPatch, version: str, fits: bool
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    if fits:
+        return installed.check_torch()
+    oldest = ".".join(map(str, installed.TORCH))
+    assert f'dependencies = ["torch>={oldest}"]' in (ROOT / "pyproject.toml").read_text()
+    with pytest.raises(ImportError, match=rf"needs torch {oldest} or later, but .* {version[:4]}"):
+        installed.check_torch()
+
+
 def test_info_names_who_else_wrote_into_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "in the same folder" not in fastinit.info()
     monkeypatch.setattr(installed, "others", lambda: ["fastinit-cli 9"])

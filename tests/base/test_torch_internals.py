@@ -334,7 +334,7 @@ def test_a_mode_is_called_as_it_is() -> None:
             self.caller = sys._getframe(1).f_code.co_filename
             return super().__torch_dispatch__(func, types, args, kwargs)
 
-    internals.called_as_it_is(Told)  # torch 2.6 does so itself
+    internals.called_as_it_is(Told)
     assert "__wrapped__" not in vars(Told.__torch_dispatch__)
     with Told() as mode:
         torch.zeros(2).add_(1)

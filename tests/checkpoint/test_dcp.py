@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import inspect
 import os
 import shutil
 from pathlib import Path
@@ -33,10 +32,6 @@ from fastinit.base.ranks import RanksError
 from fastinit.checkpoint import dcp_writing
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-beyond_torch_2_6 = pytest.mark.skipif(
-    "no_dist" not in inspect.signature(dcp.load).parameters,
-    reason="torch 2.6's dcp.load needs rank 0, and its state dicts leave out what is on meta",
-)
 
 
 def materialized() -> dict[str, torch.Tensor]:
@@ -198,7 +193,6 @@ def test_ranks_with_other_plans() -> None:
             dcp.load({k: v for k, v in state.items() if k in plan}, storage_reader=reader)
 
 
-@beyond_torch_2_6
 @on_ranks(3)
 def test_what_one_rank_cannot_write_no_rank_has_written() -> None:
     """Whatever it is that cannot be: of all ranks, of some of them, and not of each alone."""
@@ -223,7 +217,6 @@ def test_what_one_rank_cannot_write_no_rank_has_written() -> None:
     assert torch.equal(state["a"], want["a"])
 
 
-@beyond_torch_2_6
 @on_ranks(2)
 def test_meta_models_get_memory_and_values() -> None:
     model = sharded(recorded(), "fsdp")

@@ -206,14 +206,13 @@ UNWRITABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("as_strided", lambda: torch.zeros(9).as_strided((2, 3), (2, 2)), RuntimeError, "share memory"),
     ("uninitialised", nn.UninitializedParameter, ValueError, r"has no shape yet.*materialize\(\)"),
     ("uninitialised buffer", nn.UninitializedBuffer, ValueError, "has no shape yet"),
-]
-if hasattr(torch, "float8_e8m0fnu"):  # from torch 2.7 on
-    float8 = (
+    (
+        "float8",
         lambda: torch.zeros(4).to(torch.float8_e8m0fnu),
         NotImplementedError,
         "float8_e8m0fnu",
-    )
-    UNWRITABLE.append(("float8", *float8))
+    ),
+]
 
 
 @pytest.mark.parametrize(

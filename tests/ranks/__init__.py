@@ -257,8 +257,7 @@ def _leave_groups() -> None:
         if group is not dist.group.WORLD:
             dist.destroy_process_group(group)
     propagator.propagate_op_sharding.cache.cache_clear()
-    # From torch 2.10 on there is another one beside it.
-    getattr(torch._C, "_clear_DTensor_sharding_propagator_cache", lambda: None)()
+    torch._C._clear_DTensor_sharding_propagator_cache()
 
 
 def _found(module: str, name: str) -> Callable[..., Any]:

@@ -195,10 +195,9 @@ torch.library.register_autograd("fastinit::passed", _measure, setup_context=_kee
 # refuse the values that a second forward has kept for its own. What nobody is said to write is left out
 # where nobody needs what it gives, and done once where it is asked for twice alike: so it gives a copy,
 # and each has a number of its own. A CUDA graph would write copies of its inputs, so it is kept out.
-_TAGS = tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))  # from torch 2.9 on
 _library.define(
     "graded(Tensor grad, Tensor raw, Tensor counts, Tensor extremes, int dim, int number) -> Tensor",
-    tags=_TAGS,
+    tags=(torch.Tag.cudagraph_unsafe,),
 )
 _gradients = itertools.count()
 
@@ -319,9 +318,7 @@ def accounts_of(
         found[target.name] = Accounts(
             target,
             Account.of(units, higher, device),
-            Account.of(units, higher, device)
-            if gradients and _gives_its_own(target) and (_TAGS or device.type == "cpu")
-            else None,
+            Account.of(units, higher, device) if gradients and _gives_its_own(target) else None,
             Account.of(0, higher, device) if inputs else None,
             clocks[device],
             dim,

@@ -24,7 +24,7 @@ from fastinit.variance.watch.transfer import together
 from fastinit.variance.watch.units import Units
 
 FOLD = 64  # moments of so many calls are merged, so that a long watch needs no more memory
-IN_COMPILED = "which in compiled code only known kinds of layers have, on GPUs with newer torch"
+IN_COMPILED = "which in compiled code only known kinds of layers have"
 IN_GRAPHS = "passes with create_graph=True do not count"
 IN_PARTS = "is in parts on several ranks, and the formats asked for are scaled by what all have"
 
