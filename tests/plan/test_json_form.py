@@ -274,7 +274,7 @@ def test_what_is_not_text(given: Any) -> None:
 
 
 def test_a_file_is_named(tmp_path) -> None:
-    for content, message in ((b"{", "not JSON"), (b"\xff", "utf-8")):
+    for content, message in ((b"{", "not JSON"), (b"\xff", "not text in UTF-8")):
         (tmp_path / "some.json").write_bytes(content)
         with pytest.raises(ValueError, match=rf"some\.json: .*{message}"):
             Plan.load(tmp_path / "some.json")
