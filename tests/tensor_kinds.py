@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from ranks_seen import as_rank
 from torch import Tensor, nn
 from torch.masked import masked_tensor
 from torch.testing._internal.two_tensor import TwoTensor
@@ -68,17 +69,9 @@ def sharded(placement: str, make: Callable[[], Tensor] = lambda: data()) -> Tens
     return DTensor.from_local(make(), mesh, [placements[placement]], run_check=False)
 
 
-@contextmanager
-def two_ranks() -> Iterator[None]:
+def two_ranks() -> AbstractContextManager[None]:
     """A process group of two, whose other rank is never asked."""
-    import torch.distributed as dist
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    return as_rank(0, 2)
 
 
 def fake() -> Tensor:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.distributed as dist
+from ranks_seen import as_rank
 from torch import nn
 from torch.distributed._composable.replicate import replicate
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import fastinit
 from fastinit.variance.lsuv.ranks import Ranks
@@ -21,12 +21,8 @@ from fastinit.variance.lsuv.ranks import Ranks
 
 @pytest.fixture
 def one_of_two() -> Iterator[None]:
-    """A process group of two, whose other rank is never asked."""
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    try:
+    with as_rank(0, 2):
         yield
-    finally:
-        dist.destroy_process_group()
 
 
 def net() -> nn.Module:
