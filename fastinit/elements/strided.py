@@ -132,7 +132,7 @@ class Strided(NamedTuple):
         """
         if len(self.sizes) == 1 and self.sizes[0] != 1:
             return self
-        return _of_dims(self.offset, _merged(zip(self.sizes, self.strides)))
+        return _of_dims(self.offset, merged_dims(zip(self.sizes, self.strides)))
 
     @classmethod
     def merged_of(cls, tensor: Tensor) -> Strided:
@@ -148,7 +148,15 @@ class Strided(NamedTuple):
         Strided(offset=0, sizes=(24,), strides=(1,))
         """
         dims = sorted(zip(self.sizes, self.strides), key=lambda d: -d[1])
-        return _of_dims(self.offset, _merged(dims) or [(1, 1)])
+        return _of_dims(self.offset, merged_dims(dims) or [(1, 1)])
+
+    def as_set(self) -> Strided:
+        """The same elements in one form, whatever their order: that of their addresses, merged.
+
+        >>> Strided(0, (2, 3), (1, 2)).as_set(), Strided(4, (1,), (9,)).as_set()
+        (Strided(offset=0, sizes=(6,), strides=(1,)), Strided(offset=4, sizes=(), strides=()))
+        """
+        return self.in_memory_order().merged()
 
     @property
     def text(self) -> str:
@@ -244,7 +252,7 @@ class Strided(NamedTuple):
         which = which or self
         if not self.numel or self.end <= start or stop <= self.offset:
             return
-        dims = _merged(zip(self.sizes, self.strides, which.strides))
+        dims = merged_dims(zip(self.sizes, self.strides, which.strides))
         sizes, strides, others = zip(*dims) if dims else ((), (), ())
         some, its = (
             self._replace(sizes=sizes, strides=strides),
@@ -360,12 +368,12 @@ def runs(where: Strided, which: Strided) -> tuple[list[tuple[int, ...]], int, in
     >>> runs(Strided(0, (2, 3), (1, 2)), Strided(0, (2, 3), (3, 1)))
     ([(2, 1, 3)], 3, 2)
     """
-    dims = _merged(sorted(zip(where.sizes, where.strides, which.strides), key=lambda d: -d[2]))
+    dims = merged_dims(sorted(zip(where.sizes, where.strides, which.strides), key=lambda d: -d[2]))
     length, stride, _ = dims.pop() if dims and dims[-1][2] == 1 else (1, 1, 1)
     return dims, length, stride
 
 
-def _merged(dims: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def merged_dims(dims: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Dimensions (size, stride, ...) without those of one element, neighbours as one where they are.
 
     There are as many strides as sets that share the sizes; two dimensions are one if they are in each.
@@ -382,15 +390,3 @@ def _merged(dims: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 def _of_dims(offset: int, dims: list[tuple[int, ...]]) -> Strided:
     return Strided(offset, tuple([size for size, _ in dims]), tuple([step for _, step in dims]))
-
-
-def covers(regions: Sequence[Strided], numel: int) -> bool:
-    """Whether every one of so many elements is in one of the regions."""
-    if any(region.is_run and region.numel == numel for region in regions):
-        return True
-    if sum(region.numel for region in regions) < numel:
-        return False
-    written = torch.zeros(numel, dtype=torch.bool, device="cpu")
-    for region in regions:
-        region.on(written).fill_(True)
-    return bool(written.all())

@@ -110,7 +110,7 @@ def _buffer(buffer: Tensor) -> Tensor:
 
 def _is_written(buffer: Tensor) -> bool:
     memory = memory_of(buffer)
-    return not buffer.is_meta if memory is None else memory.contents.is_written
+    return not buffer.is_meta if memory is None else memory.has_values(buffer)
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:

@@ -7,7 +7,7 @@ fold to :class:`Filled`, a Fill over a region; the rest stay :class:`Call` and a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -15,36 +15,10 @@ import torch
 from torch import Tensor
 
 from fastinit.base.torch_internals import tree_leaves
-from fastinit.elements.strided import Strided, covers
+from fastinit.elements.strided import Strided
+from fastinit.elements.within import covers
 from fastinit.plan.fill import Fill
-
-
-class Source:
-    """The random numbers of one memory.
-
-    They are decided once: as torch drew them, if the constructor looked at them; otherwise from the
-    seed, when a model is written.
-    """
-
-    __slots__ = ("names", "promised", "seen")
-
-    def __init__(self) -> None:
-        self.names: dict[Origin, str] = {}
-        """The streams that they were written with, if they were."""
-        self.promised = False
-        """Whether something that has no values yet depends on them."""
-        self.seen = ""
-        """The line that looked at them, if one did."""
-
-
-class Origin(NamedTuple):
-    """Which of a memory's numbers a write draws. Its stream gets a name when a model is written."""
-
-    source: Source
-    own: str = ""
-    """The elements, of a call that draws numbers of its own for them; others draw by index."""
-    draw: int = 0
-    """Counts, for each element, the draws since which the numbers before may be in use elsewhere."""
+from fastinit.plan.streams import Origin, Source
 
 
 class View(NamedTuple):
@@ -193,28 +167,39 @@ class Contents:
         """Whether any number in it was drawn."""
         return bool(self.sources)
 
-    @property
-    def unwritten(self) -> bool:
-        """Whether it has elements that nothing gave a value."""
-        if self.base is not None or not self.numel:
-            return False
+    def _overwrites(self, wanted: Sequence[Strided]) -> bool:
+        """Whether the writes gave each of these elements a value."""
         regions = [w.region if isinstance(w, Filled) else w.overwrites for w in self.writes]
-        return not covers([region for region in regions if region is not None], self.numel)
+        return covers([region for region in regions if region is not None], self.numel, wanted)
 
     @property
     def is_result(self) -> bool:
         """Whether it is what a call gave, as that gave it."""
         return isinstance(self.base, Made) and not self.writes
 
-    @property
-    def is_written(self) -> bool:
-        """Whether all its elements have values, and all that they were made of had."""
-        return not any(each.unwritten for each in self.history())
+    def is_written(self, view: View | None = None) -> bool:
+        """Whether elements have values, and those that they were made of had.
+
+        Args:
+            view: of a tensor of this memory; by default all is asked.
+        """
+        wanted = {id(self): [_elements(self, view)]}
+        for each in reversed(self.history()):
+            if id(each) not in wanted:
+                continue  # what was made of it is overwritten
+            steps = list(each.writes)
+            if each.numel and not each._overwrites(wanted[id(each)]):
+                if each.base is None:
+                    return False
+                steps += [each.base.call] if isinstance(each.base, Made) else []
+            for contents, its in (read for step in steps for read in _read(step)):
+                wanted.setdefault(id(contents), []).append(_elements(contents, its))
+        return True
 
     @property
     def is_known(self) -> bool:
         """Whether it follows from values that are there, without chance."""
-        return not self.is_random and self.is_written
+        return not self.is_random and self.is_written()
 
     @property
     def follows_a_load(self) -> bool:
@@ -236,8 +221,9 @@ class Contents:
         shape: tuple[int, ...] | None = None,
     ) -> Contents:
         """The contents after a Fill over a region: merged, or of the shape of a whole tensor."""
+        region = region.as_set() if shape is None else region
         filled = Filled(region, fill, origin if fill.is_random else None, shape)
-        if region == self.whole or region.merged() == self.whole:
+        if region == self.whole or region.as_set() == self.whole:
             return Contents(self.numel, self.dtype, self.device, writes=(filled,))
         writes = self.writes
         if self.fills is not None and shape is None:
@@ -255,7 +241,7 @@ class Contents:
             region: merged.
             change: gives the Fill of values that are made from those of another, each by itself.
         """
-        fills = self.fills
+        fills, region = self.fills, region.as_set()
         if not fills:
             return None
         if region == self.whole:
@@ -303,9 +289,7 @@ class Contents:
                 found[id(contents)] = contents
             elif id(contents) not in found:
                 waiting.append((contents, True))
-                read = [
-                    s for step in contents.steps() if isinstance(step, Call) for s in _read(step)
-                ]
+                read = [each.contents for step in contents.steps() for each in _read(step)]
                 waiting += [(other, False) for other in reversed(read) if id(other) not in found]
         return list(found.values())
 
@@ -321,12 +305,22 @@ def _begin(write: Filled | Call) -> int:
     return min(own, default=0)
 
 
-def _read(call: Call) -> list[Contents]:
-    return [x.contents for x in leaves((call.args, call.kwargs)) if isinstance(x, Snapshot)]
+def _read(step: Filled | Call) -> list[Snapshot]:
+    """What is read of other memory."""
+    if not isinstance(step, Call):
+        return []
+    return [x for x in leaves((step.args, step.kwargs)) if isinstance(x, Snapshot)]
+
+
+def _elements(contents: Contents, view: View | None) -> Strided:
+    """A view's elements of a memory, counted in those of its dtype; without a view all."""
+    if view is None or view.dtype.itemsize != contents.dtype.itemsize:
+        return contents.whole
+    return view.where
 
 
 def _sources_of(call: Call) -> set[Source]:
-    found = {source for contents in _read(call) for source in contents.sources}
+    found = {source for read in _read(call) for source in read.contents.sources}
     return found if call.origin is None else {*found, call.origin.source}
 
 

@@ -21,12 +21,12 @@ from fastinit.plan.history import (
     Filled,
     Given,
     Made,
-    Origin,
     Own,
     Snapshot,
     View,
     leaves,
 )
+from fastinit.plan.streams import Numbers, Origin, Stream
 from fastinit.plan.values import Values, part_stream, write_values_
 from fastinit.stream.keys import stream_id, substream
 from fastinit.stream.rounding import rounded, wide
@@ -41,13 +41,13 @@ class Computed:
     Args:
         contents: of the parameter's memory, of its dtype, in one dimension.
         view: which of its elements the parameter has, of their order and dtype.
-        names: of each origin of random numbers in the contents, the stream's name.
+        streams: of each origin of random numbers in the contents.
         scale: positive and finite; multiplies every value.
     """
 
     contents: Contents
     view: View
-    names: Mapping[Origin, str]
+    streams: Mapping[Origin, Stream]
     scale: float = 1.0
 
     def scaled(self, factor: float) -> Computed:
@@ -114,7 +114,7 @@ class Computed:
         is_drawn = (
             self.contents.fills and self.scale == 1.0 and self.view.is_plain(self.contents.dtype)
         )
-        replay = _Replay(device, seed, self.names, live)
+        replay = _Replay(device, seed, self.streams, live)
         with torch.set_grad_enabled(live is not None):
             if is_drawn and id(self.contents) not in replay.made:
                 replay.made[id(self.contents)] = replay.make(self.contents, dtype)
@@ -142,10 +142,10 @@ class Computed:
             if isinstance(item, Tensor):
                 return (item.dtype, tuple(item.shape), item.detach().cpu().flatten().tolist())
             if isinstance(item, Origin):
-                return self.names[item]
+                return self.streams[item]
             if isinstance(item, Call):
                 name = getattr(item.function, "__name__", repr(item.function))
-                origin = None if item.origin is None else self.names[item.origin]
+                origin = None if item.origin is None else self.streams[item.origin]
                 return (name, *map(of, leaves((item.args, item.kwargs))), origin)
             if isinstance(item, Given):
                 return of(item.tensor)
@@ -169,23 +169,27 @@ def known_values_of(contents: Contents) -> Tensor:
         return rounded(_Replay(device, 0, {}).value(contents, whole), contents.dtype)
 
 
+_CONSTANT = Stream("")
+"""Of values that are not drawn."""
+
+
 class _Replay:
     """One evaluation, in which memory that is read several times is made once.
 
     Args:
         device: where all is made.
         seed: of all random numbers, in [0, 2^64).
-        names: of each origin, its stream's.
+        streams: of each origin.
     """
 
     def __init__(
         self,
         device: torch.device,
         seed: int,
-        names: Mapping[Origin, str],
+        streams: Mapping[Origin, Stream],
         live: Mapping[int, Tensor] | None = None,
     ) -> None:
-        self.device, self.seed, self.names = device, seed, names
+        self.device, self.seed, self.streams = device, seed, streams
         self.made: dict[int, Tensor] = dict(live or {})
         self.results: dict[int, Any] = {}
 
@@ -234,13 +238,20 @@ class _Replay:
     def fill(self, memory: Tensor, filled: Filled) -> None:
         """Writes a Fill and its parts into memory [numel], by the elements' index there."""
         region, fill, origin, shape = filled
-        own = "" if origin is None else self.names[origin]
-        name = fill.stream or own
+        stream = _CONSTANT if origin is None else self.streams[origin]
+        own = stream.text
         if (base := fill.base) is not None:
-            view, which = region.on(memory), region
-            if shape is not None:
-                view, which = view.view(shape), Strided.contiguous(shape)
-            write_values_([Values(view, base, name, which, which.sizes)], self.seed)
+            if shape is None:
+                numbers = stream.numbers(region)
+                if numbers is None:
+                    raise RuntimeError(f"nothing tells the numbers of {region} in {stream}")
+            else:
+                numbers = [Numbers(region, own, Strided.contiguous(shape))]
+            values = [
+                Values(where.on(memory), base, fill.stream or name, which, which.sizes)
+                for where, name, which in numbers
+            ]
+            write_values_(values, self.seed)
         for place, part in enumerate(fill.parts):
             its = Values(
                 part.region.on(memory),
@@ -287,7 +298,7 @@ class _Replay:
             return call.function(*args, **kwargs)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            stream = stream_id(self.names[call.origin])
+            stream = stream_id(self.streams[call.origin].text)
             torch.manual_seed(substream(stream, f"seed {self.seed}") >> 1)
             return call.function(*args, **kwargs)
 

@@ -252,7 +252,7 @@ def state_of(item: Held, plan: Plan, scope: Scope = ALL, *, lacking: str = "") -
         if any(_has_values(entries[name]) for name in names):
             return "recorded", ""
         memory = memory_of(tensor)
-        is_left = memory is not None and not memory.contents.is_written
+        is_left = memory is not None and not memory.has_values(tensor)
         return "unwritten", "left unwritten by its constructor" if is_left else lacking
     if (filled := is_filled(tensor)) is not None:
         return ("filled" if filled else "written"), ""
@@ -266,7 +266,7 @@ def state_of(item: Held, plan: Plan, scope: Scope = ALL, *, lacking: str = "") -
 def _has_values(planned: Any) -> bool:
     """Whether what is computed follows from values, and not from what nobody wrote."""
     planned = planned.computed if isinstance(planned, Pending) else planned
-    return not isinstance(planned, Computed) or planned.contents.is_written
+    return not isinstance(planned, Computed) or planned.contents.is_written(planned.view)
 
 
 _OF_BUFFERS: dict[str, State] = {"made": "made", "pending": "recorded", "other": "changed"}

@@ -125,7 +125,7 @@ def pin_names(model: nn.Module, scope: Scope = ALL) -> None:
 def is_usable(parameter: Tensor) -> bool:
     """Whether a parameter on meta is recorded, as it was when its block ended."""
     memory = memory_of(parameter)
-    return memory is not None and memory.contents.is_written and not is_changed(parameter)
+    return memory is not None and memory.has_values(parameter) and not is_changed(parameter)
 
 
 @contextmanager

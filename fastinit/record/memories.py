@@ -14,7 +14,8 @@ from fastinit.base.torch_internals import is_in_transform, version_of
 from fastinit.elements.shards import is_dtensor
 from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
-from fastinit.plan.history import Contents, Origin, Source
+from fastinit.plan.history import Contents, View
+from fastinit.plan.streams import Origin, Source
 
 META = torch.device("meta")
 
@@ -77,22 +78,28 @@ class Memory:
             region: the elements, merged.
             by_index: whether each has the number of its index, or the call numbers of its own.
         """
-        if self.source.seen and region == self.contents.whole:
+        whole = self.contents.whole
+        is_whole = region.as_set() == whole
+        if self.source.seen and is_whole:
             self.source = Source()  # others, that nobody has seen
             self.kin |= {self.source}
             self._drawn, self._read = [], []
         read = [draw for other, draw in self._read if other.meets(region)]
         draw = max(read) + 1 if read else 0
-        if region == self.contents.whole:
+        if is_whole:
             self._drawn.clear()
+            self.source.order = None if region == whole else region
         self._drawn.append((region, draw))
-        is_own = not by_index and region != self.contents.whole
-        return Origin(self.source, f"[{region.text}]" if is_own else "", draw)
+        return Origin(self.source, None if by_index or region == whole else region, draw)
 
     def filled(self, region: Strided, fill: Fill) -> Contents:
         """The contents after a Fill of values over a region, merged."""
         origin = self.origin(region, True) if fill.is_random else None
         return self.contents.filled(region, fill, origin)
+
+    def has_values(self, tensor: Tensor) -> bool:
+        """Whether a tensor of this memory has values, and all that these were made of had."""
+        return self.contents.is_written(View.of(tensor))
 
     @property
     def is_read(self) -> bool:

@@ -14,18 +14,20 @@ from fastinit.base.text import listing
 from fastinit.elements.part import Part
 from fastinit.elements.shards import is_dtensor
 from fastinit.elements.strided import Strided
+from fastinit.elements.within import covers, within
 from fastinit.plan.buffers import Known, Pending, Values
 from fastinit.plan.fill import Fill, FillPart
 from fastinit.plan.fit import ALL, Scope, note_shape
-from fastinit.plan.history import Contents, View
+from fastinit.plan.history import Contents, Filled, View
 from fastinit.plan.names import joined, named_buffers, named_modules
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed
-from fastinit.record.memories import Memory, is_changed, is_seen, memory_of
+from fastinit.plan.streams import Numbers
+from fastinit.record.memories import Memory, is_changed, is_plain, is_seen, memory_of
 from fastinit.record.reached import reached
 from fastinit.record.selected import selected_law
-from fastinit.record.streams import name_origins
+from fastinit.record.streams import Held, name_origins
 
 _SHARDED_LATER = (
     "; sharding makes other parameters, of which nothing is recorded: take plan = recorded_plan(model) "
@@ -109,12 +111,13 @@ class ModelRecord:
         if len(seeds) > 1:
             raise ValueError(f"the model's parts were recorded with seeds {sorted(seeds)}")
         self.seed = seeds.pop() if seeds else 0
-        self.names = name_origins([(n, m.source, m.contents) for n, m in self.memories])
+        tensors = (*self.parameters, *self.others)
+        self.streams = name_origins([_held(name, t, memory) for name, t, memory in tensors])
 
     def computed(self, memory: Memory, view: View | None = None) -> Computed:
         """What a memory shall be, or a view of it."""
         whole = View(Strided(0, (memory.contents.numel,), (1,)), memory.contents.dtype)
-        return Computed(memory.contents, view or whole, self.names)
+        return Computed(memory.contents, view or whole, self.streams)
 
     def known_buffers(self, model: nn.Module) -> Known:
         """What the constructor put in buffers, and in plain attributes that have no values yet.
@@ -149,7 +152,7 @@ class ModelRecord:
             raise ValueError(
                 "model was not built within fastinit.deferred(), or is written already"
             )
-        unwritten = [name for name, _, memory in self.parameters if not memory.contents.is_written]
+        unwritten = [name for name, p, memory in self.parameters if not memory.has_values(p)]
         if unwritten:
             raise ValueError(
                 f"the constructor left unwritten, at least in part: {listing('parameter', unwritten)}"
@@ -179,36 +182,85 @@ class ModelRecord:
         return Plan(fills, seed=plan.seed, aliases=plan.aliases, buffers=buffers)
 
     def _fill(self, name: str, tensor: Tensor, contents: Contents) -> Fill | Computed:
+        """What a parameter shall be: Fills of its elements by their indices, where it is only these."""
         if tensor.numel() == 0:
             return Fill.constant(0.0)
-        view, whole = View.of(tensor), contents.whole
-        computed, filled = Computed(contents, view, self.names), contents.fills
-        if filled is None or not view.is_plain(contents.dtype):
+        view, where = View.of(tensor), Strided.merged_of(tensor)
+        computed = Computed(contents, view, self.streams)
+        if not view.is_plain(contents.dtype):
             return computed
-        ordered = view.where.merged() == whole
-        first = filled[0]
-        alike = len(filled) == 1 and first.region == whole and first.shape is None
-        if not ordered and not (alike and tensor.numel() == contents.numel):
-            return computed  # of larger memory, or of other order
-        parts = []
-        for region, fill, origin, shape in filled:
-            stream = name if origin is None else self.names[origin]
-            fill = replace(fill, stream=None if stream == name else stream)
-            parts.append(FillPart(region, fill, own=shape is not None))
-        if first.region.merged() == whole and first.shape in (None, tuple(tensor.shape)):
+        parts: list[FillPart] = []
+        whole = Strided.run(0, tensor.numel())
+        for each in reversed(contents.writes):
+            its = self._parts(each, where, name) if isinstance(each, Filled) else None
+            if its is None:
+                return computed
+            parts = its + parts
+            if any(part.region.merged() == whole for part in its):
+                break  # what was there before it is no more
+        else:
+            regions = [part.region for part in parts]
+            if contents.base is not None and not covers(regions, whole.numel, [whole]):
+                return computed
+        first, shape = parts[0], tuple(tensor.shape)
+        if first.region.merged() == whole and (not first.own or first.region.sizes == shape):
             base = parts.pop(0).fill
-        elif first.shape is None:
+        elif not first.own:
             base = parts.pop(0).fill  # the others are of the rest
         elif any(part.fill.parts for part in parts):
             return computed
         else:
             return _of_parts(tuple(parts))
-        return replace(base, parts=(*base.parts, *parts))
+        return replace(base, parts=(*base.parts, *parts)) if parts else base
+
+    def _parts(self, filled: Filled, where: Strided, name: str) -> list[FillPart] | None:
+        """What a Fill of a memory gives a parameter, by its indices; None if it has not their numbers.
+
+        Args:
+            where: the parameter's elements in the memory, merged.
+            name: the parameter's.
+        """
+        region, fill, origin, shape = filled
+        numbers = [Numbers(region, name, region)]
+        if origin is not None:
+            stream = self.streams[origin]
+            its = (
+                stream.numbers(region) if shape is None else [Numbers(region, stream.text, region)]
+            )
+            if its is None:
+                return None
+            numbers = [each for each in its if each.where == where] or its
+        parts = []
+        for place, stream_name, which in numbers:
+            found = within(place, where)
+            if found is not None and shape is not None:
+                here = found[1]
+                if here.sizes != shape:
+                    return None
+            elif found is not None:
+                here = found[1].as_set()
+                if origin is not None and found[1] != which and found[1].merged() != which.merged():
+                    return None
+            elif not place.merged().meets(where):
+                continue
+            elif origin is None and shape is None and within(where, place) is not None:
+                here = Strided.run(0, where.numel)
+            else:
+                return None
+            its_name = None if stream_name == name else stream_name
+            its_fill = fill if fill.stream == its_name else replace(fill, stream=its_name)
+            parts.append(FillPart(here, its_fill, own=shape is not None))
+        return parts
 
     def pin_names(self) -> None:
         """What is written keeps its numbers, also where other models have copies of it."""
-        for origin, name in self.names.items():
-            origin.source.names[origin] = name
+        for origin, stream in self.streams.items():
+            origin.source.streams[origin] = stream
+
+
+def _held(name: str, tensor: Tensor, memory: Memory) -> Held:
+    where = Strided.merged_of(tensor) if is_plain(tensor, memory.contents.dtype) else None
+    return Held(name, memory.source, memory.contents, where)
 
 
 MANY = "a part was not filled by one law alone"

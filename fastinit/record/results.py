@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastinit.base import torch_internals as internals
-from fastinit.plan.history import Call, Contents, Made, Origin, Source, View
+from fastinit.plan.history import Call, Contents, Made, View
+from fastinit.plan.streams import Origin, Source
 from fastinit.record import torch_operations as operations
 from fastinit.record.calls import after_copy, call_of
 from fastinit.record.memories import (

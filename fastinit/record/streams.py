@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from fastinit.plan.history import Contents, Origin, Source
+from fastinit.elements.strided import Strided
+from fastinit.elements.within import within
+from fastinit.plan.history import Contents, Filled
+from fastinit.plan.streams import Holder, Origin, Source, Stream
 
 
-def name_origins(memories: Sequence[tuple[str, Source, Contents]]) -> dict[Origin, str]:
+class Held(NamedTuple):
+    """A tensor of a model, and what is recorded of it."""
+
+    name: str
+    source: Source
+    """Of its memory's own numbers."""
+    contents: Contents
+    where: Strided | None
+    """Its elements in the memory, merged; None of a view of another dtype, which numbers none."""
+
+
+def name_origins(tensors: Sequence[Held]) -> dict[Origin, Stream]:
     """The stream of each origin.
 
-    A parameter's own numbers have its name; those drawn for parts of it at once the name and the part:
-    ``w[64:128]``; earlier ones that are in use elsewhere a number: ``w@1``. Numbers of a memory that is
-    no parameter have the name of the first that they went into, if that has none of its own, or that and
-    a number: ``w#1``.
+    A parameter's own numbers have its name, and each element its index in it, wherever in memory that
+    is; those drawn for parts of it at once have the name and the part: ``w[64:128]``; earlier ones that
+    are in use elsewhere a number: ``w@1``. Numbers of a memory that is no parameter have the name of the
+    first that they went into, if that has none of its own, or that and a number: ``w#1``.
 
     Args:
-        memories: (name, the source of its own numbers, contents), in the order of the model.
+        tensors: in the order of the model.
     """
     names: dict[Source, str] = {}
-    for name, source, _ in memories:
-        names.setdefault(source, name)
-    found = [(name, source, list(contents.origins())) for name, source, contents in memories]
-    used = {name for name, own, origins in found if any(o.source is own for o in origins)}
-    for name, _, origins in found:
+    for held in tensors:
+        names.setdefault(held.source, held.name)
+    found = [(held, list(held.contents.origins())) for held in tensors]
+    used = {held.name for held, origins in found if any(o.source is held.source for o in origins)}
+    for (name, *_), origins in found:
         count = 0
         for origin in origins:
             if origin.source in names:
@@ -34,13 +49,71 @@ def name_origins(memories: Sequence[tuple[str, Source, Contents]]) -> dict[Origi
             else:
                 count += 1
                 names[origin.source] = f"{name}#{count}"
-    every = dict.fromkeys(origin for _, _, origins in found for origin in origins)
+    every = dict.fromkeys(origin for _, origins in found for origin in origins)
     draws: dict[Source, set[int]] = {}
     for origin in every:
         draws.setdefault(origin.source, set()).add(origin.draw)
-    named: dict[Origin, str] = {}
+    holders = _holders(tensors, names)
+    streams: dict[Origin, Stream] = {}
     for origin in every:
         later = sum(draw > origin.draw for draw in draws[origin.source])
-        text = f"{names[origin.source]}{origin.own}" + (f"@{later}" if later else "")
-        named[origin] = origin.source.names.get(origin, text)
-    return named
+        name, its = names[origin.source], holders.get(origin.source, ())
+        ending = f"@{later}" if later else ""
+        if origin.own is None:
+            stream = Stream(name, ending, its)
+        else:
+            stream = Stream(_own_name(name, origin.own, its), ending)
+        streams[origin] = origin.source.streams.get(origin, stream)
+    return streams
+
+
+def _own_name(name: str, region: Strided, holders: Sequence[Holder]) -> str:
+    """The name of numbers that are drawn for elements of a memory at once.
+
+    Args:
+        name: of the memory's others.
+    """
+    for holder in holders:
+        if (found := within(region, holder.where)) is not None:
+            which = found[1].merged()
+            is_all = which == Strided.run(0, holder.where.numel)
+            return holder.name if is_all else f"{holder.name}[{which.text}]"
+    return f"{name}[memory {region.text}]" if holders else f"{name}[{region.text}]"
+
+
+def _holders(
+    tensors: Sequence[Held], names: Mapping[Source, str]
+) -> dict[Source, tuple[Holder, ...]]:
+    """The tensors by whose indices elements have their numbers, where the memory's order is another.
+
+    The first that have an element. Where no strides say the index of each element that a call drew
+    together with others, all of that source have the numbers of their places in memory.
+    """
+    found: dict[Source, list[Holder]] = {}
+    is_plain: dict[Source, bool] = {}
+    for name, own, contents, where in tensors:
+        drawn = {w.origin.source for w in contents.writes if isinstance(w, Filled) and w.origin}
+        for source in {own, *drawn}:
+            its = found.setdefault(source, [])
+            is_named = source is own or not its
+            if where is None or not where.numel or where.overlaps or not is_named:
+                continue
+            if not any(holder.where.meets(where) for holder in its):
+                its.append(Holder(name if source is own else names[source], where))
+                is_all = where == contents.whole
+                is_plain[source] = is_all and its[0].name == names[source]
+    for source in names:
+        if not found.get(source) and source.order is not None:
+            found[source] = [Holder(names[source], source.order)]
+    unusual = {s: tuple(its) for s, its in found.items() if its and not is_plain.get(s, False)}
+    for each in (c for held in tensors for c in held.contents.history()) if unusual else ():
+        for write in each.writes:
+            if not isinstance(write, Filled) or write.origin is None or write.shape is not None:
+                continue
+            source = write.origin.source
+            if (
+                source in unusual
+                and Stream("", holders=unusual[source]).numbers(write.region) is None
+            ):
+                del unusual[source]
+    return unusual

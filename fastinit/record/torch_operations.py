@@ -163,7 +163,7 @@ _NEW = frozenset(
         *_KINDS,
         *(f"{kind}_like" for kind in _KINDS),
         *(f"new_{kind}" for kind in _KINDS),
-        *("empty_strided", "new_empty_strided", "normal"),
+        *("empty_strided", "empty_permuted", "new_empty_strided", "normal"),
         *("arange", "linspace", "logspace", "eye", "scalar_tensor"),
     ]
 )

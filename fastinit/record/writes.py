@@ -10,7 +10,8 @@ from torch import Tensor
 from fastinit.base import torch_internals as internals
 from fastinit.elements.strided import Strided
 from fastinit.plan.fill import Fill
-from fastinit.plan.history import Call, Contents, Made, Origin, Own, Snapshot, Source, View
+from fastinit.plan.history import Call, Contents, Made, Own, Snapshot, View
+from fastinit.plan.streams import Origin, Source
 from fastinit.record import torch_operations as operations
 from fastinit.record.calls import after_copy, call_of
 from fastinit.record.memories import (

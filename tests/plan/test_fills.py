@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fastinit import Fill, Plan
 from fastinit.elements.strided import Strided
-from fastinit.plan.history import Contents, Origin, Source, View
+from fastinit.plan.history import Contents, View
 from fastinit.plan.replay import Computed
+from fastinit.plan.streams import Origin, Source, Stream
 
 DT = Fill.uniform(math.log(1e-3), math.log(0.1)).then("exp").then("clamp_min", 0.01)
 DT = DT.then("inverse_softplus")  # Mamba's dt_bias
@@ -84,7 +85,7 @@ def test_strides_and_replays_change_no_value(place: str) -> None:
     contents = contents.filled(contents.whole, fill, origin)
     replayed = torch.zeros(12, 8)
     view_of_all = View(Strided.contiguous((12, 8)), torch.float32)
-    Computed(contents, view_of_all, {origin: "w"}).write_(replayed, 5)
+    Computed(contents, view_of_all, {origin: Stream("w")}).write_(replayed, 5)
     torch.testing.assert_close(replayed, w)
 
 
