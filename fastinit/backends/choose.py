@@ -13,7 +13,7 @@ from contextvars import ContextVar
 import torch
 
 from fastinit.backends.contract import Backend
-from fastinit.backends.native_module import CPU, Native
+from fastinit.backends.native_module import Native
 from fastinit.backends.slow import Reference
 from fastinit.backends.triton.backend import Triton
 
@@ -94,7 +94,7 @@ def _chosen(doing: str, device: torch.device, why_not: Callable[[Backend], str |
 
 def native_is_chosen() -> bool:
     """Whether ``choose`` gives the native backend for the CPU, for what is called often."""
-    return BACKENDS[0] is native and forced() is None and native.serves(CPU) is None
+    return (forced() or BACKENDS[0]) is native and native.missing is None
 
 
 def explain(device: torch.device, higher: bool = False, blocks: bool = False) -> str:

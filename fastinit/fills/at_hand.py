@@ -17,6 +17,7 @@ from fastinit.stream.laws import Law
 # What every call needs, looked up once.
 _whole_address = tensors.whole_address
 _whole_cpu_address = tensors.whole_cpu_address
+_plain_cpu_address = tensors.plain_cpu_address
 _native_is_chosen = backends.native_is_chosen
 _prepared = backends.native.prepared
 _fill_contiguous: Any = getattr(backends.native.module, "fill_contiguous", None)
@@ -25,6 +26,7 @@ _CONSTANT = laws.CONSTANT
 _threads = torch.get_num_threads
 _traced = torch.compiler.is_dynamo_compiling
 _dispatch_modes = internals.dispatch_modes
+_jit_traced = internals.is_jit_tracing
 _increment_version = internals.increment_version
 SHORT_WAY = frozenset(laws.WRITTEN)
 """The dtypes that backends write."""
@@ -39,11 +41,17 @@ def at_hand(tensor: object) -> int:
     return 0 if _traced() or _dispatch_modes() else _whole_address(tensor)
 
 
-def native_address(tensor: object) -> int:
-    """The address of what is at hand on the CPU where native kernels serve it; 0 says nothing."""
-    if _traced() or _dispatch_modes() or not _native_is_chosen():
+def native_address(tensor: torch.Tensor) -> int:
+    """The address of contiguous memory on the CPU that native kernels serve; 0 says nothing.
+
+    Whether it may be written was asked before; if it may, an inference tensor is as good as another.
+    """
+    if _traced() or _dispatch_modes() or _jit_traced() or not _native_is_chosen():
         return 0
-    return _whole_cpu_address(tensor)
+    if (address := _plain_cpu_address(tensor)) or not tensor.is_inference():
+        return address
+    is_plain = tensors.obstacle(tensor) is None and tensor.is_cpu and tensor.is_contiguous()
+    return tensor.data_ptr() if is_plain and not tensor.is_neg() else 0
 
 
 def fill_at_hand(
@@ -53,14 +61,14 @@ def fill_at_hand(
 
     False says nothing: then nothing was drawn and nothing written.
     """
-    if _traced() or _dispatch_modes():
+    if _traced() or _dispatch_modes() or _jit_traced():
         return False
     # What may refuse the law or the device comes before a seed is drawn.
     prepared = None
     if (address := _whole_cpu_address(tensor)) and _native_is_chosen():
         prepared = _prepared(law, tensor.dtype)
     if prepared is None:
-        if not _whole_address(tensor) or tensor.dtype not in SHORT_WAY:
+        if not (address or _whole_address(tensor)) or tensor.dtype not in SHORT_WAY:
             return False
         laws.kernel_params(law, tensor.dtype)
         backend = backends.choose(tensor.device, exact=bool(law.exact))

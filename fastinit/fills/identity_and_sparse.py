@@ -27,7 +27,6 @@ from fastinit.fills.seeded import (
 )
 from fastinit.stream import laws
 from fastinit.stream.keys import ANONYMOUS, stream_id, substream
-from fastinit.stream.rounding import FLOAT8
 
 _zero_smallest: Any = getattr(backends.native.module, "zero_smallest", None)
 
@@ -169,10 +168,10 @@ def _zero(
         threads = torch.get_num_threads()
         _zero_smallest(address, rows, columns, zeros, its, tensor.itemsize, threads)
         return
-    held = tensor.detach()
-    if held.dtype in FLOAT8:  # which torch does not scatter; their zero is the byte 0
-        held = held.view(torch.uint8)
-    held.t().scatter_(1, drawn.argsort(dim=1, stable=True)[:, :zeros], 0)
+    places = drawn.argsort(dim=1, stable=True)[:, :zeros]
+    column = torch.arange(columns, device=tensor.device).unsqueeze(1)
+    zero = torch.zeros((), dtype=tensor.dtype, device=tensor.device)
+    tensor.detach().index_put_((places, column), zero)  # scatter_ does not know all dtypes
 
 
 def centre(tensor: Tensor) -> Tensor:

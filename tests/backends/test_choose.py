@@ -92,7 +92,7 @@ def test_a_forced_backend_that_cannot_serve_is_an_error_and_nothing_is_written_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     native = backends.native
-    monkeypatch.setattr(type(native), "serves", lambda self, device: "it has gone")
+    monkeypatch.setattr(native, "missing", "it has gone")
     tensor, state = KINDS[kind](), torch.get_rng_state()
     version = tensor._version
     message = "backend 'native' cannot fill a tensor on cpu: it has gone"
@@ -124,7 +124,7 @@ def test_the_short_way_asks_too_whether_native_serves(monkeypatch: pytest.Monkey
     backends.register(Next(), before="triton")
     drawn()
     assert not written or not ISAS
-    monkeypatch.setattr(type(backends.native), "serves", lambda self, device: "it has gone")
+    monkeypatch.setattr(backends.native, "missing", "it has gone")
     written.clear()
     drawn()
     assert len(written) == 1

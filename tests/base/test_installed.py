@@ -163,7 +163,7 @@ def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slow, "_done", type(slow._done)())
     monkeypatch.setattr(slow, "LARGE", 1 << 14)  # what takes the reference a moment
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(type(backends.native), "serves", lambda self, device: "it has gone")
+    monkeypatch.setattr(backends.native, "missing", "it has gone")
 
 
 def said(work) -> list[str]:
