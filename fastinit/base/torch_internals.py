@@ -247,7 +247,8 @@ def is_exporting() -> bool:
 constant_when_compiled(is_exporting)
 
 is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
-"""Whether torch.jit.trace makes a graph here. Without it, a watch's measurements would be in the graph.
+"""Whether torch.jit.trace makes a graph here. Without it, fills would not be in the graph, and a watch's
+measurements would be.
 
 ``torch.jit.is_tracing`` asks the same, and has no types."""
 

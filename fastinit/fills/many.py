@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastinit.backends import choose as backends
 from fastinit.backends.contract import BlockWrite, Write
+from fastinit.base import torch_internals as internals
 from fastinit.elements import partitioned, tensors
 from fastinit.elements import shards as shard
 from fastinit.elements.part import Part
@@ -50,7 +51,11 @@ class Request(NamedTuple):
 
 
 class Batch:
-    """Requests that can be written: what is added is checked, and :meth:`run` writes all."""
+    """Requests that can be written: what is added is checked, and :meth:`run` writes all.
+
+    Raises:
+        NotImplementedError: torch.jit.trace traces; the graph would hold none of the writes.
+    """
 
     def __init__(self) -> None:
         self._writes: dict[tuple[torch.device, bool], list[Write]] = {}
@@ -60,6 +65,11 @@ class Batch:
         self._blocks: dict[torch.device, list[BlockWrite]] = {}
         self._scales: list[tuple[Tensor, float]] = []
         self._at_once = not _is_compiling()
+        if self._at_once and internals.is_jit_tracing():
+            raise NotImplementedError(
+                "torch.jit.trace would not see a write of several tensors, of a part, of Blocks or of a "
+                "conjugated view: fill them before the function that it traces"
+            )
 
     def add(self, request: Request, argument: str) -> None:
         """Checks one and keeps it. Meta tensors are left alone.

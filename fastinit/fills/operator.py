@@ -32,6 +32,7 @@ _CONSTANT = laws.CONSTANT
 _is_compiling = torch.compiler.is_compiling
 _traced = torch.compiler.is_dynamo_compiling
 _dispatch_modes = internals.dispatch_modes
+_jit_traced = internals.is_jit_tracing
 _increment_version = internals.increment_version
 
 
@@ -82,7 +83,9 @@ def fill_(
         for view, its in shard.pieces(tensor, part=window):
             fill_(view, law, seed=draw_seed(tensor, seed, generator), stream=stream, window=its)
         return tensor
-    if isinstance(window, Part) or (not _traced() and shard.is_dtensor(tensor)):
+    if isinstance(window, Part) or (
+        not _traced() and (shard.is_dtensor(tensor) or (window is not None and _jit_traced()))
+    ):
         seed = draw_seed(tensor, seed, generator) if law.kind != _CONSTANT else seed or 0
         fill_many_([Request(tensor, law, seed, stream, window)])
         return tensor
