@@ -14,8 +14,6 @@ from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import torch
-
 DISTRIBUTION = "torch-fastinit"
 TORCH = (2, 11)  # the oldest that all tests pass with; a build before its release will do
 _FOLDER = Path(__file__).resolve().parents[1]
@@ -65,6 +63,8 @@ def check() -> None:
 
 def check_torch() -> None:
     """Raises ImportError if torch is too old, as where pip was told to install no dependencies."""
+    import torch  # not before it is known whose files these are: theirs may do without
+
     if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH:
         oldest = ".".join(map(str, TORCH))
         raise ImportError(

@@ -102,6 +102,18 @@ def test_another_project_in_the_folder_is_refused_by_name(
         assert "torch-fastinit" in said.rpartition("pip install")[2]
 
 
+def test_whose_files_these_are_is_said_without_torch(tmp_path: Path) -> None:
+    install(tmp_path, installed.DISTRIBUTION, ours())
+    install(tmp_path, "some-other", STRANGERS["some-other"])
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import fastinit"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "some-other 9 is installed into the same folder" in done.stderr.splitlines()[-1]
+
+
 def test_this_folder_is_ours() -> None:
     installed.check()
     assert fastinit.__distribution__ == installed.DISTRIBUTION
