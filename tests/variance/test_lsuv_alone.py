@@ -25,7 +25,7 @@ def one_of_two() -> Iterator[None]:
         yield
 
 
-def net() -> nn.Module:
+def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
 
 
@@ -44,6 +44,16 @@ def test_one_of_several_ranks_is_told() -> None:
 @pytest.mark.usefixtures("one_of_two")
 def test_a_group_of_this_rank_says_that_it_is_alone() -> None:
     fastinit.lsuv_(net(), torch.randn(64, 8), group=dist.new_group([0]))
+
+
+@pytest.mark.usefixtures("one_of_two")
+def test_where_nothing_will_be_scaled_nobody_is_told() -> None:
+    frozen = net().requires_grad_(False)
+    result = fastinit.lsuv_(frozen, torch.randn(64, 8))
+    assert [layer.note for layer in result.layers] == ["frozen", "frozen"]
+    frozen[2].weight.requires_grad_()
+    with pytest.warns(fastinit.ScaledAloneWarning):
+        fastinit.lsuv_(frozen, torch.randn(64, 8))
 
 
 @pytest.mark.usefixtures("one_of_two")

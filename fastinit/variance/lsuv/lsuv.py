@@ -150,11 +150,12 @@ def lsuv_(
             raise ValueError("get_input is of batches, but there are none")
         for name, parameter in model.named_parameters():
             shard.check_runs(parameter, name, ranks_said=group is not None)
-        ranks.warn_if_alone(group)
         found, passed = find(model, layers)
         if layers is None:
             passed = other_weights(model, found) | passed
         _check(found, passed, target_std, unbuilt)
+        if any(layer.weight_in.requires_grad for layer in found):  # of others nothing is changed
+            ranks.warn_if_alone(group)
         trials = Trials(tol, max_iter, activation)
         options = Options(target_std, center, reuse == "pool", dead == "skip", unbuilt, trials)
         weights = weights_of(model, device)
