@@ -306,8 +306,8 @@ FASTINIT_FN typename L::F truncated_normal(typename L::U word, const Params& p, 
 // A group: the L::BLOCKS blocks from an aligned counter on, through a law, in element order. Only of what
 // MAY_BE_SCALED the scale is looked at; what is SIMPLE was asked before.
 
-template <class L, int LAW, bool MAY_BE_SCALED = false, bool SIMPLE = false>
-FASTINIT_FN void group(const Schedule& schedule, typename L::W block_lo, const Params& p,
+template <class L, int LAW, bool MAY_BE_SCALED = false, bool SIMPLE = false, class Counters>
+FASTINIT_FN void group(const Schedule& schedule, Counters block_lo, const Params& p,
                        typename L::F out[4 * L::BLOCKS / L::WIDTH]) {
   constexpr int VECTORS = 4 * L::BLOCKS / L::WIDTH;
   const bool scaled = MAY_BE_SCALED && p.scale != 1.0f;

@@ -118,7 +118,7 @@ struct Source {
           drawn_otherwise<LAW, MAY_BE_SCALED<T>, SIMPLE>(Wide(), s, p, to, block_lo, groups);
       block_lo += (uint32_t)some * blocks, to += some * places, groups -= some;
     }
-    typename Wide::W counters = Wide::counters(block_lo);
+    auto counters = Wide::counters(block_lo);
     for (int64_t i = 0; i < groups; ++i) {
       typename Wide::F v[4 * Wide::BLOCKS / Wide::WIDTH];
       group<Wide, LAW, MAY_BE_SCALED<T>, SIMPLE>(s, counters, p, v);

@@ -8,6 +8,7 @@
 namespace {
 #include "lanes_scalar.h"
 #include "lanes_neon.h"
+#include "philox_neon.h"
 typedef NeonLane Edge;
 template <int LAW>
 struct WideOf {

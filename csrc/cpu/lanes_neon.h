@@ -1,5 +1,4 @@
-// The NEON lane (AArch64, with or without SHA3): four blocks, one counter word per 32-bit lane. Each product
-// of theirs is two vectors, which is lock step enough: with more, keys no longer stay in registers.
+// The NEON lane (AArch64, with or without SHA3): four blocks, one element of each in a vector.
 #pragma once
 #include <arm_neon.h>
 
@@ -18,44 +17,41 @@ constexpr Splat<K> SPLAT;
 struct NeonLane {
   typedef uint32x4_t U;   // 4 words
   typedef float32x4_t F;  // 4 values
-  struct P {
-    uint64x2_t a, b;  // of blocks 0 and 1, and of 2 and 3
-  };
-  // One word of 4 blocks. It knows what it was made of, for those of the last round, which are wanted in
-  // another order; the compiler drops what nobody asks for.
-  struct W {
-    U v;
-    P high, low;
-    uint32_t key;
+  typedef U W;            // one word of each block
+  struct Counters {       // of blocks 0 and 1, and of 2 and 3: their products of round 0
+    uint64x2_t a, b;
   };
   static constexpr int BLOCKS = 4;
   static constexpr int WIDTH = 4;
   static constexpr float OCTAVE = -1.0f, HALF = 0.0f;
 
-  FASTINIT_FN W of(U v, P high = P(), P low = P(), uint32_t key = 0) {
-    W w;
-    w.v = v, w.high = high, w.low = low, w.key = key;
-    return w;
+  // Factors in one register, of which an instruction takes one: Philox's, and how many halves are added.
+  FASTINIT_FN U factors() {
+    const U all = {PHILOX_M0, PHILOX_M1, 0x2f800000u, 0xc0000000u};  // 2^-32, -2
+    return all;
   }
-  FASTINIT_FN P mul_wide(W a, uint32_t b) {
-    const uint32x2_t low = vget_low_u32(a.v), factors = {PHILOX_M0, PHILOX_M1};  // one register's
-    if (b == PHILOX_M0)
-      return {vmull_lane_u32(low, factors, 0), vmull_high_lane_u32(a.v, factors, 0)};
-    return {vmull_lane_u32(low, factors, 1), vmull_high_lane_u32(a.v, factors, 1)};
+  template <int FACTOR>
+  FASTINIT_FN F plus_halves(F a) {
+    asm("fmla %0.4s, %1.4s, %2.s[%3]" : "+w"(a) : "w"(set(0.5f)), "w"(factors()), "i"(FACTOR));
+    return a;
   }
-  FASTINIT_FN U halves(uint64x2_t p) { return vreinterpretq_u32_u64(p); }  // low and high in turn
-  FASTINIT_FN W high(P p) { return of(vuzp2q_u32(halves(p.a), halves(p.b)), p); }
-  FASTINIT_FN W low(P p) { return of(vuzp1q_u32(halves(p.a), halves(p.b)), P(), p); }
-  FASTINIT_FN W word(uint32_t a) { return of(vdupq_n_u32(a)); }
-  FASTINIT_FN W xor_word(W a, uint32_t b) { return of(veorq_u32(a.v, vdupq_n_u32(b))); }
-  FASTINIT_FN W xor_words(W a, W b, uint32_t c) {
-    return of(xor_3(a.v, b.v, vdupq_n_u32(c)), a.high, b.low, c);
+  // Here and now: GCC would mix operations until it spills what the next ones wait for.
+  FASTINIT_FN F in_register(F a) {
+#ifndef __clang__  // which has an order of its own
+    asm volatile("" : "+w"(a));
+#endif
+    return a;
   }
-  FASTINIT_FN W counters(uint32_t first) {
-    const U blocks = {0, 1, 2, 3};
-    return of(vaddq_u32(vdupq_n_u32(first), blocks));
+  FASTINIT_FN U word(uint32_t a) { return vdupq_n_u32(a); }
+  FASTINIT_FN Counters counters(uint32_t first) {
+    const uint64_t m = PHILOX_M0, p = m * first;
+    const uint64x2_t a = {p, p + m};
+    return {a, vaddq_u64(a, vdupq_n_u64(2 * m))};
   }
-  FASTINIT_FN W plus(W c, uint32_t n) { return of(vaddq_u32(c.v, vdupq_n_u32(n))); }
+  FASTINIT_FN Counters plus(Counters c, uint32_t n) {
+    const uint64x2_t p = vdupq_n_u64((uint64_t)PHILOX_M0 * n);
+    return {vaddq_u64(c.a, p), vaddq_u64(c.b, p)};
+  }
 
 #ifdef __ARM_FEATURE_SHA3
   FASTINIT_FN U xor_3(U a, U b, U c) { return veor3q_u32(a, b, c); }
@@ -69,7 +65,8 @@ struct NeonLane {
     return veorq_u32(a, vandq_u32(b, vdupq_n_u32(~c)));
   }
   FASTINIT_FN F with_sign(F a, U word) {  // the word's first bit before the other ones of a
-    return from_bits(vsriq_n_u32(word, shl<1>(bits(a)), 1));
+    asm("bit %0.16b, %1.16b, %2.16b" : "+w"(word) : "w"(a), "w"(vdupq_n_u32(0x7fffffffu)));
+    return from_bits(word);
   }
 #endif
 
@@ -125,7 +122,7 @@ struct NeonLane {
   FASTINIT_FN F div(F a, F b) { return vdivq_f32(a, b); }
   FASTINIT_FN F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   FASTINIT_FN F fnma(F a, F b, F c) { return vfmsq_f32(c, a, b); }
-  FASTINIT_FN F sqrt(F a) { return vsqrtq_f32(a); }
+  FASTINIT_FN F sqrt(F a) { return in_register(vsqrtq_f32(a)); }
   FASTINIT_FN F min(F a, F b) { return vminq_f32(a, b); }
   FASTINIT_FN F max(F a, F b) { return vmaxq_f32(a, b); }
   FASTINIT_FN U bits(F a) { return vreinterpretq_u32_f32(a); }
@@ -137,7 +134,7 @@ struct NeonLane {
   }
   template <int N>
   FASTINIT_FN F from_fixed(U a, float b) {
-    return add(from_fixed<N>(a), set(b));
+    return b == 0x1p-33f ? plus_halves<2>(from_fixed<N>(a)) : add(from_fixed<N>(a), set(b));
   }
   FASTINIT_FN F from_uint(U a) { return vcvtq_f32_u32(a); }
   template <int N>
@@ -169,66 +166,68 @@ struct NeonLane {
   FASTINIT_FN F mantissa(F a) {
     return from_bits(xor_without(vdupq_n_u32(0x3f000000u), bits(a), 0xff800000u));
   }
-  FASTINIT_FN F log1p_argument(F a) { return if_negative(a, a, sub(mantissa(a), set(1.0f))); }
   FASTINIT_FN F exponent(F a) { return from_fixed<23>(vsubq_u32(bits(mantissa(a)), bits(a))); }
-  FASTINIT_FN F exponent_below_half(F a) {  // a sign bit makes it large: nothing is left
-    return from_fixed<23>(vqsubq_u32(bits(mantissa(a)), bits(a)));
+
+  // Of a number up to 1/2, as its exponent has them; none below zero, whose sign makes it large.
+  FASTINIT_FN U octaves_below_half(F a) {
+    return vqsubq_u32(bits(set(0.5f)), vandq_u32(bits(a), vdupq_n_u32(0xff800000u)));
+  }
+  FASTINIT_FN F exponent_below_half(F a) {
+    return in_register(from_fixed<23>(octaves_below_half(a)));
+  }
+  // The mantissa less 1 is below zero, and as an integer the lesser one. Of a below zero it would be a - 1,
+  // which as an integer is more than a.
+  FASTINIT_FN F log1p_argument(F a) {
+    const F m = plus_halves<3>(from_bits(vaddq_u32(bits(a), octaves_below_half(a))));
+    return vreinterpretq_f32_s32(vminq_s32(vreinterpretq_s32_f32(a), vreinterpretq_s32_f32(m)));
   }
 
-  FASTINIT_FN U even(uint64x2_t p, uint64x2_t q) { return vtrn1q_u32(halves(p), halves(q)); }
-  FASTINIT_FN U odd(uint64x2_t p, uint64x2_t q) { return vtrn2q_u32(halves(p), halves(q)); }
-  // Words 0 and 2 of two blocks, and words 1 and 3: of the last round's products, and of those before.
   FASTINIT_FN void pairs(const W w[4], U radius[2], U angle[2]) {
-    const U keys = vzip1q_u32(vdupq_n_u32(w[0].key), vdupq_n_u32(w[2].key));
-    const P p = w[0].high, q = w[2].high, x = w[0].low, y = w[2].low;
-    radius[0] = xor_3(odd(p.a, q.a), even(x.a, y.a), keys);
-    radius[1] = xor_3(odd(p.b, q.b), even(x.b, y.b), keys);
-    angle[0] = even(p.a, q.a);
-    angle[1] = even(p.b, q.b);
+    radius[0] = w[0], angle[0] = w[1];
+    radius[1] = w[2], angle[1] = w[3];
   }
-  // Even elements of two blocks and odd ones in turn: the stores put them in order.
   FASTINIT_FN void in_order(const W w[4], U out[4]) {
-    U even[2], odd[2];
-    pairs(w, even, odd);
-    out[0] = even[0], out[1] = odd[0];
-    out[2] = even[1], out[3] = odd[1];
+    for (int i = 0; i < 4; ++i) out[i] = w[i];
   }
   FASTINIT_FN void zip(const F z[2], F out[2]) { out[0] = z[0], out[1] = z[1]; }
 
+  // Each vector has one element of every block: the stores put them in order.
   FASTINIT_FN void store(float* to, const F v[4]) {
-    for (int i = 0; i < 4; i += 2) {
 #ifdef __clang__
-      const float32x4x2_t both = {{v[i], v[i + 1]}};
-      vst2q_f32(to + 4 * i, both);
+    const float32x4x4_t all = {{v[0], v[1], v[2], v[3]}};
+    vst4q_f32(to, all);
 #else  // by name: GCC copies what it has to put into neighbours
-      register F even asm("v16") = v[i];
-      register F odd asm("v17") = v[i + 1];
-      asm("st2 {%1.4s, %2.4s}, %0" : "=Q"(*(float (*)[8])(to + 4 * i)) : "w"(even), "w"(odd));
+    register F a asm("v16") = v[0];
+    register F b asm("v17") = v[1];
+    register F c asm("v18") = v[2];
+    register F d asm("v19") = v[3];
+    asm("st4 {%1.4s, %2.4s, %3.4s, %4.4s}, %0"
+        : "=Q"(*(float (*)[16])to)
+        : "w"(a), "w"(b), "w"(c), "w"(d));
 #endif
-    }
   }
   FASTINIT_FN void store(double* to, const F v[4]) {
-    for (int i = 0; i < 4; i += 2) {
-      const float64x2x2_t first = {
-          {vcvt_f64_f32(vget_low_f32(v[i])), vcvt_f64_f32(vget_low_f32(v[i + 1]))}};
-      const float64x2x2_t second = {{vcvt_high_f64_f32(v[i]), vcvt_high_f64_f32(v[i + 1])}};
-      vst2q_f64(to + 4 * i, first);
-      vst2q_f64(to + 4 * i + 4, second);
+    float64x2x4_t first, second;
+    for (int i = 0; i < 4; ++i) {
+      first.val[i] = vcvt_f64_f32(vget_low_f32(v[i]));
+      second.val[i] = vcvt_high_f64_f32(v[i]);
     }
-  }
-  FASTINIT_FN uint16x8_t float16(F v) {
-    return vcombine_u16(vreinterpret_u16_f16(vcvt_f16_f32(v)), vdup_n_u16(0));
+    vst4q_f64(to, first);
+    vst4q_f64(to + 8, second);
   }
   FASTINIT_FN void store(Float16* to, const F v[4]) {
-    for (int i = 0; i < 4; i += 2)
-      vst1q_u16((uint16_t*)(to + 4 * i), vzip1q_u16(float16(v[i]), float16(v[i + 1])));
+    uint16x4x4_t all;
+    for (int i = 0; i < 4; ++i) all.val[i] = vreinterpret_u16_f16(vcvt_f16_f32(v[i]));
+    vst4_u16((uint16_t*)to, all);
   }
   FASTINIT_FN U bfloat16(F v) {  // in the upper halves
     return vsraq_n_u32(vaddq_u32(bits(v), vdupq_n_u32(0x7fff)), shl<15>(bits(v)), 31);
   }
   FASTINIT_FN void store(Bfloat16* to, const F v[4]) {
-    for (int i = 0; i < 4; i += 2)
-      vst1q_u32((uint32_t*)(to + 4 * i), vsriq_n_u32(bfloat16(v[i + 1]), bfloat16(v[i]), 16));
+    uint32x4x2_t all;
+    for (int i = 0; i < 2; ++i)
+      all.val[i] = vsriq_n_u32(bfloat16(v[2 * i + 1]), bfloat16(v[2 * i]), 16);
+    vst2q_u32((uint32_t*)to, all);
   }
   template <class To>  // one of Float8
   FASTINIT_FN U float8(F v) {
@@ -244,13 +243,13 @@ struct NeonLane {
     return vorrq_u32(h, sign);
   }
   template <class To>
-  FASTINIT_FN uint16x8_t two_float8(const F v[2]) {  // in every second place
-    return vreinterpretq_u16_u32(vsliq_n_u32(float8<To>(v[0]), float8<To>(v[1]), 8));
+  FASTINIT_FN U two_float8(const F v[2]) {  // in the lower halves
+    return vsliq_n_u32(float8<To>(v[0]), float8<To>(v[1]), 8);
   }
   template <int M, int BIAS, bool ONE_ZERO>
   FASTINIT_FN void store(Float8<M, BIAS, ONE_ZERO>* to, const F v[4]) {
     typedef Float8<M, BIAS, ONE_ZERO> To;
     vst1q_u8((uint8_t*)to,
-             vreinterpretq_u8_u16(vuzp1q_u16(two_float8<To>(v), two_float8<To>(v + 2))));
+             vreinterpretq_u8_u32(vsliq_n_u32(two_float8<To>(v), two_float8<To>(v + 2), 16)));
   }
 };
