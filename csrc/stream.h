@@ -57,8 +57,8 @@ FASTINIT_FN Schedule philox_schedule(uint64_t seed, uint64_t stream, uint32_t bl
   return s;
 }
 
-// The four words of each block whose low counter words are in `block_lo`. A lane with few registers has its own
-// way (cpu/philox_avx2.h).
+// The four words of each block whose low counter words are in `block_lo`. A lane may have a way of
+// its own (cpu/philox_*.h), from counters of a type of its own.
 template <class L>
 FASTINIT_FN void philox(L, const Schedule& s, typename L::W block_lo, typename L::W w[4]) {
   const typename L::P p0 = L::mul_wide(block_lo, PHILOX_M0);  // round 0
