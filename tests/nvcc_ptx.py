@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -104,15 +105,41 @@ def text_of(folder: Path, arch: int, header: str) -> str:
     raise AssertionError(f"{header} lacks {wanted - ours.keys()}")
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Compilers, on all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        yield executor
+        executor.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="module")
 def texts(
-    request: pytest.FixtureRequest, pool: ThreadPoolExecutor, header: str
+    request: pytest.FixtureRequest,
+    pool: ThreadPoolExecutor,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[int, Future[str]]:
-    """The PTX of a header of csrc/cuda for each architecture that a test of the module asks for."""
-    folder = request.getfixturevalue("tmp_path_factory")
+    """The PTX of the module's HEADER for each architecture that a test of it asks for."""
     return {
-        arch: pool.submit(text_of, folder.mktemp(f"compute_{arch}"), arch, header)
+        arch: pool.submit(
+            *(text_of, tmp_path_factory.mktemp(f"compute_{arch}"), arch, request.module.HEADER)
+        )
         for arch in ARCHS
         if arch in (asked(request, "arch") or {90})
+    }
+
+
+@pytest.fixture(scope="module")
+def mutants(
+    request: pytest.FixtureRequest,
+    pool: ThreadPoolExecutor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Future[str]]:
+    """The PTX with each of the module's MISTAKES that a test of it asks for."""
+    return {
+        name: pool.submit(mistake.compiled, tmp_path_factory.mktemp("mutant"))
+        for name, mistake in request.module.MISTAKES.items()
+        if name in asked(request, "name")
     }
 
 

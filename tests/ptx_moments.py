@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ptxrun
+import pytest
 from nvcc_ptx import CSRC, NVCC, edited, ptx, without_switch
 from ptx_memory import Memory
 from ptx_text import Program
@@ -117,6 +118,11 @@ class Host:
             self.library.numbered_counts(*arguments, here, counts[1], ctypes.c_bool(counts[2]))
         few = self.library.few_readings()
         return Numbered(to.tobytes(), count, few, *(int(total) for total in totals))
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    return Host(tmp_path_factory.mktemp("host"))
 
 
 class MomentKernels:

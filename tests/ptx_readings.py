@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import cache
-from os import cpu_count
 from typing import NamedTuple
 
-import nvcc_ptx
 import pytest
 import torch
 from gpu_moments import of_reading, raw_moments, tree
@@ -124,23 +122,6 @@ def raw_bytes(tensor: Tensor) -> bytes:
 
 
 # --- compiling -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(cpu_count()) as executor:
-        yield executor
-        executor.shutdown(cancel_futures=True)
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    return Host(tmp_path_factory.mktemp("host"))
-
-
-@pytest.fixture(scope="module")
-def texts(request: pytest.FixtureRequest, pool: ThreadPoolExecutor) -> dict[int, Future[str]]:
-    return nvcc_ptx.texts(request, pool, "moments.cuh")
 
 
 @cache

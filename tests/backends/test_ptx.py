@@ -5,10 +5,9 @@ And the runs find what they are there to find: mistakes put into the kernels are
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import nvcc_ptx
 import ptxrun
 import pytest
 import torch
-from nvcc_ptx import Kernels, each_arch
+from nvcc_ptx import Kernels, each_arch, mutants, pool, texts
 from ptx_fills import (
     LAWS,
     WINDOWS,
@@ -32,9 +31,12 @@ from ptx_fills import (
 from ptx_memory import Memory
 from ptx_operations import Fault
 from ptx_text import Program
-from selection import asked, cases
+from selection import cases
 
 from fastinit.backends.choose import native
+
+__all__ = ["mutants", "pool", "texts"]  # fixtures
+HEADER = "fill.cuh"
 
 pytestmark = pytest.mark.compiler
 needs_nvcc = pytest.mark.skipif(
@@ -48,21 +50,6 @@ def run(kernels: Kernels, fills: Sequence[Fill], grid: int) -> Memory:
     tiles = kernels.fill_many(memory, [f.request(i) for i, f in enumerate(fills)], grid)
     assert tiles
     return memory
-
-
-# --- compiling, on all cores -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
-        yield executor
-        executor.shutdown(cancel_futures=True)
-
-
-@pytest.fixture(scope="module")
-def texts(request: pytest.FixtureRequest, pool: ThreadPoolExecutor) -> dict[int, Future[str]]:
-    return nvcc_ptx.texts(request, pool, "fill.cuh")
 
 
 @cache
@@ -149,6 +136,9 @@ class Mistake(NamedTuple):
     seen: str  # a fault's text, or OTHER, or nothing
     flags: tuple[str, ...] = ()
     arch: int = 90
+
+    def compiled(self, folder: Path) -> str:
+        return nvcc_ptx.mutant(folder, self.only, self.edits, self.arch, *self.flags)
 
 
 def edit(only: tuple[str, str], name: str, old: str, new: str, seen: str = OTHER) -> Mistake:
@@ -237,22 +227,6 @@ ALWAYS = {
     "an element behind the tail",
     "the counter's high word is lost",
 }
-
-
-@pytest.fixture(scope="module")
-def mutants(
-    request: pytest.FixtureRequest,
-    pool: ThreadPoolExecutor,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Future[str]]:
-    return {
-        name: pool.submit(
-            *(nvcc_ptx.mutant, tmp_path_factory.mktemp("mutant")),
-            *(m.only, m.edits, m.arch, *m.flags),
-        )
-        for name, m in MISTAKES.items()
-        if name in asked(request, "name")
-    }
 
 
 def outcome(text: str, only: tuple[str, str]) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 import nvcc_ptx
@@ -11,12 +10,16 @@ import pytest
 import torch
 from gpu_moments import of_reading
 from kernel_counts import ALL, AT_ONCE, BEHIND, BY_CHANNEL, as_bytes, cases
+from nvcc_ptx import pool, texts
 from ptx_memory import Memory
-from ptx_moments import CountKernels, Host
+from ptx_moments import CountKernels, Host, host
 
 from fastinit.backends.choose import native
 from fastinit.stream import laws
 from fastinit.stream.formats import Counting
+
+__all__ = ["host", "pool", "texts"]  # fixtures
+HEADER = "counts.cuh"
 
 pytestmark = [
     pytest.mark.compiler,
@@ -24,20 +27,6 @@ pytestmark = [
         not (nvcc_ptx.NVCC and native.module), reason="no nvcc, or no native module"
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def texts(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[int, Future[str]]]:
-    with ThreadPoolExecutor(2) as pool:
-        yield nvcc_ptx.texts(request, pool, "counts.cuh")
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    return Host(tmp_path_factory.mktemp("host"))
-
 
 TWO = (torch.float32, torch.bfloat16)
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 import nvcc_ptx
 import pytest
 import torch
 from gpu_moments import higher_near
+from nvcc_ptx import pool, texts
 from ptx_memory import Memory
-from ptx_moments import Host, PowerKernels
+from ptx_moments import Host, PowerKernels, host
 from same_bits import drawn
 from torch import Tensor
 
@@ -23,6 +24,9 @@ from fastinit.backends.choose import native
 from fastinit.statistics.reading import readings_of
 from fastinit.stream import laws, reference_moments
 from fastinit.stream.reference_moments import ALL_FIELDS, FIELDS
+
+__all__ = ["host", "pool", "texts"]  # fixtures
+HEADER = "higher.cuh"
 
 pytestmark = [
     pytest.mark.compiler,
@@ -47,19 +51,6 @@ def tensors(dtype: torch.dtype) -> Iterator[tuple[Tensor, int | None]]:
     yield torch.tensor([0.0, least, -least, 2 * least]).to(dtype).repeat(30), None
     yield from ((x.view(30, 20, 15)[::2, 3:17, 1:9], None), (x[::3], None))
     yield from ((columns, 1), (columns[:7, 1:4], 1), (x[:100].view(50, 2).t(), 0))
-
-
-@pytest.fixture(scope="module")
-def texts(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[int, Future[str]]]:
-    with ThreadPoolExecutor(2) as pool:
-        yield nvcc_ptx.texts(request, pool, "higher.cuh")
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    return Host(tmp_path_factory.mktemp("host"))
 
 
 @nvcc_ptx.each_arch

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from pathlib import Path
 from typing import NamedTuple
 
 import nvcc_ptx
 import pytest
 import torch
-from ptx_moments import Host, MomentKernels, mutant
+from nvcc_ptx import mutants, pool
+from ptx_moments import Host, MomentKernels, host, mutant
 from ptx_operations import Fault
-from ptx_readings import differing, host, parts_are_merged, pool, values, whole_tasks
-from selection import asked, cases
+from ptx_readings import differing, parts_are_merged, values, whole_tasks
+from selection import cases
 
 from fastinit.backends.choose import native
 
-__all__ = ["host", "pool"]  # fixtures
+__all__ = ["host", "mutants", "pool"]  # fixtures
 
 pytestmark = [
     pytest.mark.compiler,
@@ -45,6 +47,9 @@ class Mistake(NamedTuple):
     seen: str  # a fault's text, or OTHER, or nothing
     only: str = "float"
     flags: tuple[str, ...] = ()
+
+    def compiled(self, folder: Path) -> str:
+        return mutant(folder, self.only, self.edits, *self.flags)
 
 
 def mistake(
@@ -174,19 +179,6 @@ ALWAYS = {
     "lanes without a rest stay away",
     "a product without its error",
 }
-
-
-@pytest.fixture(scope="module")
-def mutants(
-    request: pytest.FixtureRequest,
-    pool: ThreadPoolExecutor,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Future[str]]:
-    return {
-        name: pool.submit(mutant, tmp_path_factory.mktemp("mutant"), m.only, m.edits, *m.flags)
-        for name, m in MISTAKES.items()
-        if name in asked(request, "name")
-    }
 
 
 def outcome(text: str, mistake: Mistake, host: Host) -> str:

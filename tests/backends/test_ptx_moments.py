@@ -12,15 +12,13 @@ from functools import cache
 import nvcc_ptx
 import pytest
 import torch
-from ptx_moments import Host, MomentKernels
+from nvcc_ptx import pool, texts
+from ptx_moments import Host, MomentKernels, host
 from ptx_readings import (
     decoded,
     differing,
-    host,
     kernels,
     parts_are_merged,
-    pool,
-    texts,
     values,
     whole_tasks,
 )
@@ -30,6 +28,7 @@ from fastinit.backends.choose import native
 from fastinit.stream import laws
 
 __all__ = ["host", "kernels", "pool", "texts"]  # fixtures
+HEADER = "moments.cuh"
 
 pytestmark = [
     pytest.mark.compiler,

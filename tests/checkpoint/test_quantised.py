@@ -11,16 +11,14 @@ from typing import Any
 import pytest
 import torch
 from same_bits import bits
+from stored_models import SEED, loaded, recorded
 from torch import nn
 
 import fastinit
-from fastinit import Blocks, checkpoint, deferred, init, recorded_plan
+from fastinit import Blocks, checkpoint, init, recorded_plan
 from fastinit.checkpoint import disk, packed, quantised
 from fastinit.fills.many import fill_many_
 
-safetensors = pytest.importorskip("safetensors.torch")
-
-SEED = 7
 BLOCK_FORMATS = [name for name in quantised.SCHEMES if name != quantised.FLOAT8]
 
 
@@ -41,19 +39,6 @@ class Logits(nn.Module):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head
-
-
-def recorded(make: Any = Logits, seed: int = SEED) -> nn.Module:
-    with deferred(seed):
-        model: nn.Module = make()
-    return model
-
-
-def loaded(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for path in folder.glob("*.safetensors"):
-        found.update(safetensors.load_file(path))
-    return found
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -81,7 +66,7 @@ DRAWN: dict[str, tuple[tuple[int, ...], Any]] = {
 def test_blocks_are_those_that_random_functions_write(
     tmp_path: Path, format: str, shard_size: str
 ) -> None:
-    model = recorded()
+    model = recorded(Logits)
     done = checkpoint.write(model, tmp_path, dtype=format, shard_size=shard_size)
     again = checkpoint.write(model, tmp_path, dtype=format, shard_size=shard_size, verify=True)
     assert (again.bytes, again.verified) == (0, done.bytes)
@@ -105,7 +90,7 @@ def test_blocks_are_those_that_random_functions_write(
 def test_float8_has_the_least_power_of_two_with_which_nothing_saturates(
     tmp_path: Path, dtype: torch.dtype | str
 ) -> None:
-    checkpoint.write(recorded(), tmp_path, dtype=dtype)
+    checkpoint.write(recorded(Logits), tmp_path, dtype=dtype)
     have = loaded(tmp_path)
     most = {"body.0": 96**-0.5, "body.1": 0.1 + 3 * 6.7637, "up": 6.4e-4}
     for name, (shape, fill_) in DRAWN.items():
@@ -130,7 +115,7 @@ def test_config_says_which_layers_have_which_format(tmp_path: Path) -> None:
     assert its["ignore"] == ["head", "embed"]
     assert [group["targets"] for group in its["config_groups"].values()] == [["Linear"]]
     formats = {"body.1.*": "nvfp4", ("body.*", "head.*"): torch.float8_e4m3fn}
-    untied = recorded()
+    untied = recorded(Logits)
     checkpoint.write(untied, tmp_path / "some", dtype=formats)
     its = config(tmp_path / "some")
     assert its["format"] == "mixed-precision"
@@ -150,8 +135,8 @@ def test_config_says_which_layers_have_which_format(tmp_path: Path) -> None:
 def test_dtypes_by_pattern(tmp_path: Path) -> None:
     """Beside formats, or alone: then there is nothing of quantisation in the configuration."""
     asked = {"body.0.*": torch.float32, "body.*": "mxfp4", "embed.*": torch.float16}
-    checkpoint.write(recorded(), tmp_path / "some", dtype=asked)
-    have, whole = loaded(tmp_path / "some"), fastinit.materialize_(recorded()).state_dict()
+    checkpoint.write(recorded(Logits), tmp_path / "some", dtype=asked)
+    have, whole = loaded(tmp_path / "some"), fastinit.materialize_(recorded(Logits)).state_dict()
     for name, dtype in (
         ("body.0.weight", torch.float32),
         ("body.0.bias", torch.float32),
@@ -161,7 +146,7 @@ def test_dtypes_by_pattern(tmp_path: Path) -> None:
         assert have[name].equal(whole[name].to(dtype)), name
     assert config(tmp_path / "some")["ignore"] == ["body.0", "up", "head", "embed"]
     assert "body.1.weight_packed" in have
-    done = checkpoint.write(recorded(), tmp_path / "plain", dtype={"up.*": torch.float64})
+    done = checkpoint.write(recorded(Logits), tmp_path / "plain", dtype={"up.*": torch.float64})
     assert done.layout.quantization is None
     assert not (tmp_path / "plain" / "config.json").exists()
     assert loaded(tmp_path / "plain")["up.weight"].equal(whole["up.weight"].double())
@@ -178,7 +163,7 @@ def test_a_block_is_made_once(tmp_path: Path, format: str, monkeypatch: pytest.M
         fill_many_(requests)
 
     monkeypatch.setattr(packed, "fill_many_", counted)
-    done = checkpoint.write(recorded(), tmp_path, dtype=format)
+    done = checkpoint.write(recorded(Logits), tmp_path, dtype=format)
     values = sum(math.prod(shape) for shape, _ in DRAWN.values())
     chunks = done.bytes // disk.CHUNK + 1
     assert values <= sum(made) <= values + 32 * chunks
@@ -207,12 +192,12 @@ def test_nobody_looks_for_layers_below_a_stack_of_matrices() -> None:
 
 def test_what_the_directory_says_of_other_things_stays(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"mine": 1}')
-    checkpoint.write(recorded(), tmp_path, dtype="mxfp4")
+    checkpoint.write(recorded(Logits), tmp_path, dtype="mxfp4")
     assert json.loads((tmp_path / "config.json").read_text())["mine"] == 1
     with pytest.raises(ValueError, match=r"was written with dtypes bfloat16 uint8, not"):
-        checkpoint.write(recorded(), tmp_path, dtype="nvfp4")
+        checkpoint.write(recorded(Logits), tmp_path, dtype="nvfp4")
     with pytest.raises(ValueError, match=r"another plan or of another model"):
-        checkpoint.write(recorded(), tmp_path, dtype={"up.*": "mxfp4"})
+        checkpoint.write(recorded(Logits), tmp_path, dtype={"up.*": "mxfp4"})
 
 
 def orthogonal() -> nn.Module:
@@ -251,5 +236,5 @@ def test_what_cannot_be_right_is_refused_before_anything_is_written(
 def test_values_that_are_there_have_no_law(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"body\.0\.weight cannot be stored in mxfp4: .*are there"):
         checkpoint.write(Logits(), tmp_path, dtype="mxfp4")
-    checkpoint.write(Logits(), tmp_path, recorded_plan(recorded()), dtype="mxfp4")
+    checkpoint.write(Logits(), tmp_path, recorded_plan(recorded(Logits)), dtype="mxfp4")
     assert "up.weight_packed" in loaded(tmp_path)
