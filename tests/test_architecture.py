@@ -213,7 +213,6 @@ def test_what_the_packages_list_names_is_there() -> None:
 
 
 LONGER = {
-    "fastinit/plan/fill.py",
     *("tests/as_eager.py", "tests/numbers_asked.py", "tests/test_gpu.py"),
     *("tests/backends/test_cuda_text.py", "tests/command/test_cli_faults.py"),
 }

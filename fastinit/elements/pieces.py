@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -45,12 +46,13 @@ class Piece(NamedTuple):
             yield from Piece(slab, where).cut(most)
 
 
-def tile(regions: Sequence[Strided], numel: int) -> bool:
+@lru_cache(maxsize=1024)
+def tile(regions: tuple[Strided, ...], numel: int) -> bool:
     """Whether each of so many elements is in one of the regions, and in one only.
 
     Where that takes counting more than ``COUNTED`` runs, it is taken to be not so.
 
-    >>> tile([Strided(0, (2, 2), (4, 1)), Strided(2, (2, 2), (4, 1))], 8)
+    >>> tile((Strided(0, (2, 2), (4, 1)), Strided(2, (2, 2), (4, 1))), 8)
     True
     """
     if sum(region.numel for region in regions) != numel:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from fastinit.base import number
 from fastinit.plan.whole_tensors import STRUCTURES
 from fastinit.stream import laws
 from fastinit.stream.kinds import KINDS
+from fastinit.stream.laws import Law
 
 RAMP = "arange"
 """Each value follows from its index along a dimension."""
@@ -48,6 +50,20 @@ def check(distribution: str, given: Any) -> tuple[float, ...]:
     if distribution in STRUCTURES:
         return STRUCTURES[distribution].check(*parameters)
     return _ramp(*parameters) if distribution == RAMP else ()
+
+
+@lru_cache(maxsize=4096)
+def law(distribution: str, parameters: tuple[float, ...], scale: float, exact: bool) -> Law:
+    """The law of a distribution of values, with a scale multiplied in."""
+    # Asked for at each write of a model, whose parameters are of few laws.
+    return laws.exactly(laws.make(distribution, *(scale * p for p in parameters)), exact)
+
+
+def is_random(distribution: str) -> bool:
+    """Whether any value is drawn; of a fused one its parts say it."""
+    if distribution in STRUCTURES:
+        return STRUCTURES[distribution].is_random
+    return distribution not in ("constant", RAMP)
 
 
 def _ramp(start: float, step: float, dim: float) -> tuple[float, float, float]:

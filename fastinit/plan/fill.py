@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from fastinit.base import number
 from fastinit.elements.pieces import tile
@@ -19,7 +17,6 @@ from fastinit.plan import steps as its_steps
 from fastinit.plan.distributions import FUSED, RAMP
 from fastinit.plan.steps import Step
 from fastinit.plan.whole_tensors import STRUCTURES
-from fastinit.stream import laws
 from fastinit.stream.laws import CODES, Law
 
 
@@ -92,10 +89,8 @@ class Fill:
         if self.steps:
             self._check_takes_steps()
             its_steps.image(*law_moments.support(self.distribution, self.parameters), self.steps)
-        if (
-            self.distribution in CODES and not self.steps
-        ):  # it refuses what scaling takes out of range
-            law = _law(self.distribution, self.parameters, self.scale, self.exact)
+        if self.distribution in CODES and not self.steps:  # it refuses what scaling overflows
+            law = distributions.law(self.distribution, self.parameters, self.scale, self.exact)
             object.__setattr__(self, "_law", law)
         for part in self.parts:
             part.region.check("a part")
@@ -106,7 +101,7 @@ class Fill:
                 )
         if self.distribution == FUSED:
             regions = tuple(part.region for part in self.parts)
-            if not _tile(regions, max((r.end for r in regions), default=-1)):
+            if not tile(regions, max((r.end for r in regions), default=-1)):
                 raise ValueError(f"fused parts must have every element once, but got {regions}")
 
     def _check_takes_steps(self) -> None:
@@ -180,7 +175,7 @@ class Fill:
         return cls(RAMP, (start, step, dim))
 
     @classmethod
-    def fused(cls, parts: Mapping[str, tuple[Tensor, Fill]]) -> Fill:
+    def fused(cls, parts: Mapping[str, tuple[torch.Tensor, Fill]]) -> Fill:
         """Several parameters in one, each with the values that it would have by itself.
 
         Args:
@@ -225,10 +220,7 @@ class Fill:
             return replace(self, parts=parts)
         self._check_takes_steps()
         if self.distribution == "constant":
-            value = torch.tensor([self.law.p0], dtype=torch.float64, device="cpu")
-            _ = its_steps.image(float(value), float(value), (step,)) if value == value else None
-            result = float(its_steps.run(value, (step,)))
-            return self._of("constant", (result,), parts)
+            return self._of("constant", (its_steps.of_constant(self.law.p0, step),), parts)
         if not self.steps and self.distribution in CODES:
             return replace(
                 self, parameters=self.law.arguments, scale=1.0, steps=(step,), parts=parts
@@ -289,7 +281,7 @@ class Fill:
         """Another law of the same numbers, without scale and steps."""
         return Fill(name, numbers, parts=tuple(parts), stream=self.stream, exact=self.exact)
 
-    def with_part(self, view: Tensor, fill: Fill, *, own: bool = False) -> Fill:
+    def with_part(self, view: torch.Tensor, fill: Fill, *, own: bool = False) -> Fill:
         """This Fill, with ``fill`` written over a part of the parameter.
 
         Args:
@@ -337,9 +329,7 @@ class Fill:
         """Whether any value is drawn (parts apart; of a fused one, in any)."""
         if self.distribution == FUSED:
             return any(part.fill.is_random for part in self.parts)
-        if self.distribution in STRUCTURES:
-            return STRUCTURES[self.distribution].is_random
-        return self.distribution not in ("constant", RAMP)
+        return distributions.is_random(self.distribution)
 
     @property
     def law(self) -> Law:
@@ -355,7 +345,7 @@ class Fill:
     @property
     def drawn(self) -> Law:
         """The law that the steps and the scale come after."""
-        return _law(self.distribution, self.parameters, 1.0, self.exact)
+        return distributions.law(self.distribution, self.parameters, 1.0, self.exact)
 
     @property
     def mean(self) -> float:
@@ -406,15 +396,4 @@ class Fill:
         elementwise = self.distribution in CODES
         said = str(self.drawn if self.steps else self.law) if elementwise else self.distribution
         said = said.replace("_", " ")
-        for name, arguments in self.steps:
-            said = f"{name}({', '.join((said, *(f'{a:g}' for a in arguments)))})"
-        return ", ".join((said, *others))
-
-
-_tile = lru_cache(maxsize=1024)(tile)
-
-
-@lru_cache(maxsize=4096)
-def _law(distribution: str, parameters: tuple[float, ...], scale: float, exact: bool) -> Law:
-    # Asked for at each write of a model, whose parameters are of few laws.
-    return laws.exactly(laws.make(distribution, *(scale * p for p in parameters)), exact)
+        return ", ".join((its_steps.text(said, self.steps), *others))

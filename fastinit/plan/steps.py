@@ -142,6 +142,24 @@ def run(values: Tensor, steps: Sequence[Step]) -> Tensor:
     return values
 
 
+def of_constant(value: float, step: Step) -> float:
+    """What a step makes of one number.
+
+    Raises:
+        NumberRangeError: that is NaN, and the number is not.
+    """
+    if value == value:
+        image(value, value, (step,))
+    return float(run(torch.tensor([value], dtype=torch.float64, device="cpu"), (step,)))
+
+
+def text(value: str, steps: Sequence[Step]) -> str:
+    """What steps make of a value that is so called, as a formula."""
+    for name, arguments in steps:
+        value = f"{name}({', '.join((value, *(f'{a:g}' for a in arguments)))})"
+    return value
+
+
 def image(low: float, high: float, steps: Sequence[Step]) -> Interval:
     """The interval of what steps make of the values from low to high.
 
