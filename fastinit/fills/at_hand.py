@@ -61,14 +61,18 @@ def fill_at_hand(
 
     False says nothing: then nothing was drawn and nothing written.
     """
-    if _traced() or _dispatch_modes() or _jit_traced():
+    if _traced() or _dispatch_modes():
         return False
     # What may refuse the law or the device comes before a seed is drawn.
     prepared = None
     if (address := _whole_cpu_address(tensor)) and _native_is_chosen():
-        prepared = _prepared(law, tensor.dtype)
+        count = tensor.numel()
+        if type(count) is int:  # and no tensor of torch.jit.trace's graph
+            prepared = _prepared(law, tensor.dtype)
     if prepared is None:
-        if not (address or _whole_address(tensor)) or tensor.dtype not in SHORT_WAY:
+        if _jit_traced() or not (address or _whole_address(tensor)):
+            return False
+        if tensor.dtype not in SHORT_WAY:
             return False
         laws.kernel_params(law, tensor.dtype)
         backend = backends.choose(tensor.device, exact=bool(law.exact))
@@ -79,7 +83,7 @@ def fill_at_hand(
     else:
         seed = keys.check_seed(seed)
     if prepared is not None:
-        _fill_contiguous(prepared, address, tensor.numel(), seed, stream, _threads())
+        _fill_contiguous(prepared, address, count, seed, stream, _threads())
     else:
         writes = [Write(tensor, law, seed, stream, whole(tensor.shape).strides, 0)]
         with torch.no_grad():
