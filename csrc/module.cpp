@@ -209,9 +209,10 @@ void zero_smallest(uintptr_t keys, int64_t rows, int64_t columns, int64_t zeros,
   zero_smallest_cpu((const uint32_t*)keys, rows, columns, zeros, (void*)elements, size, threads);
 }
 
-void orthonormal_rows(bool float64, uintptr_t gaussians, int64_t few, int64_t many, double gain) {
+void orthonormal_rows(bool float64, uintptr_t gaussians, int64_t few, int64_t many, double gain,
+                      double least) {
   check_address(gaussians, few * many);
-  orthonormal_rows_cpu((void*)gaussians, float64, few, many, gain);
+  orthonormal_rows_cpu((void*)gaussians, float64, few, many, gain, least);
 }
 
 struct Readings {
@@ -330,8 +331,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.def("zero_smallest", &zero_smallest, py::call_guard<py::gil_scoped_release>());
   m.def("orthonormal_rows", &orthonormal_rows);
   py::class_<Readings>(m, "Readings")
-      .def(py::init<const std::vector<Asked>&, bool>(), py::arg("readings"),
-           py::arg("higher") = false)
+      .def(py::init<const std::vector<Asked>&, bool>())
 #ifdef FASTINIT_CUDA
       .def_property_readonly(
           "scratch_bytes", [](const Readings& r) { return scratch_bytes(r.numbered(), r.higher); })

@@ -32,18 +32,16 @@ void zero_smallest_cpu(const uint32_t* keys, int64_t rows, int64_t columns, int6
 
 namespace {
 
-constexpr double LEAST = 1e-36;  // as in fastinit/fills/orthogonal.py
-
 template <class T>
-void orthonormal_rows(T* gaussians, int64_t few, int64_t many, double gain) {
+void orthonormal_rows(T* gaussians, int64_t few, int64_t many, double gain, double least) {
   const PlainArithmetic plain;
   std::vector<double> rows(gaussians, gaussians + few * many);
   for (int64_t k = few - 1; k >= 0; --k) {
     double* const v = rows.data() + k * many;
     double squares = 0;
     for (int64_t i = k; i < many; ++i) squares += v[i] * v[i];
-    const double first = v[k] + LEAST;
-    const double beta = copysign(std::max(sqrt(squares), LEAST), first);
+    const double first = v[k] + least;
+    const double beta = copysign(std::max(sqrt(squares), least), first);
     const double tau = first / beta + 1, divisor = first + beta;
     for (int64_t i = k + 1; i < many; ++i) v[i] /= divisor;
     for (int64_t other = k + 1; other < few; ++other) {
@@ -64,10 +62,11 @@ void orthonormal_rows(T* gaussians, int64_t few, int64_t many, double gain) {
 
 }  // namespace
 
-void orthonormal_rows_cpu(void* gaussians, bool float64, int64_t few, int64_t many, double gain) {
+void orthonormal_rows_cpu(void* gaussians, bool float64, int64_t few, int64_t many, double gain,
+                          double least) {
   if (few > many) throw std::invalid_argument("more rows cannot be orthonormal than their length");
   if (float64)
-    orthonormal_rows((double*)gaussians, few, many, gain);
+    orthonormal_rows((double*)gaussians, few, many, gain, least);
   else
-    orthonormal_rows((float*)gaussians, few, many, gain);
+    orthonormal_rows((float*)gaussians, few, many, gain, least);
 }

@@ -9,5 +9,6 @@ void zero_smallest_cpu(const uint32_t* keys, int64_t rows, int64_t columns, int6
 
 // Makes Gaussians [few, many], few <= many, of float64 or float32, orthonormal rows times gain, in their place and
 // on one thread (fastinit/fills/orthogonal.py). Computed in double, every sum in the order of its terms: the same
-// bits everywhere.
-void orthonormal_rows_cpu(void* gaussians, bool float64, int64_t few, int64_t many, double gain);
+// bits everywhere. `least` stands for 0 in divisions.
+void orthonormal_rows_cpu(void* gaussians, bool float64, int64_t few, int64_t many, double gain,
+                          double least);

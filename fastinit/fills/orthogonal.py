@@ -183,7 +183,7 @@ def orthonormal_rows(gaussians: Tensor, gain: float = 1.0) -> Tensor:
         and few * few * many <= _SMALL
         and not gaussians.is_complex()
     ):
-        _orthonormal_rows(gaussians.dtype == torch.float64, address, few, many, gain)
+        _orthonormal_rows(gaussians.dtype == torch.float64, address, few, many, gain, _LEAST)
         return gaussians
     x = gaussians.triu_()
     # The last row of a square matrix is one number, and may have been drawn as exactly 0.

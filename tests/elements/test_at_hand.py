@@ -96,9 +96,9 @@ def test_the_native_module_trusts_nobody() -> None:
     with pytest.raises(ValueError, match="24 elements has no address"):
         module.fill_many([(fill, 0, 0, 0, 0, (4, 6), (6, 1), (6, 1))], 1)
     with pytest.raises(ValueError, match="has no address"):
-        module.Readings([(0, 0, (4, 6), (6, 1), False, 8)])
+        module.Readings([(0, 0, (4, 6), (6, 1), False, 8)], False)
     with pytest.raises(ValueError, match="has no address"):
-        module.Readings([(0, 8, (4, 6), (6, 1), False, 0)])
+        module.Readings([(0, 8, (4, 6), (6, 1), False, 0)], False)
     module.fill_contiguous(fill, 0, 0, 0, 0, 1)  # nothing to write
 
 
