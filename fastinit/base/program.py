@@ -11,9 +11,13 @@ import io
 import os
 import signal
 import sys
+import warnings
 
 SCRIPT = "torch-fastinit"
 """What pip installs; ``python -m fastinit`` is the same."""
+
+QUIET = ("--quiet", "-q")
+"""The option with which nothing but errors is printed; what the imports warn of, neither."""
 
 
 def is_own() -> bool:
@@ -43,5 +47,7 @@ def begin() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr's are
 
 
+if is_own() and not {*QUIET}.isdisjoint(sys.argv):
+    warnings.simplefilter("ignore")
 if is_own() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

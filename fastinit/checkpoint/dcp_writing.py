@@ -38,7 +38,8 @@ from fastinit.plan.fit import Parts, check_prefix
 from fastinit.plan.names import unwrapped
 from fastinit.plan.plan import Plan
 
-_FILES = re.compile(r"\.metadata|.*\.distcp")
+FILES = re.compile(r"\.metadata|.*\.distcp")
+"""What is written into a directory, or removed from it."""
 
 
 class _Chunk(NamedTuple):
@@ -196,7 +197,7 @@ def _cut(pieces: Sequence[Piece] | Iterator[Piece], source: Source) -> Iterator[
 def _make_way(folder: Path, needed: int, overwrite: bool) -> None:
     """Raises unless there is room, and no other checkpoint of DCP, or that shall be removed."""
     remove_left(folder)
-    others = sorted(path for path in folder.iterdir() if _FILES.fullmatch(path.name))
+    others = sorted(path for path in folder.iterdir() if FILES.fullmatch(path.name))
     if others and not overwrite:
         raise ValueError(
             f"{folder} has {others[0].name} of a checkpoint of DCP, or of a run that was killed; "

@@ -21,6 +21,8 @@ from fastinit.checkpoint.entries import Stored
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 IS_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+FILES = re.compile(rf"{IS_SHARD.pattern}|{re.escape(INDEX)}|(generation_)?config\.json")
+"""What is written into a directory, or removed from it."""
 
 _ABOUT = "__metadata__"  # in the header, beside the tensors
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from fastinit import recipes
 from fastinit.base import memory
-from fastinit.command import devices, models, options
+from fastinit.command import devices, models, options, reads
 from fastinit.plan.plan import Plan
 from fastinit.plan.storage import Storage
 from fastinit.record.materialize import recorded_plan
@@ -149,9 +149,13 @@ class Asked:
             torch.set_num_threads(threads)
 
     def planned(self, name: str, dtype: Dtype) -> tuple[nn.Module, Plan]:
-        """A model on meta and what its parameters shall be: as planned, or as its constructors do."""
+        """A model on meta and what its parameters shall be: as planned, or as its constructors do.
+
+        By then it is known what was read, of which nothing may be written over.
+        """
         seed, saved = self.seed or 0, self.saved
         model = models.build(name, getattr(torch, dtype.value), seed)
+        reads.check()
         if saved is None:
             return model, recorded_plan(model)
         if not isinstance(saved, Plan):

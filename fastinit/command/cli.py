@@ -7,14 +7,12 @@ where ``--out`` says.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -111,7 +109,7 @@ def init_command(
 
     Example: python -m fastinit init my_package.model:build --out plan.json
     """
-    options.file("--out", out, model_name)
+    options.plan_file("--out", out)
     asked = Asked(seed, saved, threads, device or ["auto"])
     begun = time.perf_counter()
     model, recipe = asked.planned(model_name, dtype)
@@ -119,8 +117,7 @@ def init_command(
     parameters = [parameter for _, _, parameter in distinct_parameters(model)]
     size = sum(parameter.nbytes for parameter in parameters)
     places = asked.places(size, "the parameters")
-    if out is not None:
-        recipe.save(out)
+    output.put(out, recipe.save)
     used = text.counted("thread", torch.get_num_threads())
     said = (
         f"{type(model).__name__}, {dtype.value}, seed {recipe.seed}\n"
@@ -201,8 +198,7 @@ def inspect_command(
     place, watched = place.attempt(watched_on)
     output.say(f"{type(model).__name__}, {dtype.value}, {run}\n{place}\n")
     output.say(watched.table())
-    if out is not None:
-        watched.plot(out)
+    output.put(out, watched.plot)
     output.give(
         model=type(model).__name__,
         dtype=dtype.value,
@@ -238,9 +234,9 @@ def report_command(
     from fastinit.variance.run.report import summary
 
     options.read("STATS", measured)
-    out = options.page("--out", out or measured.with_suffix(".html"), measured)
+    out = options.page("--out", out or measured.with_suffix(".html"))
     run = Run.load(measured)
-    run.report(out, measured.name)
+    output.put(out, partial(run.report, title=measured.name))
     output.say(text.pairs({**summary(run), "page": out}))
     output.give(steps=run.steps, layers=run.layers, page=out)
 
@@ -251,10 +247,9 @@ command("write")(write.write_command)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status: 0, or 2 after bad input, said in one line."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    for before, word in pairwise(["the program's name", *given]):
-        if re.fullmatch(r"(--[\w-]+=)?", word):  # as of a variable that is not set
-            print(f"fastinit: the value behind {word[:-1] or before} is empty", file=sys.stderr)
-            return faults.USER
+    if empty := _empty(given):
+        print(f"fastinit: {empty}", file=sys.stderr)
+        return faults.USER
     # Shells complete the script, whoever asks them to.
     completes = given[:1] in (["--install-completion"], ["--show-completion"])
     try:
@@ -282,6 +277,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(message, file=sys.stderr)
         return faults.USER
     return status if isinstance(status, int) else 0
+
+
+def _empty(given: Sequence[str]) -> str:
+    """What is said of an empty value, as of a variable that is not set; empty if there is none.
+
+    typer would take it for the current directory where a path is asked for. Whose it is says its parser.
+    """
+    if given[:1] == [""]:
+        return "the command is empty"
+    commands: Any = typer.main.get_command(app)
+    named = commands.commands.get(next(iter(given), None))
+    if named is None:
+        return ""
+    try:
+        read, others, _ = named.make_parser(named.context_class(named)).parse_args([*given[1:]])
+    except Exception as error:
+        if _is_usage(error):
+            return ""  # it is said when the command is run
+        raise
+    for one in named.params:
+        value = read.get(one.name)
+        if "" in (value if isinstance(value, list) else [value]):
+            what = one.opts[0] if one.param_type_name == "option" else one.metavar
+            return f"{what} is empty"
+    return "an argument too many, which is empty" if "" in others else ""
 
 
 def _is_usage(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastinit import recipes
 from fastinit.base import number
-from fastinit.command import devices, faults, models, options, output
+from fastinit.command import devices, faults, models, options, output, reads
 from fastinit.command.asked import Asked, Device, Dtype, OfParameters, SavedPlan, Threads
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan
@@ -84,7 +84,7 @@ def coord_command(
     out: Annotated[
         Path | None, typer.Option("--out", "--plot", help="Draws sizes by width to this file.")
     ] = None,
-) -> None:
+) -> int:
     """Checks whether a model's activations depend on its width.
 
     It is trained for some steps at several widths. The loss is the model's own, on random tokens as
@@ -104,6 +104,7 @@ def coord_command(
     build = models.by_width(model_name, getattr(torch, dtype.value))
     with deferred():
         least = build(min(sizes))
+    reads.check()
     run.check(least, model_name)
     recipe: Rule | Plan | None = asked.saved
     if mup:
@@ -134,8 +135,7 @@ def coord_command(
     place, found = place.attempt(checked_on)
     output.say(f"{type(least).__name__}, {dtype.value}, {optimizer.value}, {run}\n{place}\n")
     output.say(found.table())
-    if out is not None:
-        found.plot(out)
+    output.put(out, found.plot)
     output.give(
         model=type(least).__name__,
         dtype=dtype.value,
@@ -144,8 +144,7 @@ def coord_command(
         **json.loads(found.to_json()),
         picture=out,
     )
-    if not found.passed:
-        raise typer.Exit(FAILED)
+    return 0 if found.passed else FAILED
 
 
 def _rule(model: nn.Module, saved: Plan | Rule | None) -> Rule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,13 +56,14 @@ def lsuv_command(
 
     Example: python -m fastinit lsuv my_package.model:build --data images.npy --batch 64 --out plan.json
     """
-    options.file("--out", out, model_name, data)
+    options.plan_file("--out", out)
     target_std = number.positive("--target-std", target_std)
     values = read(data, getattr(torch, dtype.value))
     asked = Asked(seed, None, threads, [device])
     run = Trial(tuple(values.shape), not values.is_floating_point(), f"--data {data}")
     model, plan = asked.planned(model_name, dtype)
     run.check(model, model_name)
+    what = f"the tokens of {data}, which are integers" if run.tokens else str(data)
     rows = list(values.split(batch or len(values)))
     needed = max(_bytes(module) for module in model.modules()) + rows[0].nbytes
     [place] = asked.places(needed, "the largest layer and what it runs on")
@@ -69,10 +71,10 @@ def lsuv_command(
     def scaled_on(place: devices.Choice) -> tuple[devices.Choice, LSUVResult]:
         def given(some: Tensor) -> Tensor | dict[str, Tensor]:
             there = some.to(place.device)
-            return {"input_ids": there} if run.tokens else there
+            return {"input_ids": there} if run.tokens and _names_tokens(model) else there
 
         with (
-            faults.of_others(f"{model_name} does not run on {data}", _OURS),
+            faults.of_others(f"{model_name} does not run on {what}", _OURS),
             devices.buffers_on(model, place.device),
             tables_asked(model),
             progress.running("LSUV", model, len(rows), gradients=False),
@@ -91,7 +93,7 @@ def lsuv_command(
     except LSUVError as error:
         raise LSUVError(str(error).replace('dead="skip"', SKIP_DEAD)) from None
     assert result.plan is not None
-    result.plan.save(out)
+    output.put(out, result.plan.save)
     about = f"{type(model).__name__}, {dtype.value}, seed {plan.seed}"
     output.say(f"{about}, on {text.counted('row', len(values))} of {data}\n{place}\n")
     output.say(f"{result.table()}\n\n{out}: {result.plan!r}")
@@ -130,9 +132,11 @@ def read(path: Path, dtype: torch.dtype) -> Tensor:
             f"--data {path} is no .npy file of numbers, as np.save writes it"
         ) from None
     kind = getattr(getattr(array, "dtype", None), "kind", "an archive")
-    if kind in "iu" and array.ndim == 2 and array.size:
+    if kind in "iuf" and array.ndim >= 2 and not array.size:
+        raise ValueError(f"--data {path} has no values: it is {array.dtype} {list(array.shape)}")
+    if kind in "iu" and array.ndim == 2:
         return torch.from_numpy(array.astype(np.int64))
-    if kind == "f" and array.ndim >= 2 and array.size:
+    if kind == "f" and array.ndim >= 2:
         with np.errstate(over="ignore"):  # it is said below
             values = torch.from_numpy(array.astype(np.float32)).to(dtype)
         if not values.isfinite().all():
@@ -143,6 +147,11 @@ def read(path: Path, dtype: torch.dtype) -> Tensor:
         f"--data {path} must have integers [n, length] or floating-point values [n, ...], but "
         f"has {found}"
     )
+
+
+def _names_tokens(model: nn.Module) -> bool:
+    """Whether its forward has the name that transformers has for tokens; else they come first."""
+    return "input_ids" in inspect.signature(model.forward).parameters
 
 
 def _bytes(module: nn.Module) -> int:

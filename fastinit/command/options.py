@@ -13,10 +13,14 @@ from pathlib import Path
 
 from fastinit import recipes
 from fastinit.base import memory
+from fastinit.command import reads
 from fastinit.command.trial import BATCH, LENGTH, Trial
 from fastinit.plan.plan import Plan
 from fastinit.plan.ruled import Rule
 from fastinit.stream import keys
+
+_START = 4096
+"""Bytes of a file that say what it is."""
 
 MOST = 2**63
 """Bytes, where the system does not say how many are free."""
@@ -78,24 +82,30 @@ def read(name: str, path: Path) -> Path:
     return path
 
 
-def file(option: str, path: Path | None, *reads: str | Path) -> Path | None:
-    """Where a file can be written, which is none of those that the command reads."""
+def file(option: str, path: Path | None) -> Path | None:
+    """Where a file can be written; :mod:`fastinit.command.reads` knows of it from here on."""
     if path is None:
         return None
     _no_directory(option, path)
-    if path.exists() and any(os.path.exists(one) and path.samefile(one) for one in reads):
-        raise ValueError(f"{option} {path} is a file that is read")
     if not path.parent.is_dir():
         raise ValueError(f"{option} {path}: there is no directory {path.parent}")
     _writable(option, path, path if path.exists() else path.parent)
+    reads.writes(option, path)
     return path
 
 
-def page(option: str, path: Path, *reads: str | Path) -> Path:
-    """Where a page of HTML can be written."""
-    file(option, path, *reads)
+def plan_file(option: str, path: Path | None) -> Path | None:
+    """Where a plan can be written: nothing is there, or a plan."""
+    file(option, path)
+    return _replaces(option, path, "a plan", rb'"format"\s*:\s*"fastinit\.plan"')
+
+
+def page(option: str, path: Path) -> Path:
+    """Where a page of HTML can be written: nothing is there, or a page."""
+    file(option, path)
     if path.suffix.lower() not in ("", ".html", ".htm"):
         raise ValueError(f"{option} {path} must end in .html, which it is written in")
+    _replaces(option, path, "a page of HTML", rb"(?i)<!doctype html")
     return path
 
 
@@ -111,12 +121,23 @@ def picture(option: str, path: Path | None) -> Path | None:
     return file(option, path)
 
 
-def directory(option: str, path: Path) -> Path:
-    """A directory that is there, or can be made."""
+def directory(option: str, path: Path, names: re.Pattern[str]) -> Path:
+    """A directory that is there, or can be made, for files of some names."""
     found = next((p for p in (path, *path.absolute().parents) if p.exists()), path)
     if not found.is_dir():
         raise ValueError(f"{option} {path}: {found} is a file, but must be a directory")
     _writable(option, path, memory.nearest_directory(path))
+    reads.writes(option, path, names)
+    return path
+
+
+def _replaces(option: str, path: Path | None, what: str, begins: bytes) -> Path | None:
+    """Raises ValueError if a file would be lost which is something else."""
+    if path is not None and path.is_file():
+        with reads.aside(), path.open("rb") as file:
+            start = file.read(_START)
+        if start and not re.search(begins, start):
+            raise ValueError(f"{option} {path} is there and is not {what}: it would be lost")
     return path
 
 

@@ -1,8 +1,9 @@
 """Output: how a command says what it found, and how it ends. One place for all of them.
 
 Prose is for people: on stdout; with ``--json`` on stderr; with ``--quiet`` nowhere. Data is for
-programs: with ``--json`` one object on stdout, whose keys stay. Progress is on stderr, if that is a
-terminal. What a command raises becomes a line and an exit status (:mod:`fastinit.command.faults`).
+programs: with ``--json`` one object on stdout, whose keys stay, when all is done. Progress is on stderr,
+if that is a terminal. Others print where prose goes, or nothing (:mod:`fastinit.command.streams`). What
+a command raises becomes a line and an exit status (:mod:`fastinit.command.faults`).
 """
 
 from __future__ import annotations
@@ -13,27 +14,30 @@ import json
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
-from fastinit.command import faults
+from fastinit.base import program
+from fastinit.command import faults, reads, streams
 from fastinit.statistics.plain import json_number
 
-C = TypeVar("C", bound=Callable[..., None])
+C = TypeVar("C", bound=Callable[..., "int | None"])
 
 
 class _Asked(NamedTuple):
-    """How a command shall speak."""
+    """How a command shall speak, and what it gives when it is done."""
 
-    as_json: bool = False
-    quiet: bool = False
+    as_json: bool
+    quiet: bool
+    given: list[str]
 
 
-_FOR_PEOPLE = _Asked()
+_FOR_PEOPLE = _Asked(False, False, [])
 _asked: ContextVar[_Asked] = ContextVar("fastinit_output", default=_FOR_PEOPLE)
 
-_JSON, _QUIET, _DEBUG = ("--json",), ("--quiet", "-q"), ("--debug",)
+_JSON, _QUIET, _DEBUG = ("--json",), program.QUIET, ("--debug",)
 OF_COMMANDS = {*_JSON, *_QUIET, *_DEBUG}
 """What every command takes, behind its name."""
 
@@ -53,10 +57,15 @@ def command(app: typer.Typer, name: str) -> Callable[[C], C]:
 
     def add(work: C) -> C:
         @functools.wraps(work)
-        def run(*, as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
-            token = _asked.set(_Asked(as_json, quiet))
+        def run(*, as_json: bool, quiet: bool, debug: bool, **given: Any) -> int | None:
+            asked = _Asked(as_json, quiet, [])
+            token = _asked.set(asked)
             try:
-                work(**given)
+                with streams.diverted(as_json, quiet), reads.noted():
+                    status = work(**given)
+                for data in asked.given:
+                    _print(data, "stdout")
+                return status
             except (typer.Exit, typer.Abort, BrokenPipeError):
                 raise
             except Exception as error:
@@ -94,9 +103,16 @@ def say(prose: str) -> None:
 
 
 def give(**data: Any) -> None:
-    """Prints what is for programs: strict JSON, with NaN as null and infinities as strings."""
+    """What is for programs, printed at the end: strict JSON, NaN as null, infinities as strings."""
     if _asked.get().as_json:
-        _print(json.dumps(_plain(data), allow_nan=False, default=str), "stdout")
+        _asked.get().given.append(json.dumps(_plain(data), allow_nan=False, default=str))
+
+
+def put(path: Path | None, save: Callable[[Path], object]) -> None:
+    """Has what a command made saved where an option says, if one does, over nothing that was read."""
+    if path is not None:
+        reads.check()
+        save(path)
 
 
 def _print(text: str, stream: str) -> None:

@@ -18,6 +18,8 @@ BATCH, LENGTH = 1, 128
 
 _SHAPE = "say what it takes, as --shape 8x64"
 
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+
 _EXTRA = 2  # rows that some families' tables of positions have beyond the positions
 
 
@@ -43,9 +45,8 @@ class Trial(NamedTuple):
         """Raises ValueError for what can be seen without running the model, which may be on meta."""
         if not self.tokens:
             return
-        if not isinstance(_config(model, "vocab_size"), int):
-            wanted = f"{self.data} must have floating-point values" if self.data else _SHAPE
-            raise ValueError(f"{name} takes no tokens: {wanted}")
+        if not self.data and not isinstance(_config(model, "vocab_size"), int):
+            raise ValueError(f"{name} takes no tokens: {_SHAPE}")
         most, length = _config(model, "max_position_embeddings"), self.sizes[1]
         words: Any = getattr(model, "get_input_embeddings", lambda: None)()
         tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
@@ -103,7 +104,7 @@ def tables_asked(model: nn.Module) -> Iterator[None]:
     torch's own names neither, and on a GPU it ends every later use of the device.
     """
 
-    def check(name: str, table: nn.Embedding, args: Any) -> None:
+    def check(name: str, table: nn.Embedding | nn.EmbeddingBag, args: Any) -> None:
         rows = args[0] if args else None
         if isinstance(rows, Tensor) and not rows.is_floating_point() and rows.numel():
             low, high = int(rows.min()), int(rows.max())
@@ -115,7 +116,7 @@ def tables_asked(model: nn.Module) -> Iterator[None]:
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, nn.Embedding):
+            if isinstance(module, _TABLES):
                 asked = partial(check, name)
                 hook = Uncopied(module.register_forward_pre_hook(asked))
                 stack.callback(hook.remove)

@@ -63,13 +63,16 @@ def write_command(
     from fastinit import checkpoint
     from fastinit.checkpoint import safetensors as checkpoint_files
 
-    options.directory("--out", out)
     if form is Format.dcp and (verify or dry_run):
         raise ValueError("--format dcp has neither --verify nor --dry-run")
     stored = dtype.storage(storage)
     if form is Format.dcp and stored is not None:
         what = f"--dtype {dtype.value}" if not storage else "--storage"
         raise ValueError(f"--format dcp has no {what}")
+    names = checkpoint_files.FILES
+    if form is Format.dcp:
+        from fastinit.checkpoint.dcp_writing import FILES as names
+    options.directory("--out", out, names)
     limit = checkpoint_files.parse_size(shard_size)
     asked = Asked(seed, saved, threads)
     started = time.perf_counter()

@@ -179,7 +179,9 @@ def test_lsuv_finds_the_same_scales_on_any_device_and_in_batches(capsys) -> None
 BAD = {
     "a scalar": (np.array(3), "but has int64 []"),
     "text": (np.array(["a"]), "but has <U1 [1]"),
-    "no rows": (np.zeros((0, 8)), "but has float64 [0, 8]"),
+    "no rows": (np.zeros((0, 8)), "bad.npy has no values: it is float64 [0, 8]"),
+    "rows of nothing": (np.zeros((8, 0)), "bad.npy has no values: it is float64 [8, 0]"),
+    "no tokens": (np.zeros((0, 5), int), "bad.npy has no values: it is int64 [0, 5]"),
     "booleans": (np.ones((2, 2), bool), "but has bool [2, 2]"),
     "objects": (np.array([[None]]), "is no .npy file"),
 }

@@ -43,7 +43,8 @@ def test_a_page_and_what_is_in_it(stats: Path, capsys: pytest.CaptureFixture[str
 BAD = {
     "no file": (["nothing.jsonl"], "nothing.jsonl: there is no such file"),
     "another kind": (["loss.csv"], "loss.csv, line 1, is not what a watch writes"),
-    "the same file": (["stats.jsonl", "--out", "./stats.jsonl"], "is a file that is read"),
+    "the same file": (["stats.jsonl", "--out", "./stats.jsonl"], "must end in .html"),
+    "no page": (["stats.jsonl", "--out", "noted"], "noted is there and is not a page of HTML"),
     "a directory": (["stats.jsonl", "--out", "."], "is a directory"),
     "no directory": (["stats.jsonl", "--out", "no/report.html"], "there is no directory no"),
 }
@@ -54,6 +55,7 @@ def test_mistakes_are_said_in_a_line(
     kind: str, stats: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("loss.csv").write_text("step,loss\n0,1\n")
+    Path("noted").write_text("of mine")
     before = stats.read_bytes(), sorted(Path().iterdir())
     words, why = BAD[kind]
     assert cli.main(["report", *words]) == 2
