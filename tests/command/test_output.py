@@ -28,6 +28,20 @@ def build(width=16):
     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4))
 def table():
     return nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4))
+def bag():
+    return nn.Sequential(nn.EmbeddingBag(10, 4), nn.Linear(4, 4))
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(10, 4), nn.Linear(4, 4)
+    def forward(self, *, input_ids):
+        return self.head(self.words(input_ids))
+class Hot(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(10, 4)
+    def forward(self, words):
+        return self.head(nn.functional.one_hot(words, 10).float())
 """
 
 COMMANDS = {
@@ -196,3 +210,19 @@ def test_data_that_is_none_is_one_line(kind: str, capsys) -> None:
     assert said in printed.err
     assert printed.err.count("\n") == 1
     assert not Path("plan.json").exists()
+
+
+@pytest.mark.parametrize("model", ["table", "bag", "Named", "Hot"])
+def test_lsuv_runs_on_tokens_whatever_takes_them(model: str, capsys) -> None:
+    np.save("tokens.npy", np.random.default_rng(0).integers(0, 10, (32, 5)).astype(np.uint8))
+    words = ["lsuv", f"net:{model}", "--out", "plan.json", "--data"]
+    assert cli.main([*words, "tokens.npy", "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert [layer["std"] for layer in layers] == pytest.approx([1.0] * len(layers), abs=0.02)
+    before = Path("plan.json").read_bytes()
+    np.save("wrong.npy", np.full((4, 5), 10))
+    assert cli.main([*words, "wrong.npy"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"fastinit: net:{model} does not run on the tokens of wrong.npy, which")
+    assert said.count("\n") == 1
+    assert Path("plan.json").read_bytes() == before
