@@ -88,7 +88,9 @@ def _carried(size: int, step: Sequence[int], dims: Sequence[tuple[int, ...]]) ->
 
 def covers(regions: Sequence[Strided], numel: int, wanted: Sequence[Strided]) -> bool:
     """Whether every wanted element of so many is in one of the regions."""
-    if any(region.is_run and region.numel == numel for region in regions):
+    runs = [(region.offset, region.end) for region in regions if region.is_run]
+    wanted = [w for w in wanted if not any(a <= w.offset and w.end <= b for a, b in runs)]
+    if not wanted:
         return True
     most = max((_count(region) for region in wanted), default=0)
     if sum(region.numel for region in regions) < most:

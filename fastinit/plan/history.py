@@ -6,7 +6,6 @@ fold to :class:`Filled`, a Fill over a region; the rest stay :class:`Call` and a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -44,6 +43,15 @@ class View(NamedTuple):
         values = self.where.on(memory if memory.dtype == self.dtype else memory.view(self.dtype))
         values = values.conj() if self.is_conj else values
         return -values if self.is_neg else values
+
+    def counted_in(self, size: int) -> Strided:
+        """Its elements as units of so many bytes, of which each has some."""
+        units = self.dtype.itemsize // size
+        if units == 1:
+            return self.where
+        offset, sizes, strides = self.where
+        steps = tuple([step * units for step in strides])
+        return Strided(offset * units, (*sizes, units), (*steps, 1)).merged()
 
     def is_plain(self, dtype: torch.dtype) -> bool:
         """Whether it is a view of elements of this dtype as they are."""
@@ -91,7 +99,7 @@ class Call(NamedTuple):
     line: str
     origin: Origin | None = None
     """The origin of its random numbers, if it draws any."""
-    overwrites: Strided | None = None
+    overwrites: View | None = None
     """What it gives values that do not depend on what was there, of the memory that it writes."""
 
 
@@ -167,10 +175,22 @@ class Contents:
         """Whether any number in it was drawn."""
         return bool(self.sources)
 
-    def _overwrites(self, wanted: Sequence[Strided]) -> bool:
-        """Whether the writes gave each of these elements a value."""
-        regions = [w.region if isinstance(w, Filled) else w.overwrites for w in self.writes]
-        return covers([region for region in regions if region is not None], self.numel, wanted)
+    def _overwrites(self, wanted: Sequence[View], after: int = 0) -> bool:
+        """Whether the writes, from one on, gave each of these elements a value."""
+        written = [
+            View(w.region, self.dtype) if isinstance(w, Filled) else w.overwrites
+            for w in self.writes[after:]
+        ]
+        views = [view for view in written if view is not None]
+        unit = min(view.dtype.itemsize for view in (View(self.whole, self.dtype), *views, *wanted))
+        regions, asked = ([view.counted_in(unit) for view in its] for its in (views, wanted))
+        return covers(regions, self.numel * self.dtype.itemsize // unit, asked)
+
+    def _is_written_over(self, place: int) -> bool:
+        """Whether nothing is left of what a call wrote, which is the write at a place."""
+        write = self.writes[place]
+        its = write.overwrites if isinstance(write, Call) else None
+        return its is not None and self._overwrites([its], place + 1)
 
     @property
     def is_result(self) -> bool:
@@ -183,17 +203,17 @@ class Contents:
         Args:
             view: of a tensor of this memory; by default all is asked.
         """
-        wanted = {id(self): [_elements(self, view)]}
+        wanted = {id(self): [view or View(self.whole, self.dtype)]}
         for each in reversed(self.history()):
             if id(each) not in wanted:
                 continue  # what was made of it is overwritten
-            steps = list(each.writes)
+            steps = [w for at, w in enumerate(each.writes) if not each._is_written_over(at)]
             if each.numel and not each._overwrites(wanted[id(each)]):
                 if each.base is None:
                     return False
                 steps += [each.base.call] if isinstance(each.base, Made) else []
             for contents, its in (read for step in steps for read in _read(step)):
-                wanted.setdefault(id(contents), []).append(_elements(contents, its))
+                wanted.setdefault(id(contents), []).append(its)
         return True
 
     @property
@@ -227,7 +247,7 @@ class Contents:
             return Contents(self.numel, self.dtype, self.device, writes=(filled,))
         writes = self.writes
         if self.fills is not None and shape is None:
-            writes = tuple(w for w in writes if w.region != region)  # type: ignore[union-attr]
+            writes = tuple(w for w in writes if not _is_in(w.region, region))  # type: ignore[union-attr]
             before = writes[-1] if writes else None
             if isinstance(before, Filled) and _continues(before, filled):
                 joined = Strided.run(before.region.offset, before.region.numel + region.numel)
@@ -260,8 +280,7 @@ class Contents:
 
     def called(self, call: Call) -> Contents:
         """The contents after a call that writes them."""
-        after = replace(self, writes=(*self.writes, call))
-        return _truncated_normal(after) or after
+        return replace(self, writes=(*self.writes, call))
 
     def origins(self) -> Iterator[Origin]:
         """The origins of all numbers in it, in the order of writing."""
@@ -312,13 +331,6 @@ def _read(step: Filled | Call) -> list[Snapshot]:
     return [x for x in leaves((step.args, step.kwargs)) if isinstance(x, Snapshot)]
 
 
-def _elements(contents: Contents, view: View | None) -> Strided:
-    """A view's elements of a memory, counted in those of its dtype; without a view all."""
-    if view is None or view.dtype.itemsize != contents.dtype.itemsize:
-        return contents.whole
-    return view.where
-
-
 def _sources_of(call: Call) -> set[Source]:
     found = {source for read in _read(call) for source in read.contents.sources}
     return found if call.origin is None else {*found, call.origin.source}
@@ -327,6 +339,13 @@ def _sources_of(call: Call) -> set[Source]:
 def leaves(arguments: Any) -> list[Any]:
     """The arguments of a call, out of their lists and dicts."""
     return tree_leaves(arguments, is_leaf=lambda x: isinstance(x, (Own, Snapshot, Given)))
+
+
+def _is_in(some: Strided, region: Strided) -> bool:
+    """Whether what was written is written over, as far as can be said at once."""
+    if region.is_run and some.numel:
+        return region.offset <= some.offset and some.end <= region.end
+    return some == region
 
 
 def _continues(before: Filled, after: Filled) -> bool:
@@ -350,42 +369,3 @@ def _only_value(data: Tensor) -> float | None:
         if not bool((part == first).all()):
             return None
     return float(first)
-
-
-def _truncated_normal(contents: Contents) -> Contents | None:
-    """uniform, erfinv, times, plus, clamp on all elements (timm's trunc_normal_), as one law."""
-    writes = contents.writes
-    names = [getattr(w.function, "__name__", "") for w in writes[1:] if isinstance(w, Call)]
-    if contents.base is not None or [n.split(".")[0] for n in names] not in (
-        ["erfinv_", "mul_", "add_", "clamp_"],
-        ["erfinv_", "mul_", "add_", "clip_"],
-    ):
-        return None
-    uniform, _, times, plus, clamp = writes
-    whole = contents.whole
-    if not isinstance(uniform, Filled) or not uniform.fill.has_law:
-        return None
-    numbers: list[float] = []
-    for call in (times, plus, clamp):
-        assert isinstance(call, Call)
-        own, *scalars = call.args
-        scalars += list(call.kwargs.values())
-        if not isinstance(own, Own) or own.view.where.merged() != whole:
-            return None
-        if not all(isinstance(s, (int, float)) for s in scalars):
-            return None
-        numbers += scalars
-    if (
-        uniform.fill.distribution != "uniform"
-        or uniform.region != whole
-        or len(numbers) != 4
-        or not numbers[0] > 0
-    ):
-        return None
-    std, mean, a, b = numbers[0] / math.sqrt(2.0), *numbers[1:]
-    law = uniform.fill.law
-    for bound, drawn in ((a, law.p0), (b, law.p1)):
-        if abs(math.erf((bound - mean) / (std * math.sqrt(2.0))) - drawn) > 1e-6:
-            return None
-    fill = Fill.truncated_normal(mean, std, a, b)
-    return replace(contents, writes=(Filled(whole, fill, uniform.origin),))

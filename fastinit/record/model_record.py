@@ -83,6 +83,7 @@ class ModelRecord:
                 continue
             if memory.is_away or _is_to_be_drawn(memory, tensor):
                 self.others.append((scope.planned([path], tensor)[0][0], tensor, memory))
+        self.buffers = {scope.planned([name], b)[0][0] for name, b in named_buffers(model)}
         for name, tensor in _other_tensors(model):
             if tensor.is_meta and memory_of(tensor) is None:
                 strange.append(scope.prefix + name)
@@ -146,17 +147,21 @@ class ModelRecord:
         """What the parameters shall be. Those that hold only a part are there by a name of their own.
 
         Raises:
-            ValueError: nothing is recorded; parameters that the constructor left unwritten.
+            ValueError: nothing is recorded; parameters that the constructor left unwritten, or buffers
+                that it made of such.
         """
         if not self.parameters and self.has_parameters:
             raise ValueError(
                 "model was not built within fastinit.deferred(), or is written already"
             )
+        left = "the constructor left unwritten, at least in part"
         unwritten = [name for name, p, memory in self.parameters if not memory.has_values(p)]
         if unwritten:
-            raise ValueError(
-                f"the constructor left unwritten, at least in part: {listing('parameter', unwritten)}"
-            )
+            raise ValueError(f"{left}: {listing('parameter', unwritten)}")
+        own = {memory for _, _, memory in self.parameters}  # which may have gaps between them
+        computed = [name for name, t, m in self.others if m not in own and not m.has_values(t)]
+        if of_nothing := [name for name in computed if name in self.buffers]:
+            raise ValueError(f"{left}, or made of what it did: {listing('buffer', of_nothing)}")
         fills = {n: self._fill(n, p, memory.contents) for n, p, memory in self.parameters}
         return Plan(fills, seed=self.seed, aliases=self.aliases)
 
@@ -205,6 +210,7 @@ class ModelRecord:
         first, shape = parts[0], tuple(tensor.shape)
         if first.region.merged() == whole and (not first.own or first.region.sizes == shape):
             base = parts.pop(0).fill
+            base = replace(base, stream=None) if base.stream == name else base
         elif not first.own:
             base = parts.pop(0).fill  # the others are of the rest
         elif any(part.fill.parts for part in parts):
@@ -221,6 +227,8 @@ class ModelRecord:
             name: the parameter's.
         """
         region, fill, origin, shape = filled
+        if not region.numel or region.end <= where.offset or where.end <= region.offset:
+            return []
         numbers = [Numbers(region, name, region)]
         if origin is not None:
             stream = self.streams[origin]
@@ -229,27 +237,30 @@ class ModelRecord:
             )
             if its is None:
                 return None
-            numbers = [each for each in its if each.where == where] or its
+            own = next((at for at, each in enumerate(its) if each.where == where), 0)
+            numbers = its[own:]  # those before are written over
         parts = []
         for place, stream_name, which in numbers:
-            found = within(place, where)
+            found, is_own = within(place, where), shape is not None
             if found is not None and shape is not None:
                 here = found[1]
                 if here.sizes != shape:
                     return None
             elif found is not None:
                 here = found[1].as_set()
-                if origin is not None and found[1] != which and found[1].merged() != which.merged():
-                    return None
+                if origin is not None and found[1].merged() != which.merged():
+                    here, is_own = found[1], which == Strided.contiguous(found[1].sizes)
+                    if not is_own:
+                        return None
             elif not place.merged().meets(where):
                 continue
             elif origin is None and shape is None and within(where, place) is not None:
                 here = Strided.run(0, where.numel)
             else:
                 return None
-            its_name = None if stream_name == name else stream_name
+            its_name = None if stream_name == name and not is_own else stream_name
             its_fill = fill if fill.stream == its_name else replace(fill, stream=its_name)
-            parts.append(FillPart(here, its_fill, own=shape is not None))
+            parts.append(FillPart(here, its_fill, own=is_own))
         return parts
 
     def pin_names(self) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fastinit.elements.strided import Strided
 from fastinit.elements.within import within
 from fastinit.plan.history import Contents, Filled
-from fastinit.plan.streams import Holder, Origin, Source, Stream
+from fastinit.plan.streams import Holder, Holders, Origin, Source, Stream
 
 
 class Held(NamedTuple):
@@ -57,7 +57,7 @@ def name_origins(tensors: Sequence[Held]) -> dict[Origin, Stream]:
     streams: dict[Origin, Stream] = {}
     for origin in every:
         later = sum(draw > origin.draw for draw in draws[origin.source])
-        name, its = names[origin.source], holders.get(origin.source, ())
+        name, its = names[origin.source], holders.get(origin.source)
         ending = f"@{later}" if later else ""
         if origin.own is None:
             stream = Stream(name, ending, its)
@@ -67,53 +67,51 @@ def name_origins(tensors: Sequence[Held]) -> dict[Origin, Stream]:
     return streams
 
 
-def _own_name(name: str, region: Strided, holders: Sequence[Holder]) -> str:
+def _own_name(name: str, region: Strided, holders: Holders | None) -> str:
     """The name of numbers that are drawn for elements of a memory at once.
 
     Args:
         name: of the memory's others.
     """
-    for holder in holders:
+    if holders is None:
+        return f"{name}[{region.text}]"
+    for holder in holders.near(region):
         if (found := within(region, holder.where)) is not None:
             which = found[1].merged()
             is_all = which == Strided.run(0, holder.where.numel)
             return holder.name if is_all else f"{holder.name}[{which.text}]"
-    return f"{name}[memory {region.text}]" if holders else f"{name}[{region.text}]"
+    return f"{name}[memory {region.text}]"
 
 
-def _holders(
-    tensors: Sequence[Held], names: Mapping[Source, str]
-) -> dict[Source, tuple[Holder, ...]]:
+def _holders(tensors: Sequence[Held], names: Mapping[Source, str]) -> dict[Source, Holders]:
     """The tensors by whose indices elements have their numbers, where the memory's order is another.
 
-    The first that have an element. Where no strides say the index of each element that a call drew
-    together with others, all of that source have the numbers of their places in memory.
+    Of a source that a view of another dtype gives its name to, and where no strides say the index of
+    each element that a call drew together with others, all have the numbers of their places in memory.
     """
     found: dict[Source, list[Holder]] = {}
-    is_plain: dict[Source, bool] = {}
+    by_place: set[Source] = set()
     for name, own, contents, where in tensors:
         drawn = {w.origin.source for w in contents.writes if isinstance(w, Filled) and w.origin}
         for source in {own, *drawn}:
             its = found.setdefault(source, [])
-            is_named = source is own or not its
-            if where is None or not where.numel or where.overlaps or not is_named:
+            if source in by_place or (its and source is not own):
                 continue
-            if not any(holder.where.meets(where) for holder in its):
-                its.append(Holder(name if source is own else names[source], where))
-                is_all = where == contents.whole
-                is_plain[source] = is_all and its[0].name == names[source]
+            its_name = name if source is own else names[source]
+            is_all = where == contents.whole and its_name == names[source]
+            if not its and (where is None or is_all):
+                by_place.add(source)
+            elif where is not None and where.numel and not where.overlaps:
+                its.append(Holder(its_name, where))
     for source in names:
-        if not found.get(source) and source.order is not None:
+        if not found.get(source) and source not in by_place and source.order is not None:
             found[source] = [Holder(names[source], source.order)]
-    unusual = {s: tuple(its) for s, its in found.items() if its and not is_plain.get(s, False)}
-    for each in (c for held in tensors for c in held.contents.history()) if unusual else ():
+    held = {source: Holders(its) for source, its in found.items() if its}
+    for each in (c for tensor in tensors for c in tensor.contents.history()) if held else ():
         for write in each.writes:
             if not isinstance(write, Filled) or write.origin is None or write.shape is not None:
                 continue
-            source = write.origin.source
-            if (
-                source in unusual
-                and Stream("", holders=unusual[source]).numbers(write.region) is None
-            ):
-                del unusual[source]
-    return unusual
+            its_holders = held.get(write.origin.source)
+            if its_holders and Stream("", "", its_holders).numbers(write.region) is None:
+                del held[write.origin.source]
+    return held

@@ -160,7 +160,7 @@ def call_recorded(module: str, name: str, args: tuple[Any, ...], kwargs: dict[st
     if keyed:
         ours = getattr(init, name)  # the same bits everywhere
         made = call_of(recording, ours, args, kwargs, tensor, memory.is_away)
-        memory.contents = contents.called(made._replace(overwrites=region.merged()))
+        memory.contents = contents.called(made._replace(overwrites=View.of(tensor)))
     elif fill.has_law:
         memory.contents = contents.filled(region.merged(), fill, origin)
     else:

@@ -14,6 +14,7 @@ from fastinit.plan.history import Call, Contents, Made, Own, Snapshot, View
 from fastinit.plan.streams import Origin, Source
 from fastinit.record import torch_operations as operations
 from fastinit.record.calls import after_copy, call_of
+from fastinit.record.folded import folded
 from fastinit.record.memories import (
     Memory,
     are_away,
@@ -131,10 +132,8 @@ def _after(
     origin = memory.origin(region, False) if draws else None
     # Arithmetic in place gives an element a value only from the one that it had.
     is_arithmetic = torch.Tag.pointwise in func.tags and not operations.overwrites(func)
-    overwrites = None if is_arithmetic else region
-    if view.dtype != contents.dtype:
-        overwrites = contents.whole if overwrites is not None else None
-    return contents.called(call._replace(origin=origin, overwrites=overwrites))
+    overwrites = None if is_arithmetic else view
+    return folded(contents.called(call._replace(origin=origin, overwrites=overwrites)))
 
 
 def _write_several(
@@ -163,7 +162,7 @@ def _write_several(
             (Own(View.of(target)), Snapshot(values, View(whole, target.dtype))),
             {},
             call.line,
-            overwrites=Strided.of(target).merged(),
+            overwrites=View.of(target),
         )
         memory.contents = memory.contents.called(copy)
         memory.kin |= kin
