@@ -167,7 +167,7 @@ def _known_buffers(model: nn.Module, plan: Plan, scope: Scope) -> Known:
         if buffer.is_meta and (name := scope.planned([own], buffer)[0][0]) not in known
     ]
     sharded = any(shard.is_dtensor(parameter) for parameter in model.parameters())
-    return {**recorded_buffers(model), **known} if lost and not sharded else known
+    return {**recorded_buffers(model, scope), **known} if lost and not sharded else known
 
 
 def _source(

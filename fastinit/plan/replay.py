@@ -190,7 +190,8 @@ class _Replay:
         live: Mapping[int, Tensor] | None = None,
     ) -> None:
         self.device, self.seed, self.streams = device, seed, streams
-        self.made: dict[int, Tensor] = dict(live or {})
+        self.live = live or {}
+        self.made: dict[int, Tensor] = dict(self.live)
         self.results: dict[int, Any] = {}
 
     def value(self, contents: Contents, view: View) -> Tensor:
@@ -203,7 +204,8 @@ class _Replay:
     def read(self, contents: Contents, view: View) -> Tensor:
         """A view of contents of which all is made that they were made of, in the dtype it is made in."""
         base = contents.base
-        if contents.is_result and isinstance(base, Made) and base.view == view:
+        is_result = contents.is_result and id(contents) not in self.live
+        if is_result and isinstance(base, Made) and base.view == view:
             return self.result(base)
         if id(contents) not in self.made:
             self.made[id(contents)] = self.make(contents)

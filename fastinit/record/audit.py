@@ -251,9 +251,12 @@ def state_of(item: Held, plan: Plan, scope: Scope = ALL, *, lacking: str = "") -
             return "unwritten", "written on meta, where nothing is kept"
         if any(_has_values(entries[name]) for name in names):
             return "recorded", ""
-        memory = memory_of(tensor)
-        is_left = memory is not None and not memory.has_values(tensor)
-        return "unwritten", "left unwritten by its constructor" if is_left else lacking
+        if (memory := memory_of(tensor)) is None:
+            return "unwritten", lacking
+        if not memory.has_values(tensor):
+            return "unwritten", "left unwritten by its constructor"
+        # Recorded, and not in the plan of the whole model, of which it is not known: made of a part.
+        return ("recorded", "") if lacking else ("unwritten", "")
     if (filled := is_filled(tensor)) is not None:
         return ("filled" if filled else "written"), ""
     if names and not is_parameter:

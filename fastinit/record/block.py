@@ -113,6 +113,7 @@ def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
         stack.enter_context(_recorded(recording))
         yield
     with without_dispatch(), without_functions(), no_collection():
+        _put_on_meta(recording)
         built = note_built(module for ref in modules.values() if (module := ref()) is not None)
         _note_versions(recording, built)
 
@@ -168,6 +169,18 @@ def _is_plain(param: nn.Parameter) -> bool:
     if isinstance(param, UninitializedParameter):
         return False
     return type(param).__torch_dispatch__ is plain_dispatch and has_memory(param)
+
+
+def _put_on_meta(recording: Recording) -> None:
+    """What waits for its random numbers is on meta when the block ends, with all of its memory."""
+    waiting = {m for m in recording.memories if m.is_away and m.contents.is_random}
+
+    def is_real(tensor: Tensor) -> bool:
+        return not tensor.is_meta and tensor.is_leaf and memory_of(tensor) in waiting
+
+    if any(storage.device != META for memory in waiting for storage in memory.storages):
+        for tensor in list(living(Tensor, is_real)):
+            recording.to_meta(tensor)
 
 
 def _note_versions(recording: Recording, known: Iterable[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
@@ -12,20 +12,21 @@ from fastinit.base.holders import exchange, living, view_of
 from fastinit.base.memory import advise_huge_pages
 from fastinit.base.text import listing
 from fastinit.base.torch_internals import base_of, storage_uses
+from fastinit.elements.strided import Strided
 from fastinit.plan import parameters
 from fastinit.plan.fill import Fill
 from fastinit.plan.filled import note_filled
 from fastinit.plan.fit import Parts, Scope
 from fastinit.plan.history import Made, View
-from fastinit.plan.names import named_buffers
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed, known_values
 from fastinit.plan.storage import Format, Formats, stored_as
 from fastinit.plan.storage import packed as pack
 from fastinit.plan.write import Entry, Progress, checked
 from fastinit.record.built import check_shared, forget, remembered
-from fastinit.record.memories import META, Memory, memory_of
-from fastinit.record.model_record import MANY, ModelRecord, one_law
+from fastinit.record.cut import Cut
+from fastinit.record.memories import META, Memory, memory_of, storage_numel
+from fastinit.record.model_record import ModelRecord, one_law
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -69,8 +70,9 @@ def materialize_(
 
     All its parameters are written in one launch or parallel region for each device. They are then there
     in place: whoever holds one of them, or a tensor of its memory, or what was computed from it in the
-    constructor, holds the one with values. Random buffers are drawn with the seed, unless the
-    constructor looked at their values, or somebody changed them since.
+    constructor, holds the one with values. (What was computed from two models gets them with the last,
+    and what was computed from numbers that no parameter kept has none.) Random buffers are drawn with
+    the seed, unless the constructor looked at their values, or somebody changed them since.
 
     Args:
         device: where; by default where the constructor would have put each parameter.
@@ -80,14 +82,15 @@ def materialize_(
             :meth:`fastinit.Plan.apply_`.
         prefix: as of :func:`recorded_plan`.
         parts: as of :meth:`fastinit.Plan.apply_`. A tensor that holds only a part gets the elements that
-            the law of its constructor gives the whole; what no chance had a part in is as it was
-            computed.
+            the law of its constructor gives the whole, and what was computed from it is computed from
+            these; what no chance had a part in is as it was computed.
         progress: as of :meth:`fastinit.Plan.apply_`.
 
     Raises:
         ValueError: as :func:`recorded_plan`, and buffers on meta of which nothing is recorded; the model
-            is then as it was. A part that was drawn otherwise than by one law for all of it. ``storage``
-            that :meth:`fastinit.Plan.apply_` would refuse; a block format of a parameter whose memory
+            is then as it was. A part that was drawn otherwise than by one law for all of it, or a tensor
+            made of its earlier numbers. ``storage`` that
+            :meth:`fastinit.Plan.apply_` would refuse; a block format of a parameter whose memory
             others have too.
         NotImplementedError, RuntimeError: a parameter that cannot be written, or not in its format.
     """
@@ -111,18 +114,10 @@ def write_recorded_(
     """As :func:`materialize_`, with other numbers if a seed is given."""
     parameters.check_place(device, dtype)
     record = ModelRecord(model, Scope(prefix, parts=parts))
-    record.seed = record.seed if seed is None else seed
+    own_seed, record.seed = record.seed, record.seed if seed is None else seed
     only_others = not record.parameters and bool(record.others)  # as the parameters were loaded
     plan = Plan({}, seed=record.seed) if only_others else record.plan()
-    drawn = [
-        own
-        for own, (_, part) in record.cut.items()
-        if own in plan and one_law(plan[own], part) is None and plan[own].is_random
-    ]
-    if drawn:
-        raise ValueError(
-            f"nothing tells the numbers of the whole where {MANY}: {listing('parameter', drawn)}"
-        )
+    cut = Cut(record, plan)
     parameters.check_here(model, ((name, parameter) for name, parameter, _ in record.parameters))
     formats: Mapping[int, Format] = {}
     if storage is not None:
@@ -148,8 +143,9 @@ def write_recorded_(
                 f"cannot be {wanted}"
             )
         if memory in made:
+            is_plain = parameter.dtype == memory.contents.dtype
             is_its = made[memory].dtype == parameters.wanted_dtype(parameter, wanted)
-            if formats and not is_its:
+            if formats and is_plain and not is_its:
                 raise ValueError(
                     f"{name} has the memory of a parameter that storage= makes {made[memory].dtype}"
                 )
@@ -157,9 +153,9 @@ def write_recorded_(
         made[memory], is_given = _memory(memory, fill, device, wanted)
         if is_given:
             continue
-        if part is not None and (law := one_law(fill, part)) is not None:
-            entries.append(Entry(full, view_of(made[memory], parameter), law, part))
-        elif memory.contents.is_result:
+        if memory in cut.of:
+            entries += cut.entries(memory, made[memory])
+        elif not _is_written_alone(memory, cut):
             results.append(memory)
         elif isinstance(fill, Fill) and parameter.numel() == memory.contents.numel:
             entries.append(Entry(name, view_of(made[memory], parameter), fill))
@@ -167,32 +163,34 @@ def write_recorded_(
             entries.append(Entry(name, made[memory], record.computed(memory)))
     _check_alone(record, model, packed)
     others = {memory: place_of(memory, device) for _, _, memory in record.others}
-    related = _related(record, {*made, *packed, *others})
+    related, waiting = _related(record, {*made, *packed, *others}, own_seed)
     others |= {memory: place_of(memory, device) for memory in related}
+    cut.check([*record.memories, *_outside(record, related)], _outside(record, waiting))
     checked(entries, plan.seed, progress).write()
     for memory in [*results, *[other for other in others if other not in made]]:
         like = made.get(memory)
-        made[memory] = _computed(record, memory, like, others.get(memory, META))
+        made[memory] = _computed(record, cut, memory, like, others.get(memory, META))
     known = [tensor for _, tensor, _ in (*record.parameters, *record.others)]
     forget(model)
-    _give(record, made, known, dtype, search=bool(related))
+    _give(record, cut, made, known, dtype, search=bool(related))
     for _, parameter, memory in record.parameters:
         if memory in packed:
             exchange(parameter, packed[memory])
     record.pin_names()
+    for memory in waiting:
+        memory.seed = record.seed  # of some of its numbers, which are decided now
     note_filled(tensor for _, tensor, _ in (*record.parameters, *record.others))
     return model
 
 
-def recorded_buffers(model: nn.Module) -> dict[str, Computed]:
-    """What was recorded of the buffers that are on meta: those made from parameters.
+def recorded_buffers(model: nn.Module, scope: Scope) -> dict[str, Computed]:
+    """What was recorded of the buffers, and plain attributes, that are on meta: by name in a plan.
 
     Raises:
         ValueError: as :func:`recorded_plan`.
     """
-    record = ModelRecord(model)
-    of = {id(t): record.computed(memory, View.of(t)) for _, t, memory in record.others}
-    return {name: of[id(buffer)] for name, buffer in named_buffers(model) if id(buffer) in of}
+    known = ModelRecord(model, scope).known_buffers(model)
+    return {name: its for name, its in known.items() if isinstance(its, Computed)}
 
 
 def _check_alone(record: ModelRecord, model: nn.Module, packed: Mapping[Memory, Tensor]) -> None:
@@ -239,24 +237,43 @@ def _memory(
     return made, False
 
 
+def _is_written_alone(memory: Memory, cut: Cut) -> bool:
+    """Whether a parameter's memory can be written with others, before all that is computed from them."""
+    contents = memory.contents
+    has_numbers = contents.dtype.is_floating_point or contents.dtype.is_complex
+    return has_numbers and not contents.is_result and not cut.is_read_by(memory)
+
+
 def _computed(
-    record: ModelRecord, memory: Memory, like: Tensor | None, place: torch.device
+    record: ModelRecord, cut: Cut, memory: Memory, like: Tensor | None, place: torch.device
 ) -> Tensor:
     """What was computed: [numel], or of the shape and strides that the last operation gave it."""
     contents = memory.contents
-    if not contents.is_result:
-        made = torch.empty(contents.numel, dtype=contents.dtype, device=place)
-        record.computed(memory).write_(made, record.seed)
-        return made
-    assert isinstance(contents.base, Made)
-    computed = record.computed(memory, contents.base.view)
     dtype = contents.dtype if like is None else like.dtype
-    value = computed.value(place if like is None else like.device, record.seed, dtype)
-    return value.clone()  # it may be what another memory is made of, or a view of it
+    place = place if like is None else like.device
+    view = contents.base.view if contents.is_result and isinstance(contents.base, Made) else None
+    live = cut.live(memory, place, dtype) if cut.is_read_by(memory) else None
+    value = record.computed(memory, view).value(place, record.seed, dtype, live)
+    # It may be what another memory is made of, or a view of it.
+    return value.detach().clone() if contents.is_result else value.detach()
 
 
-def _related(record: ModelRecord, own: set[Memory]) -> set[Memory]:
-    """Other memories without values, or of the same random numbers, that depend on a model's."""
+def _outside(record: ModelRecord, memories: Iterable[Memory]) -> list[tuple[str, Memory]]:
+    """Memories that the model has no tensor of, with what is said of them."""
+    lines = [(record.computed(memory).line, memory) for memory in memories]
+    return [(f"made at {line}" if line else "outside of the model", m) for line, m in lines]
+
+
+def _related(record: ModelRecord, own: set[Memory], seed: int) -> tuple[set[Memory], set[Memory]]:
+    """Other memories without values, or of the same random numbers, that depend on a model's.
+
+    Args:
+        seed: that the model was recorded with.
+
+    Returns:
+        Those whose numbers are all known now, which the record then names; and those that wait for
+        another model, or have numbers that no model has in the end.
+    """
     kin = frozenset().union(*(memory.kin | memory.contents.sources for memory in own))
     found: set[Memory] = set()
     blocks = {id(memory.block): memory.block for _, memory in record.memories}
@@ -265,11 +282,13 @@ def _related(record: ModelRecord, own: set[Memory]) -> set[Memory]:
             continue
         if memory.is_away or not any(source.seen for source in memory.contents.sources):
             found.add(memory)
-    return found
+    known = {memory for memory in found if memory.seed == seed and record.names(memory)}
+    return known, found - known
 
 
 def _give(
     record: ModelRecord,
+    cut: Cut,
     made: dict[Memory, Tensor],
     known: list[Tensor],
     dtype: torch.dtype | None,
@@ -317,7 +336,8 @@ def _give(
             computed = record.computed(of[id(tensor)], View.of(tensor))
             wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             place = made[of[id(tensor)]].device
-            exchange(tensor, computed.value(place, record.seed, wanted, live))
+            parts = cut.live(of[id(tensor)], place, wanted)
+            exchange(tensor, computed.value(place, record.seed, wanted, {**parts, **live}))
     for tensor, grad in grads:
         tensor.grad = grad
 
@@ -341,10 +361,22 @@ def _lay_out(made: dict[Memory, Tensor], found: list[tuple[Tensor, Memory]]) -> 
 
 
 def _live(of: dict[int, Memory], found: list[Tensor]) -> dict[int, Tensor]:
-    """The memories that have their values, by the id of their contents."""
+    """The memories that have their values, by the id of their contents: [numel].
+
+    Gradients lead from them to the tensors that have their elements.
+    """
+    live: dict[int, Tensor] = {}
     with torch.enable_grad():
-        return {
-            id(of[id(t)].contents): t.as_strided((of[id(t)].contents.numel,), (1,), 0)
-            for t in found
-            if t.is_leaf and not t.is_meta and t.numel() == of[id(t)].contents.numel
-        }
+        for t in found:
+            contents = of[id(t)].contents
+            if not t.is_leaf or t.is_meta:
+                continue
+            if t.numel() == contents.numel:
+                live[id(contents)] = t.as_strided((contents.numel,), (1,), 0)
+                continue
+            is_plain = storage_numel(t) == contents.numel and not Strided.of(t).overlaps
+            if t.requires_grad and is_plain:
+                whole = live.get(id(contents), t.detach().as_strided((contents.numel,), (1,), 0))
+                where = (t.size(), t.stride(), t.storage_offset())
+                live[id(contents)] = torch.as_strided_scatter(whole, t, *where)
+    return live

@@ -225,11 +225,12 @@ def _problems(
         if id(item.tensor) in ties:
             continue
         known = plan if item.kind == "parameter" else plan.buffers
+        is_known = state == "recorded" or any(n in known for n in item.in_plan(scope))
         if state == "unwritten":
             note(f"nobody wrote these, and {said or 'the plan does not have them'}", item)
         elif is_wanted and item.is_offloaded:
             note("offloaded by accelerate, so fill these before the model is dispatched", item)
-        elif is_wanted and not any(name in known for name in item.in_plan(scope)):
+        elif is_wanted and not is_known:
             note("nobody wrote these, and the plan does not have them", item)
         elif rows is not None and item.tensor.is_meta:
             note("on meta, though only rows are missing (load with assign=True)", item)
@@ -244,10 +245,8 @@ def _problems(
         if not left or any(each.state == "written" for each in replaced):
             for each in replaced:
                 if each.state == "given":
-                    reason = (
-                        "nothing tells whether these were loaded, so say missing= ([]: all were)"
-                    )
-                    note(reason, each.item)
+                    said = "nothing tells whether these were loaded, so say missing= ([]: all were)"
+                    note(said, each.item)
     return [f"{reason}: {listing('tensor', names)}" for reason, names in why.items()]
 
 

@@ -23,7 +23,7 @@ from fastinit.plan.names import joined, named_buffers, named_modules
 from fastinit.plan.parameters import distinct_parameters
 from fastinit.plan.plan import Plan
 from fastinit.plan.replay import Computed
-from fastinit.plan.streams import Numbers
+from fastinit.plan.streams import Numbers, Source
 from fastinit.record.memories import Memory, is_changed, is_plain, is_seen, memory_of
 from fastinit.record.reached import reached
 from fastinit.record.selected import selected_law
@@ -59,6 +59,8 @@ class ModelRecord:
         self.aliases: dict[str, str] = {}
         self.others: list[tuple[str, Tensor, Memory]] = []
         """Other tensors that the model holds anywhere, and that have no values yet, or random ones."""
+        self.cut_others: set[Memory] = set()
+        """Of these, such that hold only a part."""
         shapes: dict[str, Sequence[int]] = {}
         strange = []
         self.has_parameters = not all(map(is_lazy, model.parameters()))
@@ -82,7 +84,10 @@ class ModelRecord:
             if memory is None or id(tensor) in own:
                 continue
             if memory.is_away or _is_to_be_drawn(memory, tensor):
-                self.others.append((scope.planned([path], tensor)[0][0], tensor, memory))
+                (planned, *_), part = scope.planned([path], tensor)
+                self.others.append((planned, tensor, memory))
+                if part is not None and not part.is_whole:
+                    self.cut_others.add(memory)
         self.buffers = {scope.planned([name], b)[0][0] for name, b in named_buffers(model)}
         for name, tensor in _other_tensors(model):
             if tensor.is_meta and memory_of(tensor) is None:
@@ -123,18 +128,24 @@ class ModelRecord:
     def known_buffers(self, model: nn.Module) -> Known:
         """What the constructor put in buffers, and in plain attributes that have no values yet.
 
-        Those that hold only a part of what the whole model has are not among them.
+        Those that hold only a part of what the whole model has, or are made of one, are not among them.
         """
+        of_parts = self._drawn_in_parts()
         known: dict[str, Values | Computed | Pending] = {}
         computed = {id(t): self.computed(memory, View.of(t)) for _, t, memory in self.others}
+        lost = {id(t) for _, t, m in self.others if not of_parts.isdisjoint(m.contents.sources)}
         kept: dict[int, Values] = {}  # of buffers that are one tensor, once
         for own, tensor in _other_tensors(model):
             (name, *_), part = self.scope.planned([own], tensor)
-            if id(tensor) in computed and (part is None or part.is_whole):
+            if (
+                id(tensor) in computed
+                and id(tensor) not in lost
+                and (part is None or part.is_whole)
+            ):
                 its = computed[id(tensor)]
                 known[name] = its if tensor.is_meta else Pending(its, Values.of(tensor))
         for own, buffer in named_buffers(model):
-            if buffer.is_meta or isinstance(buffer, UninitializedBuffer):
+            if buffer.is_meta or isinstance(buffer, UninitializedBuffer) or id(buffer) in lost:
                 continue
             (name, *_), part = self.scope.planned([own], buffer)
             if name in known or not (part is None or part.is_whole):
@@ -142,6 +153,18 @@ class ModelRecord:
             kept[id(buffer)] = kept.get(id(buffer)) or Values.of(buffer)
             known[name] = kept[id(buffer)]
         return known
+
+    def _drawn_in_parts(self) -> frozenset[Source]:
+        """The sources of parameters that hold only a part."""
+        cut = (m.contents.sources for name, _, m in self.parameters if name in self.cut)
+        return frozenset().union(*cut)
+
+    def _is_of_parts(self, fill: Fill | Computed) -> bool:
+        """Whether numbers go into it that others have, which hold only a part."""
+        if isinstance(fill, Computed):
+            return not self._drawn_in_parts().isdisjoint(fill.contents.sources)
+        streams = (fill.stream, *(part.fill.stream for part in fill.parts))
+        return any(s is not None and s.startswith(own) for s in streams for own in self.cut)
 
     def plan(self) -> Plan:
         """What the parameters shall be. Those that hold only a part are there by a name of their own.
@@ -182,6 +205,11 @@ class ModelRecord:
         if unknown:
             raise ValueError(
                 f"of the whole parameter nothing is known where {MANY}: {listing('parameter', unknown)}"
+            )
+        if made := [name for name, fill in fills.items() if self._is_of_parts(fill)]:
+            raise ValueError(
+                f"of the whole parameter nothing is known where it is made of one that parts= says is a "
+                f"part of a larger one: {listing('parameter', made)}"
             )
         buffers = self.known_buffers(model)
         return Plan(fills, seed=plan.seed, aliases=plan.aliases, buffers=buffers)
@@ -262,6 +290,16 @@ class ModelRecord:
             its_fill = fill if fill.stream == its_name else replace(fill, stream=its_name)
             parts.append(FillPart(here, its_fill, own=is_own))
         return parts
+
+    def names(self, memory: Memory) -> bool:
+        """Whether all numbers of another memory have names, by this model or by those written before."""
+        streams = {
+            o: self.streams.get(o, o.source.streams.get(o)) for o in memory.contents.origins()
+        }
+        if None in streams.values():
+            return False
+        self.streams.update((o, stream) for o, stream in streams.items() if stream is not None)
+        return True
 
     def pin_names(self) -> None:
         """What is written keeps its numbers, also where other models have copies of it."""

@@ -1,0 +1,149 @@
+"""What is outside of a model, and depends on numbers of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastinit
+from fastinit import Part, deferred, fill_missing_, init, materialize_
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(3, 4, bias=False)
+
+
+OF_EARLIER: dict[str, Callable[[Tensor], Tensor]] = {
+    "copied": lambda w: w.clone(),
+    "a number": lambda w: w.abs().mean(),
+    "computed": lambda w: w.cos() @ w.T,
+    "of both": lambda w: torch.cat([w, w.normal_()]),
+}
+
+
+@pytest.mark.parametrize("kind", OF_EARLIER)
+def test_what_is_made_of_numbers_that_no_model_has_stays_recorded(kind: str) -> None:
+    with deferred(seed=5):
+        model = linear()
+        outside = OF_EARLIER[kind](model.weight.detach())
+        nn.init.normal_(model.weight)
+        of_last = model.weight.detach() * 2.0
+    materialize_(model)
+    assert torch.equal(model.weight, init.normal_(torch.empty(4, 3), seed=5, name="weight"))
+    assert torch.equal(of_last, 2.0 * model.weight)
+    assert outside.is_meta
+
+
+OF_TWO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "product": lambda a, b: a * b,
+    "sum written": lambda a, b: torch.zeros(4, 3).copy_(a).add_(b),
+    "function of one": lambda a, b: torch.cat([a.exp(), b]),
+}
+
+
+@pytest.mark.parametrize("kind", OF_TWO)
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("write", [materialize_, fill_missing_])
+def test_what_is_made_of_two_models_is_written_with_the_last(
+    kind: str, first: int, write: Callable[[nn.Module], object]
+) -> None:
+    with deferred(seed=5):
+        models = linear(), nn.Sequential(linear())
+        of_both = OF_TWO[kind](models[0].weight.detach(), models[1][0].weight.detach())
+    write(models[first])
+    assert of_both.is_meta
+    write(models[1 - first])
+    a, b = models[0].weight.detach(), models[1][0].weight.detach()
+    torch.testing.assert_close(
+        of_both, OF_TWO[kind](a, b)
+    )  # float32's default: the same operations
+
+
+def test_what_is_made_of_numbers_of_two_seeds_stays_recorded() -> None:
+    with deferred(seed=5):
+        first, second = linear(), nn.Sequential(linear())
+        of_both = first.weight.detach() * second[0].weight.detach()
+    fill_missing_(first, seed=6)
+    materialize_(second)
+    assert of_both.is_meta
+
+
+def test_what_is_made_of_a_part_and_of_another_model_is_refused() -> None:
+    with deferred(seed=5):
+        first, second = linear(), nn.Sequential(linear())
+        of_both = first.weight.detach() * second[0].weight.detach()
+    parts = {"weight": Part((8, 3)).chunk(0, 2, 1)}
+    with pytest.raises(ValueError, match=r"not only of those .*: tensor made at .*test_outside.py"):
+        materialize_(first, parts=parts)
+    assert first.weight.is_meta
+    del of_both
+    materialize_(first, parts=parts)
+    whole = init.kaiming_uniform_(torch.empty(8, 3), a=5**0.5, seed=5, name="weight")
+    assert torch.equal(first.weight, whole[4:])
+
+
+def bytes_of_one() -> dict[str, Tensor]:
+    return {"w": torch.empty(64, dtype=torch.uint8)[:32].view(torch.float32)}
+
+
+def bytes_of_two() -> dict[str, Tensor]:
+    memory = torch.empty(64, dtype=torch.uint8)
+    return {"w": memory[:32].view(torch.float32), "v": memory[32:48].view(torch.bfloat16)}
+
+
+def shorts() -> dict[str, Tensor]:
+    return {"w": torch.empty(24, dtype=torch.int16).view(torch.bfloat16)[4:]}
+
+
+def longs() -> dict[str, Tensor]:
+    return {"w": torch.empty(6, dtype=torch.int64).view(torch.complex64)}
+
+
+def bools() -> dict[str, Tensor]:
+    return {"w": torch.zeros(32, dtype=torch.bool).view(torch.float64)}
+
+
+OTHER_MEMORY = (bytes_of_one, bytes_of_two, shorts, longs, bools)
+
+
+@pytest.mark.parametrize("memory", OTHER_MEMORY)
+@pytest.mark.parametrize("draw", [nn.init.normal_, nn.init.ones_])
+@pytest.mark.parametrize("write", [materialize_, fill_missing_])
+def test_parameters_may_be_of_memory_that_holds_no_numbers(
+    memory: Callable[[], dict[str, Tensor]],
+    draw: Callable[[Tensor], Tensor],
+    write: Callable[[nn.Module], object],
+) -> None:
+    def build() -> nn.ParameterDict:
+        model = nn.ParameterDict({k: nn.Parameter(v) for k, v in memory().items()})
+        for parameter in model.values():
+            draw(parameter)
+        return model
+
+    with deferred(seed=3):
+        model, same = build(), build()
+    write(model)
+    fastinit.recorded_plan(same).apply_(same, device="cpu")
+    assert len({p.untyped_storage().data_ptr() for p in model.values()}) == 1
+    for name, parameter in model.items():
+        assert torch.equal(parameter, same[name])
+        size = float(parameter.detach().abs().float().pow(2).mean())
+        assert (
+            0.1 < size < 4.0
+        )  # 1 of a few numbers: wide enough to never fail, zeros or garbage do
+
+
+def test_a_copy_of_the_memory_of_a_parameter_is_one() -> None:
+    import copy
+
+    with deferred(seed=3):
+        model = nn.ParameterList([torch.empty(12)])
+        nn.init.normal_(model[0])
+        plain = model[0].detach()
+        model.append(copy.deepcopy(plain))
+    materialize_(model)
+    assert torch.equal(model[0], model[1])
+    assert model[0].data_ptr() != model[1].data_ptr()
