@@ -116,10 +116,21 @@ def constructor_plan(model: nn.Module, scope: Scope = ALL) -> Plan | None:
         return ModelRecord(model, scope).whole_plan(model)
 
 
-def pin_names(model: nn.Module, scope: Scope = ALL) -> None:
-    """What is written from now on has the numbers that it has in the whole model, as it was built."""
+@contextmanager
+def names_pinned(model: nn.Module, scope: Scope = ALL) -> Iterator[None]:
+    """What is written in the block, and after it, has the numbers that it has in the whole model, as it
+    was built; unless the block fails.
+    """
     with _as_built(model):
-        ModelRecord(model, scope).pin_names()
+        record = ModelRecord(model, scope)
+    new = [origin for origin in record.streams if origin not in origin.source.streams]
+    record.pin_names()
+    try:
+        yield
+    except BaseException:
+        for origin in new:
+            del origin.source.streams[origin]
+        raise
 
 
 def is_usable(parameter: Tensor) -> bool:

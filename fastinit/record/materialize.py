@@ -27,6 +27,7 @@ from fastinit.record.built import check_shared, forget, remembered
 from fastinit.record.cut import Cut
 from fastinit.record.memories import META, Memory, memory_of, storage_numel
 from fastinit.record.model_record import ModelRecord, one_law
+from fastinit.record.neighbours import check_neighbours
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -89,7 +90,7 @@ def materialize_(
     Raises:
         ValueError: as :func:`recorded_plan`, and buffers on meta of which nothing is recorded; the model
             is then as it was. A part that was drawn otherwise than by one law for all of it, or a tensor
-            made of its earlier numbers. ``storage`` that
+            made of its earlier numbers. Parameters of other modules in the same memory. ``storage`` that
             :meth:`fastinit.Plan.apply_` would refuse; a block format of a parameter whose memory
             others have too.
         NotImplementedError, RuntimeError: a parameter that cannot be written, or not in its format.
@@ -162,6 +163,7 @@ def write_recorded_(
         else:
             entries.append(Entry(name, made[memory], record.computed(memory)))
     _check_alone(record, model, packed)
+    check_neighbours(model, record)
     others = {memory: place_of(memory, device) for _, _, memory in record.others}
     related, waiting = _related(record, {*made, *packed, *others}, own_seed)
     others |= {memory: place_of(memory, device) for memory in related}

@@ -38,7 +38,7 @@ from fastinit.record.audit import (
     is_replaced,
     state_of,
 )
-from fastinit.record.built import check_shared, constructor_plan, pin_names
+from fastinit.record.built import check_shared, constructor_plan, names_pinned
 from fastinit.record.materialize import place_of, write_recorded_
 from fastinit.record.memories import memory_of
 from fastinit.record.named import Missing, Named
@@ -359,16 +359,16 @@ def _fill_recorded(
     its = scope._replace(only=_names_of_buffers(lost, scope))
     check_shared(model, scope.prefix)
     restoring = check_buffers(model, plan.buffers, plan.seed, device, "restore", its)
-    pin_names(model, scope)
-    write_recorded_(
-        model,
-        device,
-        dtype,
-        prefix=scope.prefix,
-        parts=scope.parts,
-        progress=progress,
-        seed=plan.seed,
-    )
+    with names_pinned(model, scope):
+        write_recorded_(
+            model,
+            device,
+            dtype,
+            prefix=scope.prefix,
+            parts=scope.parts,
+            progress=progress,
+            seed=plan.seed,
+        )
     restoring.run()
 
 

@@ -147,3 +147,100 @@ def test_a_copy_of_the_memory_of_a_parameter_is_one() -> None:
     materialize_(model)
     assert torch.equal(model[0], model[1])
     assert model[0].data_ptr() != model[1].data_ptr()
+
+
+class Flat(nn.Module):
+    """Two modules with parameters in one memory, and one that has all of it."""
+
+    def __init__(self, memory: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        a, b = memory()
+        self.a, self.b = nn.Module(), nn.Module()
+        self.a.w, self.b.w = nn.Parameter(a), nn.Parameter(b)
+        nn.init.normal_(self.a.w)
+        nn.init.normal_(self.b.w)
+
+
+def side_by_side() -> tuple[Tensor, Tensor]:
+    memory = torch.empty(25)
+    return memory[:12].view(3, 4), memory[12:24].view(4, 3).t()
+
+
+def in_turns() -> tuple[Tensor, Tensor]:
+    memory = torch.empty(12, 2)
+    return memory[:, 0], memory[:, 1]
+
+
+def as_bytes() -> tuple[Tensor, Tensor]:
+    memory = torch.empty(64, dtype=torch.uint8)
+    return memory[:32].view(torch.float32), memory[32:].view(torch.float32)
+
+
+def one_in_the_other() -> tuple[Tensor, Tensor]:
+    memory = torch.empty(12)
+    return memory[:6], memory
+
+
+@pytest.mark.parametrize("memory", [side_by_side, in_turns, as_bytes, one_in_the_other])
+@pytest.mark.parametrize("write", [materialize_, fill_missing_])
+def test_a_module_is_not_written_without_its_neighbour_in_memory(
+    memory: Callable[[], tuple[Tensor, Tensor]], write: Callable[[nn.Module], object]
+) -> None:
+    with deferred(seed=1):
+        whole, model = Flat(memory), Flat(memory)
+    materialize_(whole)
+    with pytest.raises(ValueError, match=r"not in the model, .* all: parameter w of a Module"):
+        write(model.a)
+    assert model.a.w.is_meta
+    assert model.b.w.is_meta
+    write(model)
+    assert torch.equal(model.a.w, whole.a.w)
+    assert torch.equal(model.b.w, whole.b.w)
+
+
+def test_who_has_but_elements_of_a_module_is_no_neighbour() -> None:
+    """Nor is a parameter that no module has, which gets what is written."""
+    with deferred(seed=1):
+        model = Flat(lambda: one_in_the_other()[::-1])
+        tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        tied[1].weight = tied[0].weight
+        loose = nn.Parameter(tied[0].bias.detach())
+    materialize_(model.a)
+    assert torch.equal(model.b.w, model.a.w[:6])
+    materialize_(tied[1])
+    assert not tied[0].weight.is_meta
+    materialize_(tied[0])
+    assert torch.equal(loose, tied[0].bias)
+
+
+def of_all(memory: Tensor) -> Tensor:
+    return memory
+
+
+def of_the_rest(memory: Tensor) -> Tensor:
+    return memory[8:]
+
+
+def of_one(memory: Tensor) -> Tensor:
+    return memory[:8].view(2, 4).t()
+
+
+@pytest.mark.parametrize("part", [of_all, of_the_rest, of_one])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_plan_writes_a_buffer_in_the_memory_of_parameters(
+    part: Callable[[Tensor], Tensor], at_once: bool
+) -> None:
+    def build() -> nn.Module:
+        model, memory = nn.Module(), torch.empty(12)
+        model.a, model.b = nn.Parameter(memory[:8].view(2, 4)), nn.Parameter(memory[8:])
+        for each in [memory] if at_once else [model.a, model.b]:
+            nn.init.uniform_(each)
+        model.register_buffer("c", part(memory))
+        return model
+
+    with deferred(seed=1):
+        model, planned = build(), build()
+    fastinit.recorded_plan(model).apply_(planned, device="cpu")
+    materialize_(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(planned.state_dict()[name], tensor), name
