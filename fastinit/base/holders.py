@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -53,6 +53,15 @@ def living(kind: type[T], is_wanted: Callable[[T], bool]) -> Iterator[T]:
             kinds[its] = kind in its.__mro__
         if kinds[its] and is_wanted(one):
             yield one
+
+
+def shared_beyond(known: Iterable[Tensor], storages: Iterable[torch.UntypedStorage]) -> bool:
+    """Whether more tensors share any of some storages than those that are known."""
+    count: dict[int, int] = {}
+    for tensor in {id(tensor): tensor for tensor in known}.values():
+        key = id(tensor.untyped_storage())
+        count[key] = count.get(key, 0) + 1
+    return any(internals.storage_uses(s) > count.get(id(s), 0) for s in storages)
 
 
 def view_of(memory: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -79,6 +79,7 @@ def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
         raise RuntimeError("deferred() is already in force")
     recording = Recording(seed, keep_generators)
     modules: dict[int, weakref.ref[nn.Module]] = {}
+    registered: dict[int, dict[str, nn.Parameter]] = {}
 
     def on_module(module: nn.Module) -> None:
         modules[id(module)] = weakref.ref(module)
@@ -89,11 +90,8 @@ def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
         with without_python(), without_functions():
             if _is_plain(param):
                 on_module(module)
-                is_new = memory_of(param) is None and not param.is_meta
-                memory = recording.to_meta(param)
-                memory.is_parameter = True
-                if is_new and module._parameters.get(name) is not None:
-                    memory.contents = replace(memory.contents, is_loaded=True)
+                registered.setdefault(id(module), {})[name] = param
+                _take(recording, param, module._parameters.get(name) is not None)
 
     def on_buffer(module: nn.Module, name: str, buffer: Tensor) -> None:
         if threading.get_ident() == _thread:
@@ -113,8 +111,16 @@ def deferred(seed: int = 0, *, keep_generators: bool = True) -> Iterator[None]:
         stack.enter_context(_recorded(recording))
         yield
     with without_dispatch(), without_functions(), no_collection():
+        there = [module for ref in modules.values() if (module := ref()) is not None]
+        for module in there:
+            for name, known in registered.get(id(module), {}).items():
+                param = module._parameters.get(name)
+                if param is None or param is known or param.is_meta or not _is_plain(param):
+                    continue
+                _take(recording, param, True)  # put there unregistered, as by Module.to_empty
+        registered.clear()
         _put_on_meta(recording)
-        built = note_built(module for ref in modules.values() if (module := ref()) is not None)
+        built = note_built(there)
         _note_versions(recording, built)
 
 
@@ -169,6 +175,19 @@ def _is_plain(param: nn.Parameter) -> bool:
     if isinstance(param, UninitializedParameter):
         return False
     return type(param).__torch_dispatch__ is plain_dispatch and has_memory(param)
+
+
+def _take(recording: Recording, param: nn.Parameter, replaces: bool) -> None:
+    """Puts a module's parameter on meta.
+
+    Args:
+        replaces: whether it takes another's place.
+    """
+    is_new = memory_of(param) is None and not param.is_meta
+    memory = recording.to_meta(param)
+    memory.is_parameter = True
+    if is_new and replaces:
+        memory.contents = replace(memory.contents, is_loaded=True)
 
 
 def _put_on_meta(recording: Recording) -> None:

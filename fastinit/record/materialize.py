@@ -8,10 +8,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastinit.base.holders import exchange, living, view_of
+from fastinit.base.holders import exchange, living, shared_beyond, view_of
 from fastinit.base.memory import advise_huge_pages
 from fastinit.base.text import listing
-from fastinit.base.torch_internals import base_of, storage_uses
+from fastinit.base.torch_internals import base_of
 from fastinit.elements.strided import Strided
 from fastinit.plan import parameters
 from fastinit.plan.fill import Fill
@@ -301,15 +301,8 @@ def _give(
     Args:
         dtype: that parameters were asked in, and so what gradients lead from to them.
     """
-    count: dict[int, int] = {}
-    for tensor in {id(t): t for t in known}.values():
-        key = id(tensor.untyped_storage())
-        count[key] = count.get(key, 0) + 1
-    for memory, values in made.items():
-        for storage in memory.storages:
-            is_this = storage is values.untyped_storage()
-            if not is_this and storage_uses(storage) > count.get(id(storage), 0):
-                search = True
+    others = (s for m, v in made.items() for s in m.storages if s is not v.untyped_storage())
+    search = search or shared_beyond(known, others)
 
     def is_wanted(tensor: Tensor) -> bool:
         values = made.get(memory_of(tensor))  # type: ignore[arg-type]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastinit.base.holders import living
+from fastinit.base.holders import living, shared_beyond
 from fastinit.base.text import listing
-from fastinit.base.torch_internals import storage_uses
 from fastinit.elements.strided import Strided
 from fastinit.elements.within import covers
 from fastinit.record.built import remembered
@@ -26,7 +25,9 @@ def check_neighbours(model: nn.Module, record: ModelRecord) -> None:
     own: dict[Memory, list[Tensor]] = {}
     for _, parameter, memory in record.parameters:
         own.setdefault(memory, []).append(parameter)
-    if not _may_have_others(model, record, own):
+    known = (tensor for _, tensor, _ in (*record.parameters, *record.others))
+    storages = (storage for memory in own for storage in memory.storages)
+    if not shared_beyond((*known, *remembered(model)), storages):
         return
     modules = {id(module) for module in model.modules()}
     apart = []
@@ -40,19 +41,6 @@ def check_neighbours(model: nn.Module, record: ModelRecord) -> None:
             f"these are in the memory of the model's parameters, but not in the model, so write that "
             f"which has all: {listing('parameter', sorted(apart))}"
         )
-
-
-def _may_have_others(
-    model: nn.Module, record: ModelRecord, own: dict[Memory, list[Tensor]]
-) -> bool:
-    """Whether more tensors share the memories than a model is known to have of them."""
-    known = [tensor for _, tensor, _ in (*record.parameters, *record.others)]
-    count: dict[int, int] = {}
-    for tensor in {id(t): t for t in (*known, *remembered(model))}.values():
-        key = id(tensor.untyped_storage())
-        count[key] = count.get(key, 0) + 1
-    storages = (storage for memory in own for storage in memory.storages)
-    return any(storage_uses(storage) > count.get(id(storage), 0) for storage in storages)
 
 
 def _has(some: list[Tensor], parameter: Tensor, memory: Memory) -> bool:
