@@ -137,7 +137,7 @@ class Fill:
 
     @classmethod
     def constant(cls, value: float, *, exact: bool = False) -> Fill:
-        """One value everywhere: rounded to float32, unless it is exact."""
+        """One value everywhere, as the dtype has it (steps take it as float32, unless it is exact)."""
         return cls("constant", (value,), exact=exact)
 
     @classmethod

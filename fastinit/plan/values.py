@@ -18,8 +18,10 @@ from fastinit.plan.distributions import FUSED, RAMP
 from fastinit.plan.fill import Fill
 from fastinit.plan.law_moments import support
 from fastinit.plan.whole_tensors import STRUCTURES
+from fastinit.stream import laws
 from fastinit.stream.keys import stream_id
-from fastinit.stream.rounding import rounded, wide
+from fastinit.stream.laws import Law
+from fastinit.stream.rounding import float32, rounded, wide
 
 CHUNK = 1 << 15
 """Elements whose steps are done at once: their float64 values, a few times, are in the cache."""
@@ -43,7 +45,9 @@ def write_values_(values: Sequence[Values], seed: int, batch: ops.Batch | None =
     batch = batch or ops.Batch()
     for tensor, fill, stream, which, _ in values:
         if fill.has_law:
-            request = ops.Request(tensor, fill.law, seed, stream_id(stream), which)
+            request = ops.Request(
+                tensor, law_in(fill, tensor.dtype), seed, stream_id(stream), which
+            )
             batch.add(request, stream)
     batch.run()
     for some in values:
@@ -51,6 +55,14 @@ def write_values_(values: Sequence[Values], seed: int, batch: ops.Batch | None =
             write_whole_(some.tensor, some.fill, seed, some.stream)
         elif not some.fill.has_law:
             _write_by_elements_(some, seed)
+
+
+def law_in(fill: Fill, dtype: torch.dtype) -> Law:
+    """The law of a Fill as a dtype has it: a constant is the number itself, as far as that has it."""
+    law = fill.law
+    is_double = dtype in (torch.float64, torch.complex128)
+    is_narrower = is_double and fill.distribution == "constant" and float32(law.p0) != law.p0
+    return laws.exactly(law, True) if is_narrower else law
 
 
 def write_whole_(tensor: Tensor, fill: Fill, seed: int, stream: str) -> None:

@@ -17,7 +17,7 @@ from fastinit.fills import operator as ops
 from fastinit.fills.wrapped import Wrapped, wrapped
 from fastinit.plan.fill import Fill
 from fastinit.plan.replay import Computed
-from fastinit.plan.values import Values, check_shape, part_stream, write_values_
+from fastinit.plan.values import Values, check_shape, law_in, part_stream, write_values_
 from fastinit.stream import laws
 from fastinit.stream.keys import stream_id
 
@@ -102,7 +102,8 @@ class _Batch:
             return
         if isinstance(fill, Fill) and fill.has_law and not fill.parts:
             stream = stream_id(fill.stream or name)
-            self._of_laws.add(ops.Request(tensor, fill.law, self._seed, stream, part), name)
+            law = law_in(fill, tensor.dtype)
+            self._of_laws.add(ops.Request(tensor, law, self._seed, stream, part), name)
             return
         _check(entry)
         self._others.append(entry)

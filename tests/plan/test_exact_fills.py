@@ -143,3 +143,44 @@ def test_parts_of_dtensors_and_plain_ones() -> None:
             assert plain[name].detach().equal(want), (name, dim)
         one = init.normal_(cut["normal"], 0.0, 0.02, seed=9, name="normal", exact=True)
         assert one.detach().to_local().equal(whole["normal"].chunk(2, dim)[rank])
+
+
+CONSTANTS = (0.1, -1.0 / 3.0, 1e300, 2.0**-149 / 3.0, 3.0, 0.0, float("inf"))
+DTYPES = (torch.float64, torch.complex128, torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_constant_is_that_of_the_dtype(dtype: torch.dtype) -> None:
+    """As torch fills with it, unlike what is drawn, which is of float32 in all dtypes."""
+    for value in CONSTANTS:
+        if abs(value) > torch.finfo(dtype).max and value != float("inf"):
+            continue  # torch refuses it
+        wanted = torch.full((3, 5), value, dtype=dtype)
+        parts = Fill.normal().with_part(torch.empty(3, 5, device="meta")[:], Fill.constant(value))
+        for fill in (Fill.constant(value), parts):
+            made = nn.ParameterDict({"w": nn.Parameter(torch.ones(3, 5, dtype=dtype))})
+            assert torch.equal(Plan({"w": fill}).apply_(made)["w"].detach(), wanted)
+
+
+RECORDED = {
+    "data": lambda v, w: setattr(w, "data", torch.full((3,), v, dtype=torch.float64)),
+    "constant_": lambda v, w: nn.init.constant_(w, v),
+    "fill_": lambda v, w: w.data.fill_(v),
+    "copy_": lambda v, w: w.data.copy_(torch.tensor(v, dtype=torch.float64)),
+    "part": lambda v, w: nn.init.constant_(nn.init.ones_(w)[:2], v),
+    "times": lambda v, w: nn.init.ones_(w).data.mul_(v),
+}
+
+
+@pytest.mark.parametrize("way", RECORDED)
+def test_recorded_constants_are_those_of_float64(way: str) -> None:
+    def build(value: float) -> nn.Module:
+        model = nn.Module()
+        model.w = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        RECORDED[way](value, model.w)
+        return model
+
+    for value in CONSTANTS[:5]:
+        with fastinit.deferred(seed=0):
+            recorded = build(value)
+        assert torch.equal(fastinit.materialize_(recorded).w, build(value).w)
