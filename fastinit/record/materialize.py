@@ -168,6 +168,13 @@ def write_recorded_(
     related, waiting = _related(record, {*made, *packed, *others}, own_seed)
     others |= {memory: place_of(memory, device) for memory in related}
     cut.check([*record.memories, *_outside(record, related)], _outside(record, waiting))
+    stale = [m for m in waiting if m.is_away and any(s.device != META for s in m.storages)]
+    if stale:  # of what gradients lead from: all else is on meta
+        lines = [name for name, _ in _outside(record, stale)]
+        raise ValueError(
+            f"written from parameters whose numbers no model has now, so that nothing tells the values "
+            f"that are in memory: {listing('tensor', lines)}"
+        )
     checked(entries, plan.seed, progress).write()
     for memory in [*results, *[other for other in others if other not in made]]:
         like = made.get(memory)

@@ -37,6 +37,20 @@ def test_what_is_made_of_numbers_that_no_model_has_stays_recorded(kind: str) -> 
     assert outside.is_meta
 
 
+def test_memory_that_waits_and_that_gradients_lead_from_is_refused() -> None:
+    """It is real, and cannot be put on meta; what it holds is not what was written."""
+    with deferred(seed=5):
+        model = linear()
+        outside = torch.zeros(4, 3)
+        outside.copy_(model.weight)
+        nn.init.normal_(model.weight)
+    with pytest.raises(ValueError, match=r"nothing tells the values .*: tensor outside of the model"):
+        materialize_(model)
+    assert model.weight.is_meta
+    del outside
+    assert not materialize_(model).weight.is_meta
+
+
 OF_TWO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "product": lambda a, b: a * b,
     "sum written": lambda a, b: torch.zeros(4, 3).copy_(a).add_(b),
