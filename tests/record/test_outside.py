@@ -44,7 +44,9 @@ def test_memory_that_waits_and_that_gradients_lead_from_is_refused() -> None:
         outside = torch.zeros(4, 3)
         outside.copy_(model.weight)
         nn.init.normal_(model.weight)
-    with pytest.raises(ValueError, match=r"nothing tells the values .*: tensor outside of the model"):
+    with pytest.raises(
+        ValueError, match=r"nothing tells the values .*: tensor outside of the model"
+    ):
         materialize_(model)
     assert model.weight.is_meta
     del outside
