@@ -109,7 +109,7 @@ def init_command(
 
     Example: python -m fastinit init my_package.model:build --out plan.json
     """
-    options.plan_file("--out", out)
+    out = options.plan_file("--out", out)
     asked = Asked(seed, saved, threads, device or ["auto"])
     begun = time.perf_counter()
     model, recipe = asked.planned(model_name, dtype)
@@ -172,7 +172,7 @@ def inspect_command(
 
     Example: python -m fastinit inspect torchvision.models:resnet18 --shape 8x3x224x224
     """
-    options.picture("--out", out)
+    out = options.picture("--out", out)
     run = options.trial(shape, batch, length)
     asked = Asked(seed, saved, threads, [device])
     model, plan = asked.planned(model_name, dtype)

@@ -95,7 +95,7 @@ def coord_command(
 
     Example: python -m fastinit coord-check gpt2-xl --widths 128,256,512 --plan gpt2
     """
-    options.picture("--out", out)
+    out = options.picture("--out", out)
     lr = None if lr is None else number.positive("--lr", lr)
     run, sizes = options.trial(shape, batch, length), options.widths(widths)
     if seeds < 2 and len(sizes) < 3:

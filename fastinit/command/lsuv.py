@@ -56,7 +56,7 @@ def lsuv_command(
 
     Example: python -m fastinit lsuv my_package.model:build --data images.npy --batch 64 --out plan.json
     """
-    options.plan_file("--out", out)
+    out = options.plan_file("--out", out) or out
     target_std = number.positive("--target-std", target_std)
     values = read(data, getattr(torch, dtype.value))
     asked = Asked(seed, None, threads, [device])

@@ -6,20 +6,22 @@ the option, what it was and what it may be.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from fastinit import recipes
 from fastinit.base import memory
 from fastinit.command import reads
 from fastinit.command.trial import BATCH, LENGTH, Trial
+from fastinit.plan.json_form import FORMAT
 from fastinit.plan.plan import Plan
 from fastinit.plan.ruled import Rule
 from fastinit.stream import keys
 
-_START = 4096
 """Bytes of a file that say what it is."""
 
 MOST = 2**63
@@ -64,6 +66,9 @@ def trial(shape: str | None, batch: int | None, length: int | None) -> Trial:
     return Trial(sizes, tokens=shape is None)
 
 
+_DESCRIPTORS = ("/dev/fd", "/proc/self/fd")
+
+
 def widths(given: str) -> list[int]:
     """Two or more, each once, as in ``64,128,256``."""
     if not re.fullmatch(r"[1-9][0-9]{0,17}(,[1-9][0-9]{0,17})+", given):
@@ -86,6 +91,7 @@ def file(option: str, path: Path | None) -> Path | None:
     """Where a file can be written; :mod:`fastinit.command.reads` knows of it from here on."""
     if path is None:
         return None
+    path = _of_stream(option, path)
     _no_directory(option, path)
     if not path.parent.is_dir():
         raise ValueError(f"{option} {path}: there is no directory {path.parent}")
@@ -96,8 +102,7 @@ def file(option: str, path: Path | None) -> Path | None:
 
 def plan_file(option: str, path: Path | None) -> Path | None:
     """Where a plan can be written: nothing is there, or a plan."""
-    file(option, path)
-    return _replaces(option, path, "a plan", rb'"format"\s*:\s*"fastinit\.plan"')
+    return _replaces(option, file(option, path), "a plan", _is_plan)
 
 
 def page(option: str, path: Path) -> Path:
@@ -105,7 +110,7 @@ def page(option: str, path: Path) -> Path:
     file(option, path)
     if path.suffix.lower() not in ("", ".html", ".htm"):
         raise ValueError(f"{option} {path} must end in .html, which it is written in")
-    _replaces(option, path, "a page of HTML", rb"(?i)<!doctype html")
+    _replaces(option, path, "a page of HTML", _is_page)
     return path
 
 
@@ -131,14 +136,37 @@ def directory(option: str, path: Path, names: re.Pattern[str]) -> Path:
     return path
 
 
-def _replaces(option: str, path: Path | None, what: str, begins: bytes) -> Path | None:
+def _of_stream(option: str, path: Path) -> Path:
+    """A path; of /dev/stdout and the like that of the file, as the stream may soon lead elsewhere."""
+    if str(path) in ("/dev/stdout", "/dev/stderr") or str(path.parent) in _DESCRIPTORS:
+        real = Path(os.path.realpath(path))
+        if not real.is_file():
+            raise ValueError(f"{option} {path} leads to no file, but must")
+        return real
+    return path
+
+
+def _replaces(
+    option: str, path: Path | None, what: str, is_one: Callable[[bytes], bool]
+) -> Path | None:
     """Raises ValueError if a file would be lost which is something else."""
     if path is not None and path.is_file():
-        with reads.aside(), path.open("rb") as file:
-            start = file.read(_START)
-        if start and not re.search(begins, start):
+        with reads.aside():
+            there = path.read_bytes()
+        if there and not is_one(there):
             raise ValueError(f"{option} {path} is there and is not {what}: it would be lost")
     return path
+
+
+def _is_plan(there: bytes) -> bool:
+    try:
+        return bool(json.loads(there)["format"] == FORMAT)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def _is_page(there: bytes) -> bool:
+    return there.lstrip()[:14].lower() == b"<!doctype html"
 
 
 def _no_directory(option: str, path: Path) -> None:

@@ -38,6 +38,8 @@ class _Command:
 
     def __init__(self) -> None:
         self.opened: set[str] = set()
+        self.place = _here()
+        """The directory that its paths are relative to, wherever a user's function goes."""
         self.outputs: list[_Output] = []
 
 
@@ -78,7 +80,12 @@ def writes(option: str, path: Path, names: re.Pattern[str] | None = None) -> Non
 
 
 def check() -> None:
-    """Raises ValueError if anything that was read, whatever it is called there, will be written over."""
+    """Raises ValueError if anything that was read, whatever it is called there, will be written over.
+
+    The process is in the directory again in which the command began.
+    """
+    if _running and (began := _running[-1].place) and _here() != began:
+        os.chdir(began)
     there = [(o, p) for one in _running[-1:] for o in one.outputs for p in o.files()]
     if not there:
         return
@@ -88,6 +95,13 @@ def check() -> None:
         if _identity(path) in read - {None}:
             what = "is a file" if output.names is None else f"would replace {path}, a file"
             raise ValueError(f"{output.option} {output.path} {what} that is read")
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it is no more
+        return ""
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:

@@ -19,9 +19,8 @@ def diverted(as_json: bool, quiet: bool) -> Iterator[None]:
     """In the block others print nothing if it is to be quiet, and nothing on stdout if that is JSON."""
     with ExitStack() as stack:
         if quiet:
-            null = stack.enter_context(
-                open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
-            )
+            # Never closed: who has kept it may print when the process ends.
+            null = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115
             stack.enter_context(_descriptor(2, null.fileno(), sys.stderr))
             stack.enter_context(_descriptor(1, null.fileno(), sys.stdout))
             stack.enter_context(redirect_stderr(null))

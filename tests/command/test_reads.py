@@ -13,7 +13,7 @@ pytest.importorskip("typer")
 
 import typer
 
-from fastinit.command import cli, faults
+from fastinit.command import cli, faults, options, reads
 from fastinit.plan.plan import Plan
 
 np = pytest.importorskip("numpy")
@@ -206,3 +206,35 @@ def test_a_command_within_a_command_has_its_own(place: Path, capsys) -> None:
         sys.modules.pop("read_nested", None)
         assert cli.main(["init", "read_nested:build", "--out", out, "-q"]) == status
     assert Path("out.json").read_text() == PLAN
+
+
+def test_what_only_speaks_of_a_plan_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("import torch\ndef build():\n    return torch.nn.Linear(4, 3)\n")
+    for text in ('{"plan": {"format": "fastinit.plan"}}', 'as in "format": "fastinit.plan"', "[]"):
+        Path("run.json").write_text(text)
+        with pytest.raises(ValueError, match="is not a plan: it would be lost"):
+            options.plan_file("--out", Path("run.json"))
+        assert Path("run.json").read_text() == text
+
+
+def test_a_function_that_goes_elsewhere_changes_no_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    Path("sub/made.txt").write_text("precious")
+    with reads.noted():
+        options.file("--out", Path("made.txt"))
+        os.chdir("sub")
+        reads.check()
+        assert Path.cwd() == tmp_path
+
+
+def test_a_stream_that_leads_to_no_file_is_refused() -> None:
+    for stream in ("/dev/stdout", "/dev/fd/99", "/proc/self/fd/99"):
+        if not Path(stream).is_file():
+            with pytest.raises(ValueError, match=f"--out {stream} leads to no file"):
+                options.file("--out", Path(stream))
