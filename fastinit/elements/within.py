@@ -92,8 +92,7 @@ def covers(regions: Sequence[Strided], numel: int, wanted: Sequence[Strided]) ->
     wanted = [w for w in wanted if not any(a <= w.offset and w.end <= b for a, b in runs)]
     if not wanted:
         return True
-    most = max((_count(region) for region in wanted), default=0)
-    if sum(region.numel for region in regions) < most:
+    if sum(region.numel for region in regions) < max(map(_count, wanted)):
         return False
     written = torch.zeros(numel, dtype=torch.bool, device="cpu")
     for region in regions:

@@ -207,13 +207,18 @@ class Contents:
         for each in reversed(self.history()):
             if id(each) not in wanted:
                 continue  # what was made of it is overwritten
-            steps = [w for at, w in enumerate(each.writes) if not each._is_written_over(at)]
+            reads = [
+                read
+                for place, write in enumerate(each.writes)
+                if (its := _read(write)) and not each._is_written_over(place)
+                for read in its
+            ]
             if each.numel and not each._overwrites(wanted[id(each)]):
                 if each.base is None:
                     return False
-                steps += [each.base.call] if isinstance(each.base, Made) else []
-            for contents, its in (read for step in steps for read in _read(step)):
-                wanted.setdefault(id(contents), []).append(its)
+                reads += _read(each.base.call) if isinstance(each.base, Made) else []
+            for contents, seen in reads:
+                wanted.setdefault(id(contents), []).append(seen)
         return True
 
     @property

@@ -88,7 +88,7 @@ class ModelRecord:
                 self.others.append((planned, tensor, memory))
                 if part is not None and not part.is_whole:
                     self.cut_others.add(memory)
-        self.buffers = {scope.planned([name], b)[0][0] for name, b in named_buffers(model)}
+        self._buffers = {id(buffer) for _, buffer in named_buffers(model)}
         for name, tensor in _other_tensors(model):
             if tensor.is_meta and memory_of(tensor) is None:
                 strange.append(scope.prefix + name)
@@ -182,8 +182,10 @@ class ModelRecord:
         if unwritten:
             raise ValueError(f"{left}: {listing('parameter', unwritten)}")
         own = {memory for _, _, memory in self.parameters}  # which may have gaps between them
-        computed = [name for name, t, m in self.others if m not in own and not m.has_values(t)]
-        if of_nothing := [name for name in computed if name in self.buffers]:
+        buffers = [(n, t, m) for n, t, m in self.others if id(t) in self._buffers and m not in own]
+        if of_nothing := [
+            name for name, buffer, memory in buffers if not memory.has_values(buffer)
+        ]:
             raise ValueError(f"{left}, or made of what it did: {listing('buffer', of_nothing)}")
         fills = {n: self._fill(n, p, memory.contents) for n, p, memory in self.parameters}
         return Plan(fills, seed=self.seed, aliases=self.aliases)
@@ -236,11 +238,11 @@ class ModelRecord:
             if contents.base is not None and not covers(regions, whole.numel, [whole]):
                 return computed
         first, shape = parts[0], tuple(tensor.shape)
-        if first.region.merged() == whole and (not first.own or first.region.sizes == shape):
+        if not first.own:
+            base = parts.pop(0).fill  # of all, or the others are of the rest
+        elif first.region.merged() == whole and first.region.sizes == shape:
             base = parts.pop(0).fill
             base = replace(base, stream=None) if base.stream == name else base
-        elif not first.own:
-            base = parts.pop(0).fill  # the others are of the rest
         elif any(part.fill.parts for part in parts):
             return computed
         else:
